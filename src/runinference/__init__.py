@@ -1,0 +1,1 @@
+"""Machine-learning inference as one step of an Apache Beam pipeline."""
