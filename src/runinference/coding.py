@@ -1,0 +1,154 @@
+"""How results travel between workers: arrays and tensors as a short header and their raw bytes."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.coders import coder_impl
+
+from runinference.results import PredictionResult
+
+_ARRAY, _SCALAR, _TENSOR, _OTHER = range(4)
+
+
+class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
+    """Codes what Beam's coder of primitives does not know: arrays, scalars of NumPy, tensors, the rest."""
+
+    def __init__(self, other: Any) -> None:
+        self._other = other
+
+    def encode_to_stream(self, value: Any, out: Any, nested: bool) -> None:
+        if type(value) is np.ndarray and value.dtype.kind in "biufcSU":
+            out.write_byte(_ARRAY)
+            _write_array(value, out)
+        elif isinstance(value, np.generic) and value.dtype.kind in "biufc":
+            out.write_byte(_SCALAR)
+            _write_array(np.asarray(value), out)
+        elif _is_plain_tensor(value):
+            out.write_byte(_TENSOR)
+            out.write(str(value.dtype)[len("torch.") :].encode(), True)
+            _write_shape(value.shape, out)
+            out.write(_tensor_bytes(value), True)
+        else:
+            out.write_byte(_OTHER)
+            self._other.encode_to_stream(value, out, nested)
+
+    def decode_from_stream(self, stream: Any, nested: bool) -> Any:
+        kind = stream.read_byte()
+        if kind == _OTHER:
+            return self._other.decode_from_stream(stream, nested)
+        dtype = stream.read_all(True).decode()
+        shape = _read_shape(stream)
+        if kind == _TENSOR:
+            import torch
+
+            data = bytearray(stream.read_all(True))
+            if not data:
+                return torch.empty(shape, dtype=getattr(torch, dtype))
+            return torch.frombuffer(data, dtype=getattr(torch, dtype)).reshape(shape)
+        array = np.frombuffer(bytearray(stream.read_all(True)), dtype=np.dtype(dtype)).reshape(
+            shape
+        )
+        return array if kind == _ARRAY else array[()]
+
+
+class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
+    """The fields of a result one after another; a value of another kind as it is."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def encode_to_stream(self, result: Any, out: Any, nested: bool) -> None:
+        is_result = type(result) is PredictionResult
+        out.write_byte(is_result)
+        for field in result if is_result else (result,):
+            self._value.encode_to_stream(field, out, True)
+
+    def decode_from_stream(self, stream: Any, nested: bool) -> Any:
+        decode = self._value.decode_from_stream
+        if stream.read_byte():
+            return PredictionResult(
+                decode(stream, True), decode(stream, True), decode(stream, True)
+            )
+        return decode(stream, True)
+
+
+class PredictionResultCoder(beam.coders.coders.FastCoder):  # type: ignore[misc]
+    """The coder of ``PredictionResult``, registered when the transform is imported.
+
+    A result of 768 float32 takes about 3.1 kB. Rows of a batch are coded alone, not with the batch.
+    """
+
+    def _create_impl(self) -> _ResultCoderImpl:
+        other = beam.coders.PickleCoder().get_impl()
+        return _ResultCoderImpl(coder_impl.FastPrimitivesCoderImpl(_LeafCoderImpl(other)))
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def to_type_hint(self) -> type:
+        return PredictionResult
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+beam.coders.registry.register_coder(PredictionResult, PredictionResultCoder)
+
+
+def result_type(handler: Any, element_type: Any) -> Any:
+    """The type of the results of a handler: what its ``run_inference`` is annotated to return.
+
+    Args:
+        handler: Any object with Beam's handler methods.
+        element_type: The type of what goes in, whose key a keyed handler keeps.
+    """
+    returned = typing.get_type_hints(type(handler).run_inference).get("return")
+    if typing.get_args(returned) == (PredictionResult,):
+        return PredictionResult
+    if getattr(handler, "keeps_keys", False):
+        key = getattr(element_type, "tuple_types", (Any,))[0]
+        return beam.typehints.Tuple[key, result_type(handler.unkeyed, Any)]
+    return Any
+
+
+def _write_array(array: np.ndarray[Any, Any], out: Any) -> None:
+    out.write(array.dtype.str.encode(), True)
+    _write_shape(array.shape, out)
+    out.write(array.tobytes(), True)
+
+
+def _write_shape(shape: tuple[int, ...], out: Any) -> None:
+    out.write_var_int64(len(shape))
+    for length in shape:
+        out.write_var_int64(length)
+
+
+def _read_shape(stream: Any) -> tuple[int, ...]:
+    return tuple(stream.read_var_int64() for _ in range(stream.read_var_int64()))
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return (
+        torch is not None
+        and type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and not value.requires_grad
+        and not value.is_quantized
+        and value.device.type == "cpu"
+    )
+
+
+def _tensor_bytes(tensor: Any) -> bytes:
+    import torch
+
+    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""

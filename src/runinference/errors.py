@@ -1,0 +1,56 @@
+"""What can go wrong, each with its own name; every message says the cure.
+
+An error that wraps Beam's or Python's own kind is also of that kind, so that a program that caught the
+latter still does. Each takes one message, because Beam rebuilds an error as ``type(error)(message)`` when
+it adds the name of the step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RunInferenceError(Exception):
+    """The base of all errors of this library."""
+
+
+class UnknownOptionError(RunInferenceError, TypeError):
+    """A keyword that nothing here understands."""
+
+
+class OptionError(RunInferenceError, ValueError):
+    """Options that contradict each other, or a value an option cannot take."""
+
+
+class ModelNotFoundError(RunInferenceError, FileNotFoundError):
+    """No file where the model should be."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ModelLoadError(RunInferenceError, RuntimeError):
+    """A model file is there, and cannot be loaded as what it was said to be."""
+
+
+class BatchShapeError(RunInferenceError, ValueError):
+    """The elements of a batch do not stack."""
+
+
+class ResultMismatchError(RunInferenceError, ValueError):
+    """The model's output does not match the batch, one result an element."""
+
+
+class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name
+    """A batch was not sent because the rate limit is used up."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the choice nearest to ``word``, or nothing when none is near.
+
+    >>> nearest("max_batchsize", ["min_batch_size", "max_batch_size"])
+    " Did you mean 'max_batch_size'?"
+    """
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,66 @@
+"""What is counted and timed while a pipeline runs, under Beam's names."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from apache_beam.metrics import Metrics
+
+
+class InferenceMetrics:
+    """The metrics of one model in one step.
+
+    ============================================= ==================================================
+    name                                          meaning
+    ============================================= ==================================================
+    ``num_inferences``                            elements that got a result
+    ``inference_request_batch_size``              elements in a call of the model
+    ``inference_request_batch_byte_size``         bytes in a call of the model
+    ``inference_batch_latency_micro_secs``        microseconds a call took
+    ``load_model_latency_milli_secs``             milliseconds the model took to load
+    ``model_byte_size``                           bytes by which loading grew the process
+    ``failed_batches_counter``                    calls that raised
+    ============================================= ==================================================
+    """
+
+    def __init__(self, namespace: str, prefix: str = "") -> None:
+        def name(metric: str) -> str:
+            return f"{prefix}_{metric}" if prefix else metric
+
+        counter, distribution = Metrics.counter, Metrics.distribution
+        self._inferences = counter(namespace, name("num_inferences"))
+        self._failed_batches = counter(namespace, name("failed_batches_counter"))
+        self._batch_size = distribution(namespace, name("inference_request_batch_size"))
+        self._batch_bytes = distribution(namespace, name("inference_request_batch_byte_size"))
+        self._latency = distribution(namespace, name("inference_batch_latency_micro_secs"))
+        self._load_latency = distribution(namespace, name("load_model_latency_milli_secs"))
+        self._model_bytes = distribution(namespace, name("model_byte_size"))
+
+    def batch_done(self, n_elements: int, n_bytes: int, nanoseconds: int) -> None:
+        self._latency.update(nanoseconds // 1000)
+        self._inferences.inc(n_elements)
+        self._batch_size.update(n_elements)
+        self._batch_bytes.update(n_bytes)
+
+    def batch_failed(self) -> None:
+        self._failed_batches.inc()
+
+    def model_loaded(self, nanoseconds: int, n_bytes: int) -> None:
+        self._load_latency.update(nanoseconds // 1_000_000)
+        self._model_bytes.update(n_bytes)
+
+
+def resident_bytes() -> int:
+    """The memory this process holds now; where the system does not tell, the most it ever held."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

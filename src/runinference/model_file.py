@@ -1,0 +1,81 @@
+"""A model's file on any file system that Beam reads: opened with errors that help, checked before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import BinaryIO
+
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+
+from runinference.errors import ModelLoadError, ModelNotFoundError, nearest
+
+
+def open_model(path: str, option: str) -> BinaryIO:
+    """Opens a model's file for reading.
+
+    Args:
+        path: A path on any file system that Beam reads.
+        option: The option that gave the path, for the message.
+
+    Raises:
+        ModelNotFoundError: There is no such file; the message names the path and what is near it.
+        ModelLoadError: The file cannot be read.
+    """
+    if not isinstance(path, str) or not path:
+        raise ModelLoadError(f"{option} must be the path of a file, and is {path!r}.")
+    try:
+        file: BinaryIO = FileSystems.open(path)
+    except FileNotFoundError as error:
+        raise _not_found(path, option) from error
+    except (OSError, BeamIOError) as error:
+        if not _exists(path):
+            raise _not_found(path, option) from error
+        raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
+    except ValueError as error:
+        raise ModelLoadError(
+            f"No file system is known for {path!r} ({option}): {error}. Install Beam's extra for it, for "
+            'example pip install "apache-beam[gcp]" for gs://.'
+        ) from error
+    return file
+
+
+def check_digest(file: BinaryIO, path: str, sha256: str) -> None:
+    """Compares a file with the digest it must have, and goes back to its beginning.
+
+    Raises:
+        ModelLoadError: The digest differs. Nothing of the file was unpickled.
+    """
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    if digest.hexdigest() != sha256.lower():
+        raise ModelLoadError(
+            f"The file {path!r} has the SHA-256 digest {digest.hexdigest()}, not {sha256}. It is not the model "
+            "that was pinned, and was not loaded. If it was replaced on purpose, pin the new digest."
+        )
+    file.seek(0)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return bool(FileSystems.exists(path))
+    except (OSError, ValueError, BeamIOError):
+        return False
+
+
+def _not_found(path: str, option: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"There is no file {path!r} ({option}).{_neighbour(path)} Workers read this path: on a distributed "
+        "runner it must be on storage that they all reach."
+    )
+
+
+def _neighbour(path: str) -> str:
+    """The nearest file in the same folder, if the folder can be listed."""
+    try:
+        folder, _ = FileSystems.split(path)
+        [match] = FileSystems.match([FileSystems.join(folder, "*")], limits=[200])
+        return nearest(path, [metadata.path for metadata in match.metadata_list])
+    except (OSError, ValueError, BeamIOError):
+        return ""

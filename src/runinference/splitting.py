@@ -1,0 +1,158 @@
+"""One result per element: cuts the output of a batch along its leading dimension, whatever its structure.
+
+=====================================  ===============================================================
+output                                 element ``i`` gets
+=====================================  ===============================================================
+tensor, array, sparse matrix, frame    row ``i``, as a copy that owns its memory
+list, range, iterator                  item ``i``
+mapping                                a dictionary of the same keys, each value split
+tuple, named tuple, dataclass          the same structure, each field split
+scalar, string, ``None``               nothing of its own: as a field of a structure it is given to each
+=====================================  ===============================================================
+
+A list is a batch of results; a tuple is one structure, such as ``(logits, hidden_states)``, unless no part of
+it has a leading dimension: then its items are the results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from runinference.errors import ResultMismatchError
+from runinference.results import PredictionResult
+
+_Rows = list[Any]
+
+
+def split(output: Any, size: int) -> list[Any]:
+    """The results of a batch of ``size`` elements, one each.
+
+    >>> split({"label": ["cat", "dog"], "loss": 0.5}, 2)
+    [{'label': 'cat', 'loss': 0.5}, {'label': 'dog', 'loss': 0.5}]
+
+    Raises:
+        ResultMismatchError: The output, or a part of it, has another length than the batch, or nothing in it
+            has a leading dimension.
+    """
+    rows = _split(output, size, "the output")
+    if rows is None and isinstance(output, tuple) and len(output) == size:
+        return list(output)
+    if rows is None:
+        raise ResultMismatchError(
+            f"The model returned {_kind(output)} for a batch of {size}: nothing in it has a leading dimension, "
+            "so it cannot be told which element each part belongs to. Return a tensor, array or list with one "
+            "entry for each element, or a dictionary of such."
+        )
+    return rows
+
+
+def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[PredictionResult]:
+    """Each example of a batch with its own part of the output, as a ``PredictionResult``."""
+    rows = split(output, len(batch))
+    return [PredictionResult(x, y, model_id) for x, y in zip(batch, rows, strict=True)]
+
+
+def run_batch(
+    handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
+) -> list[Any]:
+    """Calls a handler on a batch; one result for each element, consumed here if they come lazily.
+
+    Raises:
+        ResultMismatchError: The handler gave more or fewer results than the batch has elements.
+    """
+    output = handler.run_inference(
+        batch, model, dict(inference_args) if inference_args else inference_args
+    )
+    if isinstance(batch, Mapping) or not hasattr(
+        batch, "__len__"
+    ):  # batched by the user, length unknown
+        return list(output)
+    return split(output, len(batch))
+
+
+def _split(value: Any, size: int, where: str) -> _Rows | None:
+    """The rows of a value, or None when it has no leading dimension."""
+    if value is None or isinstance(value, (str, bytes, bytearray, PredictionResult)):
+        return None
+    if isinstance(value, list):
+        return _checked(value, size, where)
+    if isinstance(value, Mapping):
+        return _split_fields(value, size, where, dict)
+    if isinstance(value, tuple):
+        fields = getattr(value, "_fields", None)
+        if fields is not None:
+            named = dict(zip(fields, value, strict=True))
+            return _split_fields(named, size, where, lambda row: type(value)(**row))
+        numbered = dict(enumerate(value))
+        return _split_fields(numbered, size, where, lambda row: tuple(row.values()))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        return _split_fields(named, size, where, lambda row: dataclasses.replace(value, **row))
+    if (shape := getattr(value, "shape", None)) is not None:
+        return _split_array(value, shape, size, where)
+    if isinstance(value, Iterable):
+        return _checked(list(value), size, where)
+    return None
+
+
+def _split_fields(
+    fields: Mapping[Any, Any], size: int, where: str, build: Callable[[dict[Any, Any]], Any]
+) -> _Rows | None:
+    columns = {name: _split(part, size, f"{where}[{name!r}]") for name, part in fields.items()}
+    if all(column is None for column in columns.values()):
+        return None
+    each = {
+        name: [fields[name]] * size if column is None else column
+        for name, column in columns.items()
+    }
+    return [build(dict(zip(each, row, strict=True))) for row in zip(*each.values(), strict=True)]
+
+
+def _split_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Rows | None:
+    if len(shape) == 0:
+        return None
+    if shape[0] != size:
+        raise _mismatch(shape[0], size, where, value)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return [row.clone() for row in value.detach().unbind(0)]
+    if hasattr(value, "iloc"):
+        frame = len(shape) > 1
+        return [value.iloc[[i]] for i in range(size)] if frame else list(value)
+    if len(shape) == 1:
+        return list(value)
+    return [row.copy() if hasattr(row, "copy") else row for row in (value[i] for i in range(size))]
+
+
+def _checked(rows: _Rows, size: int, where: str) -> _Rows:
+    if len(rows) != size:
+        raise _mismatch(len(rows), size, where, rows)
+    return rows
+
+
+def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchError:
+    hint = ""
+    if isinstance(value, list) and value and all(_leads_with(part, size) for part in value):
+        hint = " Its items each have the batch's length: if they are the model's several outputs, return a tuple."
+    return ResultMismatchError(
+        f"The model returned {found} results for a batch of {size} elements"
+        f" ({where} is {_kind(value)}). Each element needs exactly one: check that the model keeps the"
+        f" leading dimension, and that inference_fn does not merge, drop or add rows.{hint}"
+    )
+
+
+def _leads_with(part: Any, size: int) -> bool:
+    shape: Sequence[int] = getattr(part, "shape", ())
+    return len(shape) > 0 and shape[0] == size
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return repr(value)[:40]
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")

@@ -1,0 +1,71 @@
+"""A handler without a pipeline: the same batches, the same results, in a list."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from runinference.batching import AdaptiveSize, Gatherer, policy_of
+from runinference.splitting import run_batch
+
+
+def predict(
+    handler: Any, examples: Iterable[Any], inference_args: dict[str, Any] | None
+) -> list[Any]:
+    """One result for each example, in their order; see ``ModelHandler.predict``."""
+    handler.validate_inference_args(inference_args)
+    model = _model_of(handler)
+    for function in handler.get_preprocess_fns():
+        examples = map(function, examples)
+    if handler.should_skip_batching():
+        results = [
+            result
+            for batch in examples
+            for result in run_batch(handler, batch, model, inference_args)
+        ]
+    else:
+        results = _in_batches(handler, examples, model, inference_args)
+    for function in handler.get_postprocess_fns():
+        results = [function(result) for result in results]
+    return results
+
+
+def _in_batches(
+    handler: Any, examples: Iterable[Any], model: Any, inference_args: dict[str, Any] | None
+) -> list[Any]:
+    policy = policy_of(handler)
+    size = AdaptiveSize(policy)
+    gatherer: Gatherer[tuple[int, Any]] = Gatherer(policy, size)
+    results: dict[int, Any] = {}
+
+    def run(numbered: list[tuple[int, Any]]) -> None:
+        numbers, batch = zip(*numbered, strict=True)
+        start = time.perf_counter()
+        results.update(
+            zip(numbers, run_batch(handler, list(batch), model, inference_args), strict=True)
+        )
+        size.record(len(batch), time.perf_counter() - start)
+
+    for number, example in enumerate(examples):
+        for full in gatherer.add(example, (number, example)):
+            run(full)
+    for rest in gatherer.flush():
+        run(rest)
+    return [results[number] for number in range(len(results))]
+
+
+def _model_of(handler: Any) -> Any:
+    """The model of a handler, loaded once and dropped with the handler."""
+    with _lock:
+        if id(handler) not in _models:
+            handler.set_environment_vars()
+            _models[id(handler)] = handler.load_model()
+            weakref.finalize(handler, _models.pop, id(handler), None)
+        return _models[id(handler)]
+
+
+_models: dict[int, Any] = {}
+_lock = threading.Lock()
