@@ -1,0 +1,107 @@
+# Everything there is to do, on a machine with Python 3.10 or later, make and a package index.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,\
+	$(shell $(p) -c 'import sys, venv; sys.version_info >= (3, 10) and print("$(p)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+PAGES := $(PAGE)
+WORKERS ?= 2
+
+# Once the full environment is there, it serves for everything: no target ever takes from another.
+FULL := $(VENV)/.full
+DEMO := $(if $(wildcard $(FULL)),$(FULL),$(VENV)/.demo)
+DOCS := PYTHONPATH=tests $(BIN)/python -m
+PYTEST := $(BIN)/python -m pytest
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+
+say = @printf '\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help demo test format-check lint types unit docs-test docs-update docs-format site browser \
+	serve bench format lock clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is to do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(DEMO) ## classify handwritten digits with two models, in one pipeline
+	$(call say,examples/quickstart.py)
+	@$(BIN)/python examples/quickstart.py
+
+test: format-check lint types browser ## everything that must hold before a commit
+	$(call say,unit tests and doc tests)
+	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup --quiet
+	@$(MAKE) --no-print-directory site
+
+format-check: $(FULL)
+	$(call say,format)
+	@$(BIN)/ruff format --check --quiet . || { echo "make format mends it"; exit 1; }
+
+lint: $(FULL)
+	$(call say,lint)
+	@$(BIN)/ruff check --quiet .
+
+types: $(FULL)
+	$(call say,types)
+	@$(BIN)/python -m mypy
+
+unit: $(FULL) ## the unit tests alone
+	$(call say,unit tests)
+	@$(PYTEST) --numprocesses $(WORKERS) --quiet --ignore tests/docs
+
+docs-test: $(FULL) ## run the blocks of the pages (PAGE=docs/why.md: of one; FRESH=1: as a reader would)
+	$(call say,doc tests)
+	@$(PYTEST) --numprocesses $(WORKERS) --quiet tests/docs/test_pages.py \
+		$(if $(FRESH),--fresh) $(addprefix --page ,$(PAGES))
+
+docs-update: $(FULL) ## rewrite the outputs that the pages show (PAGE=docs/why.md: that one shows)
+	$(call say,outputs of the pages)
+	@$(DOCS) docs.update $(if $(FRESH),--fresh) $(PAGES)
+
+docs-format: $(FULL) ## format the code that the pages show
+	$(call say,code of the pages)
+	@$(DOCS) docs.update --format $(PAGES)
+
+site: $(FULL) ## build the site, strictly, into site/
+	$(call say,site)
+	@$(SITE) build --strict --quiet
+
+browser: $(FULL)
+	$(call say,a browser for the tests of the site)
+	@$(DOCS) docs.browser
+
+serve: $(FULL) ## the site on localhost, live
+	@$(SITE) serve --livereload
+
+bench: $(FULL) ## measure (see docs/performance.md)
+	$(call say,benchmarks)
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks
+
+format: $(FULL) ## format and mend the code
+	$(call say,format)
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix --quiet .
+
+LOCK := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header \
+	pyproject.toml
+lock: $(FULL) ## compile the pins of requirements/ anew
+	$(call say,pins)
+	@$(LOCK) --extra all --extra docs --extra test --output-file requirements/full.txt
+	@$(LOCK) --extra sklearn --constraint requirements/full.txt --output-file requirements/demo.txt
+
+clean: ## remove what was made, except the environment
+	rm -rf site build dist .cache .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 or later with venv was found." \
+		"Install one (say, apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old:" \
+		"Python 3.10 or later is needed. Name another one: make PYTHON=python3.12"; exit 1; }
+	$(call say,$(VENV): a new environment of $(PYTHON))
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make an environment." \
+		"On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.demo $(VENV)/.full: $(VENV)/.%: $(VENV)/pyvenv.cfg requirements/%.txt pyproject.toml
+	$(call say,$(VENV): the pinned packages of requirements/$*.txt)
+	@$(BIN)/python requirements/install.py $*
+	@touch $@

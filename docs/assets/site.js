@@ -1,0 +1,20 @@
+// Small mends of the theme, for readers who use a keyboard or a screen reader.
+
+// Material puts its scripts' dialog and navigation on the page without names of their own.
+function nameLandmarks() {
+  document.querySelectorAll("[role=dialog]:not([aria-label])").forEach((dialog) => {
+    dialog.setAttribute("aria-label", dialog.dataset.mdComponent || "dialog");
+  });
+}
+
+// A block of code that scrolls can be reached, and so scrolled, with the keyboard.
+function reachScrollingCode() {
+  document.querySelectorAll(".md-typeset pre > code, .md-typeset__scrollwrap").forEach((box) => {
+    if (box.scrollWidth > box.clientWidth) box.setAttribute("tabindex", "0");
+    else box.removeAttribute("tabindex");
+  });
+}
+
+nameLandmarks();
+reachScrollingCode();
+addEventListener("resize", reachScrollingCode);

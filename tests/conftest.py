@@ -1,0 +1,28 @@
+"""What every test may ask for: which pages to test, how, and where the report of it goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from docs import report
+
+HOME = "RUNINFERENCE_DOCS_HOME"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("documentation")
+    group.addoption("--fresh", action="store_true", help="a new interpreter for every block")
+    group.addoption("--page", action="append", default=[], help="test only this page")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One home for all blocks and all workers, so that a sample model is trained once."""
+    if HOME not in os.environ:
+        os.environ[HOME] = tempfile.mkdtemp(prefix="docs-home-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(HOME), ignore_errors=True))
+    config.pluginmanager.register(report.Report(Path(config.rootpath)), "docs-report")

@@ -1,0 +1,1 @@
+"""Hold the documentation to its word: what is copied runs, what is shown was printed."""

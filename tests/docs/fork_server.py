@@ -1,0 +1,106 @@
+"""Imports Beam and NumPy once, then runs each program it is asked for in a fork of itself.
+
+A request is a line of JSON, `{"file": ..., "limit": seconds}`; the answer is one as well. What the
+program printed is beside its file afterwards, in `.out` and `.err`. A new interpreter costs seconds
+of imports for each block; a fork costs milliseconds, and is as far from the other blocks.
+
+Nothing here may start a thread before the fork.
+"""
+
+import atexit
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+
+def warm_up() -> None:
+    """Import what nearly every page imports, and take Prism away.
+
+    Beam's default runner first tries to download the Prism binary and falls back to the embedded
+    runner where it cannot. The tests must print the same with and without a network, so the attempt
+    fails here at once.
+    """
+    import apache_beam  # noqa: F401
+    import numpy  # noqa: F401
+    from apache_beam.runners.portability import prism_runner
+
+    import runinference  # noqa: F401
+
+    def not_here(*_: object, **__: object) -> str:
+        raise FileNotFoundError("Prism is not downloaded in the tests of the documentation")
+
+    prism_runner.PrismRunner.run_pipeline = not_here
+
+
+def become(file: Path) -> int:
+    """In the fork: be an interpreter that was started with this file; return its exit code."""
+    os.setsid()
+    os.chdir(file.parent)
+    for number, name in (
+        (0, os.devnull),
+        (1, file.with_suffix(".out")),
+        (2, file.with_suffix(".err")),
+    ):
+        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        os.dup2(os.open(name, flags, 0o644), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8")  # noqa: SIM115
+    sys.argv, sys.path[0] = [file.name], str(file.parent)
+    main = types.ModuleType("__main__")
+    main.__file__ = str(file)
+    sys.modules["__main__"] = main
+    code = 0
+    try:
+        exec(compile(file.read_text("utf-8"), file.name, "exec"), main.__dict__)
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            code = leaving.code if isinstance(leaving.code, int) else 1
+            print("" if isinstance(leaving.code, int) else leaving.code, file=sys.stderr)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    return code
+
+
+def wait(child: int, limit: float) -> int:
+    """The exit code of the fork; 124 if it had to be ended."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 124
+
+
+def serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        began = time.perf_counter()
+        child = os.fork()
+        if child == 0:
+            code = 70
+            try:
+                code = become(Path(request["file"]))
+            finally:
+                os._exit(code)
+        code = wait(child, request["limit"])
+        answers.write(json.dumps({"code": code, "seconds": time.perf_counter() - began}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    warm_up()
+    serve()

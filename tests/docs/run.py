@@ -1,0 +1,138 @@
+"""Run a program of a page as its reader would: as a file, in an empty directory, by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from docs import shell
+from docs.blocks import Program
+
+LIMIT = 120.0
+_SERVER = Path(__file__).with_name("fork_server.py")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run printed, and how it ended."""
+
+    stdout: str
+    stderr: str
+    code: int
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        return self.code != 0
+
+    @property
+    def timed_out(self) -> bool:
+        return self.code == 124
+
+
+class Interpreter(Protocol):
+    """Something that runs a file of Python."""
+
+    def run(self, file: Path, limit: float) -> Ran: ...
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A new interpreter for every program, exactly as a reader's."""
+
+    env: dict[str, str]
+
+    def run(self, file: Path, limit: float) -> Ran:
+        return execute([sys.executable, file.name], file.parent, self.env, limit)
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A process that has imported Beam and NumPy already, and forks for every program."""
+
+    server: subprocess.Popen[str]
+
+    def run(self, file: Path, limit: float) -> Ran:
+        request = {"file": str(file), "limit": limit}
+        assert self.server.stdin
+        assert self.server.stdout
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        answer = json.loads(self.server.stdout.readline())
+        streams = [file.with_suffix(f".{name}") for name in ("out", "err")]
+        out, err = (stream.read_text("utf-8", "replace") for stream in streams)
+        return Ran(out, err, answer["code"], answer["seconds"])
+
+
+@contextmanager
+def forking(env: dict[str, str]) -> Iterator[Forked]:
+    """The fork server, for as long as the block lasts."""
+    command = [sys.executable, str(_SERVER)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    ) as server:
+        yield Forked(server)
+        assert server.stdin
+        server.stdin.close()
+
+
+def run(program: Program, interpreter: Interpreter, env: dict[str, str]) -> Ran:
+    """Run one program in a new directory, which is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="docs-") as above:
+        empty = Path(above) / "empty"
+        empty.mkdir()
+        if program.block.language == "shell":
+            command = shell.command(program.block, Path(above))
+            return execute(command, empty, shell.environment(env, Path(above)), LIMIT)
+        file = empty / f"{program.block.path.stem.replace('-', '_')}.py"
+        file.write_text(program.block.code + "\n", "utf-8")
+        return interpreter.run(file, LIMIT)
+
+
+def execute(command: list[str], cwd: Path, env: dict[str, str], limit: float) -> Ran:
+    """Run a command in a session of its own, so that a timeout ends all of it."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=limit)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        out, err = process.communicate()
+        code = 124
+    return Ran(out, err, code, time.perf_counter() - began)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What a program sees of this machine: the tools, one thread a process, a home of its own."""
+    keep = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+    env = {name: os.environ[name] for name in keep if name in os.environ}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return env | {
+        **dict.fromkeys(threads, "1"),
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "PYTHONWARNINGS": "ignore",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "HF_HUB_OFFLINE": "1",
+    }

@@ -1,0 +1,121 @@
+"""Rewrite the outputs (or, with --format, the code) that pages show; every other byte stays.
+
+python -m docs.update [--format] [--fresh] [page ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+from docs import compare
+from docs.agree import read_all, sources
+from docs.blocks import Block, Fault, Program
+from docs.lint import formatted
+from docs.run import Fresh, Interpreter, Ran, environment, forking, run
+
+Change = tuple[Block, str]
+
+
+def rewrite(path: Path, changes: list[Change]) -> None:
+    """Put other text between the fences of these blocks."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = file.read().splitlines(keepends=True)
+    for block, text in sorted(changes, key=lambda change: change[0].line, reverse=True):
+        ending = "\r\n" if lines[block.line - 1].endswith("\r\n") else "\n"
+        inside = [f"{block.indent}{line}".rstrip() + ending for line in text.split("\n")]
+        lines[block.line : block.end_line - 1] = inside
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write("".join(lines))
+
+
+def wanted(program: Program, ran: Ran) -> tuple[list[Change], list[Fault]]:
+    """What the page should show instead, and what only its author can mend."""
+    changes = []
+    pairs = ((program.output, ran.stdout), (program.error, compare.error_text(program, ran)))
+    for block, actual in pairs:
+        if block and actual.strip() and not compare.same(block, actual):
+            changes.append((block, actual.strip("\n")))
+    mended = {id(block) for block, _ in changes}
+    faults = [
+        fault
+        for fault in compare.faults_of(program, ran)
+        if not any(
+            id(b) in mended and b.line == fault.line for b in (program.output, program.error)
+        )
+    ]
+    return changes, faults
+
+
+@contextmanager
+def interpreters(fresh: bool, env: dict[str, str]) -> Iterator[SimpleQueue[Interpreter]]:
+    """As many interpreters as there are processors to run them, at most four."""
+    free: SimpleQueue[Interpreter] = SimpleQueue()
+    with ExitStack() as stack:
+        for _ in range(min(os.cpu_count() or 1, 4)):
+            free.put(Fresh(env) if fresh else stack.enter_context(forking(env)))
+        yield free
+
+
+def update(programs: list[Program], fresh: bool = False) -> list[Fault]:
+    """Run the programs and rewrite their pages."""
+    with tempfile.TemporaryDirectory(prefix="docs-home-") as home:
+        env = environment(Path(home))
+        with interpreters(fresh, env) as free, ThreadPoolExecutor(free.qsize()) as pool:
+
+            def one(program: Program) -> tuple[list[Change], list[Fault]]:
+                interpreter = free.get()
+                try:
+                    return wanted(program, run(program, interpreter, env))
+                finally:
+                    free.put(interpreter)
+
+            results = list(pool.map(one, (each for each in programs if not each.block.skip)))
+    _apply([change for changes, _ in results for change in changes], "the output")
+    return [fault for _, faults in results for fault in faults]
+
+
+def reformat(blocks: list[Block]) -> None:
+    """Format the code that pages show, as ruff would."""
+    python = [block for block in blocks if block.language == "python"]
+    texts = formatted(python) if python else []
+    pairs = zip(python, texts, strict=True)
+    _apply([(block, text) for block, text in pairs if text != block.code.rstrip("\n")], "the code")
+
+
+def _apply(changes: list[Change], what: str) -> None:
+    by_path: dict[Path, list[Change]] = {}
+    for block, text in changes:
+        print(f"{block.name}: rewrote {what}")
+        by_path.setdefault(block.path, []).append((block, text))
+    for path, each in by_path.items():
+        rewrite(path, each)
+    if not changes:
+        print(f"nothing to rewrite: {what} is as it should be")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pages", nargs="*", type=Path)
+    parser.add_argument("--format", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    asked = parser.parse_args()
+    programs, blocks, faults = read_all([page.resolve() for page in asked.pages] or sources())
+    if not faults and asked.format:
+        reformat(blocks)
+    elif not faults:
+        faults = update(programs, asked.fresh)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
