@@ -67,6 +67,8 @@ def header(path: Path, number: int, text: str) -> list[Fault]:
     language, _, rest = text.strip().partition(" ")
     if not language:
         return [Fault(path, number, "a fence that names no language", "Write ```text, say.")]
+    if "{" in text:
+        return [Fault(path, number, "a fence with braces", "Write ```python, without braces.")]
     faults = []
     if language not in LANGUAGES:
         cure = {"bash": "shell", "console": "shell", "sh": "shell", "py": "python"}.get(language)

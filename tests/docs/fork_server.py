@@ -10,6 +10,7 @@ Nothing here may start a thread before the fork.
 import atexit
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def warm_up() -> None:
     runner where it cannot. The tests must print the same with and without a network, so the attempt
     fails here at once.
     """
+    logging.disable(logging.WARNING)
     import apache_beam  # noqa: F401
     import numpy  # noqa: F401
     from apache_beam.runners.portability import prism_runner
@@ -36,6 +38,7 @@ def warm_up() -> None:
         raise FileNotFoundError("Prism is not downloaded in the tests of the documentation")
 
     prism_runner.PrismRunner.run_pipeline = not_here
+    logging.disable(logging.NOTSET)
 
 
 def become(file: Path) -> int:
