@@ -1,0 +1,107 @@
+"""The built site, served on localhost and looked at in a browser."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, sync_playwright
+
+from docs.blocks import ROOT
+from docs.browser import FLAGS, find_or_install
+
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 375, "height": 740}
+WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def build(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
+    """Build the site, strictly; what mkdocs complains of, or nothing."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command += ["--config-file", str(config), "--site-dir", str(into)]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """The address of the site."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(directory)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    thread.join()
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=find_or_install(), args=list(FLAGS), chromium_sandbox=False
+        )
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Look:
+    """What one look at a page found."""
+
+    errors: list[str] = field(default_factory=list)
+    abroad: list[str] = field(default_factory=list)
+    wider_by: int = 0
+    barriers: list[str] = field(default_factory=list)
+
+
+def look(chromium: Browser, address: str, page: str, scheme: str, size: dict[str, int]) -> Look:
+    """Open a page in one colour scheme, at one size, and note what is wrong with it."""
+    seen = Look()
+    context = chromium.new_context(viewport=size, color_scheme=scheme)
+    try:
+        tab = context.new_page()
+        tab.on("console", lambda said: said.type == "error" and seen.errors.append(said.text))
+        tab.on("pageerror", lambda error: seen.errors.append(str(error)))
+        tab.on(
+            "request",
+            lambda request: (
+                request.url.startswith((address, "data:", "blob:"))
+                or seen.abroad.append(request.url)
+            ),
+        )
+        tab.goto(address + page, wait_until="load")
+        tab.wait_for_function("!document.querySelector('pre.mermaid')")
+        tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        seen.wider_by = tab.evaluate(WIDER)
+        seen.barriers = _barriers(tab)
+    finally:
+        context.close()
+    return seen
+
+
+def _barriers(tab: Any) -> list[str]:
+    """What axe finds serious or critical."""
+    found = Axe().run(tab).response["violations"]
+    return [
+        f"{each['id']}: {each['help']}: {node['html'][:160]} {node.get('failureSummary', '')}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"][:5]
+    ]

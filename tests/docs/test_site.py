@@ -1,0 +1,71 @@
+"""The site builds without a complaint, and every page of it is fit for every reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from docs.blocks import ROOT
+from docs.site import DESKTOP, PHONE, Look, browser, build, look, served
+
+pytestmark = pytest.mark.xdist_group("site")
+
+PAGES = sorted(
+    str(page.relative_to(ROOT / "docs").with_suffix(""))
+    for page in (ROOT / "docs").rglob("*.md")
+    if "overrides" not in page.parts
+)
+LOOKS = [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE)]
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the site, built anew."""
+    directory: Path = tmp_path_factory.mktemp("site")
+    complaints = build(directory)
+    if complaints:
+        pytest.fail(f"mkdocs build --strict:\n{complaints}", pytrace=False)
+    with served(directory) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with browser() as chromium:
+        yield chromium
+
+
+def path(page: str) -> str:
+    """Where the site shows a page."""
+    return "" if page == "index" else f"{page.removesuffix('/index')}/"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_fit_for_every_reader(chromium: Browser, address: str, page: str) -> None:
+    """No error, no request to another host, no scrolling sideways on a phone, no barrier."""
+    for scheme, size in LOOKS:
+        seen = look(chromium, address, path(page), scheme, size)
+        assert seen == Look(), f"docs/{page}.md, {scheme}, {size['width']} pixels wide: {seen}"
+
+
+def test_search_finds_a_page_by_the_words_of_its_title(chromium: Browser, address: str) -> None:
+    tab = chromium.new_page(viewport=DESKTOP)
+    tab.goto(address)
+    tab.locator("[data-md-component=search-query]").fill("prediction results")
+    result = tab.locator(".md-search-result__link").first
+    result.wait_for()
+    assert "prediction-results" in (result.get_attribute("href") or "")
+    tab.close()
+
+
+def test_a_dead_anchor_fails_the_build(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "index.md").write_text("# One\n\n[nowhere](#nowhere)\n", "utf-8")
+    settings = (ROOT / "mkdocs.yml").read_text("utf-8").split("validation:")[1]
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(f"site_name: one\nvalidation:{settings}", "utf-8")
+    assert "#nowhere" in build(tmp_path / "site", config)
