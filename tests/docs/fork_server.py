@@ -27,6 +27,7 @@ def warm_up() -> None:
     runner where it cannot. The tests must print the same with and without a network, so the attempt
     fails here at once.
     """
+    del sys.path[0]  # this file's directory, which no program of a page sees
     logging.disable(logging.WARNING)
     import apache_beam  # noqa: F401
     import numpy  # noqa: F401
@@ -54,7 +55,8 @@ def become(file: Path) -> int:
         os.dup2(os.open(name, flags, 0o644), number)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8")  # noqa: SIM115
-    sys.argv, sys.path[0] = [file.name], str(file.parent)
+    sys.argv = [file.name]
+    sys.path.insert(0, str(file.parent))
     main = types.ModuleType("__main__")
     main.__file__ = str(file)
     sys.modules["__main__"] = main
