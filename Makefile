@@ -1,7 +1,7 @@
 # Everything there is to do, on a machine with Python 3.10 or later, make and a package index.
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,\
-	$(shell $(p) -c 'import sys, venv; sys.version_info >= (3, 10) and print("$(p)")' 2>/dev/null)))
+	$(shell $(p) -c 'import sys, ensurepip, venv; sys.version_info >= (3, 10) and print("$(p)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
 PAGES := $(PAGE)

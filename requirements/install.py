@@ -46,8 +46,12 @@ def main(which: str) -> None:
     pip("install", "--quiet", "--requirement", str(HERE / "uv.txt"))
     env = os.environ | uv_environment(pip("config", "list"))
     install = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
-    subprocess.run([*install, "--requirements", str(HERE / f"{which}.txt")], check=True, env=env)
-    subprocess.run([*install, "--no-deps", "--editable", str(HERE.parent)], check=True, env=env)
+    # On a terminal uv draws how far its downloads are; elsewhere it would only list every package.
+    install += [] if sys.stderr.isatty() else ["--quiet"]
+    for what in (["-r", str(HERE / f"{which}.txt")], ["--no-deps", "-e", str(HERE.parent)]):
+        done = subprocess.run([*install, *what], env=env, check=False)
+        if done.returncode:
+            sys.exit("The packages could not be installed. Can pip reach your package index?")
 
 
 if __name__ == "__main__":
