@@ -173,14 +173,16 @@ class PytorchModelHandlerTensor(_PytorchModelHandler):
     """Runs a PyTorch model on tensors of one shape, which become one batch along a new first dimension.
 
     >>> from runinference import samples
+    >>> from torchvision.models import shufflenet_v2_x0_5
     >>> handler = PytorchModelHandlerTensor(
-    ...     state_dict_path=samples.linear_weights(),
-    ...     model_class=torch.nn.Linear,
-    ...     model_params={"in_features": 1, "out_features": 1},
+    ...     state_dict_path=samples.digits_shufflenet(),
+    ...     model_class=shufflenet_v2_x0_5,
+    ...     model_params={"num_classes": 10},
     ... )
-    >>> [result] = handler.predict([torch.tensor([2.0])])
+    >>> images, labels = samples.held_out_digits()
+    >>> [result] = handler.predict(samples.digit_tensors(images[:1]))
     >>> result.inference.shape
-    torch.Size([1])
+    torch.Size([10])
     """
 
     _default_inference_fn = staticmethod(default_tensor_inference_fn)

@@ -65,12 +65,13 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         return _apply(results, handler.get_postprocess_fns(), "Postprocess")
 
     def _infer(self) -> beam.PTransform:
+        infer = beam.ParDo(self._infer_do_fn())
+        return infer.with_resource_hints(**self._model_handler.get_resource_hints())
+
+    def _infer_do_fn(self) -> Infer:
         handler = self._model_handler
-        do_fn = InferPrebatched if handler.should_skip_batching() else Infer
-        infer = beam.ParDo(
-            do_fn(handler, self._inference_args, self._metrics_namespace, self._clock)
-        )
-        return infer.with_resource_hints(**handler.get_resource_hints())
+        kind = InferPrebatched if handler.should_skip_batching() else Infer
+        return kind(handler, self._inference_args, self._metrics_namespace, self._clock)
 
 
 def _apply(

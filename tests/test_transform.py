@@ -1,0 +1,194 @@
+"""RunInference in a pipeline: what goes in comes out once, with its window, its timestamp and its key."""
+
+from __future__ import annotations
+
+import threading
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.internal import pickler
+from apache_beam.metrics import MetricsFilter
+from apache_beam.ml.inference import base as beam_base
+from apache_beam.transforms import window
+from apache_beam.typehints import typehints
+from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
+
+from runinference import KeyedModelHandler, PredictionResult, RunInference
+from runinference.errors import ResultMismatchError, UnknownOptionError
+from runinference.sklearn_inference import SklearnModelHandlerNumpy
+
+
+def test_every_element_comes_out_once():
+    results = run(range(1000), RunInference(Doubler("all")))
+    assert sorted(results) == [(n, 2 * n, "all") for n in range(1000)]
+
+
+def test_the_size_of_batches_is_kept():
+    handler = Doubler("sized", min_batch_size=16, max_batch_size=16)
+    run(range(100), RunInference(handler))
+    assert max(handler.sizes) == 16
+    assert sum(handler.sizes) == 100
+
+
+def test_each_result_keeps_its_own_timestamp_and_window():
+    caught = []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(range(20), reshuffle=False)
+            | beam.Map(lambda n: window.TimestampedValue(n, n))
+            | beam.WindowInto(window.FixedWindows(5))
+            | RunInference(Doubler("windows", min_batch_size=8, max_batch_size=8))
+            | beam.ParDo(Catch(caught))
+        )
+    Catch.take(caught)
+    assert len(caught) == 20
+    for result, timestamp, its_window in caught:
+        assert timestamp == result.example
+        assert its_window.start == result.example // 5 * 5
+
+
+def test_an_element_in_several_windows_has_a_result_in_each():
+    caught = []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create([window.TimestampedValue("x", 7)], reshuffle=False)
+            | beam.WindowInto(window.SlidingWindows(10, 5))
+            | RunInference(Doubler("sliding"))
+            | beam.ParDo(Catch(caught))
+        )
+    Catch.take(caught)
+    assert sorted(w.start for _, _, w in caught) == [0, 5]
+
+
+def test_a_batch_that_is_batched_already_is_handed_on_as_it_is():
+    handler = Doubler("given").with_no_batching()
+    results = run([[1, 2, 3], [4]], RunInference(handler))
+    assert sorted(result.inference for result in results) == [2, 4, 6, 8]
+    assert sorted(handler.sizes) == [1, 3]
+
+
+def test_functions_run_around_the_model():
+    handler = Doubler("functions").with_preprocess_fn(int).with_postprocess_fn(lambda r: r.inference)
+    assert sorted(run(["1", "2"], RunInference(handler))) == [2, 4]
+
+
+def test_one_model_serves_all_threads_of_a_process():
+    together = threading.Barrier(4, timeout=30)
+
+    class Meeting(Doubler):
+        def run_inference(self, batch, model, inference_args=None):
+            together.wait()
+            return super().run_inference(batch, model, inference_args)
+
+    do_fn = RunInference(Meeting("meeting"))._infer_do_fn()
+    twins = [pickled_copy(do_fn) for _ in range(4)]
+    threads = [threading.Thread(target=drive, args=(twin,)) for twin in twins]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Doubler.loads["meeting"] == 1
+    assert sorted(Doubler.batches["meeting"]) == [[5]] * 4
+
+
+def pickled_copy(do_fn):
+    return pickler.loads(pickler.dumps(do_fn))
+
+
+def drive(do_fn):
+    do_fn.setup()
+    do_fn.start_bundle()
+    list(do_fn.process(5, 0, window.GlobalWindow()) or ())
+    list(do_fn.finish_bundle())
+
+
+def test_a_step_that_returns_too_few_results_is_an_error_with_both_lengths():
+    with pytest.raises(ResultMismatchError, match="returned 1 results for a batch of 8"):
+        run(range(8), RunInference(Saying(lambda batch: [0], min_batch_size=8)))
+
+
+def test_an_unknown_keyword_names_the_nearest_one():
+    with pytest.raises(UnknownOptionError, match="Did you mean 'inference_args'"):
+        RunInference(Doubler("misspelt"), inference_arg={})
+
+
+def test_inference_args_are_checked_and_passed():
+    class Choosy(Doubler):
+        def validate_inference_args(self, inference_args):
+            if inference_args:
+                raise ValueError("takes none")
+
+    with pytest.raises(ValueError, match="takes none"):
+        run([1], RunInference(Choosy("choosy"), inference_args={"x": 1}))
+
+
+def test_a_lazy_error_is_raised_and_counted():
+    def lazily(batch):
+        yield from batch[:1]
+        raise RuntimeError("broke while it was read")
+
+    pipeline = beam.Pipeline(runner=RUNNER)
+    _ = pipeline | beam.Create([1, 2]) | RunInference(Saying(lazily))
+    with pytest.raises(RuntimeError, match="broke while it was read"):
+        pipeline.run().wait_until_finish()
+
+
+def counted(result, name):
+    found = result.metrics().query(MetricsFilter().with_name(name))
+    return [metric.committed for metric in (*found["counters"], *found["distributions"])]
+
+
+def test_metrics_have_beams_names_and_true_values(tmp_path):
+    handler = SklearnModelHandlerNumpy(
+        linear_regression(tmp_path / "m.pkl"), min_batch_size=4, max_batch_size=4
+    )
+    pipeline = beam.Pipeline(runner=RUNNER)
+    rows = [np.array([float(n)]) for n in range(8)]
+    _ = pipeline | beam.Create(rows, reshuffle=False) | RunInference(handler, metrics_namespace="mine")
+    result = pipeline.run()
+    result.wait_until_finish()
+    assert counted(result, "num_inferences") == [8]
+    [sizes] = counted(result, "inference_request_batch_size")
+    assert (sizes.sum, sizes.max) == (8, 4)
+    [n_bytes] = counted(result, "inference_request_batch_byte_size")
+    assert n_bytes.sum == 8 * 8
+    [latency] = counted(result, "inference_batch_latency_micro_secs")
+    assert latency.count == sizes.count
+    [load] = counted(result, "load_model_latency_milli_secs")
+    assert load.count == 1
+    assert len(counted(result, "model_byte_size")) == 1
+    found = result.metrics().query(MetricsFilter().with_name("num_inferences"))["counters"]
+    assert found[0].key.metric.namespace == "mine"
+
+
+def test_results_are_declared_as_what_they_are(tmp_path):
+    handler = SklearnModelHandlerNumpy(linear_regression(tmp_path / "m.pkl"))
+    pipeline = beam.Pipeline(runner=RUNNER)
+    rows = pipeline | beam.Create([np.ones(1)])
+    assert (rows | "plain" >> RunInference(handler)).element_type is PredictionResult
+    keyed = rows | beam.Map(lambda row: ("key", row)).with_output_types(tuple[str, np.ndarray])
+    declared = (keyed | "keyed" >> RunInference(KeyedModelHandler(handler))).element_type
+    assert declared == typehints.Tuple[str, PredictionResult]
+
+
+def test_a_handler_written_for_beam_runs():
+    class OfBeam(beam_base.ModelHandler):
+        def load_model(self):
+            return 3
+
+        def run_inference(self, batch, model, inference_args=None):
+            return [beam_base.PredictionResult(x, x * model) for x in batch]
+
+    handler = OfBeam(max_batch_size=2).with_preprocess_fn(int)
+    assert sorted(run(["1", "2"], RunInference(handler))) == [(1, 3, None), (2, 6, None)]
+
+
+def test_our_handler_runs_in_beams_transform(tmp_path):
+    handler = SklearnModelHandlerNumpy(linear_regression(tmp_path / "m.pkl")).with_postprocess_fn(
+        lambda result: round(float(result.inference), 6)
+    )
+    rows = [np.array([float(n)]) for n in range(4)]
+    assert sorted(run(rows, beam_base.RunInference(handler))) == [0, 2, 4, 6]
