@@ -21,24 +21,13 @@ from pathlib import Path
 
 
 def warm_up() -> None:
-    """Import what nearly every page imports, and take Prism away.
-
-    Beam's default runner first tries to download the Prism binary and falls back to the embedded
-    runner where it cannot. The tests must print the same with and without a network, so the attempt
-    fails here at once.
-    """
+    """Import what nearly every page imports."""
     del sys.path[0]  # this file's directory, which no program of a page sees
     logging.disable(logging.WARNING)
     import apache_beam  # noqa: F401
     import numpy  # noqa: F401
-    from apache_beam.runners.portability import prism_runner
-
     import runinference  # noqa: F401
 
-    def not_here(*_: object, **__: object) -> str:
-        raise FileNotFoundError("Prism is not downloaded in the tests of the documentation")
-
-    prism_runner.PrismRunner.run_pipeline = not_here
     logging.disable(logging.NOTSET)
 
 

@@ -123,7 +123,13 @@ def execute(command: list[str], cwd: Path, env: dict[str, str], limit: float) ->
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What a program sees of this machine: the tools, one thread a process, a home of its own."""
+    """What a program sees of this machine: the tools, one thread a process, a home of its own.
+
+    Beam's default runner first tries to download the Prism binary into the home, and falls back to
+    the embedded runner where it cannot. The pages must print the same with and without a network,
+    so a file lies where Prism's directory would be, and the attempt fails at once.
+    """
+    (home / ".apache_beam").touch()
     keep = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
     env = {name: os.environ[name] for name in keep if name in os.environ}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
