@@ -20,23 +20,23 @@ def open_model(path: str, option: str) -> BinaryIO:
 
     Raises:
         ModelNotFoundError: There is no such file; the message names the path and what is near it.
-        ModelLoadError: The file cannot be read.
+        ModelLoadError: The file cannot be read, or no file system is known for its path.
     """
     if not isinstance(path, str) or not path:
         raise ModelLoadError(f"{option} must be the path of a file, and is {path!r}.")
     try:
-        file: BinaryIO = FileSystems.open(path)
-    except FileNotFoundError as error:
-        raise _not_found(path, option) from error
-    except (OSError, BeamIOError) as error:
-        if not _exists(path):
-            raise _not_found(path, option) from error
-        raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
-    except ValueError as error:
+        FileSystems.get_filesystem(path)
+    except (ValueError, BeamIOError) as error:
         raise ModelLoadError(
             f"No file system is known for {path!r} ({option}): {error}. Install Beam's extra for it, for "
             'example pip install "apache-beam[gcp]" for gs://.'
         ) from error
+    try:
+        file: BinaryIO = FileSystems.open(path)
+    except (OSError, BeamIOError) as error:
+        if isinstance(error, FileNotFoundError) or not _exists(path):
+            raise _not_found(path, option) from error
+        raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
     return file
 
 

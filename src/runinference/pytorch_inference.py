@@ -350,7 +350,7 @@ def _not_weights(path: str, error: Exception) -> ModelLoadError:
     said = str(error)
     if "TorchScript" in said:
         cure = "It is a TorchScript file: give it as torch_script_model_path, without model_class."
-    elif "weights_only" in said or "Unsupported" in said:
+    elif "GLOBAL" in said or "Unsupported class" in said:
         cure = (
             "It holds more than weights, and loading it could run code. Save the weights alone: "
             "torch.save(model.state_dict(), path). If you trust the file: "
