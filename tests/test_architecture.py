@@ -30,7 +30,16 @@ FLOORS = {
     "transform": ["transform"],
     "façade": ["base", "__init__"],
 }
-FRAMEWORKS = {"sklearn", "joblib", "skops", "pandas", "torch", "torchvision", "transformers", "tensorflow"}
+FRAMEWORKS = {
+    "sklearn",
+    "joblib",
+    "skops",
+    "pandas",
+    "torch",
+    "torchvision",
+    "transformers",
+    "tensorflow",
+}
 
 
 def imports(module: str) -> set[str]:
@@ -55,7 +64,11 @@ def test_modules_import_only_what_stands_below_them():
     below: list[str] = []
     for floor, modules in FLOORS.items():
         for module in modules:
-            own = {name.partition(".")[2] for name in imports(module) if name.startswith("runinference.")}
+            own = {
+                name.partition(".")[2]
+                for name in imports(module)
+                if name.startswith("runinference.")
+            }
             if floor == "engine":  # the engine knows handlers by their methods alone
                 assert not own & set(FLOORS["handlers"]), f"{module} imports a handler"
             assert own <= {*below}, f"{module} imports what stands above it: {own - {*below}}"
@@ -75,7 +88,9 @@ def test_nothing_imports_beams_own_inference():
 
 def test_importing_the_package_imports_no_framework():
     program = "import sys, runinference; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     before = subprocess.run(
         [sys.executable, "-c", program.replace("runinference", "apache_beam")],
         capture_output=True,

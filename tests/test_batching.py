@@ -56,7 +56,13 @@ def test_a_length_without_boundaries_uses_those_of_beam():
     st.lists(st.integers(1, 30), unique=True).map(sorted),
 )
 def test_nothing_is_lost_or_twice_and_every_limit_holds(elements, size, weight, boundaries):
-    policy = fixed(size, max_weight=weight, weigh=lambda n: n, measure=lambda n: n, boundaries=tuple(boundaries))
+    policy = fixed(
+        size,
+        max_weight=weight,
+        weigh=lambda n: n,
+        measure=lambda n: n,
+        boundaries=tuple(boundaries),
+    )
     found = batches(policy, elements)
     assert sorted(n for batch in found for n in batch) == sorted(elements)
     for batch in found:
@@ -96,7 +102,9 @@ def test_the_size_stays_within_its_limits(low, high):
 def test_bytes_are_what_arrays_tensors_and_frames_hold():
     assert size_in_bytes(np.zeros((2, 3))) == 48
     assert size_in_bytes(torch.zeros(4, 1000)) == 16_000
-    assert size_in_bytes({"a": np.zeros(2), "b": np.zeros(2)}) == 32 + size_in_bytes("a") + size_in_bytes("b")
+    assert size_in_bytes({"a": np.zeros(2), "b": np.zeros(2)}) == 32 + size_in_bytes(
+        "a"
+    ) + size_in_bytes("b")
     assert size_in_bytes([np.zeros(2), np.zeros(2)]) == 32
     frame = pd.DataFrame({"x": [1.0]})
     assert size_in_bytes(frame) == frame.memory_usage(deep=True).sum()
@@ -105,7 +113,10 @@ def test_bytes_are_what_arrays_tensors_and_frames_hold():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_batch_size": 8, "max_batch_size": 4}, r"min_batch_size \(8\) is greater than max_batch_size \(4\)"),
+        (
+            {"min_batch_size": 8, "max_batch_size": 4},
+            r"min_batch_size \(8\) is greater than max_batch_size \(4\)",
+        ),
         ({"max_batch_size": 0}, "max_batch_size must be greater than 0"),
         ({"element_size_fn": len}, "give max_batch_weight too"),
         ({"bucket_boundaries": [1]}, "needs batch_length_fn"),

@@ -75,7 +75,9 @@ def test_scalars_of_numpy_keep_their_type(scalar):
     assert found == scalar
 
 
-@pytest.mark.parametrize("value", [None, "text", 3, 2.5, [1, "a"], {"k": (1, None)}, {1, 2}, b"bytes"])
+@pytest.mark.parametrize(
+    "value", [None, "text", 3, 2.5, [1, "a"], {"k": (1, None)}, {1, 2}, b"bytes"]
+)
 def test_other_values_arrive_as_they_left(value):
     assert there_and_back(PredictionResult("x", value, "model")) == ("x", value, "model")
 
@@ -104,7 +106,9 @@ def test_the_coder_is_registered():
 def test_results_survive_a_shuffle():
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         results = pipeline | beam.Create([PredictionResult(np.ones(2), torch.ones(2), "m")])
-        results = results | beam.Map(lambda r: r).with_output_types(PredictionResult) | beam.Reshuffle()
+        results = (
+            results | beam.Map(lambda r: r).with_output_types(PredictionResult) | beam.Reshuffle()
+        )
         _ = results | beam.Map(assert_equal)
 
 

@@ -9,11 +9,11 @@ import os
 import pickle
 
 import pytest
-from tiny import Doubler, Saying
 
 from runinference import ModelHandler
 from runinference.errors import OptionError, ResultMismatchError, UnknownOptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from tiny import Doubler, Saying
 
 
 def plus_one(x):
@@ -30,7 +30,9 @@ def test_preprocessing_applies_the_last_added_first():
 
 
 def test_postprocessing_applies_the_first_added_first():
-    handler = Saying(lambda batch: batch).with_postprocess_fn(plus_one).with_postprocess_fn(times_ten)
+    handler = (
+        Saying(lambda batch: batch).with_postprocess_fn(plus_one).with_postprocess_fn(times_ten)
+    )
     assert handler.predict([1, 2]) == [20, 30]
 
 
@@ -141,7 +143,13 @@ def test_environment_variables_are_set_before_the_model_loads(monkeypatch):
 
 
 def test_predict_batches_like_the_transform_and_keeps_the_order():
-    handler = Doubler("order", min_batch_size=2, max_batch_size=2, batch_length_fn=int, batch_bucket_boundaries=[5])
+    handler = Doubler(
+        "order",
+        min_batch_size=2,
+        max_batch_size=2,
+        batch_length_fn=int,
+        batch_bucket_boundaries=[5],
+    )
     results = handler.predict([1, 9, 2, 8, 3])
     assert [result.inference for result in results] == [2, 18, 4, 16, 6]
     assert sorted(handler.sizes) == [1, 2, 2]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from tiny import Doubler, Saying, run
 
 from runinference import KeyedModelHandler, MaybeKeyedModelHandler, RunInference
 from runinference.errors import OptionError, ResultMismatchError
+from tiny import Doubler, Saying, run
 
 
 def test_each_result_comes_back_with_its_key():
     results = run([("a", 1), ("b", 2), ("a", 3)], RunInference(KeyedModelHandler(Doubler("keyed"))))
-    assert sorted(results) == [("a", (1, 2, "keyed")), ("a", (3, 6, "keyed")), ("b", (2, 4, "keyed"))]
+    assert sorted(results) == [
+        ("a", (1, 2, "keyed")),
+        ("a", (3, 6, "keyed")),
+        ("b", (2, 4, "keyed")),
+    ]
 
 
 def test_keys_cost_no_calls():
@@ -38,7 +42,9 @@ def test_functions_of_the_handler_inside_are_refused_with_the_place_to_put_them(
 
 
 def test_functions_of_the_outer_handler_see_key_and_example():
-    handler = KeyedModelHandler(Doubler("outer")).with_preprocess_fn(lambda pair: (pair[0], pair[1] + 1))
+    handler = KeyedModelHandler(Doubler("outer")).with_preprocess_fn(
+        lambda pair: (pair[0], pair[1] + 1)
+    )
     handler = handler.with_postprocess_fn(lambda pair: (pair[0], pair[1].inference))
     assert handler.predict([("a", 1)]) == [("a", 4)]
 
@@ -54,7 +60,13 @@ def test_options_of_the_handler_inside_hold_for_examples():
     def weight(example):
         return example
 
-    inside = Doubler("weighed", min_batch_size=100, max_batch_size=100, max_batch_weight=5, element_size_fn=weight)
+    inside = Doubler(
+        "weighed",
+        min_batch_size=100,
+        max_batch_size=100,
+        max_batch_weight=5,
+        element_size_fn=weight,
+    )
     KeyedModelHandler(inside).predict([("a", 3), ("b", 2), ("c", 4)])
     assert inside.batches["weighed"] == [[3, 2], [4]]
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import run
 
 from runinference import KeyedModelHandler, RunInference
 from runinference.errors import (
@@ -25,6 +24,7 @@ from runinference.pytorch_inference import (
     make_keyed_tensor_model_fn,
     make_tensor_model_fn,
 )
+from tiny import run
 
 ROWS = torch.arange(12.0).reshape(6, 2)
 

@@ -18,7 +18,6 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from tiny import linear_regression, run
 
 from runinference import RunInference
 from runinference.errors import (
@@ -33,6 +32,7 @@ from runinference.sklearn_inference import (
     SklearnModelHandlerNumpy,
     SklearnModelHandlerPandas,
 )
+from tiny import linear_regression, run
 
 ROWS, LABELS = load_iris(return_X_y=True)
 

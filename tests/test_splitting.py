@@ -107,19 +107,26 @@ def test_hugging_face_outputs_give_dictionaries():
 
 def test_frames_series_and_sparse_matrices_give_rows():
     frame = pd.DataFrame({"a": [1, 2], "b": [3, 4]})
-    assert [row.to_dict("records") for row in split(frame, 2)] == [[{"a": 1, "b": 3}], [{"a": 2, "b": 4}]]
+    assert [row.to_dict("records") for row in split(frame, 2)] == [
+        [{"a": 1, "b": 3}],
+        [{"a": 2, "b": 4}],
+    ]
     assert split(frame["a"], 2) == [1, 2]
     rows = split(scipy.sparse.csr_matrix(np.eye(2)), 2)
     assert [row.toarray().tolist() for row in rows] == [[[1, 0]], [[0, 1]]]
 
 
-@pytest.mark.parametrize("output", [[1], np.ones((1, 2)), torch.ones(1), {"x": [1]}, ([1],), iter([1])])
+@pytest.mark.parametrize(
+    "output", [[1], np.ones((1, 2)), torch.ones(1), {"x": [1]}, ([1],), iter([1])]
+)
 def test_another_length_than_the_batch_is_an_error_with_both_lengths(output):
     with pytest.raises(ResultMismatchError, match=r"returned 1 results for a batch of 8 elements"):
         split(output, 8)
 
 
-@pytest.mark.parametrize("output", [None, 3.5, "text", {"loss": 0.1}, torch.tensor(1.0), (0.1, 0.2)])
+@pytest.mark.parametrize(
+    "output", [None, 3.5, "text", {"loss": 0.1}, torch.tensor(1.0), (0.1, 0.2)]
+)
 def test_an_output_with_no_leading_dimension_is_an_error_that_says_what_to_return(output):
     with pytest.raises(ResultMismatchError, match="nothing in it has a leading dimension"):
         split(output, 8)
@@ -131,7 +138,9 @@ def test_a_list_of_several_outputs_is_told_apart_from_results():
 
 
 def test_the_part_that_does_not_fit_is_named():
-    with pytest.raises(ResultMismatchError, match=r"the output\['boxes'\] is Tensor of shape \(3, 4\)"):
+    with pytest.raises(
+        ResultMismatchError, match=r"the output\['boxes'\] is Tensor of shape \(3, 4\)"
+    ):
         split({"logits": torch.ones(2), "boxes": torch.ones(3, 4)}, 2)
 
 

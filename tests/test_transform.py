@@ -12,11 +12,11 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.transforms import window
 from apache_beam.typehints import typehints
-from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
 from runinference import KeyedModelHandler, PredictionResult, RunInference
 from runinference.errors import ResultMismatchError, UnknownOptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
 
 def test_every_element_comes_out_once():
@@ -71,7 +71,9 @@ def test_a_batch_that_is_batched_already_is_handed_on_as_it_is():
 
 
 def test_functions_run_around_the_model():
-    handler = Doubler("functions").with_preprocess_fn(int).with_postprocess_fn(lambda r: r.inference)
+    handler = (
+        Doubler("functions").with_preprocess_fn(int).with_postprocess_fn(lambda r: r.inference)
+    )
     assert sorted(run(["1", "2"], RunInference(handler))) == [2, 4]
 
 
@@ -147,7 +149,11 @@ def test_metrics_have_beams_names_and_true_values(tmp_path):
     )
     pipeline = beam.Pipeline(runner=RUNNER)
     rows = [np.array([float(n)]) for n in range(8)]
-    _ = pipeline | beam.Create(rows, reshuffle=False) | RunInference(handler, metrics_namespace="mine")
+    _ = (
+        pipeline
+        | beam.Create(rows, reshuffle=False)
+        | RunInference(handler, metrics_namespace="mine")
+    )
     result = pipeline.run()
     result.wait_until_finish()
     assert counted(result, "num_inferences") == [8]
