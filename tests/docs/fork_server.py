@@ -26,6 +26,7 @@ def warm_up() -> None:
     logging.disable(logging.WARNING)
     import apache_beam  # noqa: F401
     import numpy  # noqa: F401
+
     import runinference  # noqa: F401
 
     logging.disable(logging.NOTSET)

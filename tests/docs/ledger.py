@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from docs.blocks import Block
+from docs.blocks import ROOT, Block, shown
 from docs.shell import STAND_INS, stood_in
+
+PAGE = ROOT / "docs" / "tested.md"
 
 CEILING = {"python": 0, "shell": 0}
 """How many blocks of each language may be skipped. Lower it when you can."""
@@ -15,7 +19,7 @@ CEILING = {"python": 0, "shell": 0}
 class Entry:
     """A block, or a line of one, that the tests do not run, and why."""
 
-    block: str
+    page: str
     language: str
     what: str
     reason: str
@@ -24,7 +28,7 @@ class Entry:
 def skipped(blocks: list[Block]) -> list[Entry]:
     """The blocks that are not run at all."""
     return [
-        Entry(block.name, block.language, block.code.splitlines()[0], block.skip)
+        Entry(shown(block.path), block.language, block.code.splitlines()[0], block.skip)
         for block in blocks
         if block.skip
     ]
@@ -33,8 +37,21 @@ def skipped(blocks: list[Block]) -> list[Entry]:
 def checked(blocks: list[Block]) -> list[Entry]:
     """The lines of shell blocks that are checked instead of run."""
     return [
-        Entry(block.name, "shell", line, f"a stand-in {STAND_INS[line.split()[0]]}")
+        Entry(shown(block.path), "shell", line, STAND_INS[line.split()[0]])
         for block in blocks
         if block.language == "shell" and not block.skip
         for line in stood_in(block)
     ]
+
+
+def table(entries: Iterable[Entry]) -> str:
+    """The ledger as a table of the site, between the marks that tell where it stands."""
+    rows = sorted({f"| `{each.page}` | `{each.what}` | {each.reason} |" for each in entries})
+    head = ["| where | what | instead |", "|---|---|---|"] if rows else ["Nothing."]
+    return "\n".join(["<!-- ledger -->", "", *head, *rows, "", "<!-- /ledger -->"])
+
+
+def on_page(text: str, blocks: list[Block]) -> str:
+    """The text of the page with the ledger of these blocks."""
+    told = table([*skipped(blocks), *checked(blocks)])
+    return re.sub(r"<!-- ledger -->.*<!-- /ledger -->", lambda _: told, text, flags=re.DOTALL)

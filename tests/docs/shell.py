@@ -11,9 +11,9 @@ from pathlib import Path
 from docs.blocks import ROOT, Block
 
 STAND_INS = {
-    "pip": "checks that the extras it names are declared in pyproject.toml; installs nothing",
-    "git": "`git clone` checks that the address is the project's, and copies the examples",
-    "make": "checks that the targets are the Makefile's; makes nothing",
+    "pip": "checked: the extras are declared",
+    "git": "checked: the address is the project's",
+    "make": "checked: the Makefile has the target",
 }
 
 

@@ -89,6 +89,11 @@ def test_data_is_well_formed(language: str) -> None:
                 pytest.fail(str(block.fault(f"not {language}: {error}", "Mend it.")))
 
 
+def test_the_site_shows_the_ledger() -> None:
+    text = ledger.PAGE.read_text("utf-8")
+    assert text == ledger.on_page(text, BLOCKS), "`make docs-update` writes the ledger anew"
+
+
 def test_no_more_is_skipped_than_the_ledger_allows() -> None:
     skipped = ledger.skipped(BLOCKS)
     counts = Counter(entry.language for entry in skipped)

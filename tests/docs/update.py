@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
-from docs import compare
+from docs import compare, ledger
 from docs.agree import read_all, sources
 from docs.blocks import Block, Fault, Program
 from docs.lint import formatted
@@ -90,6 +90,13 @@ def reformat(blocks: list[Block]) -> None:
     _apply([(block, text) for block, text in pairs if text != block.code.rstrip("\n")], "the code")
 
 
+def write_ledger() -> None:
+    """Tell the site what the tests do not run."""
+    text = ledger.PAGE.read_text("utf-8")
+    _, blocks, _ = read_all(sources())
+    ledger.PAGE.write_text(ledger.on_page(text, blocks), "utf-8")
+
+
 def _apply(changes: list[Change], what: str) -> None:
     by_path: dict[Path, list[Change]] = {}
     for block, text in changes:
@@ -108,10 +115,12 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
     programs, blocks, faults = read_all([page.resolve() for page in asked.pages] or sources())
-    if not faults and asked.format:
-        reformat(blocks)
-    elif not faults:
-        faults = update(programs, asked.fresh)
+    faulty = {fault.path for fault in faults}  # their blocks may not be what they seem
+    if asked.format:
+        reformat([block for block in blocks if block.path not in faulty])
+    else:
+        faults += update([each for each in programs if each.block.path not in faulty], asked.fresh)
+        write_ledger()
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0
