@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_DIRECTIVE = re.compile(r"^[ \t]*<!--\s*(?:raises|varies|skip)\s*:.*?-->[ \t]*\n", re.MULTILINE)
+_DIRECTIVE = re.compile(
+    r"^[ \t]*<!--\s*(?:raises|varies|draws|skip)\s*:.*?-->[ \t]*\n", re.MULTILINE
+)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -30,9 +30,11 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Program], list[Block], list[Fa
         blocks += seen
         empty = [block for block in seen if not block.code.strip()]
         faults += [
-            block.fault("an empty block", "Fill it, or take it away.")
+            block.fault(
+                "an empty block", "Fill it, or take it away; `<!-- draws: LR -->` fills it."
+            )
             for block in empty
-            if not block.is_output
+            if not block.shows
         ]
         # An empty block, which `make docs-update` is about to fill, confuses pytest-examples.
         faults += _once(wrong + unpaired + ([] if empty else disagreements(path, seen)))

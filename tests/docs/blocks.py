@@ -10,7 +10,7 @@ from pathlib import Path
 LANGUAGES = ("python", "shell", "text", "toml", "yaml", "json", "mermaid")
 RUN = ("python", "shell")
 OPTIONS = ("title", "hl_lines", "linenums")
-DIRECTIVES = ("raises", "varies", "skip")
+DIRECTIVES = ("raises", "varies", "draws", "skip")
 TITLES = ("Output", "Output (any order)", "Error")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +56,20 @@ class Block:
         return self.language == "text" and self.title in TITLES
 
     @property
+    def draws(self) -> str | None:
+        """`LR` or `TD`, when this is a picture of the pipeline that the program above ran."""
+        return self.directives.get("draws")
+
+    @property
+    def shows(self) -> str | None:
+        """What of the program above this block shows: its `output`, its `error`, its `picture`."""
+        if self.language == "mermaid" and self.draws:
+            return "picture"
+        if self.is_output:
+            return "error" if self.title == "Error" else "output"
+        return None
+
+    @property
     def raises(self) -> str | None:
         return self.directives.get("raises")
 
@@ -74,11 +88,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Program:
-    """A block that runs, with the blocks that show what it prints and how it fails."""
+    """A block that runs, with the blocks that show what it prints, how it fails, what it builds."""
 
     block: Block
     output: Block | None = None
     error: Block | None = None
+    picture: Block | None = None
 
 
 def shown(path: Path) -> str:
@@ -99,13 +114,12 @@ def pair_up(blocks: list[Block]) -> tuple[list[Program], list[Fault]]:
     waiting: Block | None = None
     shows: dict[str, Block] = {}
     for block in [*blocks, None]:
-        if block is not None and block.is_output:
-            kind = "error" if block.title == "Error" else "output"
+        if block is not None and (kind := block.shows):
             if waiting is None or kind in shows:
                 faults.append(
                     block.fault(
-                        f'a block titled "{block.title}" that follows no program',
-                        "Put it right after the python or shell block that prints it.",
+                        f"the {kind} of a program, but it follows no program",
+                        "Put it right after the python or shell block that it belongs to.",
                     )
                 )
             else:

@@ -39,9 +39,19 @@ def faults_of(program: Program, ran: Ran) -> list[Fault]:
                 'Add an empty block ```text title="Output" and run `make docs-update`.',
             )
         )
-    for shown, actual in ((program.output, ran.stdout), (program.error, error_text(program, ran))):
-        faults += _differs(shown, actual) if shown else []
+    for shown, actual in pairs(program, ran):
+        faults += _differs(shown, actual)
     return faults
+
+
+def pairs(program: Program, ran: Ran) -> list[tuple[Block, str]]:
+    """Each block that shows something of the run, with what it should show."""
+    actual = [
+        (program.output, ran.stdout),
+        (program.error, error_text(program, ran)),
+        (program.picture, ran.picture),
+    ]
+    return [(shown, text) for shown, text in actual if shown and text is not None]
 
 
 def error_text(program: Program, ran: Ran) -> str:

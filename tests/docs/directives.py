@@ -36,6 +36,7 @@ def misused(block: Block) -> list[Fault]:
     fits = {
         "raises": (block.language == "python", "a python block"),
         "skip": (block.language == "shell", "a shell block"),
+        "draws": (block.language == "mermaid", "a mermaid block"),
         "varies": (block.is_output, 'a block titled "Output" or "Error"'),
     }
     for word in block.directives:
@@ -46,6 +47,13 @@ def misused(block: Block) -> list[Fault]:
             )
     if "varies" in block.directives:
         faults += _unreadable(block)
+    if block.draws not in (None, "LR", "TD"):
+        faults.append(
+            block.fault(
+                f"cannot draw in the direction {block.draws}",
+                "Write `draws: LR` (from left to right) or `draws: TD` (from the top down).",
+            )
+        )
     return faults
 
 

@@ -1,8 +1,9 @@
 """Imports Beam and NumPy once, then runs each program it is asked for in a fork of itself.
 
-A request is a line of JSON, `{"file": ..., "limit": seconds}`; the answer is one as well. What the
-program printed is beside its file afterwards, in `.out` and `.err`. A new interpreter costs seconds
-of imports for each block; a fork costs milliseconds, and is as far from the other blocks.
+A request is a line of JSON, `{"file": ..., "limit": seconds, "draw": direction}`; the answer is one
+as well. What the program printed is beside its file afterwards, in `.out` and `.err`, and its drawn
+pipeline in `.mmd`. A new interpreter costs seconds of imports for each block; a fork costs
+milliseconds, and is as far from the other blocks.
 
 Nothing here may start a thread before the fork.
 """
@@ -22,6 +23,8 @@ from pathlib import Path
 
 def warm_up() -> None:
     """Import what nearly every page imports."""
+    import picture  # noqa: F401
+
     del sys.path[0]  # this file's directory, which no program of a page sees
     logging.disable(logging.WARNING)
     import apache_beam  # noqa: F401
@@ -32,8 +35,10 @@ def warm_up() -> None:
     logging.disable(logging.NOTSET)
 
 
-def become(file: Path) -> int:
+def become(file: Path, draw: str | None) -> int:
     """In the fork: be an interpreter that was started with this file; return its exit code."""
+    if draw:
+        sys.modules["picture"].remember_the_first(file.with_suffix(".mmd"), draw)
     os.setsid()
     os.chdir(file.parent)
     for number, name in (
@@ -88,7 +93,7 @@ def serve() -> None:
         if child == 0:
             code = 70
             try:
-                code = become(Path(request["file"]))
+                code = become(Path(request["file"]), request["draw"])
             finally:
                 os._exit(code)
         code = wait(child, request["limit"])

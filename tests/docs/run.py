@@ -29,6 +29,7 @@ class Ran:
     stderr: str
     code: int
     seconds: float
+    picture: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -40,18 +41,18 @@ class Ran:
 
 
 class Interpreter(Protocol):
-    """Something that runs a file of Python."""
+    """Something that runs a file of Python, and may draw the pipeline that it runs."""
 
-    def run(self, file: Path, limit: float) -> Ran: ...
+    def run(self, file: Path, limit: float, draw: str | None = None) -> Ran: ...
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """A new interpreter for every program, exactly as a reader's."""
+    """A new interpreter for every program, exactly as a reader's. It draws nothing."""
 
     env: dict[str, str]
 
-    def run(self, file: Path, limit: float) -> Ran:
+    def run(self, file: Path, limit: float, draw: str | None = None) -> Ran:
         return execute([sys.executable, file.name], file.parent, self.env, limit)
 
 
@@ -61,8 +62,8 @@ class Forked:
 
     server: subprocess.Popen[str]
 
-    def run(self, file: Path, limit: float) -> Ran:
-        request = {"file": str(file), "limit": limit}
+    def run(self, file: Path, limit: float, draw: str | None = None) -> Ran:
+        request = {"file": str(file), "limit": limit, "draw": draw}
         assert self.server.stdin
         assert self.server.stdout
         self.server.stdin.write(json.dumps(request) + "\n")
@@ -70,7 +71,9 @@ class Forked:
         answer = json.loads(self.server.stdout.readline())
         streams = [file.with_suffix(f".{name}") for name in ("out", "err")]
         out, err = (stream.read_text("utf-8", "replace") for stream in streams)
-        return Ran(out, err, answer["code"], answer["seconds"])
+        drawn = file.with_suffix(".mmd")
+        picture = (drawn.read_text("utf-8") if drawn.exists() else "") if draw else None
+        return Ran(out, err, answer["code"], answer["seconds"], picture)
 
 
 @contextmanager
@@ -95,7 +98,8 @@ def run(program: Program, interpreter: Interpreter, env: dict[str, str]) -> Ran:
             return execute(command, empty, shell.environment(env, Path(above)), LIMIT)
         file = empty / f"{program.block.path.stem.replace('-', '_')}.py"
         file.write_text(program.block.code + "\n", "utf-8")
-        return interpreter.run(file, LIMIT)
+        draw = program.picture.draws if program.picture else None
+        return interpreter.run(file, LIMIT, draw)
 
 
 def execute(command: list[str], cwd: Path, env: dict[str, str], limit: float) -> Ran:

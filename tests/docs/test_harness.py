@@ -512,6 +512,40 @@ def test_updating_leaves_an_output_that_only_varies(
     assert wanted(program, run(program, interpreter, env)) == ([], [])
 
 
+PICTURE = """
+    ```python
+    import apache_beam as beam
+
+    with beam.Pipeline() as pipeline:
+        words = pipeline | "words" >> beam.Create(["one", "two"])
+        letters = words | "count" >> beam.combiners.Count.Globally()
+        words | "print" >> beam.Map(print, beam.pvalue.AsSingleton(letters))
+    ```
+
+    ```text title="Output (any order)"
+    one 2
+    two 2
+    ```
+
+    <!-- draws: LR -->
+    ```mermaid
+    flowchart LR
+        s0["words"]
+        s1["count"]
+        s2["print"]
+        s0 --> s1
+        s0 --> s2
+        s1 -.-> s2
+    ```
+    """
+
+
+def test_a_picture_is_drawn_from_the_pipeline_that_ran(check: Check) -> None:
+    assert not check(PICTURE)
+    assert '+    s1["count"]' in told(check(PICTURE.replace('s1["count"]', 's1["sum"]')))
+    assert "draws: TD" in told(check(PICTURE.replace("draws: LR", "draws: up")))
+
+
 def test_no_program_sees_the_one_before_it(check: Check) -> None:
     assert "NameError" in told(
         check(

@@ -50,12 +50,13 @@ def test_every_block_is_seen_by_both_readers_and_fits_its_neighbours() -> None:
 
 def test_every_block_is_accounted_for() -> None:
     """Run, compared, skipped with a reason, or parsed: there is no other kind."""
-    outputs = sum(block.is_output for block in BLOCKS)
+    outputs = sum(block.shows is not None for block in BLOCKS)
     illustrations = sum(block.language == "text" and not block.is_output for block in BLOCKS)
-    drawn = sum(block.language == "mermaid" for block in BLOCKS)
+    drawn = sum(block.language == "mermaid" and not block.draws for block in BLOCKS)
     data = sum(block.language in PARSERS for block in BLOCKS)
     assert len(PROGRAMS) + outputs + illustrations + drawn + data == len(BLOCKS)
-    assert outputs == sum(bool(each.output) + bool(each.error) for each in PROGRAMS)
+    shown = [(each.output, each.error, each.picture) for each in PROGRAMS]
+    assert outputs == sum(block is not None for blocks in shown for block in blocks)
 
 
 def test_program_prints_what_the_page_shows(

@@ -39,18 +39,11 @@ def rewrite(path: Path, changes: list[Change]) -> None:
 def wanted(program: Program, ran: Ran) -> tuple[list[Change], list[Fault]]:
     """What the page should show instead, and what only its author can mend."""
     changes = []
-    pairs = ((program.output, ran.stdout), (program.error, compare.error_text(program, ran)))
-    for block, actual in pairs:
-        if block and actual.strip() and not compare.same(block, actual):
+    for block, actual in compare.pairs(program, ran):
+        if actual.strip() and not compare.same(block, actual):
             changes.append((block, actual.strip("\n")))
-    mended = {id(block) for block, _ in changes}
-    faults = [
-        fault
-        for fault in compare.faults_of(program, ran)
-        if not any(
-            id(b) in mended and b.line == fault.line for b in (program.output, program.error)
-        )
-    ]
+    mended = {block.line for block, _ in changes}
+    faults = [fault for fault in compare.faults_of(program, ran) if fault.line not in mended]
     return changes, faults
 
 
