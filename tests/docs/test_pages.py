@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 from docs import ledger
 from docs.agree import read_all, sources
-from docs.blocks import ROOT, Program
+from docs.blocks import ROOT, Block, Fault, Program
 from docs.compare import faults_of
 from docs.lint import lint
 from docs.run import Interpreter, run
@@ -26,37 +28,47 @@ PARSERS: dict[str, tuple[Callable[[str], object], type[Exception]]] = {
     "yaml": (yaml.safe_load, yaml.YAMLError),
     "toml": (tomllib.loads, tomllib.TOMLDecodeError),
 }
-PROGRAMS, BLOCKS, FAULTS = read_all(sources())
 
 
-def _chosen(config: pytest.Config, program: Program) -> bool:
-    pages = [ROOT / page for page in config.getoption("--page")]
-    return not pages or program.block.path in pages
+class Contents(NamedTuple):
+    """What the pages hold that are tested: all, or those that `--page` names."""
+
+    programs: list[Program]
+    blocks: list[Block]
+    faults: list[Fault]
+
+
+@cache
+def read(pages: tuple[str, ...]) -> Contents:
+    return Contents(*read_all([ROOT / page for page in pages] or sources()))
+
+
+@pytest.fixture(scope="session")
+def contents(pytestconfig: pytest.Config) -> Contents:
+    return read(tuple(pytestconfig.getoption("--page")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "program" in metafunc.fixturenames:
-        chosen = [
-            program
-            for program in PROGRAMS
-            if not program.block.skip and _chosen(metafunc.config, program)
-        ]
-        metafunc.parametrize("program", chosen, ids=lambda program: program.block.name)
+        programs = read(tuple(metafunc.config.getoption("--page"))).programs
+        run_here = [program for program in programs if not program.block.skip]
+        metafunc.parametrize("program", run_here, ids=lambda program: program.block.name)
 
 
-def test_every_block_is_seen_by_both_readers_and_fits_its_neighbours() -> None:
-    assert not FAULTS, "\n" + "\n".join(map(str, FAULTS))
+def test_every_block_is_seen_by_both_readers_and_fits_its_neighbours(contents: Contents) -> None:
+    assert not contents.faults, "\n" + "\n".join(map(str, contents.faults))
 
 
-def test_every_block_is_accounted_for() -> None:
+def test_every_block_is_accounted_for(contents: Contents) -> None:
     """Run, compared, skipped with a reason, or parsed: there is no other kind."""
-    outputs = sum(block.shows is not None for block in BLOCKS)
-    illustrations = sum(block.language == "text" and not block.is_output for block in BLOCKS)
-    drawn = sum(block.language == "mermaid" and not block.draws for block in BLOCKS)
-    data = sum(block.language in PARSERS for block in BLOCKS)
-    assert len(PROGRAMS) + outputs + illustrations + drawn + data == len(BLOCKS)
-    shown = [(each.output, each.error, each.picture) for each in PROGRAMS]
-    assert outputs == sum(block is not None for blocks in shown for block in blocks)
+    blocks, programs = contents.blocks, contents.programs
+    compared = sum(block.shows is not None for block in blocks)
+    illustrations = sum(block.language == "text" and not block.is_output for block in blocks)
+    drawn = sum(block.language == "mermaid" and not block.draws for block in blocks)
+    data = sum(block.language in PARSERS for block in blocks)
+    assert len(programs) + compared + illustrations + drawn + data == len(blocks)
+    shown = [(each.output, each.error, each.picture) for each in programs]
+    assert compared == sum(block is not None for blocks in shown for block in blocks)
 
 
 def test_program_prints_what_the_page_shows(
@@ -74,15 +86,15 @@ def test_program_prints_what_the_page_shows(
         pytest.fail("\n" + "\n".join(map(str, faults)), pytrace=False)
 
 
-def test_code_is_formatted_and_clean() -> None:
-    faults = lint(BLOCKS)
+def test_code_is_formatted_and_clean(contents: Contents) -> None:
+    faults = lint(contents.blocks)
     assert not faults, "\n" + "\n".join(map(str, faults))
 
 
 @pytest.mark.parametrize("language", PARSERS)
-def test_data_is_well_formed(language: str) -> None:
+def test_data_is_well_formed(contents: Contents, language: str) -> None:
     parse, wrong = PARSERS[language]
-    for block in BLOCKS:
+    for block in contents.blocks:
         if block.language == language:
             try:
                 parse(block.code)
@@ -92,11 +104,13 @@ def test_data_is_well_formed(language: str) -> None:
 
 def test_the_site_shows_the_ledger() -> None:
     text = ledger.PAGE.read_text("utf-8")
-    assert text == ledger.on_page(text, BLOCKS), "`make docs-update` writes the ledger anew"
+    assert text == ledger.on_page(text, read(()).blocks), (
+        "`make docs-update` writes the ledger anew"
+    )
 
 
-def test_no_more_is_skipped_than_the_ledger_allows() -> None:
-    skipped = ledger.skipped(BLOCKS)
+def test_no_more_is_skipped_than_the_ledger_allows(contents: Contents) -> None:
+    skipped = ledger.skipped(contents.blocks)
     counts = Counter(entry.language for entry in skipped)
     for language, ceiling in ledger.CEILING.items():
         assert counts[language] <= ceiling, "\n".join(map(str, skipped))
