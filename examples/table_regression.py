@@ -1,0 +1,90 @@
+"""Adds a column of predictions to a CSV file, with a scikit-learn pipeline that takes data frames.
+
+    python examples/table_regression.py \\
+        --input patients.csv --output predicted.csv --model_path model.pickle
+
+Without arguments it foresees how diabetes progresses, for patients that the model was not trained on.
+"""
+
+import argparse
+import os
+import tempfile
+
+import apache_beam as beam
+import pandas as pd
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from runinference import RunInference, samples
+from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerPandas
+
+PREDICTION = "prediction"
+
+
+def run(argv=None):
+    """Runs the pipeline; each row of the file travels as a data frame of one row."""
+    args, pipeline_args = parse_args(argv)
+    options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
+    path = args.input or write_patients()
+    output = args.output or os.path.join(tempfile.mkdtemp(prefix="predicted-"), "predicted.csv")
+    handler = SklearnModelHandlerPandas(
+        model_uri=args.model_path or samples.diabetes_regressor(),
+        model_file_type=ModelFileType[args.model_file_type],
+    )
+    with FileSystems.open(path) as file:
+        columns = pd.read_csv(file, nrows=0).columns
+    with beam.Pipeline(options=options) as pipeline:
+        _ = (
+            pipeline
+            | "Path" >> beam.Create([path])
+            | "Read" >> beam.FlatMap(read_rows)
+            | "Predict" >> RunInference(handler)
+            | "Format" >> beam.Map(as_line)
+            | "Write"
+            >> beam.io.WriteToText(
+                output, shard_name_template="", header=",".join([*columns, PREDICTION])
+            )
+        )
+    print(f"Predictions: {output}")
+
+
+def read_rows(path):
+    """The rows of a CSV file, each as a data frame of one row."""
+    with FileSystems.open(path) as file:
+        for chunk in pd.read_csv(file, chunksize=10_000):
+            for i in range(len(chunk)):
+                yield chunk.iloc[[i]]
+
+
+def as_line(result):
+    """A line of CSV: the row that went in, and the model's prediction for it."""
+    row = result.example.assign(**{PREDICTION: result.inference})
+    return row.to_csv(header=False, index=False).rstrip("\r\n")
+
+
+def write_patients():
+    """Writes the held-out patients as a CSV file, with what really became of them; gives its path."""
+    patients, progression = samples.held_out_diabetes()
+    path = os.path.join(tempfile.mkdtemp(prefix="patients-"), "patients.csv")
+    patients.assign(progression=progression).to_csv(path, index=False)
+    return path
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--input",
+        help="CSV file with a header that names the model's columns; others may be there too",
+    )
+    parser.add_argument(
+        "--output", help="CSV file to write, one column wider; by default in a temporary folder"
+    )
+    parser.add_argument("--model_path", help="scikit-learn estimator that takes data frames")
+    parser.add_argument(
+        "--model_file_type", choices=["PICKLE", "JOBLIB"], default="PICKLE", help="what wrote it"
+    )
+    return parser.parse_known_args(argv)
+
+
+if __name__ == "__main__":
+    run()
