@@ -22,6 +22,9 @@ from docs.browser import FLAGS, find_or_install
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 375, "height": 740}
+NARROW_RULES = ("scrollable-region-focusable", "target-size", "aria-hidden-focus")
+"""The rules of axe whose answer depends on the width; the others are slow, and asked once."""
+
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -90,15 +93,16 @@ def look(chromium: Browser, address: str, page: str, scheme: str, size: dict[str
         tab.wait_for_function("!document.querySelector('pre.mermaid')")
         tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         seen.wider_by = tab.evaluate(WIDER)
-        seen.barriers = _barriers(tab)
+        seen.barriers = _barriers(tab, NARROW_RULES if size is PHONE else ())
     finally:
         context.close()
     return seen
 
 
-def _barriers(tab: Any) -> list[str]:
-    """What axe finds serious or critical."""
-    found = Axe().run(tab).response["violations"]
+def _barriers(tab: Any, rules: tuple[str, ...]) -> list[str]:
+    """What axe finds serious or critical, asked for these rules, or for all of them."""
+    options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
+    found = Axe().run(tab, options=options).response["violations"]
     return [
         f"{each['id']}: {each['help']}: {node['html'][:160]} {node.get('failureSummary', '')}"
         for each in found
