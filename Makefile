@@ -63,7 +63,7 @@ docs-format: $(FULL) ## format the code that the pages show
 
 site: $(FULL) ## build the site, strictly, into site/
 	$(call say,site)
-	@$(SITE) build --strict --quiet
+	@$(SITE) build --strict
 
 browser: $(FULL)
 	$(call say,a browser for the tests of the site)

@@ -7,14 +7,14 @@ function nameLandmarks() {
   });
 }
 
-// A block of code that scrolls can be reached, and so scrolled, with the keyboard.
-function reachScrollingCode() {
-  document.querySelectorAll(".md-typeset pre > code, .md-typeset__scrollwrap").forEach((box) => {
+// What scrolls sideways (code, tables, tabs) can be reached, and so scrolled, with the keyboard.
+function reachWhatScrolls() {
+  document.querySelectorAll(".md-typeset pre > code, .md-typeset__scrollwrap, .tabbed-labels").forEach((box) => {
     if (box.scrollWidth > box.clientWidth) box.setAttribute("tabindex", "0");
     else box.removeAttribute("tabindex");
   });
 }
 
 nameLandmarks();
-reachScrollingCode();
-addEventListener("resize", reachScrollingCode);
+reachWhatScrolls();
+addEventListener("resize", reachWhatScrolls);

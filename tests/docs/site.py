@@ -29,8 +29,11 @@ WIDER = "document.documentElement.scrollWidth - document.documentElement.clientW
 
 
 def build(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
-    """Build the site, strictly; what mkdocs complains of, or nothing."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    """Build the site, strictly; what mkdocs complains of, or nothing.
+
+    Never with `--quiet`, which hides the warnings from `--strict` as well.
+    """
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     command += ["--config-file", str(config), "--site-dir", str(into)]
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
