@@ -102,6 +102,34 @@ def look(chromium: Browser, address: str, page: str, scheme: str, size: dict[str
     return seen
 
 
+CLICK_ALL = """async () => {
+    const held = [];
+    for (const button of document.querySelectorAll(".md-code__button[data-md-type=copy]")) {
+        await navigator.clipboard.writeText("");
+        button.click();
+        let text = "";
+        for (let tries = 0; tries < 100 && !text; tries++) {
+            await new Promise((wake) => setTimeout(wake, 10));
+            text = await navigator.clipboard.readText();
+        }
+        held.push(text);
+    }
+    return held;
+}"""
+
+
+def copied(chromium: Browser, address: str, page: str) -> list[str]:
+    """What the clipboard holds after each copy button of a page was clicked."""
+    permissions = ["clipboard-read", "clipboard-write"]
+    context = chromium.new_context(viewport=DESKTOP, permissions=permissions)
+    try:
+        tab = context.new_page()
+        tab.goto(address + page, wait_until="load")
+        return tab.evaluate(CLICK_ALL)
+    finally:
+        context.close()
+
+
 def _barriers(tab: Any, rules: tuple[str, ...]) -> list[str]:
     """What axe finds serious or critical, asked for these rules, or for all of them."""
     options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
+from docs import site_reader
 from docs.blocks import ROOT
-from docs.site import DESKTOP, PHONE, Look, browser, build, look, served
+from docs.site import DESKTOP, PHONE, Look, browser, build, copied, look, served
 
 pytestmark = pytest.mark.xdist_group("site")
 
@@ -49,6 +50,13 @@ def test_page_is_fit_for_every_reader(chromium: Browser, address: str, page: str
     for scheme, size in LOOKS:
         seen = look(chromium, address, path(page), scheme, size)
         assert seen == Look(), f"docs/{page}.md, {scheme}, {size['width']} pixels wide: {seen}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_copy_buttons_give_what_ran(chromium: Browser, address: str, page: str) -> None:
+    blocks, _ = site_reader.read(ROOT / "docs" / f"{page}.md")
+    code = [block.code.strip() for block in blocks if block.language != "mermaid"]
+    assert [text.strip() for text in copied(chromium, address, path(page))] == code
 
 
 def test_search_finds_a_page_by_the_words_of_its_title(chromium: Browser, address: str) -> None:
