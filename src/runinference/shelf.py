@@ -1,0 +1,205 @@
+"""The models that a process holds: loaded once, lent while they are used, put away when there is no room."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from runinference.errors import OptionError
+
+
+class Closeable(Protocol):
+    """What lies on a shelf."""
+
+    n_bytes: int
+
+    def close(self) -> None:
+        """Frees what the model holds; called once, after its last lease."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much a shelf may hold.
+
+    Attributes:
+        models: The most models; None for any number.
+        n_bytes: The most bytes of models, as far as each alone is smaller; None for any number.
+        wait_secs: Seconds to wait for another lease to end where nothing can be put away. When they are over,
+            the model is loaded all the same. A value of 0 does not wait.
+    """
+
+    models: int | None = None
+    n_bytes: int | None = None
+    wait_secs: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("models", "n_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"Room for {name} must be at least 1, and is {value!r}.")
+
+
+class Shelf:
+    """Lends models by name.
+
+    A model is loaded when it is first asked for, by one thread at a time; others that ask for it wait, those
+    that ask for another do not. Where there is no room, the model that was used least recently is put away
+    first, but never one that is lent. A load that fails leaves nothing behind.
+
+    >>> class Model:
+    ...     n_bytes = 1
+    ...     def close(self): print("put away")
+    >>> shelf = Shelf(Room(models=1))
+    >>> with shelf.lease("a", Model) as model:
+    ...     pass
+    >>> with shelf.lease("b", Model) as model:
+    ...     pass
+    put away
+    """
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._changed = threading.Condition()
+        self.evictions = 0
+
+    @contextmanager
+    def lease(self, name: str, load: Callable[[], Any], *, beside: bool = False) -> Iterator[Any]:
+        """Lends the model of a name for the length of the block.
+
+        Args:
+            name: Of the model.
+            load: Makes the model, if it is not here.
+            beside: Load it even where there is no room, because another must not be put away before this one
+                is known to be good.
+        """
+        slot = self._enter(name)
+        try:
+            with slot.loading:
+                if slot.model is None:
+                    self._load(slot, load, beside)
+            yield slot.model
+        finally:
+            self._leave(slot)
+
+    def retire(self, name: str) -> None:
+        """Puts a model away after its last lease, unless it is asked for again before."""
+        with self._changed:
+            if slot := self._slots.get(name):
+                slot.retired = True
+        self._put_away(self._taken(lambda: self._first(lambda slot: slot.retired)))
+
+    def give_up(self, name: str) -> None:
+        """Forgets a model that is stuck, at once: the next that asks gets a fresh one."""
+        with self._changed:
+            slot = self._slots.pop(name, None)
+            idle = slot if slot is not None and slot.leases == 0 else None
+            self._changed.notify_all()
+        if idle is not None:
+            idle.model.close()
+
+    def names(self) -> list[str]:
+        """The models that are loaded now, least recently used first."""
+        with self._changed:
+            return [name for name, slot in self._slots.items() if slot.model is not None]
+
+    def _enter(self, name: str) -> _Slot:
+        with self._changed:
+            slot = self._slots.get(name)
+            if slot is None:
+                slot = self._slots[name] = _Slot(name)
+            slot.leases += 1
+            slot.retired = False
+            self._slots.move_to_end(name)
+            return slot
+
+    def _load(self, slot: _Slot, load: Callable[[], Any], beside: bool) -> None:
+        self._make_room(slot, wait=not beside)
+        try:
+            slot.model = load()
+            self._sizes[slot.name] = slot.n_bytes
+        finally:
+            slot.coming = False
+
+    def _leave(self, slot: _Slot) -> None:
+        with self._changed:
+            slot.leases -= 1
+            known = self._slots.get(slot.name) is slot
+            if known and slot.leases == 0 and slot.model is None:
+                del self._slots[slot.name]
+            forgotten = slot.model if not known and slot.leases == 0 else None
+            self._changed.notify_all()
+        if forgotten is not None:
+            forgotten.close()
+        self._put_away(self._taken(lambda: self._first(lambda s: s.retired) or self._excess(None)))
+
+    def _make_room(self, newcomer: _Slot, wait: bool) -> None:
+        deadline = time.monotonic() + (self._room.wait_secs if wait else 0)
+        while True:
+            self._put_away(self._taken(lambda: self._excess(newcomer)))
+            with self._changed:
+                patience = deadline - time.monotonic()
+                if self._fits(newcomer) or patience <= 0:
+                    newcomer.coming = True
+                    return
+                if self._first(lambda slot: True) is None:
+                    self._changed.wait(patience)
+
+    def _taken(self, choose: Callable[[], _Slot | None]) -> list[_Slot]:
+        """Takes slots off the shelf as long as ``choose`` finds one."""
+        taken = []
+        with self._changed:
+            while slot := choose():
+                taken.append(self._slots.pop(slot.name))
+            self.evictions += sum(not slot.retired for slot in taken)
+            if taken:
+                self._changed.notify_all()
+        return taken
+
+    def _put_away(self, taken: list[_Slot]) -> None:
+        for slot in taken:
+            slot.model.close()
+
+    def _excess(self, newcomer: _Slot | None) -> _Slot | None:
+        """The slot to put away next so that the room suffices, if it does not."""
+        return None if self._fits(newcomer) else self._first(lambda slot: True)
+
+    def _first(self, wanted: Callable[[_Slot], bool]) -> _Slot | None:
+        """The least recently used model that is not lent, among those wanted."""
+        for slot in self._slots.values():
+            if slot.leases == 0 and slot.model is not None and wanted(slot):
+                return slot
+        return None
+
+    def _fits(self, newcomer: _Slot | None) -> bool:
+        held = [slot for slot in self._slots.values() if slot.model is not None or slot.coming]
+        n_models = len(held) + (newcomer is not None)
+        n_bytes = sum(slot.n_bytes for slot in held)
+        most_models, most_bytes = self._room.models, self._room.n_bytes
+        if most_models is not None and n_models > most_models:
+            return False
+        if most_bytes is None or n_models <= 1:
+            return True
+        return n_bytes + (self._sizes.get(newcomer.name, 1) if newcomer else 0) <= most_bytes
+
+
+class _Slot:
+    """The place of one model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model: Any = None
+        self.leases = 0
+        self.retired = False
+        self.coming = False
+        self.loading = threading.Lock()
+
+    @property
+    def n_bytes(self) -> int:
+        return 0 if self.model is None else int(self.model.n_bytes)
