@@ -1,0 +1,93 @@
+"""W1: 200,000 rows of 32 float32 and a logistic regression: all cost is the pipeline's."""
+
+import functools
+import pickle
+import tempfile
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.ml.inference import base as beam_base
+from apache_beam.ml.inference import sklearn_inference as beam_sklearn
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.harness import (
+    Case,
+    Keep,
+    KeepResult,
+    Outcome,
+    batches,
+    in_order,
+    run_pipeline,
+)
+from runinference import RunInference
+from runinference.sklearn_inference import SklearnModelHandlerNumpy
+
+FEATURES = 32
+GOALS = {"ours of the ideal": 0.80, "ours ÷ Beam": 1.5}
+
+
+def cases(scale):
+    n = max(2_000, int(200_000 * scale))
+    model, path = trained()
+    fixed = {"min_batch_size": 1_024, "max_batch_size": 1_024}
+    for variant, options in (("default settings", {}), ("batches of 1,024", fixed)):
+        ours = SklearnModelHandlerNumpy(model_uri=path, **options)
+        peer = beam_sklearn.SklearnModelHandlerNumpy(model_uri=path, **options)
+        yield Case(
+            workload="W1",
+            variant=variant,
+            n=n,
+            runs={
+                "limit": functools.partial(bare_loop, model, n),
+                "floor": functools.partial(floor, n),
+                "ours": functools.partial(run_with, n, RunInference, ours),
+                "peer": functools.partial(run_with, n, beam_base.RunInference, peer),
+            },
+            check=functools.partial(check, model, n),
+            goals=GOALS,
+        )
+
+
+@functools.cache
+def rows(n):
+    """The elements: separate arrays, as a source would give them."""
+    return list(np.random.default_rng(0).normal(size=(n, FEATURES)).astype(np.float32).copy())
+
+
+def trained():
+    """A model that is trained on other rows, and the path of its file."""
+    generator = np.random.default_rng(1)
+    features = generator.normal(size=(2_000, FEATURES)).astype(np.float32)
+    model = LogisticRegression().fit(features, features @ generator.normal(size=FEATURES) > 0)
+    path = Path(tempfile.mkdtemp(prefix="benchmark-")) / "w1.pickle"
+    path.write_bytes(pickle.dumps(model))
+    return model, str(path)
+
+
+def bare_loop(model, n):
+    predictions = []
+    for batch in batches(rows(n), 1_024):
+        predictions.extend(model.predict(np.stack(batch)))
+    return Outcome(rows(n), predictions)
+
+
+def floor(n):
+    return run_pipeline(functools.partial(rows, n), beam.Map(identity), beam.ParDo(Keep()))
+
+
+def identity(row):
+    return row
+
+
+def run_with(n, transform, handler):
+    return run_pipeline(functools.partial(rows, n), transform(handler), beam.ParDo(KeepResult()))
+
+
+def check(model, n, contestant, outcome):
+    """Every row came out once, and each with the prediction that belongs to it."""
+    got = np.stack(outcome.examples)
+    wanted = np.stack(rows(n))
+    np.testing.assert_array_equal(got[in_order(got)], wanted[in_order(wanted)])
+    if contestant != "floor":
+        np.testing.assert_array_equal(np.asarray(outcome.inferences), model.predict(got))
