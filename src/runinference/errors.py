@@ -42,6 +42,14 @@ class ResultMismatchError(RunInferenceError, ValueError):
     """The model's output does not match the batch, one result an element."""
 
 
+class ModelUnavailableError(RunInferenceError, RuntimeError):
+    """A model could not be loaded; the cause says why. Dividing the batch does not help."""
+
+
+class InferenceTimeoutError(RunInferenceError, TimeoutError):
+    """Loading a model or calling it took longer than the timeout; the model was given up."""
+
+
 class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name
     """A batch was not sent because the rate limit is used up."""
 

@@ -1,0 +1,163 @@
+"""What happens when a batch fails: it stops the pipeline, or exactly its failing elements are set aside."""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runinference.errors import InferenceTimeoutError, ModelUnavailableError, RateLimitExceeded
+
+#: Calls a model on a batch: one result for each element, or an error.
+Call = Callable[[list[Any]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an element has no result."""
+
+    error: BaseException
+
+    def report(self) -> tuple[type, str, list[str]]:
+        """Type, message and traceback, in the form of Beam's dead letters."""
+        lines = traceback.format_exception(type(self.error), self.error, self.error.__traceback__)
+        return type(self.error), repr(self.error), lines
+
+
+class LetErrorsRaise:
+    """An error stops the pipeline, or the bundle, as the runner will have it."""
+
+    caught: tuple[type[BaseException], ...] = ()
+
+    def attempt(self, call: Call, batch: list[Any]) -> list[Any]:
+        """The results of a batch."""
+        try:
+            return call(batch)
+        except ModelUnavailableError as error:
+            raise (error.__cause__ or error) from None
+
+
+class SetErrorsAside:
+    """A failing element becomes a [Failure][runinference.failing.Failure]; all others get their results.
+
+    A batch that fails is divided until what fails stands alone. An error that may pass, such as a broken
+    connection, is tried again on the whole batch first. Where each failure costs much, because the model is
+    stuck or an endpoint is down, only so many are spent on a batch, and what is then undecided is set aside.
+    """
+
+    def __init__(
+        self,
+        caught: type[BaseException] | tuple[type[BaseException], ...],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.caught = caught if isinstance(caught, tuple) else (caught,)
+        self._sleep = sleep
+
+    def attempt(self, call: Call, batch: list[Any]) -> list[Any]:
+        """One result or Failure for each element of a batch."""
+        return self._retried(call, batch, _Patience(len(batch)))
+
+    def _retried(self, call: Call, batch: list[Any], patience: _Patience) -> list[Any]:
+        pause = FIRST_PAUSE_SECS
+        for _ in range(RETRIES):
+            try:
+                return call(batch)
+            except self.caught as error:
+                if not is_transient(error):
+                    return self._divided(call, batch, error, patience)
+                self._sleep(pause * random.uniform(0.5, 1.5))
+                pause *= 2
+        return self._whole(call, batch, patience)
+
+    def _whole(self, call: Call, batch: list[Any], patience: _Patience) -> list[Any]:
+        try:
+            return call(batch)
+        except self.caught as error:
+            return self._divided(call, batch, error, patience)
+
+    def _divided(
+        self, call: Call, batch: list[Any], error: BaseException, patience: _Patience
+    ) -> list[Any]:
+        if isinstance(error, ModelUnavailableError):
+            return [Failure(error.__cause__ or error)] * len(batch)
+        if len(batch) == 1 or not patience.spend(error):
+            return [Failure(error)] * len(batch)
+        middle = (len(batch) + 1) // 2
+        return [
+            *self._whole(call, batch[:middle], patience),
+            *self._whole(call, batch[middle:], patience),
+        ]
+
+
+class _Patience:
+    """How many dear failures a batch may still have: enough to find two single elements among it."""
+
+    def __init__(self, n_elements: int) -> None:
+        self._left = 4 * n_elements.bit_length()
+
+    def spend(self, error: BaseException) -> bool:
+        if isinstance(error, InferenceTimeoutError) or is_transient(error):
+            self._left -= 1
+        return self._left > 0
+
+
+#: How often a batch is tried again whole after an error that may pass, and how long the first pause is.
+RETRIES = 3
+FIRST_PAUSE_SECS = 0.1
+
+_TRANSIENT = (ConnectionError, TimeoutError, RateLimitExceeded)
+_TRANSIENT_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later: a broken connection, a time-out, a server under load.
+
+    >>> is_transient(ConnectionResetError("peer went away")), is_transient(ValueError("bad row"))
+    (True, False)
+    """
+    if isinstance(error, InferenceTimeoutError):  # ours: the model was given up, not the connection
+        return False
+    if isinstance(error, _TRANSIENT):
+        return True
+    response = getattr(error, "response", None)
+    codes = (
+        getattr(where, name, None)
+        for where in (error, response)
+        for name in ("status_code", "code")
+    )
+    return any(code in _TRANSIENT_CODES for code in codes if isinstance(code, int))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on a GPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+def halved_on_out_of_memory(
+    call: Call, batch: Sequence[Any], too_large: Callable[[int], None]
+) -> Iterator[Any]:
+    """The results of a batch, in halves of halves where memory does not suffice for more.
+
+    Args:
+        call: Calls the model.
+        batch: The elements.
+        too_large: Is told each number of elements that memory did not suffice for.
+    """
+    try:
+        results = call(list(batch))
+    except Exception as error:
+        if len(batch) < 2 or not is_out_of_memory(error):
+            raise
+        too_large(len(batch))
+        results = None
+    if results is not None:
+        yield from results
+        return
+    middle = (len(batch) + 1) // 2
+    yield from halved_on_out_of_memory(call, batch[:middle], too_large)
+    yield from halved_on_out_of_memory(call, batch[middle:], too_large)

@@ -1,0 +1,161 @@
+"""Exactly what fails is set aside, for as few calls as that takes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runinference.errors import InferenceTimeoutError, ModelUnavailableError
+from runinference.failing import (
+    RETRIES,
+    Failure,
+    LetErrorsRaise,
+    SetErrorsAside,
+    halved_on_out_of_memory,
+    is_transient,
+)
+
+
+class Call:
+    """Doubles numbers; fails on the bad ones, and counts."""
+
+    def __init__(self, bad=(), error=ValueError):
+        self.bad, self.error, self.calls = set(bad), error, []
+
+    def __call__(self, batch):
+        self.calls.append(len(batch))
+        for element in batch:
+            if element in self.bad:
+                raise self.error(f"bad {element}")
+        return [2 * element for element in batch]
+
+
+def aside(**options):
+    pauses = []
+    return SetErrorsAside(options.pop("caught", Exception), sleep=pauses.append), pauses
+
+
+@given(st.integers(1, 70), st.sets(st.integers(0, 69)))
+def test_exactly_the_bad_elements_fail(size, bad):
+    outcomes = aside()[0].attempt(Call(bad), list(range(size)))
+    for element, outcome in enumerate(outcomes):
+        if element in bad:
+            assert str(outcome.error) == f"bad {element}"
+        else:
+            assert outcome == 2 * element
+
+
+def test_one_bad_element_costs_about_two_calls_a_halving():
+    call = Call({17})
+    aside()[0].attempt(call, list(range(64)))
+    assert len(call.calls) <= 2 * math.log2(64) + 1
+
+
+def test_an_error_that_may_pass_is_tried_again_on_the_whole_batch():
+    class Flaky(Call):
+        def __call__(self, batch):
+            self.calls.append(len(batch))
+            if len(self.calls) < 3:
+                raise ConnectionResetError("try again")
+            return list(batch)
+
+    call, (errors, pauses) = Flaky(), aside()
+    assert errors.attempt(call, [1, 2, 3]) == [1, 2, 3]
+    assert call.calls == [3, 3, 3]
+    assert len(pauses) == 2
+    assert pauses[0] < pauses[1] * 3
+
+
+def test_an_endpoint_that_is_down_costs_few_calls_and_sets_all_aside():
+    call, (errors, pauses) = Call(range(1000), ConnectionError), aside()
+    outcomes = errors.attempt(call, list(range(1000)))
+    assert all(isinstance(outcome, Failure) for outcome in outcomes)
+    assert len(outcomes) == 1000
+    assert len(call.calls) <= 2 * 4 * (1000).bit_length() + RETRIES + 1
+    assert len(pauses) == RETRIES
+
+
+def test_one_element_on_which_the_model_hangs_is_found():
+    outcomes = aside()[0].attempt(Call({5}, InferenceTimeoutError), list(range(100)))
+    assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)] == [5]
+
+
+def test_a_model_that_always_hangs_costs_few_timeouts():
+    call = Call(range(1000), InferenceTimeoutError)
+    outcomes = aside()[0].attempt(call, list(range(1000)))
+    assert len(outcomes) == 1000
+    assert len(call.calls) <= 100
+
+
+def test_a_model_that_cannot_be_loaded_is_not_asked_again_for_each_half():
+    def call(batch):
+        calls.append(len(batch))
+        raise ModelUnavailableError("no model") from FileNotFoundError("gone")
+
+    calls = []
+    outcomes = aside()[0].attempt(call, [1, 2, 3])
+    assert calls == [3]
+    assert [type(outcome.error) for outcome in outcomes] == [FileNotFoundError] * 3
+
+
+def test_only_the_errors_named_are_set_aside():
+    with pytest.raises(ZeroDivisionError):
+        aside(caught=ValueError)[0].attempt(Call({1}, ZeroDivisionError), [1, 2])
+    outcomes = aside(caught=(KeyError, ValueError))[0].attempt(Call({1}), [1, 2])
+    assert isinstance(outcomes[0], Failure)
+
+
+def test_errors_raise_where_nothing_sets_them_aside():
+    with pytest.raises(ValueError, match="bad 1"):
+        LetErrorsRaise().attempt(Call({1}), [0, 1])
+
+
+def test_a_report_has_type_message_and_traceback():
+    [failure] = aside()[0].attempt(Call({1}), [1])
+    kind, message, lines = failure.report()
+    assert kind is ValueError
+    assert message == "ValueError('bad 1')"
+    assert any("in __call__" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (ConnectionError(), True),
+        (TimeoutError(), True),
+        (InferenceTimeoutError("ours"), False),
+        (ValueError(), False),
+    ],
+)
+def test_what_may_pass_is_told_by_its_kind(error, transient):
+    assert is_transient(error) is transient
+
+
+def test_what_may_pass_is_told_by_a_status_code():
+    error = RuntimeError("busy")
+    error.status_code = 503
+    assert is_transient(error)
+    error.status_code = 400
+    assert not is_transient(error)
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing():
+    def call(batch):
+        if len(batch) > 10:
+            raise MemoryError("too much")
+        return [2 * n for n in batch]
+
+    told = []
+    assert list(halved_on_out_of_memory(call, range(33), told.append)) == [2 * n for n in range(33)]
+    assert told == [33, 17, 16]
+
+
+def test_one_element_that_is_too_large_is_an_error():
+    def call(batch):
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(halved_on_out_of_memory(call, [1, 2], lambda n: None))
