@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runinference.batching import AdaptiveSize, BatchPolicy, Gatherer, size_in_bytes
+from runinference import KeyedModelHandler
+from runinference.batching import AdaptiveSize, BatchPolicy, Gatherer, policy_of, size_in_bytes
 from runinference.errors import OptionError, UnknownOptionError
+from tiny import Doubler
 
 
 def batches(policy: BatchPolicy, elements):
@@ -71,6 +75,117 @@ def test_nothing_is_lost_or_twice_and_every_limit_holds(elements, size, weight, 
         assert len({policy.bucket(n) for n in batch}) == 1
 
 
+def itself(n: int) -> int:
+    return n
+
+
+def budget(n: int, **fields) -> BatchPolicy:
+    return BatchPolicy(max_padded=n, measure=itself, **fields)
+
+
+def padded(batch: list[int]) -> int:
+    return max(batch) * len(batch)
+
+
+def lengths_of_texts(n: int) -> list[int]:
+    lengths = np.random.default_rng(0).lognormal(3.6, 0.9, n)
+    return np.clip(lengths, 4, 512).astype(int).tolist()
+
+
+def test_a_budget_on_padded_size_sorts_and_the_longest_come_first():
+    assert batches(budget(12), [1, 6, 2, 5, 20, 1]) == [[20], [6, 5], [2, 1, 1]]
+
+
+def test_padding_of_texts_within_a_budget_is_a_tenth_at_most():
+    lengths = lengths_of_texts(1_024)
+    found = batches(budget(2_048), lengths)
+    assert sum(map(padded, found)) <= 1.1 * sum(lengths)
+    assert len(found) <= 30
+    in_order = [lengths[i : i + 32] for i in range(0, 1_024, 32)]
+    assert sum(map(padded, in_order)) > 3 * sum(lengths)
+
+
+def test_a_larger_budget_gets_a_larger_window():
+    lengths = lengths_of_texts(8_000)
+    found = batches(budget(8_192), lengths)
+    assert sum(map(padded, found)) <= 1.1 * sum(lengths)
+
+
+def test_a_window_is_handed_on_before_the_end_and_keeps_what_is_less_than_a_batch():
+    policy = budget(512)
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    lengths = lengths_of_texts(2_500)
+    full = [batch for n in lengths for batch in gatherer.add(n, n)]
+    assert 2 * 1_024 - 512 // 4 <= sum(map(len, full)) < 2 * 1_024
+    rest = gatherer.flush()
+    assert sorted(n for batch in [*full, *rest] for n in batch) == sorted(lengths)
+    assert not gatherer.flush()
+
+
+def test_a_window_smaller_than_the_budget_is_one_batch():
+    policy = budget(10**9)
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    full = [batch for _ in range(10_000) for batch in gatherer.add(1, 1)]
+    assert [len(batch) for batch in full] == [10_000]
+
+
+def test_a_window_is_bounded_by_bytes():
+    policy = BatchPolicy(max_padded=10**9, measure=len)
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    megabyte = np.zeros(1 << 20, np.int8)
+    n_batches = [len(gatherer.add(megabyte, None)) for _ in range(64)]
+    assert n_batches == [0] * 63 + [1]
+
+
+@given(
+    st.lists(st.integers(0, 30)),
+    st.integers(1, 8),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 30), unique=True).map(sorted),
+)
+def test_with_a_budget_nothing_is_lost_and_every_limit_holds(
+    elements, size, most_padded, weight, boundaries
+):
+    policy = budget(
+        most_padded,
+        max_size=size,
+        max_weight=weight,
+        weigh=itself,
+        boundaries=tuple(boundaries),
+    )
+    found = batches(policy, elements)
+    assert sorted(n for batch in found for n in batch) == sorted(elements)
+    for batch in found:
+        assert 1 <= len(batch) <= size
+        assert sum(batch) <= weight or len(batch) == 1
+        assert padded(batch) == policy.padded_size(batch)
+        assert padded(batch) <= most_padded or len(batch) == 1
+        assert len({policy.bucket(n) for n in batch}) == 1
+
+
+def test_a_budget_has_no_buckets_unless_they_are_asked_for():
+    options = {"length_fn": len, "max_padded_size": 100}
+    assert BatchPolicy.of(options).boundaries == ()
+    assert BatchPolicy.of({**options, "bucket_boundaries": [4]}).boundaries == (4,)
+
+
+def test_the_budget_of_a_handler_is_ours_alone_and_goes_with_it_into_another():
+    handler = Doubler("budget", max_padded_size=10, batch_length_fn=itself, max_batch_bytes=100)
+    assert handler.batch_elements_kwargs() == {"length_fn": itself}
+    for one in (handler, handler.with_preprocess_fn(float), KeyedModelHandler(handler)):
+        assert policy_of(one).max_padded == 10
+        assert policy_of(one).max_bytes == 100
+    assert policy_of(KeyedModelHandler(handler)).length(("key", 7)) == 7
+
+
+def test_a_handler_predicts_within_its_budget_and_keeps_the_order():
+    handler = Doubler("order in a budget", max_padded_size=12, batch_length_fn=int)
+    results = handler.predict([1, 6, 2, 5, 20])
+    assert [result.inference for result in results] == [2, 12, 4, 10, 40]
+    assert handler.sizes == [1, 2, 2]
+
+
 def learn(policy: BatchPolicy, seconds) -> AdaptiveSize:
     size = AdaptiveSize(policy)
     for _ in range(100):
@@ -99,6 +214,105 @@ def test_the_size_stays_within_its_limits(low, high):
         size.record(size.now, 1e-3 + 1e-6 * size.now)
 
 
+def test_a_budget_decides_the_size_and_no_search_does():
+    size = AdaptiveSize(budget(100, max_size=50))
+    assert (size.now, size.budget, size.settled) == (50, 100, True)
+
+
+def go_well(size: AdaptiveSize, calls: int = 32) -> None:
+    for _ in range(calls):
+        size.record(size.now, 1e-3)
+
+
+@pytest.mark.parametrize("policy", [fixed(64), BatchPolicy(min_size=64, max_size=100)])
+def test_out_of_memory_halves_the_size_and_calls_that_go_well_double_it_again(policy):
+    size = AdaptiveSize(policy)
+    size.out_of_memory(64)
+    assert size.now == 32
+    size.out_of_memory(32)
+    size.out_of_memory(32)
+    assert size.now == 16
+    go_well(size, 31)
+    assert size.now == 16
+    go_well(size, 1)
+    assert size.now == 32
+    go_well(size)
+    assert size.now == 64
+    go_well(size, 1_000)
+    assert size.now <= policy.max_size
+
+
+def test_small_calls_do_not_prove_that_large_ones_fit():
+    size = AdaptiveSize(fixed(64))
+    size.out_of_memory(64)
+    for _ in range(100):
+        size.record(3, 1e-3)
+    assert size.now == 32
+
+
+def test_a_size_that_proves_too_high_again_is_tried_more_and_more_rarely():
+    size = AdaptiveSize(fixed(64))
+    waits = []
+    for _ in range(4):
+        size.out_of_memory(64)
+        calls = 0
+        while size.now < 64:
+            go_well(size, 1)
+            calls += 1
+        waits.append(calls)
+    assert waits == [32, 64, 128, 256]
+
+
+def test_one_element_that_does_not_fit_alone_leaves_a_size_of_one_for_a_while():
+    size = AdaptiveSize(fixed(8))
+    for n in (8, 4, 2, 1):
+        size.out_of_memory(n)
+    assert size.now == 1
+    go_well(size, 3 * 32)
+    assert size.now == 8
+
+
+def test_the_search_goes_on_below_what_fits():
+    size = AdaptiveSize(BatchPolicy(max_size=1_000))
+    for _ in range(10_000):
+        if size.now > 100:
+            size.out_of_memory(size.now)
+        size.record(size.now, 1.0)
+        assert size.now <= 128
+    assert size.now == 64
+
+
+def test_out_of_memory_within_a_budget_halves_the_budget_and_not_the_number():
+    policy = budget(1_000, max_size=500)
+    size = AdaptiveSize(policy)
+    size.out_of_memory(4, policy.padded_size([200, 200, 100, 100]))
+    assert (size.now, size.budget) == (500, 400)
+    gatherer = Gatherer(policy, size)
+    for n in (200, 200, 100, 100, 1, 1):
+        gatherer.add(n, n)
+    assert gatherer.flush() == [[200, 200], [100, 100, 1, 1]]
+    go_well(size)
+    assert size.budget == 800
+    size.out_of_memory(4)
+    assert size.now == 2
+
+
+def test_threads_that_run_out_of_memory_together_halve_once():
+    size = AdaptiveSize(fixed(64))
+    barrier = threading.Barrier(8)
+
+    def fail() -> None:
+        barrier.wait()
+        size.out_of_memory(64)
+
+    threads = [threading.Thread(target=fail) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert size.now == 32
+
+
 def test_bytes_are_what_arrays_tensors_and_frames_hold():
     assert size_in_bytes(np.zeros((2, 3))) == 48
     assert size_in_bytes(torch.zeros(4, 1000)) == 16_000
@@ -120,6 +334,12 @@ def test_bytes_are_what_arrays_tensors_and_frames_hold():
         ({"max_batch_size": 0}, "max_batch_size must be greater than 0"),
         ({"element_size_fn": len}, "give max_batch_weight too"),
         ({"bucket_boundaries": [1]}, "needs batch_length_fn"),
+        ({"max_padded_size": 9}, "max_padded_size needs batch_length_fn"),
+        ({"length_fn": len, "max_padded_size": 0}, "max_padded_size must be greater than 0"),
+        (
+            {"length_fn": len, "max_padded_size": 8, "min_batch_size": 9},
+            r"min_batch_size \(9\) elements are longer than max_padded_size \(8\)",
+        ),
         ({"length_fn": len, "bucket_boundaries": [4, 2]}, "ascending"),
         ({"length_fn": len, "bucket_boundaries": [0, 2]}, "positive"),
     ],

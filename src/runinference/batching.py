@@ -1,7 +1,8 @@
 """Which elements share a call of the model: pure rules, no Beam.
 
 A `BatchPolicy` says how large a batch may get, a `Gatherer` collects elements under it, and an
-`AdaptiveSize` finds a good number of elements by measuring, where the options leave it open.
+`AdaptiveSize` finds a good number of elements by measuring, where the options leave it open, and remembers
+what did not fit into memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from runinference.errors import OptionError, UnknownOptionError, nearest
@@ -23,6 +26,11 @@ BUCKETS = (16, 32, 64, 128, 256, 512)
 MOST_ELEMENTS = 10_000
 #: Input bytes in a batch. Activations take a multiple of it.
 MOST_BYTES = 64 << 20
+#: With a budget on padded size, so many elements are gathered before they are sorted by length and cut into
+#: batches, and so many budgets of real size. The last batches of a window are the ones that pad most: on
+#: lengths that vary like those of texts, padding is about 1 + 1.7 ÷ (budgets in the window).
+WINDOW_ELEMENTS = 1_024
+WINDOW_BUDGETS = 32
 
 # How BatchElements is tuned: understood, so that a handler written for Beam runs here, but of no effect,
 # because sizes are found by another rule.
@@ -70,6 +78,8 @@ class BatchPolicy:
         weigh: The weight of one element; without it each weighs 1.
         measure: The length of one element; those of one bucket share a batch.
         boundaries: Where buckets begin, ascending.
+        max_padded: The most padded size, longest times count, in the units of ``measure``. Elements are
+            sorted by length within a window, longest first, before they are cut into batches.
         max_duration_secs: Seconds an element may wait for others across bundles.
     """
 
@@ -80,6 +90,7 @@ class BatchPolicy:
     weigh: Callable[[Any], float] | None = None
     measure: Callable[[Any], int] | None = None
     boundaries: tuple[int, ...] = ()
+    max_padded: int | None = None
     max_duration_secs: float | None = None
 
     @classmethod
@@ -95,7 +106,7 @@ class BatchPolicy:
         for name in given:
             known = [*_FIELDS, *sorted(_TUNING)]
             raise UnknownOptionError(f"Batching has no option {name!r}.{nearest(name, known)}")
-        if "measure" in fields:
+        if "measure" in fields and "max_padded" not in fields:
             fields.setdefault("boundaries", BUCKETS)
         if "boundaries" in fields:
             fields["boundaries"] = tuple(fields["boundaries"])
@@ -104,28 +115,50 @@ class BatchPolicy:
         return cls(**fields)
 
     def __post_init__(self) -> None:
-        for name in ("min_size", "max_size", "max_bytes", "max_weight", "max_duration_secs"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise OptionError(f"{_NAMES[name]} must be greater than 0, and is {value!r}.")
+        self._check_sizes()
+        self._check_lengths()
+
+    def _check_sizes(self) -> None:
         if self.min_size > self.max_size:
             raise OptionError(
                 f"min_batch_size ({self.min_size}) is greater than max_batch_size ({self.max_size})."
             )
         if self.weigh is not None and self.max_weight is None:
             raise OptionError("element_size_fn has no effect alone: give max_batch_weight too.")
-        if self.boundaries and self.measure is None:
+        if self.max_padded is not None and self.min_size > self.max_padded:
             raise OptionError(
-                "batch_bucket_boundaries needs batch_length_fn, which gives an element's length."
+                f"min_batch_size ({self.min_size}) elements are longer than max_padded_size "
+                f"({self.max_padded}) even at a length of 1: lower the one or raise the other."
             )
+
+    def _check_lengths(self) -> None:
+        for name in ("boundaries", "max_padded"):
+            if getattr(self, name) and self.measure is None:
+                raise OptionError(
+                    f"{_OPTIONS[name]} needs batch_length_fn, which gives an element's length."
+                )
         if any(b <= a for a, b in zip((0, *self.boundaries), self.boundaries, strict=False)):
             raise OptionError(
                 f"batch_bucket_boundaries must be positive and ascending, and are {list(self.boundaries)}."
             )
 
+    def length(self, element: Any) -> int:
+        """The length of an element; 0 where lengths do not matter."""
+        return 0 if self.measure is None else self.measure(element)
+
     def bucket(self, element: Any) -> int:
         """Which elements may share a batch with this one: those of the same bucket."""
-        return 0 if self.measure is None else bisect_right(self.boundaries, self.measure(element))
+        return bisect_right(self.boundaries, self.length(element))
+
+    def padded_size(self, batch: Sequence[Any]) -> int | None:
+        """The size of a batch after padding, longest times count; None where it has no budget."""
+        if self.max_padded is None:
+            return None
+        return len(batch) * max(map(self.length, batch), default=0)
 
 
 _FIELDS = {
@@ -136,16 +169,26 @@ _FIELDS = {
     "element_size_fn": "weigh",
     "length_fn": "measure",
     "bucket_boundaries": "boundaries",
+    "max_padded_size": "max_padded",
     "max_batch_duration_secs": "max_duration_secs",
 }
 _NAMES = {field: name for name, field in _FIELDS.items()}
+_OPTIONS = {**_NAMES, "boundaries": "batch_bucket_boundaries"}
+_POSITIVE = ("min_size", "max_size", "max_bytes", "max_weight", "max_padded", "max_duration_secs")
+
+#: The options for batching that Beam's BatchElements does not know: attributes of the handler, underscored.
+BEYOND_BEAM = ("max_batch_bytes", "max_padded_size")
 
 
 def policy_of(handler: Any) -> BatchPolicy:
-    """The policy a handler asks for; works for any object with Beam's handler methods."""
+    """The policy a handler asks for; works for any object with Beam's handler methods.
+
+    A handler around another one, which it names ``unkeyed``, has the options of that one.
+    """
     options = dict(handler.batch_elements_kwargs())
-    if (max_bytes := getattr(handler, "_max_batch_bytes", None)) is not None:
-        options["max_batch_bytes"] = max_bytes
+    inside = getattr(handler, "unkeyed", None)
+    for name in BEYOND_BEAM:
+        options[name] = getattr(handler, f"_{name}", getattr(inside, f"_{name}", None))
     return BatchPolicy.of(options)
 
 
@@ -153,52 +196,128 @@ class Gatherer(Generic[ItemT]):
     """Collects elements, and hands on a batch whenever one is full.
 
     What is collected are items: anything that travels with its element, such as a window and a timestamp.
+    Each bucket of lengths is gathered by itself: as elements come, or, under a budget on padded size, sorted.
     """
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._policy = policy
         self._size = size
-        self._open: dict[int, _Open[ItemT]] = {}
+        self._buckets: dict[int, _AsTheyCome[ItemT] | _SortedByLength[ItemT]] = {}
 
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
         """Takes one element with its item; gives the batches that are full now, mostly none."""
-        full: Sequence[list[ItemT]] = ()
         policy = self._policy
-        bucket = policy.bucket(element)
-        batch = self._open.get(bucket)
-        n_bytes = size_in_bytes(element)
-        weight = policy.weigh(element) if policy.weigh is not None else 1
-        if batch is not None and (
-            batch.n_bytes + n_bytes > policy.max_bytes
-            or (policy.max_weight is not None and batch.weight + weight > policy.max_weight)
-        ):
-            full = [batch.items]
-            batch = None
-        if batch is None:
-            batch = self._open[bucket] = _Open()
-        batch.items.append(item)
-        batch.n_bytes += n_bytes
-        batch.weight += weight
-        if len(batch.items) >= self._size.now:
-            del self._open[bucket]
-            full = [*full, batch.items]
-        return full
+        length = 0 if policy.measure is None else policy.measure(element)
+        weight = 1 if policy.weigh is None else policy.weigh(element)
+        number = bisect_right(policy.boundaries, length)
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = self._new_bucket()
+        return bucket.add(item, length, size_in_bytes(element), weight)
 
     def flush(self) -> Sequence[list[ItemT]]:
         """Gives what is left, and forgets it."""
-        left, self._open = self._open, {}
-        return [batch.items for batch in left.values()]
+        return [batch for bucket in self._buckets.values() for batch in bucket.flush()]
+
+    def _new_bucket(self) -> _AsTheyCome[ItemT] | _SortedByLength[ItemT]:
+        kind = _AsTheyCome if self._policy.max_padded is None else _SortedByLength
+        return kind(self._policy, self._size)
 
 
-class _Open(Generic[ItemT]):
-    """A batch that still grows."""
+class _AsTheyCome(Generic[ItemT]):
+    """One batch that grows until it has its size, or until the next item would pass a limit."""
 
-    __slots__ = ("items", "n_bytes", "weight")
+    __slots__ = ("_max_bytes", "_max_weight", "_n_bytes", "_size", "_weight", "items")
 
-    def __init__(self) -> None:
+    def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
+        self._max_bytes = policy.max_bytes
+        self._max_weight = inf if policy.max_weight is None else policy.max_weight
+        self._size = size
+        self._start()
+
+    def _start(self) -> None:
         self.items: list[ItemT] = []
-        self.n_bytes = 0
-        self.weight: float = 0
+        self._n_bytes = 0
+        self._weight: float = 0
+
+    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[list[ItemT]]:
+        full: Sequence[list[ItemT]] = ()
+        n_bytes += self._n_bytes
+        weight += self._weight
+        if (n_bytes > self._max_bytes or weight > self._max_weight) and self.items:
+            n_bytes -= self._n_bytes
+            weight -= self._weight
+            full = self.flush()
+        self.items.append(item)
+        self._n_bytes = n_bytes
+        self._weight = weight
+        return [*full, *self.flush()] if len(self.items) >= self._size.now else full
+
+    def flush(self) -> Sequence[list[ItemT]]:
+        items = self.items
+        self._start()
+        return [items] if items else ()
+
+
+_Entry = tuple[int, int, float, ItemT]  # length, bytes, weight, and the item
+
+
+class _SortedByLength(Generic[ItemT]):
+    """A window of items, cut into batches of similar length; the longest are handed on first.
+
+    What is left of a window, less than a batch of its shortest, waits for the next one.
+    """
+
+    def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
+        self._size = size
+        self._enough = WINDOW_BUDGETS * (policy.max_padded or 0)
+        self._max_bytes = max(MOST_BYTES, policy.max_bytes)
+        self._batch: _AsTheyCome[_Entry[ItemT]] = _AsTheyCome(policy, size)
+        self._open([])
+
+    def _open(self, left: list[_Entry[ItemT]]) -> None:
+        self._window = left
+        self._total = sum(length for length, *_ in left)
+        self._n_bytes = sum(n_bytes for _, n_bytes, *_ in left)
+
+    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[list[ItemT]]:
+        self._window.append((length, n_bytes, weight, item))
+        self._total += length
+        self._n_bytes += n_bytes
+        if not self._is_full():
+            return ()
+        full, left = self._cut()
+        self._open(left if full else [])
+        return _items(full or [left])
+
+    def flush(self) -> Sequence[list[ItemT]]:
+        full, left = self._cut()
+        self._open([])
+        return _items([*full, left] if left else full)
+
+    def _is_full(self) -> bool:
+        n = len(self._window)
+        return (
+            (n >= WINDOW_ELEMENTS and self._total >= self._enough)
+            or n >= MOST_ELEMENTS
+            or self._n_bytes >= self._max_bytes
+        )
+
+    def _cut(self) -> tuple[list[list[_Entry[ItemT]]], list[_Entry[ItemT]]]:
+        """The full batches of the window, and what is left."""
+        full: list[list[_Entry[ItemT]]] = []
+        batch = self._batch
+        budget = self._size.budget or 0
+        for entry in sorted(self._window, key=itemgetter(0), reverse=True):
+            if batch.items and batch.items[0][0] * (len(batch.items) + 1) > budget:
+                full += batch.flush()
+            full += batch.add(entry, *entry[:3])
+        left = batch.flush()
+        return full, left[0] if left else []
+
+
+def _items(batches: list[list[_Entry[ItemT]]]) -> list[list[ItemT]]:
+    return [[item for *_, item in batch] for batch in batches]
 
 
 class AdaptiveSize:
@@ -207,41 +326,115 @@ class AdaptiveSize:
     Sizes double from the smallest allowed while a larger one makes an element at least a tenth cheaper. The
     size settles on the smallest that is within a twentieth of the best seen: on a processor, a large model
     is often fastest in small batches. The first call of a model is not counted: it warms caches up.
+
+    A policy with a budget on padded size needs no search: the budget decides, up to the most elements.
+
+    Attributes:
+        now: The elements that a batch may have now.
+        budget: The padded size that a batch may have now; None where the policy has no budget.
+        settled: Whether the search is over.
     """
 
     def __init__(self, policy: BatchPolicy) -> None:
-        self.now = policy.min_size
+        self.settled = policy.min_size == policy.max_size or policy.max_padded is not None
         self._most = policy.max_size
+        self._wanted = policy.min_size if policy.max_padded is None else policy.max_size
+        self._elements = _Limit(policy.max_size)
+        self._padded = None if policy.max_padded is None else _Limit(policy.max_padded)
         self._cost: dict[int, float] = {}
-        self._calls = -1
+        self._calls = 0
+        self._warm = False
         self._worse = 0
         self._lock = threading.Lock()
-        self.settled = policy.min_size == policy.max_size
+        self._put_in_force()
 
     def record(self, n_elements: int, seconds: float) -> None:
-        """Learns from one call of the model with ``n_elements`` that took ``seconds``."""
-        if self.settled:
+        """Learns from one call of the model with ``n_elements`` that took ``seconds`` and went well."""
+        if self.settled and not self._limited:
             return
         with self._lock:
-            self._calls += 1
-            if self._calls == 0 or n_elements != self.now or self.settled:
-                return
-            self._cost[self.now] = min(seconds / n_elements, self._cost.get(self.now, float("inf")))
-            if self._calls >= _CALLS_PER_SIZE:
-                self._grow()
+            if self._limited:
+                self._went_well(n_elements)
+            if self._warm and not self.settled and n_elements == self._wanted:
+                self._learn(seconds / n_elements)
+            self._warm = True
+            self._put_in_force()
+
+    def out_of_memory(self, n_elements: int, padded_size: int | None = None) -> None:
+        """Learns that a call with ``n_elements`` did not fit into memory.
+
+        From now on a batch has at most half as many elements, if need be fewer than ``min_batch_size``. With
+        ``padded_size``, as the policy's ``padded_size(batch)`` gives it, the budget is halved instead, so that
+        batches of short elements stay as large as they were. After 32 calls that went well the limit doubles,
+        until it is what the options say; each time that it proves too high, it waits twice as long before
+        it doubles again. The limit is that of this process, and as old as the model.
+        """
+        with self._lock:
+            if padded_size is None or self._padded is None:
+                self._elements.halve(n_elements)
+            else:
+                self._padded.halve(padded_size)
+            self._put_in_force()
+
+    def _went_well(self, n_elements: int) -> None:
+        if n_elements >= self.now:
+            self._elements.went_well()
+        if self._padded is not None:
+            self._padded.went_well()
+
+    def _put_in_force(self) -> None:
+        self.now = min(self._wanted, self._elements.now)
+        self.budget = None if self._padded is None else self._padded.now
+        self._limited = self._elements.below or (self._padded is not None and self._padded.below)
+
+    def _learn(self, cost: float) -> None:
+        self._cost[self._wanted] = min(cost, self._cost.get(self._wanted, cost))
+        self._calls += 1
+        if self._calls >= _CALLS_PER_SIZE:
+            self._grow()
 
     def _grow(self) -> None:
         self._calls = 0
-        smaller = [cost for size, cost in self._cost.items() if size < self.now]
-        gained = not smaller or self._cost[self.now] < 0.9 * min(smaller)
+        smaller = [cost for size, cost in self._cost.items() if size < self._wanted]
+        gained = not smaller or self._cost[self._wanted] < 0.9 * min(smaller)
         self._worse = 0 if gained else self._worse + 1
-        if self._worse == _WORSE_IN_A_ROW or self.now >= self._most:
+        if self._worse == _WORSE_IN_A_ROW or self._wanted >= self._most:
             best = min(self._cost.values())
-            self.now = min(size for size, cost in self._cost.items() if cost <= 1.05 * best)
+            self._wanted = min(size for size, cost in self._cost.items() if cost <= 1.05 * best)
             self.settled = True
         else:
+            self._wanted = min(2 * self._wanted, self._most)
+
+
+class _Limit:
+    """What fits into memory: halved where it did not, doubled again after calls that went well."""
+
+    def __init__(self, most: int) -> None:
+        self.now = self._most = most
+        self._well = 0
+        self._grown = False
+        self._patience = _PATIENCE
+
+    @property
+    def below(self) -> bool:
+        return self.now < self._most
+
+    def halve(self, amount: int) -> None:
+        self.now = min(self.now, max(1, amount // 2))
+        if self._grown:
+            self._patience = min(2 * self._patience, _MOST_PATIENCE)
+        self._grown = False
+        self._well = 0
+
+    def went_well(self) -> None:
+        self._well += 1
+        if self._well >= self._patience:
             self.now = min(2 * self.now, self._most)
+            self._grown = True
+            self._well = 0
 
 
 _CALLS_PER_SIZE = 2
 _WORSE_IN_A_ROW = 2
+_PATIENCE = 32
+_MOST_PATIENCE = 8_192

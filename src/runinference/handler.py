@@ -65,6 +65,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         self._env_vars: Mapping[str, str] = given.get("env_vars", {})
         self._batching_kwargs = {beam: given[k] for k, beam in _BEAM_BATCHING.items() if k in given}
         self._max_batch_bytes: int | None = given.get("max_batch_bytes")
+        self._max_padded_size: int | None = given.get("max_padded_size")
         self._large_model: bool = given.get("large_model", False)
         self._model_copies: int | None = given.get("model_copies")
         self._share_across_processes = self._large_model or self._model_copies is not None

@@ -26,6 +26,10 @@ class HandlerOptions(TypedDict, total=False):
         batch_bucket_boundaries: Where one bucket of lengths ends and the next begins, ascending; a length
             on the boundary is in the upper bucket.
         max_batch_bytes: The most bytes of input in a batch; by default 64 MiB.
+        max_padded_size: The most a batch may measure after padding, its longest element times its number of
+            elements, in the units of ``batch_length_fn``, which it needs. Elements are gathered in a window
+            (1,024 or more), sorted by length, and cut into batches, longest first; an element longer than
+            this goes alone. The number of elements then follows from it and is not found by measuring.
         large_model: One copy of the model for all processes of a machine.
         model_copies: So many copies of the model for all processes of a machine.
         env_vars: Environment variables to set before the model loads.
@@ -39,6 +43,7 @@ class HandlerOptions(TypedDict, total=False):
     batch_length_fn: Callable[[Any], int] | None
     batch_bucket_boundaries: list[int] | None
     max_batch_bytes: int | None
+    max_padded_size: int | None
     large_model: bool
     model_copies: int | None
     env_vars: Mapping[str, str] | None
