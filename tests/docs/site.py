@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, TimeoutError, sync_playwright
 
 from docs.blocks import ROOT
 from docs.browser import FLAGS, find_or_install
@@ -128,6 +128,25 @@ def copied(chromium: Browser, address: str, page: str) -> list[str]:
         return tab.evaluate(CLICK_ALL)
     finally:
         context.close()
+
+
+def searched(chromium: Browser, address: str, words: str) -> str:
+    """Where the first result of the site's search leads."""
+    tab = chromium.new_page(viewport=DESKTOP)
+    try:
+        tab.goto(address, wait_until="load")
+        result = tab.locator(".md-search-result__link").first
+        for _ in range(20):  # what is typed before the search has started is lost
+            tab.locator("[data-md-component=search-query]").fill("")
+            tab.locator("[data-md-component=search-query]").fill(words)
+            try:
+                result.wait_for(timeout=3000)
+                return result.get_attribute("href") or ""
+            except TimeoutError:
+                continue
+        return ""
+    finally:
+        tab.close()
 
 
 def _barriers(tab: Any, rules: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser
 
 from docs import site_reader
 from docs.blocks import ROOT
-from docs.site import DESKTOP, PHONE, Look, browser, build, copied, look, served
+from docs.site import DESKTOP, PHONE, Look, browser, build, copied, look, searched, served
 
 pytestmark = pytest.mark.xdist_group("site")
 
@@ -60,13 +60,8 @@ def test_copy_buttons_give_what_ran(chromium: Browser, address: str, page: str) 
 
 
 def test_search_finds_a_page_by_the_words_of_its_title(chromium: Browser, address: str) -> None:
-    tab = chromium.new_page(viewport=DESKTOP)
-    tab.goto(address)
-    tab.locator("[data-md-component=search-query]").fill("prediction results")
-    result = tab.locator(".md-search-result__link").first
-    result.wait_for()
-    assert "prediction-results" in (result.get_attribute("href") or "")
-    tab.close()
+    first = searched(chromium, address, "prediction results")
+    assert "prediction-results" in first
 
 
 def test_a_dead_anchor_fails_the_build(tmp_path: Path) -> None:
