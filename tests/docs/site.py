@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from docs.blocks import ROOT
 from docs.browser import FLAGS, find_or_install
@@ -135,16 +135,10 @@ def searched(chromium: Browser, address: str, words: str) -> str:
     tab = chromium.new_page(viewport=DESKTOP)
     try:
         tab.goto(address, wait_until="load")
-        result = tab.locator(".md-search-result__link").first
-        for _ in range(20):  # what is typed before the search has started is lost
-            tab.locator("[data-md-component=search-query]").fill("")
-            tab.locator("[data-md-component=search-query]").fill(words)
-            try:
-                result.wait_for(timeout=3000)
-                return result.get_attribute("href") or ""
-            except TimeoutError:
-                continue
-        return ""
+        field = tab.locator("[data-md-component=search-query]")
+        field.click()
+        field.press_sequentially(words, delay=30)  # the theme listens to keys
+        return tab.locator(".md-search-result__link").first.get_attribute("href") or ""
     finally:
         tab.close()
 
