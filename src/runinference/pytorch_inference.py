@@ -14,9 +14,11 @@ from runinference.extras import need
 from runinference.handler import ModelHandler
 from runinference.model_file import open_model
 from runinference.options import HandlerOptions
+from runinference.padding import NoPadding, Padding
 from runinference.results import PredictionResult
 from runinference.splitting import to_results
 from runinference.stacking import stacked
+from runinference.structure import known_of
 
 torch = need("torch", extra="torch")
 
@@ -90,6 +92,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         inference_fn: Callable[..., Iterable[PredictionResult]] | None = None,
         torch_script_model_path: str | None = None,
         load_model_args: dict[str, Any] | None = None,
+        padding: Padding | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
         """Names the weights and the class they belong to, or a TorchScript file.
@@ -106,12 +109,17 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 the inference arguments and the model's id, and returns the results.
             torch_script_model_path: The path of a TorchScript file, in place of the three above.
             load_model_args: Keywords for ``torch.load`` or ``torch.jit.load``.
+            padding: How tensors of several lengths become one batch; without it they must have one shape. It
+                also gives the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless there is
+                a ``batch_length_fn``.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
             OptionError: Weights without a class, a class without weights, both kinds of model, or an unknown
-                device.
+                device; padding together with an ``inference_fn`` of your own.
         """
+        if padding is not None and _needs_lengths(options):
+            options["batch_length_fn"] = padding.length
         super().__init__(**options)
         _check_sources(state_dict_path, model_class, torch_script_model_path)
         self._state_dict_path = state_dict_path
@@ -119,6 +127,8 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._model_params = model_params or {}
         self._device = _device(device)
         self._inference_fn = inference_fn or type(self)._default_inference_fn
+        if padding is not None:
+            self._inference_fn = _padded(self._inference_fn, padding)
         self._torch_script_model_path = torch_script_model_path
         self._load_model_args = load_model_args or {}
 
@@ -172,6 +182,8 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
 class PytorchModelHandlerTensor(_PytorchModelHandler):
     """Runs a PyTorch model on tensors of one shape, which become one batch along a new first dimension.
 
+    With ``padding``, on tensors that differ in one dimension.
+
     >>> from runinference import samples
     >>> from torchvision.models import shufflenet_v2_x0_5
     >>> handler = PytorchModelHandlerTensor(
@@ -191,7 +203,8 @@ class PytorchModelHandlerTensor(_PytorchModelHandler):
 class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
     """Runs a PyTorch model on dictionaries of tensors, whose keys are the keywords of the model's call.
 
-    Each key's tensors must have one shape; they become one batch along a new first dimension.
+    Each key's tensors must have one shape; they become one batch along a new first dimension. With ``padding``
+    they may differ in one dimension.
     """
 
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
@@ -204,11 +217,15 @@ def _infer(
     device: Any,
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
+    padding: Padding | NoPadding = NoPadding(),  # noqa: B008 - it has no state
 ) -> Iterable[PredictionResult]:
-    with torch.inference_mode():
-        inputs = _stack(batch).to(device)
-        output = _method(model, method)(inputs, **(inference_args or {}))
-    return to_results(batch, output, model_id)
+    def call(examples: Sequence[Any]) -> Any:
+        inputs = padding.join(examples, _stack).to(device)
+        masks = _move(padding.masks(examples), device)
+        with torch.inference_mode():
+            return _method(model, method)(inputs, **masks, **(inference_args or {}))
+
+    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
 
 
 def _infer_keyed(
@@ -218,22 +235,65 @@ def _infer_keyed(
     device: Any,
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
+    padding: Padding | NoPadding = NoPadding(),  # noqa: B008 - it has no state
 ) -> Iterable[PredictionResult]:
+    def call(examples: Sequence[Mapping[str, Any]]) -> Any:
+        inputs = _move(padding.join_keys(examples, _stack), device)
+        with torch.inference_mode():
+            return _method(model, method)(**inputs, **(inference_args or {}))
+
     _check_keys(batch)
-    with torch.inference_mode():
-        inputs = {key: _stack([example[key] for example in batch]).to(device) for key in batch[0]}
-        output = _method(model, method)(**inputs, **(inference_args or {}))
-    return to_results(batch, output, model_id)
+    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
 
 
-def _stack(batch: Sequence[Any]) -> Any:
+def _padded(inference_fn: Any, padding: Padding) -> Callable[..., Iterable[PredictionResult]]:
+    """The same function of ours, with padding."""
+    inference_fn = _WITHOUT_METHOD.get(inference_fn, inference_fn)
+    function = getattr(inference_fn, "func", None)
+    if function is _infer and isinstance(padding.value, Mapping):
+        raise OptionError(
+            "The value of Padding must be a number here: these examples are tensors, which have no keys. "
+            "Dictionaries of tensors are for PytorchModelHandlerKeyedTensor."
+        )
+    if function not in (_infer, _infer_keyed):
+        raise OptionError(
+            "padding has no effect on an inference_fn of your own, which gets the examples as they came. Leave "
+            "padding out, or take make_tensor_model_fn or make_keyed_tensor_model_fn."
+        )
+    return functools.partial(inference_fn, padding=padding)
+
+
+_WITHOUT_METHOD = {
+    default_tensor_inference_fn: functools.partial(_infer, None),
+    default_keyed_tensor_inference_fn: functools.partial(_infer_keyed, None),
+}
+
+
+def _needs_lengths(options: Mapping[str, Any]) -> bool:
+    """Whether an option stands there that needs lengths, and none that gives them."""
+    if options.get("batch_length_fn") is not None:
+        return False
+    return any(options.get(n) is not None for n in ("max_padded_size", "batch_bucket_boundaries"))
+
+
+def _move(tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    return {key: torch.as_tensor(tensor).to(device) for key, tensor in tensors.items()}
+
+
+def _stack(
+    batch: Sequence[Any], what: str = "the batch", cure: Callable[[int], str] | None = None
+) -> Any:
     for index, example in enumerate(batch):
         if not isinstance(example, torch.Tensor):
             raise BatchShapeError(
-                f"Element {index} of the batch is a {type(example).__name__}, not a torch.Tensor. Convert it "
+                f"Element {index} of {what} is a {type(example).__name__}, not a torch.Tensor. Convert it "
                 "before, for example with_preprocess_fn(torch.as_tensor)."
             )
-    return stacked(torch.stack, batch)
+    return stacked(torch.stack, batch, what, cure or _pad_them)
+
+
+def _pad_them(dim: int) -> str:
+    return f"pad them with padding=Padding({f'dim={dim}' if dim else ''})"
 
 
 def _check_keys(batch: Sequence[Mapping[str, Any]]) -> None:

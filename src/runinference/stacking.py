@@ -11,7 +11,9 @@ import numpy as np
 from runinference.errors import BatchShapeError
 
 
-def stack_arrays(batch: Sequence[Any]) -> Any:
+def stack_arrays(
+    batch: Sequence[Any], what: str = "the batch", cure: Callable[[int], str] | None = None
+) -> Any:
     """One array of the batch's examples, along a new first axis; an array of rows stays as it is.
 
     Examples may be whatever NumPy makes an array of: arrays, lists, rows.
@@ -19,22 +21,34 @@ def stack_arrays(batch: Sequence[Any]) -> Any:
     Raises:
         BatchShapeError: The examples have several shapes.
     """
-    return stacked(np.stack, batch)
+    return stacked(np.stack, batch, what, cure)
 
 
-def stacked(stack: Callable[[Any], Any], batch: Sequence[Any]) -> Any:
-    """``stack(batch)``, with an error that names the example that does not fit."""
+def stacked(
+    stack: Callable[[Any], Any],
+    batch: Sequence[Any],
+    what: str = "the batch",
+    cure: Callable[[int], str] | None = None,
+) -> Any:
+    """``stack(batch)``, with an error that names the example that does not fit.
+
+    Args:
+        stack: Makes one array of examples of one shape.
+        batch: The examples, or an array of them, which stays as it is.
+        what: What the message calls the batch.
+        cure: What helps where shapes differ in one dimension alone, which it is given.
+    """
     if hasattr(batch, "shape"):
         return batch
     try:
         return stack(batch)
     except (ValueError, RuntimeError) as error:
-        if (message := _odd_shape(batch)) is None:
+        if (message := _odd_shape(batch, what, cure)) is None:
             raise
         raise BatchShapeError(message) from error
 
 
-def _odd_shape(batch: Sequence[Any], what: str = "the batch") -> str | None:
+def _odd_shape(batch: Sequence[Any], what: str, cure: Callable[[int], str] | None) -> str | None:
     """Which example has another shape than most, or None when all have one."""
     shapes = [_shape(example) for example in batch]
     counted = Counter(shapes)
@@ -42,11 +56,23 @@ def _odd_shape(batch: Sequence[Any], what: str = "the batch") -> str | None:
         return None
     common, n_common = counted.most_common(1)[0]
     index = next(i for i, shape in enumerate(shapes) if shape != common)
+    dim = _ragged_dimension(shapes)
+    cures = "resize or pad them with with_preprocess_fn"
+    if cure is not None and dim is not None:
+        cures = f"{cure(dim)}, resize them with with_preprocess_fn"
     return (
         f"Element {index} of {what} has shape {shapes[index]}, while {n_common} of {len(batch)} elements have "
-        f"shape {common}. Elements of one batch are stacked, so they need one shape: resize or pad them with "
-        "with_preprocess_fn, group them with batch_length_fn, or set max_batch_size=1."
+        f"shape {common}. Elements of one batch are stacked, so they need one shape: {cures}, group them with "
+        "batch_length_fn, or set max_batch_size=1."
     )
+
+
+def _ragged_dimension(shapes: Sequence[tuple[int, ...]]) -> int | None:
+    """The one dimension in which shapes differ, or None when they differ in several, or in their number."""
+    if len({len(shape) for shape in shapes}) > 1:
+        return None
+    ragged = [dim for dim, sizes in enumerate(zip(*shapes, strict=True)) if len({*sizes}) > 1]
+    return ragged[0] if len(ragged) == 1 else None
 
 
 def _shape(example: Any) -> tuple[int, ...]:
