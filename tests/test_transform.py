@@ -15,6 +15,7 @@ from apache_beam.typehints import typehints
 
 from runinference import KeyedModelHandler, PredictionResult, RunInference
 from runinference.errors import ResultMismatchError, UnknownOptionError
+from runinference.infer import Infer
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
@@ -85,7 +86,7 @@ def test_one_model_serves_all_threads_of_a_process():
             together.wait()
             return super().run_inference(batch, model, inference_args)
 
-    do_fn = RunInference(Meeting("meeting"))._infer_do_fn()
+    do_fn = Infer(RunInference(Meeting("meeting"))._step())
     twins = [pickled_copy(do_fn) for _ in range(4)]
     threads = [threading.Thread(target=drive, args=(twin,)) for twin in twins]
     for thread in threads:

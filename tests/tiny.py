@@ -37,13 +37,16 @@ class Catch(beam.DoFn):
         self.kept[self.name] = into
 
     def process(
-        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+        self,
+        element: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
     ) -> None:
         self.kept[self.name].append((element, timestamp, window))
 
     @classmethod
     def take(cls, into: list[Any]) -> list[Any]:
-        cls.kept.pop(id(into))
+        cls.kept.pop(id(into), None)
         return [element for element, _, _ in into]
 
 

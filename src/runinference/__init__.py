@@ -1,21 +1,11 @@
 """Machine-learning inference as one step of an Apache Beam pipeline.
 
-Handlers of a framework live in modules of their own, which import it: ``runinference.sklearn_inference``,
-``runinference.pytorch_inference``.
+Handlers of a framework live in modules of their own, which import it:
+``runinference.sklearn_inference``, ``runinference.pytorch_inference``.
 """
 
-from runinference.base import (
-    KeyedModelHandler,
-    MaybeKeyedModelHandler,
-    ModelHandler,
-    PredictionResult,
-    RunInference,
-)
+from runinference.base import *  # noqa: F403
+from runinference.base import __all__ as _base
+from runinference.refresh import WatchFilePattern
 
-__all__ = [
-    "KeyedModelHandler",
-    "MaybeKeyedModelHandler",
-    "ModelHandler",
-    "PredictionResult",
-    "RunInference",
-]
+__all__ = ["WatchFilePattern", *_base]

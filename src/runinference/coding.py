@@ -115,7 +115,8 @@ def result_type(handler: Any, element_type: Any) -> Any:
         return PredictionResult
     if getattr(handler, "keeps_keys", False):
         key = getattr(element_type, "tuple_types", (Any,))[0]
-        return beam.typehints.Tuple[key, result_type(handler.unkeyed, Any)]
+        results = {result_type(inside, Any) for inside in handler.handlers_inside()}
+        return beam.typehints.Tuple[key, results.pop() if len(results) == 1 else Any]
     return Any
 
 

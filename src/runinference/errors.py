@@ -50,6 +50,21 @@ class InferenceTimeoutError(RunInferenceError, TimeoutError):
     """Loading a model or calling it took longer than the timeout; the model was given up."""
 
 
+class ChildDiedError(RunInferenceError, RuntimeError):
+    """The subprocess that held a model ended while it worked on a batch."""
+
+
+class TooManyFailuresError(RunInferenceError, ValueError):
+    """A greater share of the records failed than the threshold allows."""
+
+
+class UnknownKeyError(RunInferenceError, KeyError):
+    """An element has a key to which no model is mapped."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name
     """A batch was not sent because the rate limit is used up."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from runinference.errors import InferenceTimeoutError, ModelUnavailableError, RateLimitExceeded
 
 #: Calls a model on a batch: one result for each element, or an error.
-Call = Callable[[list[Any]], list[Any]]
+Call = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LetErrorsRaise:
 
     caught: tuple[type[BaseException], ...] = ()
 
-    def attempt(self, call: Call, batch: list[Any]) -> list[Any]:
+    def attempt(self, call: Call, batch: Any) -> list[Any]:
         """The results of a batch."""
         try:
             return call(batch)
@@ -56,11 +56,11 @@ class SetErrorsAside:
         self.caught = caught if isinstance(caught, tuple) else (caught,)
         self._sleep = sleep
 
-    def attempt(self, call: Call, batch: list[Any]) -> list[Any]:
-        """One result or Failure for each element of a batch."""
+    def attempt(self, call: Call, batch: Any) -> list[Any]:
+        """One result or Failure for each element of a batch: of anything that can be sliced."""
         return self._retried(call, batch, _Patience(len(batch)))
 
-    def _retried(self, call: Call, batch: list[Any], patience: _Patience) -> list[Any]:
+    def _retried(self, call: Call, batch: Any, patience: _Patience) -> list[Any]:
         pause = FIRST_PAUSE_SECS
         for _ in range(RETRIES):
             try:
@@ -72,14 +72,14 @@ class SetErrorsAside:
                 pause *= 2
         return self._whole(call, batch, patience)
 
-    def _whole(self, call: Call, batch: list[Any], patience: _Patience) -> list[Any]:
+    def _whole(self, call: Call, batch: Any, patience: _Patience) -> list[Any]:
         try:
             return call(batch)
         except self.caught as error:
             return self._divided(call, batch, error, patience)
 
     def _divided(
-        self, call: Call, batch: list[Any], error: BaseException, patience: _Patience
+        self, call: Call, batch: Any, error: BaseException, patience: _Patience
     ) -> list[Any]:
         if isinstance(error, ModelUnavailableError):
             return [Failure(error.__cause__ or error)] * len(batch)
@@ -139,7 +139,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halved_on_out_of_memory(
-    call: Call, batch: Sequence[Any], too_large: Callable[[int], None]
+    call: Call, batch: Any, too_large: Callable[[int], None]
 ) -> Iterator[Any]:
     """The results of a batch, in halves of halves where memory does not suffice for more.
 
@@ -149,7 +149,7 @@ def halved_on_out_of_memory(
         too_large: Is told each number of elements that memory did not suffice for.
     """
     try:
-        results = call(list(batch))
+        results: Any = call(batch)
     except Exception as error:
         if len(batch) < 2 or not is_out_of_memory(error):
             raise

@@ -1,17 +1,25 @@
-"""The DoFn: elements gather, the model is leased, predicts, and its output is split."""
+"""The DoFn: elements gather, a model is leased, it predicts, its output is split, and what fails is set aside."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
-from runinference.batching import Gatherer, policy_of
-from runinference.metrics import InferenceMetrics, resident_bytes
-from runinference.sharing import ShelfOfProcess
-from runinference.splitting import run_batch
+from runinference.batching import Gatherer
+from runinference.failing import Failure, halved_on_out_of_memory
+from runinference.leasing import Lender
+from runinference.metrics import InferenceMetrics
+from runinference.routing import Edition, Routes, routes_of
+from runinference.step import Step
+from runinference.updates import is_update
+
+FAILED = "failed_inferences"
+_MOST_KNOWN = 16
 
 # One element with what it came with: (element, timestamp, window).
 _Item = tuple[Any, Any, Any]
@@ -20,72 +28,153 @@ _Item = tuple[Any, Any, Any]
 class Infer(beam.DoFn):  # type: ignore[misc]
     """Gathers elements into batches, and emits each result with its element's own window and timestamp."""
 
-    def __init__(
-        self, handler: Any, inference_args: dict[str, Any] | None, namespace: str | None, clock: Any
-    ) -> None:
-        self._handler = handler
-        self._inference_args = inference_args
-        self._namespace = namespace
-        self._clock = clock
-        self._shelf_of_process = ShelfOfProcess()
+    def __init__(self, step: Step) -> None:
+        self._step = step
 
     def setup(self) -> None:
-        handler = self._handler
-        namespace = self._namespace or handler.get_metrics_namespace()
-        self._metrics = None if handler.override_metrics(namespace) else InferenceMetrics(namespace)
-        self._policy = policy_of(handler)
-        self._shelf = self._shelf_of_process.open(self._policy)
-        handler.set_environment_vars()
-        self._load_to_report: tuple[int, int] | None = None
-        with self._shelf.lease(self._load):
-            pass
+        step, handler = self._step, self._step.handler
+        namespace = step.namespace or handler.get_metrics_namespace()
+        self._namespace = None if handler.override_metrics(namespace) else namespace
+        self._metrics: dict[str, InferenceMetrics] = {}
+        self._models = step.models.open()
+        self._base = self._routes = routes_of(handler)
+        self._update: Any = None
+        self._known: dict[str, Routes] = {}
+        self._lender = Lender(self._models, step)
+        if step.early:
+            self._lender.load_now(self._base.of(None))
 
     def start_bundle(self) -> None:
-        self._gatherer: Gatherer[_Item] = Gatherer(self._policy, self._shelf.batch_size)
+        self._lender.end_bundle()  # of one that failed
+        self._gatherers: dict[str, Gatherer[_Item]] = {}
+        self._editions: dict[str, Edition] = {}
+        self._since: dict[str, int] = {}
 
     def process(
         self,
         element: Any,
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
-    ) -> Iterable[WindowedValue] | None:
-        full = self._gatherer.add(element, (element, timestamp, window))
-        return self._results(full) if full else None
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        yield from self._results(self._gatherer.flush())
-        if self._metrics and self._load_to_report:
-            self._metrics.model_loaded(*self._load_to_report)
-            self._load_to_report = None
-
-    def _results(self, batches: Iterable[list[_Item]]) -> Iterator[WindowedValue]:
-        for items in batches:
-            results = self._infer([element for element, _, _ in items])
-            for (_, timestamp, window), result in zip(items, results, strict=True):
-                yield WindowedValue(result, timestamp, (window,))
-
-    def _infer(self, batch: Any) -> list[Any]:
-        """The results of one batch: one call of the model, counted and timed."""
+        update: Any = None,
+    ) -> Iterable[Any] | None:
+        item = (element, timestamp, window)
         try:
-            with self._shelf.lease(self._load) as model:
-                start = self._clock.time_ns()
-                results = run_batch(self._handler, batch, model, self._inference_args)
-                took = self._clock.time_ns() - start
+            edition = self._route(element, update)
+            full = self._gatherer(edition).add(element, item)
+        except self._step.errors.caught as error:
+            return [self._aside(item, Failure(error), self._base_metrics())]
+        return self._outputs(edition, full) if full else None
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for name, gatherer in self._gatherers.items():
+            yield from self._outputs(self._editions[name], gatherer.flush())
+        self._lender.end_bundle()
+        self._report_models()
+
+    def _route(self, element: Any, update: Any) -> Edition:
+        """The edition of a model that an element goes to, after the refresh it came with."""
+        if update is not self._update:
+            self._routes = self._updated(update) if is_update(update) else self._base
+            self._update = update
+        return self._routes.of(element)
+
+    def _updated(self, update: Any) -> Routes:
+        """The routes after a refresh; the same for the same refresh, so that it costs nothing."""
+        key = repr(update)
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = self._base.updated(update)
+        return self._known[key]
+
+    def _gatherer(self, edition: Edition) -> Gatherer[_Item]:
+        name = edition.name
+        if name not in self._since:
+            self._since[name] = self._step.clock.time_ns()
+        try:
+            return self._gatherers[name]
+        except KeyError:
+            self._editions[name] = edition
+            size = self._models.size_for(name, edition)
+            gatherer: Gatherer[_Item] = Gatherer(edition.policy, size)
+            return self._gatherers.setdefault(name, gatherer)
+
+    def _outputs(self, edition: Edition, batches: Iterable[list[_Item]]) -> Iterator[Any]:
+        for items in batches:
+            waited = self._step.clock.time_ns() - self._since.pop(edition.name)
+            self._since[edition.name] = self._step.clock.time_ns()
+            for metrics in self._metrics_of(edition):
+                metrics.queued(waited)
+            outcomes = self._outcomes(edition, [element for element, _, _ in items])
+            for item, outcome in zip(items, outcomes, strict=True):
+                yield self._output(edition, item, outcome)
+
+    def _output(self, edition: Edition, item: _Item, outcome: Any) -> Any:
+        if type(outcome) is Failure:
+            return self._aside(item, outcome, self._metrics_of(edition))
+        _, timestamp, window = item
+        return WindowedValue(outcome, timestamp, (window,))
+
+    def _aside(self, item: _Item, failure: Failure, metrics: Iterable[InferenceMetrics]) -> Any:
+        for each in metrics:
+            each.count("failed_elements")
+        element, timestamp, window = item
+        letter = (element, failure.report())
+        return TaggedOutput(FAILED, WindowedValue(letter, timestamp, (window,)))
+
+    def _outcomes(self, edition: Edition, batch: Any) -> list[Any]:
+        """A result or a Failure for each element of a batch."""
+        calls = _Counting(partial(self._call, edition))
+        outcomes = self._step.errors.attempt(calls, batch)
+        if calls.n > 1:
+            for metrics in self._metrics_of(edition):
+                metrics.count("batch_splits", calls.n - 1)
+        return outcomes
+
+    def _call(self, edition: Edition, batch: Any) -> list[Any]:
+        """The results of a batch, in as many calls of the model as memory needs."""
+        size = self._models.size_for(edition.name, edition)
+        once = partial(self._call_once, edition)
+        return list(halved_on_out_of_memory(once, batch, size.out_of_memory))
+
+    def _call_once(self, edition: Edition, batch: Any) -> list[Any]:
+        try:
+            results, took = self._lender.call(edition, batch, self._step.inference_args)
         except BaseException:
-            if self._metrics:
-                self._metrics.batch_failed()
+            for metrics in self._metrics_of(edition):
+                metrics.batch_failed()
             raise
-        self._shelf.batch_size.record(len(results), took)
-        if self._metrics:
-            self._metrics.batch_done(len(results), self._handler.get_num_bytes(batch), took)
+        self._models.size_for(edition.name, edition).record(len(results), took)
+        for metrics in self._metrics_of(edition):
+            metrics.batch_done(len(results), edition.handler.get_num_bytes(batch), took)
         return results
 
-    def _load(self) -> Any:
-        before, start = resident_bytes(), self._clock.time_ns()
-        model = self._handler.load_model()
-        took = self._clock.time_ns() - start
-        self._load_to_report = (took, max(0, resident_bytes() - before))
-        return model
+    def _metrics_of(self, edition: Edition) -> list[InferenceMetrics]:
+        """Those of the model, and where there are several, those of all together."""
+        if self._namespace is None:
+            return []
+        names = (
+            [edition.prefix, ""] if edition.keys != (None,) and edition.prefix else [edition.prefix]
+        )
+        return [self._named_metrics(name) for name in names]
+
+    def _named_metrics(self, prefix: str) -> InferenceMetrics:
+        if prefix not in self._metrics:
+            self._metrics[prefix] = InferenceMetrics(str(self._namespace), prefix)
+        return self._metrics[prefix]
+
+    def _base_metrics(self) -> list[InferenceMetrics]:
+        return [] if self._namespace is None else [self._named_metrics("")]
+
+    def _report_models(self) -> None:
+        """What was loaded, refreshed and put away since the last bundle ended."""
+        loads, events = self._lender.take_news()
+        for edition, took, n_bytes in loads:
+            for metrics in self._metrics_of(edition):
+                metrics.model_loaded(took, n_bytes)
+        for metrics in self._base_metrics():
+            for event, n in events.items():
+                metrics.count(event, n)
 
 
 class InferPrebatched(Infer):
@@ -96,5 +185,42 @@ class InferPrebatched(Infer):
         element: Any,
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
-    ) -> Iterable[WindowedValue]:
-        return [WindowedValue(result, timestamp, (window,)) for result in self._infer(element)]
+        update: Any = None,
+    ) -> Iterable[Any]:
+        for edition, batch in self._by_model(element, update):
+            if isinstance(batch, (list, tuple)) or hasattr(batch, "shape"):
+                outcomes = self._outcomes(edition, batch)
+                examples: Iterable[Any] = batch
+            else:
+                outcomes = self._undivided(edition, batch)
+                examples = [batch] * len(outcomes)
+            for example, outcome in zip(examples, outcomes, strict=True):
+                yield self._output(edition, (example, timestamp, window), outcome)
+
+    def _by_model(self, batch: Any, update: Any) -> Iterable[tuple[Edition, Any]]:
+        """A batch, or where there are several models, its part for each."""
+        if not getattr(self._step.handler, "mappings", None):
+            return [(self._route(None, update), batch)]
+        parts: dict[str, tuple[Edition, list[Any]]] = {}
+        for element in batch:
+            edition = self._route(element, update)
+            parts.setdefault(edition.name, (edition, []))[1].append(element)
+        return list(parts.values())
+
+    def _undivided(self, edition: Edition, batch: Any) -> list[Any]:
+        """The results of a batch that cannot be sliced: all of them, or one Failure."""
+        errors = self._step.errors
+        [outcome] = errors.attempt(lambda one: [self._call_once(edition, one[0])], [batch])
+        return [outcome] if type(outcome) is Failure else list(outcome)
+
+
+class _Counting:
+    """Counts how often a function is called."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self.n = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.n += 1
+        return self._function(*arguments)

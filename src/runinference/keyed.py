@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-from runinference.errors import OptionError
+from runinference.errors import OptionError, UnknownKeyError, nearest
 from runinference.handler import ModelHandler
+from runinference.shelf import Room, Shelf
 from runinference.splitting import split
 
 KeyT = TypeVar("KeyT")
@@ -23,11 +25,6 @@ class _Around(ModelHandler[Any, Any, Any]):
         self._unkeyed = unkeyed
         self._env_vars = getattr(unkeyed, "_env_vars", {})
         self._max_batch_bytes = getattr(unkeyed, "_max_batch_bytes", None)
-
-    @property
-    def unkeyed(self) -> Any:
-        """The handler inside."""
-        return self._unkeyed
 
     def load_model(self) -> Any:
         return self._unkeyed.load_model()
@@ -81,38 +78,199 @@ class _Around(ModelHandler[Any, Any, Any]):
         return list(zip(keys, split(output, len(keys)), strict=True))
 
 
+class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
+    """The model of some keys: examples with one of ``keys`` go through the handler ``mh``."""
+
+    def __init__(self, keys: list[KeyT], mh: ModelHandler[ExampleT, PredictionT, ModelT]) -> None:
+        self.keys = keys
+        self.mh = mh
+
+
 class KeyedModelHandler(_Around):
-    """Takes ``(key, example)`` and gives ``(key, prediction)``, with one model for all keys.
+    """Takes ``(key, example)`` and gives ``(key, prediction)``, with one model for all keys or several.
 
     >>> from runinference import samples
-    >>> from runinference.sklearn_inference import SklearnModelHandlerNumpy
-    >>> keyed = KeyedModelHandler(SklearnModelHandlerNumpy(model_uri=samples.digits_classifier()))
+    >>> from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
+    >>> regression = SklearnModelHandlerNumpy(samples.digits_classifier())
+    >>> forest = SklearnModelHandlerNumpy(samples.digits_forest(), ModelFileType.JOBLIB)
     >>> images, labels = samples.held_out_digits()
-    >>> [(key, result.inference)] = keyed.predict([("first", images[0])])
+    >>> [(key, result.inference)] = KeyedModelHandler(regression).predict([("first", images[0])])
     >>> key
     'first'
+    >>> keyed = KeyedModelHandler([KeyModelMapping(["a"], regression), KeyModelMapping(["b"], forest)])
+    >>> [key for key, result in keyed.predict([("a", images[0]), ("b", images[0])])]
+    ['a', 'b']
     """
 
     keeps_keys = True
 
-    def __init__(self, unkeyed: Any) -> None:
-        """Wraps a handler for examples without keys.
+    def __init__(
+        self,
+        unkeyed: Any,
+        max_models_per_worker_hint: int | None = None,
+        *,
+        max_model_bytes_per_worker: int | None = None,
+    ) -> None:
+        """Wraps a handler for examples without keys, or several, each for keys of its own.
+
+        Args:
+            unkeyed: A handler, or a list of ``KeyModelMapping``. Batches are cut by model, not by key.
+            max_models_per_worker_hint: With several models: how many a process holds at a time. The least
+                recently used makes room.
+            max_model_bytes_per_worker: With several models: how many bytes of models a process holds.
 
         Raises:
-            OptionError: The handler inside has preprocessing or postprocessing functions.
+            OptionError: A handler inside has functions of its own, a key has two models, or a mapping has no
+                key.
         """
-        super().__init__(unkeyed)
+        self.mappings: list[KeyModelMapping[Any, Any, Any, Any]] = []
+        self._single_model = not isinstance(unkeyed, (list, tuple))
+        self.max_models = max_models_per_worker_hint
+        self.max_model_bytes = max_model_bytes_per_worker
+        if self._single_model:
+            if max_models_per_worker_hint or max_model_bytes_per_worker:
+                raise OptionError(
+                    "max_models_per_worker_hint and max_model_bytes_per_worker are for several models: give "
+                    "KeyedModelHandler a list of KeyModelMapping."
+                )
+            super().__init__(unkeyed)
+            return
+        self.mappings = list(unkeyed)
+        self._env_vars = {}
+        check_mappings(self.mappings)
+        self.room  # noqa: B018 - raises for a room of nothing
+
+    @property
+    def room(self) -> Room:
+        """How many models a process may hold."""
+        return Room(self.max_models, self.max_model_bytes)
+
+    def handler_for(self, key: Any) -> KeyedModelHandler:
+        """The handler of a key's model, for examples with keys.
+
+        Raises:
+            UnknownKeyError: No model is mapped to the key.
+        """
+        if self._single_model:
+            return self
+        if self._handlers is None:
+            handlers = {}
+            for mapping in self.mappings:
+                handlers.update(dict.fromkeys(mapping.keys, KeyedModelHandler(mapping.mh)))
+            self._handlers = handlers
+        try:
+            return self._handlers[key]
+        except KeyError:
+            near = nearest(str(key), map(str, self._handlers))
+            raise UnknownKeyError(
+                f"No model is mapped to the key {key!r}.{near} Add it to the keys of a KeyModelMapping."
+            ) from None
+
+    _handlers: dict[Any, KeyedModelHandler] | None = None
+
+    def load_model(self) -> Any:
+        """The model; where there are several, a shelf that loads each when it is first used."""
+        return super().load_model() if self._single_model else Shelf(self.room)
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:
         for element in batch:
             if not (isinstance(element, tuple) and len(element) == 2):
-                raise _no_key(element)
-        return self._run_unkeyed(batch, model, inference_args)
+                raise no_key(element)
+        if self._single_model:
+            return self._run_unkeyed(batch, model, inference_args)
+        return self._run_each(batch, model, inference_args)
+
+    def _run_each(
+        self, batch: Sequence[Any], shelf: Shelf, inference_args: dict[str, Any] | None
+    ) -> list[Any]:
+        """Results of several models, each called once; the way of ``predict`` and of Beam's own transform."""
+        numbers: dict[KeyedModelHandler, list[int]] = {}
+        for number, (key, _) in enumerate(batch):
+            numbers.setdefault(self.handler_for(key), []).append(number)
+        results: dict[int, Any] = {}
+        for handler, own in numbers.items():
+            with shelf.lease(str(id(handler)), partial(_Lent.load, handler)) as lent:
+                found = handler.run_inference([batch[n] for n in own], lent.model, inference_args)
+                results.update(zip(own, found, strict=True))
+        return [results[number] for number in range(len(batch))]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        return super().get_num_bytes([example for _, example in batch])
+        if self._single_model:
+            return super().get_num_bytes([example for _, example in batch])
+        return sum(self.handler_for(element[0]).get_num_bytes([element]) for element in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return super().get_metrics_namespace() if self._single_model else "BeamML_KeyedModels"
+
+    def get_resource_hints(self) -> dict[str, Any]:
+        return super().get_resource_hints() if self._single_model else self._agreed_hints()
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        return super().batch_elements_kwargs() if self._single_model else {}
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        for handler in self.handlers_inside():
+            handler.validate_inference_args(inference_args)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        if self._single_model:
+            super().update_model_path(model_path)
+        elif model_path is not None:
+            raise OptionError(
+                "One path cannot update the models of several keys: emit a list of KeyModelPathMapping."
+            )
+
+    def should_skip_batching(self) -> bool:
+        return self._single_model and super().should_skip_batching()
+
+    def set_environment_vars(self) -> None:
+        for handler in self.handlers_inside():
+            handler.set_environment_vars()
+
+    def share_model_across_processes(self) -> bool:
+        return self._single_model and super().share_model_across_processes()
+
+    def model_copies(self) -> int:
+        return super().model_copies() if self._single_model else 1
+
+    def override_metrics(self, metrics_namespace: str = "") -> bool:
+        return self._single_model and super().override_metrics(metrics_namespace)
+
+    def should_garbage_collect_on_timeout(self) -> bool:
+        return self._single_model and super().should_garbage_collect_on_timeout()
+
+    def handlers_inside(self) -> list[Any]:
+        """The handler inside, or those of all keys."""
+        return [self._unkeyed] if self._single_model else [mapping.mh for mapping in self.mappings]
+
+    def _agreed_hints(self) -> dict[str, Any]:
+        hints: dict[str, Any] = {}
+        for mapping in self.mappings:
+            for name, value in mapping.mh.get_resource_hints().items():
+                if hints.setdefault(name, value) != value:
+                    raise OptionError(
+                        f"The handlers of a KeyedModelHandler give the resource hint {name} as {hints[name]!r} "
+                        f"and {value!r}. Override KeyedModelHandler.get_resource_hints() to say which holds."
+                    )
+        return hints
+
+
+class _Lent:
+    """A model on a shelf."""
+
+    n_bytes = 0
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, handler: Any) -> _Lent:
+        return cls(handler.load_model())
+
+    def close(self) -> None:
+        self.model = None
 
 
 class MaybeKeyedModelHandler(_Around):
@@ -149,6 +307,34 @@ def refuse_functions(unkeyed: Any, wrapper: str) -> None:
             )
 
 
+def check_mappings(mappings: Sequence[Any]) -> None:
+    """Raises unless each key has one model, and each handler is one for examples without functions."""
+    taken: dict[Any, int] = {}
+    for number, mapping in enumerate(mappings):
+        if not hasattr(mapping, "keys") or not hasattr(mapping, "mh"):
+            raise OptionError(
+                f"KeyedModelHandler takes a list of KeyModelMapping(keys, handler), and item {number} is a "
+                f"{type(mapping).__name__}."
+            )
+        if isinstance(mapping.keys, str) or not list(mapping.keys):
+            raise OptionError(
+                f"KeyModelMapping number {number} needs a list of one or more keys, has {mapping.keys!r}."
+            )
+        for key in mapping.keys:
+            if key in taken:
+                raise OptionError(
+                    f"The key {key!r} is in KeyModelMapping number {taken[key]} and number {number}. Each key has "
+                    "one model: remove it from one of them."
+                )
+            taken[key] = number
+        refuse_functions(mapping.mh, "KeyedModelHandler")
+        if mapping.mh.should_skip_batching():
+            raise OptionError(
+                "A handler inside a KeyModelMapping cannot skip batching for its keys alone. Say it for all: "
+                "KeyedModelHandler([...]).with_no_batching()."
+            )
+
+
 _PER_EXAMPLE = ("element_size_fn", "length_fn")
 
 
@@ -166,7 +352,7 @@ def _example(element: Any) -> Any:
     return element[1] if isinstance(element, tuple) and len(element) == 2 else element
 
 
-def _no_key(element: Any) -> ValueError:
+def no_key(element: Any) -> ValueError:
     return ValueError(
         f"KeyedModelHandler takes (key, example), and got {type(element).__name__} {repr(element)[:60]}. "
         "Add a key, for example with beam.Map(lambda x: (x.name, x)), or use the handler without "

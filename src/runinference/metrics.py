@@ -7,6 +7,16 @@ import sys
 
 from apache_beam.metrics import Metrics
 
+#: What happens now and then, and is counted; Beam has no names for it.
+EVENTS = (
+    "failed_elements",
+    "batch_splits",
+    "model_refreshes",
+    "failed_model_refreshes",
+    "model_evictions",
+    "inference_timeouts",
+)
+
 
 class InferenceMetrics:
     """The metrics of one model in one step.
@@ -21,6 +31,13 @@ class InferenceMetrics:
     ``load_model_latency_milli_secs``             milliseconds the model took to load
     ``model_byte_size``                           bytes by which loading grew the process
     ``failed_batches_counter``                    calls that raised
+    ``failed_elements``                           elements set aside as dead letters
+    ``batch_splits``                              calls that were made because another had failed
+    ``model_refreshes``                           new models that took over
+    ``failed_model_refreshes``                    new models that could not be loaded
+    ``model_evictions``                           models put away to make room for others
+    ``inference_timeouts``                        calls that took longer than the timeout
+    ``queue_time_micro_secs``                     microseconds the first element of a batch waited
     ============================================= ==================================================
     """
 
@@ -36,12 +53,21 @@ class InferenceMetrics:
         self._latency = distribution(namespace, name("inference_batch_latency_micro_secs"))
         self._load_latency = distribution(namespace, name("load_model_latency_milli_secs"))
         self._model_bytes = distribution(namespace, name("model_byte_size"))
+        self._queue_time = distribution(namespace, name("queue_time_micro_secs"))
+        self._ours = {event: counter(namespace, name(event)) for event in EVENTS}
 
     def batch_done(self, n_elements: int, n_bytes: int, nanoseconds: int) -> None:
         self._latency.update(nanoseconds // 1000)
         self._inferences.inc(n_elements)
         self._batch_size.update(n_elements)
         self._batch_bytes.update(n_bytes)
+
+    def queued(self, nanoseconds: int) -> None:
+        self._queue_time.update(nanoseconds // 1000)
+
+    def count(self, event: str, n: int = 1) -> None:
+        """Counts one of the [EVENTS][runinference.metrics.EVENTS]."""
+        self._ours[event].inc(n)
 
     def batch_failed(self) -> None:
         self._failed_batches.inc()

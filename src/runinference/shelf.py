@@ -67,7 +67,7 @@ class Shelf:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._changed = threading.Condition()
-        self.evictions = 0
+        self._evictions = 0
 
     @contextmanager
     def lease(self, name: str, load: Callable[[], Any], *, beside: bool = False) -> Iterator[Any]:
@@ -95,14 +95,21 @@ class Shelf:
                 slot.retired = True
         self._put_away(self._taken(lambda: self._first(lambda slot: slot.retired)))
 
-    def give_up(self, name: str) -> None:
-        """Forgets a model that is stuck, at once: the next that asks gets a fresh one."""
+    def give_up(self, name: str) -> Any:
+        """Forgets a model that is stuck, and returns it: the next that asks gets a fresh one."""
         with self._changed:
             slot = self._slots.pop(name, None)
             idle = slot if slot is not None and slot.leases == 0 else None
             self._changed.notify_all()
         if idle is not None:
             idle.model.close()
+        return None if slot is None else slot.model
+
+    def take_evictions(self) -> int:
+        """How many models were put away for others since this was last asked."""
+        with self._changed:
+            evictions, self._evictions = self._evictions, 0
+            return evictions
 
     def names(self) -> list[str]:
         """The models that are loaded now, least recently used first."""
@@ -157,7 +164,7 @@ class Shelf:
         with self._changed:
             while slot := choose():
                 taken.append(self._slots.pop(slot.name))
-            self.evictions += sum(not slot.retired for slot in taken)
+            self._evictions += sum(not slot.retired for slot in taken)
             if taken:
                 self._changed.notify_all()
         return taken

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import apache_beam as beam
+from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
 from runinference.coding import result_type
-from runinference.infer import Infer, InferPrebatched
+from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
+from runinference.errors import OptionError
+from runinference.failing import LetErrorsRaise, SetErrorsAside
+from runinference.infer import FAILED, Infer, InferPrebatched
+from runinference.managing import room_of
 from runinference.options import refuse_unknown
+from runinference.refresh import WatchFilePattern
+from runinference.sharing import FoundAgain, InAChild, InThisProcess, OnThisMachine, Place
+from runinference.shelf import Room
+from runinference.step import Step
 
 
 class RunInference(beam.PTransform):  # type: ignore[misc]
@@ -23,7 +33,8 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
     >>> handler = SklearnModelHandlerNumpy(model_uri=samples.digits_classifier())
     >>> images, labels = samples.held_out_digits()
     >>> with beam.Pipeline() as pipeline:
-    ...     _ = pipeline | beam.Create(images[:1]) | RunInference(handler) | beam.Map(lambda r: print(r.inference))
+    ...     results = pipeline | beam.Create(images[:1]) | RunInference(handler)
+    ...     _ = results | beam.Map(lambda result: print(result.inference))
     2
     """
 
@@ -37,6 +48,15 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         clock: Any = time,
         inference_args: dict[str, Any] | None = None,
         metrics_namespace: str | None = None,
+        *,
+        model_metadata_pcoll: beam.PCollection | None = None,
+        watch_model_pattern: str | None = None,
+        model_identifier: str | None = None,
+        use_model_manager: bool = False,
+        model_manager_args: dict[str, Any] | None = None,
+        monitoring_transform: beam.PTransform | None = None,
+        interval: float | None = None,
+        stop_timestamp: Any = None,
     ) -> None:
         """Takes a handler, and what all its calls have in common.
 
@@ -46,37 +66,162 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             clock: Has ``time_ns()``; for tests of your own.
             inference_args: Arguments for the model's call, the same for all elements.
             metrics_namespace: The namespace of the metrics; by default the handler's.
+            model_metadata_pcoll: Names new models while the pipeline runs: one ``ModelMetadata`` at a time, or
+                a list of ``KeyModelPathMapping`` where there is a model per key.
+            watch_model_pattern: In place of it: files whose newest is the model.
+            model_identifier: Steps with the same one share their model. By default each has its own.
+            use_model_manager: Whether this step's model shares a budget of memory with those of all other
+                steps that say so.
+            model_manager_args: The budget: ``max_model_bytes``, ``max_models``, ``wait_timeout_seconds``.
+            monitoring_transform: Gets the predictions too, before they are postprocessed.
+            interval: For ``watch_model_pattern``: seconds from one look to the next.
+            stop_timestamp: For ``watch_model_pattern``: when to look for the last time.
 
         Raises:
             UnknownOptionError: A keyword is not known; the message names the nearest one.
+            OptionError: Options contradict each other.
         """
         super().__init__()
+        if model_metadata_pcoll is not None and watch_model_pattern:
+            raise OptionError(
+                "model_metadata_pcoll and watch_model_pattern both name new models: give one of them."
+            )
+        if not watch_model_pattern and (interval is not None or stop_timestamp is not None):
+            raise OptionError("interval and stop_timestamp are for watch_model_pattern.")
+        if model_manager_args and not use_model_manager:
+            raise OptionError("model_manager_args needs use_model_manager=True.")
         self._model_handler = model_handler
         self._clock = clock
         self._inference_args = inference_args
         self._metrics_namespace = metrics_namespace
+        self._metadata = model_metadata_pcoll
+        self._watch = watch_model_pattern and WatchFilePattern(
+            watch_model_pattern,
+            **({} if interval is None else {"interval": interval}),
+            stop_timestamp=MAX_TIMESTAMP if stop_timestamp is None else stop_timestamp,
+        )
+        self._model_identifier = model_identifier
+        self._manager_room = room_of(model_manager_args or {}) if use_model_manager else None
+        self._monitoring_transform = monitoring_transform
+        self._handling: ExceptionHandling | None = None
 
-    def expand(self, examples: beam.PCollection) -> beam.PCollection:
-        handler = self._model_handler
+    @classmethod
+    def from_callable(cls, model_handler_provider: Any, **kwargs: Any) -> RunInference:
+        """A transform whose handler is ``model_handler_provider(**kwargs)``, for pipelines in other languages."""
+        return cls(model_handler_provider(**kwargs))
+
+    def with_exception_handling(
+        self,
+        *,
+        exc_class: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+        use_subprocess: bool = False,
+        threshold: float = 1,
+        timeout: float | None = None,
+    ) -> RunInference:
+        """A copy that gives ``(results, dead letters)``: what fails does not stop the pipeline.
+
+        Exactly the failing elements come out in the [RunInferenceDLQ][runinference.RunInferenceDLQ]; all others
+        get their predictions.
+
+        Args:
+            exc_class: The errors that are set aside; others stop the pipeline.
+            use_subprocess: Whether the model runs in a process of its own, so that one that crashes takes down
+                a batch and not the worker. Each batch then crosses a process boundary.
+            threshold: The share of records that may fail; above it, the pipeline stops.
+            timeout: Seconds for loading a model and calling it once. A model that takes longer is given up,
+                and a fresh one is loaded.
+
+        Raises:
+            OptionError: A value is out of range.
+        """
+        return self._but(_handling=ExceptionHandling(exc_class, use_subprocess, threshold, timeout))
+
+    def with_monitoring_transform(self, monitoring_transform: beam.PTransform) -> RunInference:
+        """A copy whose predictions go through a transform too, before they are postprocessed."""
+        return self._but(_monitoring_transform=monitoring_transform)
+
+    def annotations(self) -> dict[str, Any]:
+        """Names the handler and the model for tools that draw pipelines; the same from run to run."""
+        kind = type(self._model_handler)
+        return {
+            "model_handler": kind.__qualname__,
+            "model_handler_type": f"{kind.__module__}.{kind.__qualname__}",
+            "model_identifier": self._model_identifier or "",
+            **super().annotations(),
+        }
+
+    def expand(self, examples: beam.PCollection) -> Any:
+        handler, handling = self._model_handler, self._handling
         handler.validate_inference_args(self._inference_args)
-        prepared = _apply(examples, handler.get_preprocess_fns(), "Preprocess")
-        infer = self._infer().with_output_types(result_type(handler, prepared.element_type))
-        results = prepared | "BeamML_RunInference" >> infer
-        return _apply(results, handler.get_postprocess_fns(), "Postprocess")
+        prepared, bad_before = apply_functions(
+            examples, handler.get_preprocess_fns(), "Preprocess", handling
+        )
+        results, bad = self._inferred(prepared)
+        if self._monitoring_transform is not None:
+            _ = results | "BeamML_RunInference_MonitoringOutlet" >> self._monitoring_transform
+        finished, bad_after = apply_functions(
+            results, handler.get_postprocess_fns(), "Postprocess", handling
+        )
+        if handling is None:
+            return finished
+        if handling.threshold < 1:
+            _ = (finished, bad, *bad_before, *bad_after) | StopAbove(handling.threshold)
+        return finished, RunInferenceDLQ(bad, bad_before, bad_after)
 
-    def _infer(self) -> beam.PTransform:
-        infer = beam.ParDo(self._infer_do_fn())
-        return infer.with_resource_hints(**self._model_handler.get_resource_hints())
-
-    def _infer_do_fn(self) -> Infer:
+    def _inferred(
+        self, examples: beam.PCollection
+    ) -> tuple[beam.PCollection, beam.PCollection | None]:
+        """Predictions, and the dead letters if errors are set aside."""
         handler = self._model_handler
-        kind = InferPrebatched if handler.should_skip_batching() else Infer
-        return kind(handler, self._inference_args, self._metrics_namespace, self._clock)
+        do_fn = (InferPrebatched if handler.should_skip_batching() else Infer)(self._step())
+        infer = beam.ParDo(do_fn, **self._side_input(examples.pipeline))
+        infer = infer.with_output_types(result_type(handler, examples.element_type))
+        infer = infer.with_resource_hints(**handler.get_resource_hints())
+        if self._handling is None:
+            return examples | "BeamML_RunInference" >> infer, None
+        outputs = examples | "BeamML_RunInference" >> infer.with_outputs(
+            FAILED, main="results", allow_unknown_tags=False
+        )
+        return outputs.results, outputs[FAILED]
 
+    def _side_input(self, pipeline: beam.Pipeline) -> dict[str, Any]:
+        metadata = pipeline | self._watch if self._watch else self._metadata
+        return {} if metadata is None else {"update": beam.pvalue.AsSingleton(metadata)}
 
-def _apply(
-    elements: beam.PCollection, functions: Iterable[Callable[[Any], Any]], step: str
-) -> beam.PCollection:
-    for index, function in enumerate(functions):
-        elements = elements | f"BeamML_RunInference_{step}-{index}" >> beam.Map(function)
-    return elements
+    def _step(self) -> Step:
+        handler, handling = self._model_handler, self._handling
+        refreshing = self._metadata is not None or bool(self._watch)
+        several = bool(getattr(handler, "mappings", None))
+        managed = self._manager_room is not None
+        models = FoundAgain(
+            self._manager_room or (handler.room if several else Room()),
+            "model manager" if managed else self._model_identifier,
+        )
+        timeout = handling.timeout if handling else None
+        return Step(
+            handler=handler,
+            inference_args=self._inference_args,
+            namespace=self._metrics_namespace,
+            clock=self._clock,
+            errors=LetErrorsRaise() if handling is None else SetErrorsAside(handling.exc_class),
+            timeout=timeout,
+            place=self._place(models.name),
+            models=models,
+            tag=f"{self._model_identifier or models.name}/" if managed else "",
+            holds=refreshing and not several and not managed,
+            early=not (refreshing or several or managed or timeout),
+        )
+
+    def _place(self, tag: str) -> Place:
+        """Where the model lives, by what the handler and the exception handling ask for."""
+        if self._handling is not None and self._handling.use_subprocess:
+            return InAChild
+        if self._model_handler.share_model_across_processes():
+            return partial(OnThisMachine, tag=self._model_identifier or tag)
+        return InThisProcess
+
+    def _but(self, **changes: Any) -> RunInference:
+        changed = copy.copy(self)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        return changed

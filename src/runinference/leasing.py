@@ -1,0 +1,209 @@
+"""Borrows a model for a call: loads it, refreshes it, gives it up when it is stuck."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
+from runinference.routing import Edition
+from runinference.sharing import Model, ModelsOfProcess
+from runinference.step import Step
+
+_LOGGER = logging.getLogger(__name__)
+
+#: How long a new model that could not be loaded is not tried again.
+RETRY_REFRESH_SECS = 30
+
+
+class Lender:
+    """Lends one thread the models of its process.
+
+    A refresh loads the new model beside the old one, and swaps them when it is there. If it cannot be loaded,
+    the old one serves on. Until the bundle ends, models that a refresh replaced are kept: a refresh that goes
+    back and forth between two loads each once.
+    """
+
+    def __init__(self, models: ModelsOfProcess, step: Step) -> None:
+        self._models = models
+        self._step = step
+        self._serving: dict[Any, Edition] = {}
+        self._broken: dict[str, int] = {}
+        self._held = ExitStack()
+        self._held_models: dict[str, Model] = {}
+        self._loads: list[tuple[Edition, int, int]] = []
+        self._events: Counter[str] = Counter()
+
+    def call(
+        self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None
+    ) -> tuple[list[Any], int]:
+        """The results of a batch, and the nanoseconds that the model took.
+
+        Raises:
+            ModelUnavailableError: The model cannot be loaded.
+            InferenceTimeoutError: Loading and calling it took longer than the timeout.
+        """
+        run = partial(self._run, edition, batch, inference_args)
+        timeout = self._step.timeout
+        return run() if timeout is None else self._in_time(edition, run, timeout)
+
+    def load_now(self, edition: Edition) -> None:
+        """Loads a model before it is needed.
+
+        Raises:
+            Exception: What the handler raised.
+        """
+        try:
+            with self._borrow(edition):
+                pass
+        except ModelUnavailableError as error:
+            raise (error.__cause__ or error) from None
+
+    def end_bundle(self) -> None:
+        """Gives back what was kept for the length of the bundle."""
+        self._held_models.clear()
+        self._held.close()
+
+    def take_news(self) -> tuple[list[tuple[Edition, int, int]], Counter[str]]:
+        """What was loaded (with nanoseconds and bytes), and how often what happened, since last asked."""
+        loads, self._loads = self._loads, []
+        events, self._events = self._events, Counter()
+        events["model_evictions"] += self._models.shelf.take_evictions()
+        return loads, +events
+
+    def _run(
+        self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None
+    ) -> tuple[list[Any], int]:
+        clock = self._step.clock
+        with self._borrow(edition) as (serving, model):
+            start = clock.time_ns()
+            try:
+                results = model.run(serving.handler, batch, inference_args)
+            except ChildDiedError:
+                self._give_up(serving)
+                raise
+            return results, clock.time_ns() - start
+
+    @contextmanager
+    def _borrow(self, edition: Edition) -> Iterator[tuple[Edition, Model]]:
+        """Lends the model of an edition, or the one that served before if this one is broken."""
+        served = self._serving.get(edition.keys[0])
+        if served is None or served is edition:
+            with self._lease(edition) as model:
+                self._serves(edition)
+                yield edition, model
+            return
+        with ExitStack() as leases:
+            old = leases.enter_context(self._lease(served))
+            new = self._refreshed(edition, leases)
+            if new is None:
+                yield served, old
+            else:
+                self._serves(edition)
+                yield edition, new
+
+    def _refreshed(self, edition: Edition, leases: ExitStack) -> Model | None:
+        """The new model, or None if it cannot be loaded."""
+        now = self._step.clock.time_ns()
+        if self._broken.get(edition.name, now) > now:
+            return None
+        try:
+            model: Model = leases.enter_context(self._lease(edition, beside=True))
+        except ModelUnavailableError as error:
+            self._broken[edition.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
+            self._events["failed_model_refreshes"] += 1
+            _LOGGER.error(
+                "The new model %r is not used, the old one serves on: %s", edition.name, error
+            )
+            return None
+        self._events["model_refreshes"] += 1
+        return model
+
+    def _serves(self, edition: Edition) -> None:
+        """Notes that an edition serves its keys now, and retires what serves none."""
+        if self._serving.get(edition.keys[0]) is edition:
+            return
+        replaced = {old.name: old for key in edition.keys if (old := self._serving.get(key))}
+        self._serving.update(dict.fromkeys(edition.keys, edition))
+        still = {serving.name for serving in self._serving.values()}
+        for name in replaced.keys() - still:
+            self._models.shelf.retire(self._name(name))
+
+    @contextmanager
+    def _lease(self, edition: Edition, beside: bool = False) -> Iterator[Model]:
+        name = self._name(edition.name)
+        if not self._step.holds:
+            with self._models.shelf.lease(
+                name, partial(self._load, edition), beside=beside
+            ) as model:
+                yield model
+            return
+        if name not in self._held_models:
+            lease = self._models.shelf.lease(name, partial(self._load, edition), beside=True)
+            self._held_models[name] = self._held.enter_context(lease)
+        yield self._held_models[name]
+
+    def _load(self, edition: Edition) -> Model:
+        clock = self._step.clock
+        start = clock.time_ns()
+        try:
+            model = self._step.place(edition)
+        except Exception as error:
+            raise ModelUnavailableError(f"The model cannot be loaded: {error}") from error
+        self._loads.append((edition, clock.time_ns() - start, model.n_bytes))
+        return model
+
+    def _name(self, name: str) -> str:
+        return f"{self._step.tag}{name}"
+
+    def _in_time(
+        self, edition: Edition, run: Callable[[], tuple[list[Any], int]], timeout: float
+    ) -> tuple[list[Any], int]:
+        call = _InThread(run)
+        if call.ended_within(timeout):
+            return call.outcome()
+        self._events["inference_timeouts"] += 1
+        if stuck := self._give_up(edition):
+            stuck.abandon()
+        raise InferenceTimeoutError(
+            f"Loading the model and calling it took more than {timeout} seconds. The model was given up, and "
+            "a fresh one is loaded for the next batch. If it was slow, not stuck, give with_exception_handling "
+            "a longer timeout."
+        )
+
+    def _give_up(self, edition: Edition) -> Model | None:
+        name = self._name(edition.name)
+        self._held_models.pop(name, None)
+        model: Model | None = self._models.shelf.give_up(name)
+        return model
+
+
+class _InThread:
+    """A call in a thread that does not keep the process alive."""
+
+    def __init__(self, run: Callable[[], tuple[list[Any], int]]) -> None:
+        self._run = run
+        self._result: tuple[list[Any], int] = ([], 0)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True, name="runinference-call")
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._result = self._run()
+        except BaseException as error:
+            self._error = error
+
+    def ended_within(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def outcome(self) -> tuple[list[Any], int]:
+        if self._error is not None:
+            raise self._error
+        return self._result

@@ -1,0 +1,60 @@
+"""The model manager: one budget of memory for the models of all steps that ask for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from runinference.errors import UnknownOptionError, nearest
+from runinference.shelf import Room
+
+_FIELDS = {
+    "max_models": "models",
+    "max_model_bytes": "n_bytes",
+    "wait_timeout_seconds": "wait_secs",
+}
+# What tunes Beam's manager for a GPU that it polls: understood, so that a program written for it runs here, but
+# of no effect, because this one counts the bytes of the models themselves.
+_OF_BEAM = frozenset(
+    {
+        "monitor",
+        "slack_percentage",
+        "poll_interval",
+        "peak_window_seconds",
+        "min_data_points",
+        "smoothing_factor",
+        "eviction_cooldown_seconds",
+        "min_model_copies",
+        "lock_timeout_seconds",
+        "verbose_logging",
+    }
+)
+
+
+def room_of(arguments: Mapping[str, Any]) -> Room:
+    """The budget that ``model_manager_args`` describe; by default three quarters of the memory there is.
+
+    >>> room_of({"max_models": 2}).models
+    2
+
+    Raises:
+        UnknownOptionError: An argument is not known.
+    """
+    for name in arguments:
+        if name not in _FIELDS and name not in _OF_BEAM:
+            known = [*_FIELDS, *sorted(_OF_BEAM)]
+            raise UnknownOptionError(f"model_manager_args has no {name!r}.{nearest(name, known)}")
+    fields = {_FIELDS[name]: value for name, value in arguments.items() if name in _FIELDS}
+    if "models" not in fields and "n_bytes" not in fields:
+        fields["n_bytes"] = memory_bytes() * 3 // 4
+    return Room(**fields)
+
+
+def memory_bytes() -> int:
+    """The memory models can live in: of the first GPU if PyTorch sees one, else of the machine."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,40 @@
+"""What a step of inference is made of: values, chosen when the transform is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from runinference.failing import LetErrorsRaise, SetErrorsAside
+from runinference.sharing import FoundAgain, Place
+
+
+@dataclass(frozen=True)
+class Step:
+    """The settings of a step.
+
+    Attributes:
+        handler: Says how to load and call the model.
+        inference_args: For each call.
+        namespace: Of the metrics; None for the handler's.
+        clock: Has ``time_ns()``.
+        errors: What happens when a batch fails.
+        timeout: Seconds for loading a model and for a call; None for no limit.
+        place: Where a model is loaded.
+        models: Finds the models of this process.
+        tag: Before the names of models on a shelf that several steps share.
+        holds: Whether models are kept until the bundle ends.
+        early: Whether to load the model before the first element.
+    """
+
+    handler: Any
+    inference_args: dict[str, Any] | None
+    namespace: str | None
+    clock: Any
+    errors: LetErrorsRaise | SetErrorsAside
+    timeout: float | None
+    place: Place
+    models: FoundAgain
+    tag: str
+    holds: bool
+    early: bool

@@ -1,0 +1,314 @@
+"""With exception handling, exactly the failing records come out aside, and everything else arrives."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.metrics import MetricsFilter
+from apache_beam.transforms import window
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import RUNNER, Catch, Doubler, Saying, linear_regression
+
+from runinference import KeyedModelHandler, KeyModelMapping, ModelHandler, RunInference
+from runinference.errors import InferenceTimeoutError, OptionError, TooManyFailuresError
+from runinference.sklearn_inference import SklearnModelHandlerNumpy
+
+
+class Outcome:
+    """What a pipeline with exception handling gave."""
+
+    def __init__(self, elements, handler, *, timed=False, inference=None, **handling) -> None:
+        good, bad, before, after = [], [], [], []
+        pipeline = beam.Pipeline(runner=RUNNER)
+        examples = pipeline | beam.Create(elements, reshuffle=False)
+        if timed:
+            examples |= beam.Map(lambda n: window.TimestampedValue(n, n)) | beam.WindowInto(
+                window.FixedWindows(10)
+            )
+        transform = (inference or RunInference(handler)).with_exception_handling(**handling)
+        results, letters = examples | transform
+        results | "good" >> beam.ParDo(Catch(good))
+        letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+        for i, failed in enumerate(letters.failed_preprocessing):
+            failed | f"before{i}" >> beam.ParDo(Catch(before))
+        for i, failed in enumerate(letters.failed_postprocessing):
+            failed | f"after{i}" >> beam.ParDo(Catch(after))
+        self.result = pipeline.run()
+        self.result.wait_until_finish()
+        self.timed = {"good": good, "bad": bad}
+        self.good, self.bad, self.before, self.after = map(Catch.take, (good, bad, before, after))
+
+    def counter(self, name: str) -> int:
+        found = self.result.metrics().query(MetricsFilter().with_name(name))["counters"]
+        return sum(metric.committed for metric in found)
+
+
+class Picky(Doubler):
+    """Cannot take negative numbers."""
+
+    def run_inference(self, batch, model, inference_args=None):
+        results = super().run_inference(batch, model, inference_args)
+        for number in batch:
+            if number < 0:
+                raise ValueError(f"negative: {number}")
+        return results
+
+
+def test_one_bad_element_among_many_goes_alone():
+    outcome = Outcome([*range(1, 50), -7], Picky("alone", min_batch_size=50, max_batch_size=50))
+    assert sorted(result.example for result in outcome.good) == list(range(1, 50))
+    [(element, (kind, message, lines))] = outcome.bad
+    assert element == -7
+    assert kind is ValueError
+    assert message == "ValueError('negative: -7')"
+    assert "run_inference" in "".join(lines)
+    assert outcome.counter("failed_elements") == 1
+    assert outcome.counter("num_inferences") == 49
+    assert outcome.counter("batch_splits") > 0
+    assert outcome.counter("failed_batches_counter") > 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(-3, 3), max_size=40), st.integers(1, 16))
+def test_all_good_elements_get_results_and_all_bad_ones_are_aside(numbers, size):
+    outcome = Outcome(numbers, Picky("any", min_batch_size=size, max_batch_size=size))
+    assert sorted(result.example for result in outcome.good) == sorted(n for n in numbers if n >= 0)
+    assert sorted(element for element, _ in outcome.bad) == sorted(n for n in numbers if n < 0)
+
+
+def test_results_and_dead_letters_keep_their_window_and_timestamp():
+    outcome = Outcome(
+        range(30), Saying(_refuse_seven, min_batch_size=8, max_batch_size=8), timed=True
+    )
+    [(letter, stamp, its_window)] = outcome.timed["bad"]
+    assert letter[0] == stamp == 17
+    assert its_window.start == 10
+    for result, stamp, its_window in outcome.timed["good"]:
+        assert result == stamp
+        assert its_window.start == result // 10 * 10
+    assert len(outcome.good) == 29
+
+
+def _refuse_seven(batch):
+    if 17 in batch:
+        raise ValueError("seventeen")
+    return batch
+
+
+JUNK = [None, "text", np.zeros((2, 2)), object, {"a": 1}, b"\x00", [], float("nan"), ("k", 1)]
+
+
+def test_random_junk_among_good_rows_is_set_aside(tmp_path):
+    handler = SklearnModelHandlerNumpy(linear_regression(tmp_path / "m.pickle"), min_batch_size=16)
+    good = [np.array([float(n)]) for n in range(100)]
+    mixed = [*good[:50], *JUNK, *good[50:]]
+    outcome = Outcome(mixed, handler)
+    assert sorted(round(float(result.inference)) for result in outcome.good) == [2 * n for n in range(100)]
+    assert len(outcome.bad) == len(JUNK)
+
+
+def test_junk_that_cannot_even_be_weighed_is_set_aside():
+    handler = Doubler("weigh", max_batch_weight=10, element_size_fn=len)
+    outcome = Outcome(["ab", 5, "cd"], handler)
+    assert sorted(result.inference for result in outcome.good) == ["abab", "cdcd"]
+    [(element, (kind, _, _))] = outcome.bad
+    assert (element, kind) == (5, TypeError)
+
+
+def test_functions_around_the_model_set_aside_too():
+    handler = Doubler("around").with_preprocess_fn(int).with_postprocess_fn(_refuse_four)
+    outcome = Outcome(["1", "x", "2"], handler)
+    assert outcome.good == [2]
+    assert [element for element, _ in outcome.before] == ["x"]
+    assert [element.example for element, _ in outcome.after] == [2]
+
+
+def _refuse_four(result):
+    if result.inference == 4:
+        raise ValueError("four")
+    return result.inference
+
+
+def test_only_the_errors_named_are_set_aside():
+    with pytest.raises(ValueError, match="negative"):
+        Outcome([-1], Picky("named"), exc_class=KeyError)
+
+
+@pytest.mark.parametrize(("n_bad", "stops"), [(1, False), (11, True)])
+def test_the_threshold_counts_records_not_batches(n_bad, stops):
+    numbers = [*range(1, 101 - n_bad), *range(-n_bad, 0)]
+    handler = Picky("threshold", min_batch_size=100, max_batch_size=100)
+    if stops:
+        with pytest.raises(TooManyFailuresError, match="11 of 100 records failed"):
+            Outcome(numbers, handler, threshold=0.1)
+    else:
+        assert len(Outcome(numbers, handler, threshold=0.1).good) == 99
+
+
+def test_too_few_results_are_set_aside_and_counted():
+    outcome = Outcome([1, 2, 3], Saying(lambda batch: batch[:-1], min_batch_size=3))
+    assert len(outcome.bad) == 3
+    assert outcome.good == []
+
+
+def test_an_error_while_a_lazy_result_is_read_is_set_aside_and_counted():
+    def lazily(batch):
+        for element in batch:
+            if element == 2:
+                raise RuntimeError("broke while it was read")
+            yield element
+
+    outcome = Outcome([1, 2, 3], Saying(lazily, min_batch_size=3))
+    assert sorted(outcome.good) == [1, 3]
+    assert [element for element, _ in outcome.bad] == [2]
+    assert outcome.counter("failed_batches_counter") > 0
+
+
+def test_out_of_memory_is_halved_with_and_without_exception_handling():
+    def tight(batch):
+        if len(batch) > 5:
+            raise MemoryError("too many")
+        return batch
+
+    handler = Saying(tight, min_batch_size=40, max_batch_size=40)
+    assert sorted(Outcome(range(100), handler).good) == list(range(100))
+
+
+class Sticky(ModelHandler):
+    """Hangs on one element until the test ends; knows its loads and its calls."""
+
+    loads: list[int] = []
+    hung = threading.Event()
+
+    def load_model(self):
+        self.loads.append(1)
+        return len(self.loads)
+
+    def run_inference(self, batch, model, inference_args=None):
+        if 13 in batch:
+            self.hung.wait(60)
+        return [(element, model) for element in batch]
+
+
+def test_a_model_that_hangs_is_given_up_and_a_fresh_one_loaded():
+    Sticky.loads.clear()
+    Sticky.hung.clear()
+    outcome = Outcome(range(10, 20), Sticky(min_batch_size=10, max_batch_size=10), timeout=0.3)
+    Sticky.hung.set()
+    assert sorted(element for element, _ in outcome.good) == [10, 11, 12, 14, 15, 16, 17, 18, 19]
+    [(element, (kind, _, _))] = outcome.bad
+    assert (element, kind) == (13, InferenceTimeoutError)
+    assert len(Sticky.loads) == outcome.counter("inference_timeouts") + 1
+    assert outcome.counter("failed_batches_counter") >= outcome.counter("inference_timeouts") > 0
+
+
+def test_a_timeout_of_the_handlers_own_is_told_apart():
+    def slow_server(batch):
+        raise TimeoutError("the server did not answer")
+
+    outcome = Outcome([1], Saying(slow_server), timeout=30)
+    [(_, (kind, _, _))] = outcome.bad
+    assert kind is TimeoutError
+    assert outcome.counter("inference_timeouts") == 0
+
+
+class Crashing(ModelHandler):
+    """Ends its process on one element."""
+
+    def load_model(self):
+        return os.getpid()
+
+    def run_inference(self, batch, model, inference_args=None):
+        if 13 in batch:
+            os._exit(11)
+        if 14 in batch:
+            raise ValueError("fourteen")
+        return [(element, model) for element in batch]
+
+
+def test_a_crash_in_a_subprocess_takes_down_one_element():
+    outcome = Outcome(range(10, 18), Crashing(min_batch_size=8), use_subprocess=True)
+    assert sorted(element for element, _ in outcome.good) == [10, 11, 12, 15, 16, 17]
+    assert {element: kind.__name__ for element, (kind, _, _) in outcome.bad} == {
+        13: "ChildDiedError",
+        14: "ValueError",
+    }
+    assert all(pid != os.getpid() for _, pid in outcome.good)
+
+
+class HangingChild(ModelHandler):
+    def load_model(self):
+        return None
+
+    def run_inference(self, batch, model, inference_args=None):
+        if 13 in batch:
+            time.sleep(600)
+        return batch
+
+
+def test_a_subprocess_that_hangs_is_ended():
+    outcome = Outcome([12, 13], HangingChild(max_batch_size=1), use_subprocess=True, timeout=15)
+    assert outcome.good == [12]
+    assert [element for element, _ in outcome.bad] == [13]
+
+
+class NoModel(ModelHandler):
+    loads: list[int] = []
+
+    def load_model(self):
+        self.loads.append(1)
+        raise FileNotFoundError("no model here")
+
+    def run_inference(self, batch, model, inference_args=None):
+        return batch
+
+
+def test_a_model_that_cannot_be_loaded_fails_the_elements_of_its_keys_only():
+    handler = KeyedModelHandler(
+        [KeyModelMapping(["good"], Doubler("good")), KeyModelMapping(["none"], NoModel(min_batch_size=4))]
+    )
+    NoModel.loads.clear()
+    elements = [("good", 1), ("none", 2), ("good", 3), ("none", 4), ("other", 5), 6]
+    outcome = Outcome(elements, handler)
+    assert sorted(outcome.good) == [("good", (1, 2, "good")), ("good", (3, 6, "good"))]
+    kinds = {element: kind.__name__ for element, (kind, _, _) in outcome.bad}
+    assert kinds == {
+        ("none", 2): "FileNotFoundError",
+        ("none", 4): "FileNotFoundError",
+        ("other", 5): "UnknownKeyError",
+        6: "ValueError",
+    }
+    assert len(NoModel.loads) == 1
+
+
+def test_a_missing_model_stops_the_pipeline_where_it_is_the_only_one():
+    with pytest.raises(FileNotFoundError, match="no model here"):
+        Outcome([1], NoModel())
+
+
+def test_batches_of_the_users_own_are_divided_too():
+    outcome = Outcome([[1, -2, 3], [4]], Picky("own").with_no_batching())
+    assert sorted(result.inference for result in outcome.good) == [2, 6, 8]
+    assert [element for element, _ in outcome.bad] == [-2]
+
+
+def test_with_exception_handling_makes_a_copy():
+    plain = RunInference(Doubler("copy"))
+    handled = plain.with_exception_handling()
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        numbers = pipeline | beam.Create([1])
+        assert isinstance(numbers | "plain" >> plain, beam.PCollection)
+        results, letters = numbers | "handled" >> handled
+        assert letters._fields == ("failed_inferences", "failed_preprocessing", "failed_postprocessing")
+
+
+@pytest.mark.parametrize("handling", [{"threshold": 1.5}, {"threshold": -1}, {"timeout": 0}])
+def test_values_out_of_range_are_refused(handling):
+    with pytest.raises(OptionError):
+        RunInference(Doubler("range")).with_exception_handling(**handling)
