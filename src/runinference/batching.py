@@ -183,10 +183,10 @@ BEYOND_BEAM = ("max_batch_bytes", "max_padded_size")
 def policy_of(handler: Any) -> BatchPolicy:
     """The policy a handler asks for; works for any object with Beam's handler methods.
 
-    A handler around another one, which it names ``unkeyed``, has the options of that one.
+    A handler around another one has the options of that one, unless it has its own.
     """
     options = dict(handler.batch_elements_kwargs())
-    inside = getattr(handler, "unkeyed", None)
+    inside = getattr(handler, "_unkeyed", None)  # as ours and Beam's call it
     for name in BEYOND_BEAM:
         options[name] = getattr(handler, f"_{name}", getattr(inside, f"_{name}", None))
     return BatchPolicy.of(options)
