@@ -141,6 +141,28 @@ def test_no_more_requests_are_in_flight_than_allowed_all_threads_together():
     assert together.most == 3
 
 
+@pytest.mark.parametrize("size", [1, None], ids=["in the pool", "in the caller's thread"])
+def test_a_request_takes_a_place_while_it_is_in_flight_and_only_then(size):
+    def answer(batch, args):
+        free.append(outbox.places.acquire(blocking=False))
+        if len(free) == 1:
+            raise ConnectionError
+        return double(batch)
+
+    handler = Local(answer, max_request_size=size, max_concurrent_requests=1)
+    outbox = handler._outbox_of_process.open(handler._outbox)
+    free, free_in_pauses = [], []
+
+    def pause(seconds):
+        free_in_pauses.append(outbox.places.acquire(blocking=False))
+        outbox.places.release()
+
+    handler._sleep = pause
+    assert handler.ask([1, 2]) == [2, 4]
+    assert set(free) == {False}
+    assert free_in_pauses == [True]
+
+
 def test_copies_of_a_handler_find_the_same_threads():
     handler = Copied(max_request_size=1)
     outbox = handler._outbox_of_process.open(handler._outbox)
@@ -700,7 +722,7 @@ def test_a_handler_that_was_used_can_be_pickled_and_is_small():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_gets_threads_of_its_own():
     program = """
-import os
+import os, signal
 from runinference.remote import RemoteModelHandler
 
 class Copied(RemoteModelHandler):
@@ -709,10 +731,11 @@ class Copied(RemoteModelHandler):
     def request(self, batch, model, inference_args=None):
         return list(batch)
 
-handler = Copied(max_request_size=1)
+handler = Copied(max_request_size=1, max_concurrent_requests=1)
 assert handler.predict([1, 2]) == [1, 2]
 child = os.fork()
 if not child:
+    signal.alarm(60)
     os._exit(handler.predict([1, 2]) != [1, 2])
 raise SystemExit(os.waitpid(child, 0)[1])
 """
