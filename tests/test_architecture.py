@@ -40,6 +40,7 @@ FLOORS = {
         "step",
         "leasing",
         "infer",
+        "waiting",
         "managing",
         "refresh",
     ],

@@ -59,7 +59,7 @@ def test_the_least_recently_used_makes_room():
             pass
     assert library.closed == ["b"]
     assert library.shelf.names() == ["a", "c"]
-    assert library.shelf.evictions == 1
+    assert library.shelf.take_evictions() == 1
 
 
 def test_a_model_that_is_lent_is_never_put_away():
@@ -143,7 +143,7 @@ def test_a_retired_model_is_freed_after_its_last_lease():
         del model
     assert library.closed == ["old"]
     assert watch() is None
-    assert library.shelf.evictions == 0
+    assert library.shelf.take_evictions() == 0
 
 
 def test_a_retired_model_that_is_asked_for_again_stays():

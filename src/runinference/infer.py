@@ -101,8 +101,9 @@ class Infer(beam.DoFn):  # type: ignore[misc]
 
     def _outputs(self, edition: Edition, batches: Iterable[list[_Item]]) -> Iterator[Any]:
         for items in batches:
-            waited = self._step.clock.time_ns() - self._since.pop(edition.name)
-            self._since[edition.name] = self._step.clock.time_ns()
+            now = self._step.clock.time_ns()
+            waited = now - self._since.get(edition.name, now)
+            self._since[edition.name] = now
             for metrics in self._metrics_of(edition):
                 metrics.queued(waited)
             outcomes = self._outcomes(edition, [element for element, _, _ in items])

@@ -217,7 +217,7 @@ def _infer(
     device: Any,
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
-    padding: Padding | NoPadding = NoPadding(),  # noqa: B008 - it has no state
+    padding: Padding | NoPadding = NoPadding(),
 ) -> Iterable[PredictionResult]:
     def call(examples: Sequence[Any]) -> Any:
         inputs = padding.join(examples, _stack).to(device)
@@ -235,7 +235,7 @@ def _infer_keyed(
     device: Any,
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
-    padding: Padding | NoPadding = NoPadding(),  # noqa: B008 - it has no state
+    padding: Padding | NoPadding = NoPadding(),
 ) -> Iterable[PredictionResult]:
     def call(examples: Sequence[Mapping[str, Any]]) -> Any:
         inputs = _move(padding.join_keys(examples, _stack), device)

@@ -21,6 +21,7 @@ from runinference.refresh import WatchFilePattern
 from runinference.sharing import FoundAgain, InAChild, InThisProcess, OnThisMachine, Place
 from runinference.shelf import Room
 from runinference.step import Step
+from runinference.waiting import InferWaiting, Shard, longest_wait
 
 
 class RunInference(beam.PTransform):  # type: ignore[misc]
@@ -173,9 +174,12 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
     ) -> tuple[beam.PCollection, beam.PCollection | None]:
         """Predictions, and the dead letters if errors are set aside."""
         handler = self._model_handler
-        do_fn = (InferPrebatched if handler.should_skip_batching() else Infer)(self._step())
-        infer = beam.ParDo(do_fn, **self._side_input(examples.pipeline))
-        infer = infer.with_output_types(result_type(handler, examples.element_type))
+        declared = result_type(handler, examples.element_type)
+        do_fn = self._do_fn()
+        if isinstance(do_fn, InferWaiting):
+            shard = beam.ParDo(Shard(handler)).with_output_types(tuple[str, Any])
+            examples = examples | "BeamML_RunInference_Shard" >> shard
+        infer = beam.ParDo(do_fn, **self._side_input(examples.pipeline)).with_output_types(declared)
         infer = infer.with_resource_hints(**handler.get_resource_hints())
         if self._handling is None:
             return examples | "BeamML_RunInference" >> infer, None
@@ -183,6 +187,13 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             FAILED, main="results", allow_unknown_tags=False
         )
         return outputs.results, outputs[FAILED]
+
+    def _do_fn(self) -> Infer:
+        handler, step = self._model_handler, self._step()
+        if handler.should_skip_batching():
+            return InferPrebatched(step)
+        duration = longest_wait(handler)
+        return Infer(step) if duration is None else InferWaiting(step, duration)
 
     def _side_input(self, pipeline: beam.Pipeline) -> dict[str, Any]:
         metadata = pipeline | self._watch if self._watch else self._metadata

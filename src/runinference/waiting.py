@@ -1,0 +1,152 @@
+"""Elements wait for others across bundles: good batches for a stream that comes in small bundles."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.coders import FastPrimitivesCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    ReadModifyWriteStateSpec,
+    TimerSpec,
+    on_timer,
+)
+from apache_beam.utils.timestamp import Timestamp
+
+from runinference.batching import Gatherer, policy_of, size_in_bytes
+from runinference.failing import Failure
+from runinference.infer import Infer
+from runinference.routing import Edition, routes_of
+from runinference.step import Step
+
+_PROCESS = uuid.uuid4().hex
+
+
+class Shard(beam.DoFn):  # type: ignore[misc]
+    """Gives elements that may share a batch one key: those of a process, a model and a bucket of lengths."""
+
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+
+    def setup(self) -> None:
+        self._routes = routes_of(self._handler)
+
+    def process(self, element: Any) -> Iterable[tuple[str, Any]]:
+        try:
+            edition = self._routes.of(element)
+            key = f"{edition.name}/{edition.policy.bucket(element)}"
+        except Exception:  # the step that infers meets it again, and sets the element aside
+            key = ""
+        return [(f"{_PROCESS}/{key}", element)]
+
+
+class InferWaiting(Infer):
+    """Elements wait in the runner's state until a batch is full, or the first has waited long enough.
+
+    Each result leaves with its element's own timestamp, in its own window. When a window ends, nobody waits
+    longer.
+    """
+
+    WAITING = BagStateSpec("waiting", FastPrimitivesCoder())
+    TOTALS = ReadModifyWriteStateSpec("totals", FastPrimitivesCoder())
+    DUE = TimerSpec("due", TimeDomain.REAL_TIME)
+    END = TimerSpec("end", TimeDomain.WATERMARK)
+
+    def __init__(self, step: Step, max_duration_secs: float) -> None:
+        super().__init__(step)
+        self._max_duration_secs = max_duration_secs
+
+    def process(  # type: ignore[override]
+        self,
+        keyed: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        waiting: Any = beam.DoFn.StateParam(WAITING),
+        totals: Any = beam.DoFn.StateParam(TOTALS),
+        due: Any = beam.DoFn.TimerParam(DUE),
+        end: Any = beam.DoFn.TimerParam(END),
+        update: Any = None,
+    ) -> Iterator[Any]:
+        _, element = keyed
+        try:
+            edition = self._route(element, update)
+            its = _measures(edition, element)
+        except self._step.errors.caught as error:
+            yield self._aside((element, timestamp, window), Failure(error), self._base_metrics())
+            return
+        before = totals.read() or (0, 0, 0, 0)
+        if before == (0, 0, 0, 0):
+            due.set(Timestamp.now() + self._max_duration_secs)
+            end.set(window.max_timestamp())
+        now = tuple(a + b for a, b in zip(before, its, strict=True))
+        waiting.add((element, timestamp.micros))
+        totals.write(now)
+        if self._is_full(edition, now):
+            due.clear()
+            yield from self._release(waiting, totals, window)
+
+    @on_timer(DUE)  # type: ignore[untyped-decorator]
+    def waited_long_enough(
+        self,
+        window: Any = beam.DoFn.WindowParam,
+        waiting: Any = beam.DoFn.StateParam(WAITING),
+        totals: Any = beam.DoFn.StateParam(TOTALS),
+    ) -> Iterator[Any]:
+        yield from self._release(waiting, totals, window)
+
+    @on_timer(END)  # type: ignore[untyped-decorator]
+    def window_ends(
+        self,
+        window: Any = beam.DoFn.WindowParam,
+        waiting: Any = beam.DoFn.StateParam(WAITING),
+        totals: Any = beam.DoFn.StateParam(TOTALS),
+    ) -> Iterator[Any]:
+        yield from self._release(waiting, totals, window)
+
+    def _is_full(self, edition: Edition, totals: tuple[Any, ...]) -> bool:
+        n_elements, n_bytes, weight, length = totals
+        policy = edition.policy
+        return (
+            n_elements >= self._models.size_for(edition.name, edition).now
+            or n_bytes >= policy.max_bytes
+            or (policy.max_weight is not None and weight >= policy.max_weight)
+            or (policy.max_padded is not None and length >= policy.max_padded)
+        )
+
+    def _release(self, waiting: Any, totals: Any, window: Any) -> Iterator[Any]:
+        """Runs what has waited, in batches under the policy of its model."""
+        elements = list(waiting.read())
+        waiting.clear()
+        totals.clear()
+        gatherers: dict[str, tuple[Edition, Gatherer[Any]]] = {}
+        for element, micros in elements:
+            edition = self._routes.of(element)
+            if edition.name not in gatherers:
+                size = self._models.size_for(edition.name, edition)
+                gatherers[edition.name] = edition, Gatherer(edition.policy, size)
+            item = (element, Timestamp(micros=micros), window)
+            yield from self._outputs(edition, gatherers[edition.name][1].add(element, item))
+        for edition, gatherer in gatherers.values():
+            yield from self._outputs(edition, gatherer.flush())
+
+
+def longest_wait(handler: Any) -> float | None:
+    """How many seconds an element may wait; None where it does not wait for other bundles.
+
+    Where there is a model per key, it is the shortest wait of them all.
+    """
+    insides = [mapping.mh for mapping in getattr(handler, "mappings", None) or ()] or [handler]
+    waits = [policy_of(inside).max_duration_secs for inside in [handler, *insides]]
+    return min((wait for wait in waits if wait is not None), default=None)
+
+
+def _measures(edition: Edition, element: Any) -> tuple[int, int, float, int]:
+    """What an element adds to a batch: itself, its bytes, its weight, its length."""
+    policy = edition.policy
+    weight = policy.weigh(element) if policy.weigh is not None else 1
+    length = policy.length(element) if policy.max_padded is not None else 0
+    return 1, size_in_bytes(element), weight, length
