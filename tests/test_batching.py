@@ -205,6 +205,17 @@ def test_a_call_that_gets_dearer_with_size_settles_where_it_was_cheapest():
     assert learn(BatchPolicy(), lambda n: n * (1e-3 / min(n, 8) + 1e-4 * max(0, n - 8))).now == 8
 
 
+def test_a_few_slow_calls_do_not_settle_the_size_for_good():
+    size = AdaptiveSize(BatchPolicy(max_size=32))
+    size.record(1, 1.0)
+    for noise in (0, 0, 0, 0.4, 0.4, 0.4, 0.8, 0.8, 0.8):
+        size.record(size.now, 0.003 + 0.0003 * size.now + noise)
+    assert (size.settled, size.now) == (True, 1)
+    for _ in range(100):
+        size.record(size.now, 0.003 + 0.0003 * size.now)
+    assert size.now == 32
+
+
 @pytest.mark.parametrize(("low", "high"), [(3, 100), (1, 7), (5, 5)])
 def test_the_size_stays_within_its_limits(low, high):
     policy = BatchPolicy(min_size=low, max_size=high)

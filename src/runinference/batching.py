@@ -325,19 +325,22 @@ class AdaptiveSize:
 
     Sizes double from the smallest allowed while a larger one makes an element at least a tenth cheaper. The
     size settles on the smallest that is within a twentieth of the best seen: on a processor, a large model
-    is often fastest in small batches. The first call of a model is not counted: it warms caches up.
+    is often fastest in small batches. The first call of a model is not counted: it warms caches up. As a call
+    may have been slow for reasons of its own, the search begins anew after 64 calls, from half the size, then
+    after twice as many, and so on.
 
     A policy with a budget on padded size needs no search: the budget decides, up to the most elements.
 
     Attributes:
         now: The elements that a batch may have now.
         budget: The padded size that a batch may have now; None where the policy has no budget.
-        settled: Whether the search is over.
+        settled: Whether the search is over, for now.
     """
 
     def __init__(self, policy: BatchPolicy) -> None:
-        self.settled = policy.min_size == policy.max_size or policy.max_padded is not None
-        self._most = policy.max_size
+        self._fixed = policy.min_size == policy.max_size or policy.max_padded is not None
+        self.settled = self._fixed
+        self._least, self._most = policy.min_size, policy.max_size
         self._wanted = policy.min_size if policy.max_padded is None else policy.max_size
         self._elements = _Limit(policy.max_size)
         self._padded = None if policy.max_padded is None else _Limit(policy.max_padded)
@@ -345,17 +348,18 @@ class AdaptiveSize:
         self._calls = 0
         self._warm = False
         self._worse = 0
+        self._rest = self._next_rest = _FIRST_REST
         self._lock = threading.Lock()
         self._put_in_force()
 
     def record(self, n_elements: int, seconds: float) -> None:
         """Learns from one call of the model with ``n_elements`` that took ``seconds`` and went well."""
-        if self.settled and not self._limited:
+        if self._fixed and not self._limited:
             return
         with self._lock:
             if self._limited:
                 self._went_well(n_elements)
-            if self._warm and not self.settled and n_elements == self._wanted:
+            if self._warm and not self._fixed and n_elements == self._wanted:
                 self._learn(seconds / n_elements)
             self._warm = True
             self._put_in_force()
@@ -388,10 +392,23 @@ class AdaptiveSize:
         self._limited = self._elements.below or (self._padded is not None and self._padded.below)
 
     def _learn(self, cost: float) -> None:
+        if self.settled:
+            self._rest -= 1
+            if self._rest == 0:
+                self._search_again()
+            return
         self._cost[self._wanted] = min(cost, self._cost.get(self._wanted, cost))
         self._calls += 1
         if self._calls >= _CALLS_PER_SIZE:
             self._grow()
+
+    def _search_again(self) -> None:
+        self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+        self._rest = self._next_rest
+        self._cost.clear()
+        self._calls = self._worse = 0
+        self._wanted = max(self._least, self._wanted // 2)
+        self.settled = False
 
     def _grow(self) -> None:
         self._calls = 0
@@ -434,7 +451,9 @@ class _Limit:
             self._well = 0
 
 
-_CALLS_PER_SIZE = 2
+_CALLS_PER_SIZE = 3
+_FIRST_REST = 64
+_LONGEST_REST = 8_192
 _WORSE_IN_A_ROW = 2
 _PATIENCE = 32
 _MOST_PATIENCE = 8_192
