@@ -149,7 +149,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing():
         return [2 * n for n in batch]
 
     told = []
-    assert list(halved_on_out_of_memory(call, range(33), told.append)) == [2 * n for n in range(33)]
+    assert list(halved_on_out_of_memory(call, range(33), lambda batch: told.append(len(batch)))) == [2 * n for n in range(33)]
     assert told == [33, 17, 16]
 
 
@@ -158,4 +158,4 @@ def test_one_element_that_is_too_large_is_an_error():
         raise RuntimeError("CUDA out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(halved_on_out_of_memory(call, [1, 2], lambda n: None))
+        list(halved_on_out_of_memory(call, [1, 2], lambda batch: None))

@@ -15,6 +15,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms import window
+from apache_beam.transforms.window import WindowedValue
 
 from runinference import (
     KeyedModelHandler,
@@ -85,7 +86,8 @@ class Worker:
         self.do_fn.start_bundle()
         outputs = []
         for element, update in elements_and_updates:
-            outputs += self.do_fn.process(element, 0, GLOBAL, update) or []
+            origin = WindowedValue(element, 0, (GLOBAL,))
+            outputs += self.do_fn.process(element, origin, update) or []
         outputs += self.do_fn.finish_bundle()
         return [output.value for output in outputs]
 

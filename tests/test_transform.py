@@ -104,7 +104,8 @@ def pickled_copy(do_fn):
 def drive(do_fn):
     do_fn.setup()
     do_fn.start_bundle()
-    list(do_fn.process(5, 0, window.GlobalWindow()) or ())
+    origin = window.WindowedValue(5, 0, (window.GlobalWindow(),))
+    list(do_fn.process(5, origin) or ())
     list(do_fn.finish_bundle())
 
 

@@ -139,21 +139,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halved_on_out_of_memory(
-    call: Call, batch: Any, too_large: Callable[[int], None]
+    call: Call, batch: Any, too_large: Callable[[Any], None]
 ) -> Iterator[Any]:
     """The results of a batch, in halves of halves where memory does not suffice for more.
 
     Args:
         call: Calls the model.
         batch: The elements.
-        too_large: Is told each number of elements that memory did not suffice for.
+        too_large: Is told each batch that memory did not suffice for.
     """
     try:
         results: Any = call(batch)
     except Exception as error:
         if len(batch) < 2 or not is_out_of_memory(error):
             raise
-        too_large(len(batch))
+        too_large(batch)
         results = None
     if results is not None:
         yield from results

@@ -21,12 +21,13 @@ from runinference.updates import is_update
 FAILED = "failed_inferences"
 _MOST_KNOWN = 16
 
-# One element with what it came with: (element, timestamp, window).
-_Item = tuple[Any, Any, Any]
-
 
 class Infer(beam.DoFn):  # type: ignore[misc]
-    """Gathers elements into batches, and emits each result with its element's own window and timestamp."""
+    """Gathers elements into batches, and emits each result with its element's own window and timestamp.
+
+    What gathers is the origin of each element: the WindowedValue that it came in, which knows both. Beam gives
+    it at half the price of a timestamp and a window. It must have one window; see InferEachWindow.
+    """
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -46,23 +47,21 @@ class Infer(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._lender.end_bundle()  # of one that failed
-        self._gatherers: dict[str, Gatherer[_Item]] = {}
+        self._gatherers: dict[str, Gatherer[WindowedValue]] = {}
         self._editions: dict[str, Edition] = {}
         self._since: dict[str, int] = {}
 
     def process(
         self,
         element: Any,
-        timestamp: Any = beam.DoFn.TimestampParam,
-        window: Any = beam.DoFn.WindowParam,
+        origin: Any = beam.DoFn.WindowedValueParam,
         update: Any = None,
     ) -> Iterable[Any] | None:
-        item = (element, timestamp, window)
         try:
             edition = self._route(element, update)
-            full = self._gatherer(edition).add(element, item)
+            full = self._gatherer(edition).add(element, origin)
         except self._step.errors.caught as error:
-            return [self._aside(item, Failure(error), self._base_metrics())]
+            return [self._aside(origin, Failure(error), self._base_metrics())]
         return self._outputs(edition, full) if full else None
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -87,7 +86,7 @@ class Infer(beam.DoFn):  # type: ignore[misc]
             self._known[key] = self._base.updated(update)
         return self._known[key]
 
-    def _gatherer(self, edition: Edition) -> Gatherer[_Item]:
+    def _gatherer(self, edition: Edition) -> Gatherer[WindowedValue]:
         name = edition.name
         if name not in self._since:
             self._since[name] = self._step.clock.time_ns()
@@ -96,32 +95,29 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         except KeyError:
             self._editions[name] = edition
             size = self._models.size_for(name, edition)
-            gatherer: Gatherer[_Item] = Gatherer(edition.policy, size)
+            gatherer: Gatherer[WindowedValue] = Gatherer(edition.policy, size)
             return self._gatherers.setdefault(name, gatherer)
 
-    def _outputs(self, edition: Edition, batches: Iterable[list[_Item]]) -> Iterator[Any]:
-        for items in batches:
+    def _outputs(self, edition: Edition, batches: Iterable[list[WindowedValue]]) -> Iterator[Any]:
+        for origins in batches:
             now = self._step.clock.time_ns()
             waited = now - self._since.get(edition.name, now)
             self._since[edition.name] = now
             for metrics in self._metrics_of(edition):
                 metrics.queued(waited)
-            outcomes = self._outcomes(edition, [element for element, _, _ in items])
-            for item, outcome in zip(items, outcomes, strict=True):
-                yield self._output(edition, item, outcome)
+            outcomes = self._outcomes(edition, [origin.value for origin in origins])
+            for origin, outcome in zip(origins, outcomes, strict=True):
+                if type(outcome) is Failure:
+                    yield self._aside(origin, outcome, self._metrics_of(edition))
+                else:
+                    yield origin.with_value(outcome)
 
-    def _output(self, edition: Edition, item: _Item, outcome: Any) -> Any:
-        if type(outcome) is Failure:
-            return self._aside(item, outcome, self._metrics_of(edition))
-        _, timestamp, window = item
-        return WindowedValue(outcome, timestamp, (window,))
-
-    def _aside(self, item: _Item, failure: Failure, metrics: Iterable[InferenceMetrics]) -> Any:
+    def _aside(
+        self, origin: WindowedValue, failure: Failure, metrics: Iterable[InferenceMetrics]
+    ) -> Any:
         for each in metrics:
             each.count("failed_elements")
-        element, timestamp, window = item
-        letter = (element, failure.report())
-        return TaggedOutput(FAILED, WindowedValue(letter, timestamp, (window,)))
+        return TaggedOutput(FAILED, origin.with_value((origin.value, failure.report())))
 
     def _outcomes(self, edition: Edition, batch: Any) -> list[Any]:
         """A result or a Failure for each element of a batch."""
@@ -136,7 +132,11 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         """The results of a batch, in as many calls of the model as memory needs."""
         size = self._models.size_for(edition.name, edition)
         once = partial(self._call_once, edition)
-        return list(halved_on_out_of_memory(once, batch, size.out_of_memory))
+
+        def too_large(batch: Any) -> None:
+            size.out_of_memory(len(batch), edition.policy.padded_size(batch))
+
+        return list(halved_on_out_of_memory(once, batch, too_large))
 
     def _call_once(self, edition: Edition, batch: Any) -> list[Any]:
         try:
@@ -178,14 +178,26 @@ class Infer(beam.DoFn):  # type: ignore[misc]
                 metrics.count(event, n)
 
 
+class InferEachWindow(Infer):
+    """For elements that may be in several windows: each is gathered once in each of them."""
+
+    def process(  # type: ignore[override]
+        self,
+        element: Any,
+        origin: Any = beam.DoFn.WindowedValueParam,
+        window: Any = beam.DoFn.WindowParam,
+        update: Any = None,
+    ) -> Iterable[Any] | None:
+        return super().process(element, origin, update)
+
+
 class InferPrebatched(Infer):
     """Elements are batches already: each is handed to the model as it is."""
 
     def process(
         self,
         element: Any,
-        timestamp: Any = beam.DoFn.TimestampParam,
-        window: Any = beam.DoFn.WindowParam,
+        origin: Any = beam.DoFn.WindowedValueParam,
         update: Any = None,
     ) -> Iterable[Any]:
         for edition, batch in self._by_model(element, update):
@@ -196,7 +208,11 @@ class InferPrebatched(Infer):
                 outcomes = self._undivided(edition, batch)
                 examples = [batch] * len(outcomes)
             for example, outcome in zip(examples, outcomes, strict=True):
-                yield self._output(edition, (example, timestamp, window), outcome)
+                if type(outcome) is Failure:
+                    its = origin.with_value(example)
+                    yield self._aside(its, outcome, self._metrics_of(edition))
+                else:
+                    yield origin.with_value(outcome)
 
     def _by_model(self, batch: Any, update: Any) -> Iterable[tuple[Edition, Any]]:
         """A batch, or where there are several models, its part for each."""
@@ -213,6 +229,19 @@ class InferPrebatched(Infer):
         errors = self._step.errors
         [outcome] = errors.attempt(lambda one: [self._call_once(edition, one[0])], [batch])
         return [outcome] if type(outcome) is Failure else list(outcome)
+
+
+class InferPrebatchedEachWindow(InferPrebatched):
+    """For batches that may be in several windows."""
+
+    def process(  # type: ignore[override]
+        self,
+        element: Any,
+        origin: Any = beam.DoFn.WindowedValueParam,
+        window: Any = beam.DoFn.WindowParam,
+        update: Any = None,
+    ) -> Iterable[Any]:
+        return super().process(element, origin, update)
 
 
 class _Counting:

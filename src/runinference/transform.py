@@ -8,13 +8,20 @@ from functools import partial
 from typing import Any, cast
 
 import apache_beam as beam
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowFn
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
 from runinference.coding import result_type
 from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
 from runinference.errors import OptionError
 from runinference.failing import LetErrorsRaise, SetErrorsAside
-from runinference.infer import FAILED, Infer, InferPrebatched
+from runinference.infer import (
+    FAILED,
+    Infer,
+    InferEachWindow,
+    InferPrebatched,
+    InferPrebatchedEachWindow,
+)
 from runinference.managing import room_of
 from runinference.options import refuse_unknown
 from runinference.refresh import WatchFilePattern
@@ -175,7 +182,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         """Predictions, and the dead letters if errors are set aside."""
         handler = self._model_handler
         declared = result_type(handler, examples.element_type)
-        do_fn = self._do_fn()
+        do_fn = self._do_fn(examples.windowing.windowfn)
         if isinstance(do_fn, InferWaiting):
             shard = beam.ParDo(Shard(handler)).with_output_types(tuple[str, Any])
             examples = examples | "BeamML_RunInference_Shard" >> shard
@@ -188,12 +195,16 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         )
         return outputs.results, outputs[FAILED]
 
-    def _do_fn(self) -> Infer:
+    def _do_fn(self, windows: WindowFn) -> Infer:
+        """How elements become batches: as they are, within a bundle, or across bundles."""
         handler, step = self._model_handler, self._step()
+        one = isinstance(windows, (GlobalWindows, FixedWindows, Sessions))
         if handler.should_skip_batching():
-            return InferPrebatched(step)
+            return InferPrebatched(step) if one else InferPrebatchedEachWindow(step)
         duration = longest_wait(handler)
-        return Infer(step) if duration is None else InferWaiting(step, duration)
+        if duration is not None:
+            return InferWaiting(step, duration)
+        return Infer(step) if one else InferEachWindow(step)
 
     def _side_input(self, pipeline: beam.Pipeline) -> dict[str, Any]:
         metadata = pipeline | self._watch if self._watch else self._metadata

@@ -15,6 +15,7 @@ from apache_beam.transforms.userstate import (
     TimerSpec,
     on_timer,
 )
+from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from runinference.batching import Gatherer, policy_of, size_in_bytes
@@ -63,7 +64,7 @@ class InferWaiting(Infer):
     def process(  # type: ignore[override]
         self,
         keyed: Any,
-        timestamp: Any = beam.DoFn.TimestampParam,
+        origin: Any = beam.DoFn.WindowedValueParam,
         window: Any = beam.DoFn.WindowParam,
         waiting: Any = beam.DoFn.StateParam(WAITING),
         totals: Any = beam.DoFn.StateParam(TOTALS),
@@ -76,14 +77,14 @@ class InferWaiting(Infer):
             edition = self._route(element, update)
             its = _measures(edition, element)
         except self._step.errors.caught as error:
-            yield self._aside((element, timestamp, window), Failure(error), self._base_metrics())
+            yield self._aside(origin.with_value(element), Failure(error), self._base_metrics())
             return
         before = totals.read() or (0, 0, 0, 0)
         if before == (0, 0, 0, 0):
             due.set(Timestamp.now() + self._max_duration_secs)
             end.set(window.max_timestamp())
         now = tuple(a + b for a, b in zip(before, its, strict=True))
-        waiting.add((element, timestamp.micros))
+        waiting.add((element, origin.timestamp.micros))
         totals.write(now)
         if self._is_full(edition, now):
             due.clear()
@@ -128,8 +129,8 @@ class InferWaiting(Infer):
             if edition.name not in gatherers:
                 size = self._models.size_for(edition.name, edition)
                 gatherers[edition.name] = edition, Gatherer(edition.policy, size)
-            item = (element, Timestamp(micros=micros), window)
-            yield from self._outputs(edition, gatherers[edition.name][1].add(element, item))
+            origin = WindowedValue(element, Timestamp(micros=micros), (window,))
+            yield from self._outputs(edition, gatherers[edition.name][1].add(element, origin))
         for edition, gatherer in gatherers.values():
             yield from self._outputs(edition, gatherer.flush())
 
