@@ -13,11 +13,11 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.transforms import window
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import RUNNER, Catch, Doubler, Saying, linear_regression
 
 from runinference import KeyedModelHandler, KeyModelMapping, ModelHandler, RunInference
 from runinference.errors import InferenceTimeoutError, OptionError, TooManyFailuresError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from tiny import RUNNER, Catch, Doubler, Saying, linear_regression
 
 
 class Outcome:
@@ -109,7 +109,9 @@ def test_random_junk_among_good_rows_is_set_aside(tmp_path):
     good = [np.array([float(n)]) for n in range(100)]
     mixed = [*good[:50], *JUNK, *good[50:]]
     outcome = Outcome(mixed, handler)
-    assert sorted(round(float(result.inference)) for result in outcome.good) == [2 * n for n in range(100)]
+    assert sorted(round(float(result.inference)) for result in outcome.good) == [
+        2 * n for n in range(100)
+    ]
     assert len(outcome.bad) == len(JUNK)
 
 
@@ -271,7 +273,10 @@ class NoModel(ModelHandler):
 
 def test_a_model_that_cannot_be_loaded_fails_the_elements_of_its_keys_only():
     handler = KeyedModelHandler(
-        [KeyModelMapping(["good"], Doubler("good")), KeyModelMapping(["none"], NoModel(min_batch_size=4))]
+        [
+            KeyModelMapping(["good"], Doubler("good")),
+            KeyModelMapping(["none"], NoModel(min_batch_size=4)),
+        ]
     )
     NoModel.loads.clear()
     elements = [("good", 1), ("none", 2), ("good", 3), ("none", 4), ("other", 5), 6]
@@ -304,8 +309,12 @@ def test_with_exception_handling_makes_a_copy():
     with beam.Pipeline(runner=RUNNER) as pipeline:
         numbers = pipeline | beam.Create([1])
         assert isinstance(numbers | "plain" >> plain, beam.PCollection)
-        results, letters = numbers | "handled" >> handled
-        assert letters._fields == ("failed_inferences", "failed_preprocessing", "failed_postprocessing")
+        _, letters = numbers | "handled" >> handled
+        assert letters._fields == (
+            "failed_inferences",
+            "failed_preprocessing",
+            "failed_postprocessing",
+        )
 
 
 @pytest.mark.parametrize("handling", [{"threshold": 1.5}, {"threshold": -1}, {"timeout": 0}])

@@ -149,7 +149,9 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing():
         return [2 * n for n in batch]
 
     told = []
-    assert list(halved_on_out_of_memory(call, range(33), lambda batch: told.append(len(batch)))) == [2 * n for n in range(33)]
+    assert list(
+        halved_on_out_of_memory(call, range(33), lambda batch: told.append(len(batch)))
+    ) == [2 * n for n in range(33)]
     assert told == [33, 17, 16]
 
 

@@ -169,7 +169,7 @@ def test_predict_takes_batches_where_batching_is_off():
 
 
 def test_predict_refuses_a_result_of_another_length():
-    with pytest.raises(ResultMismatchError, match="returned 1 results for a batch of 3"):
+    with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 3"):
         Saying(lambda batch: [0], min_batch_size=3).predict([1, 2, 3])
 
 

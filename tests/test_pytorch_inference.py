@@ -13,6 +13,7 @@ import torch
 from runinference import KeyedModelHandler, RunInference
 from runinference.errors import (
     BatchShapeError,
+    ElementError,
     ModelLoadError,
     ModelNotFoundError,
     OptionError,
@@ -268,13 +269,14 @@ def test_a_tensor_of_another_shape_than_its_batch_is_named(weights):
 
 def test_what_is_no_tensor_is_named_with_its_cure(weights):
     with pytest.raises(
-        BatchShapeError, match=r"Element 0 .* is a ndarray, .*with_preprocess_fn\(torch.as_tensor\)"
+        BatchShapeError,
+        match=r"Element 0 .* is of type ndarray, .*with_preprocess_fn\(torch.as_tensor\)",
     ):
         handler(weights).predict([np.zeros(2)])
 
 
 def test_an_output_of_another_length_is_an_error(weights):
-    with pytest.raises(ResultMismatchError, match="returned 1 results for a batch of 6"):
+    with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 6"):
         handler(weights, inference_fn=make_tensor_model_fn("merged"), min_batch_size=6).predict(
             ROWS
         )
@@ -325,3 +327,23 @@ def test_a_state_dict_in_an_ordered_dict_is_read(tmp_path):
     path = str(tmp_path / "ordered.pt")
     torch.save(collections.OrderedDict(Linear().state_dict()), path)
     assert len(handler(path).predict(ROWS)) == 6
+
+
+def test_keyed_elements_for_a_handler_without_keys_are_told_apart(weights):
+    with pytest.raises(ElementError, match=r"KeyedModelHandler\(handler\)"):
+        handler(weights).predict([("key", ROWS[0])])
+
+
+def test_a_keyword_that_the_class_does_not_take_is_told_with_model_params(weights):
+    with pytest.raises(
+        ModelLoadError, match=r"Linear cannot be made with model_params=\{'widht': 3\}"
+    ):
+        handler(weights, model_params={"widht": 3}).predict(ROWS)
+
+
+def test_messages_hold_no_codes_that_colour_a_terminal(tmp_path):
+    path = str(tmp_path / "whole.pt")
+    torch.save(Linear(), path)
+    with pytest.raises(ModelLoadError) as caught:
+        handler(path).predict(ROWS)
+    assert "\x1b" not in str(caught.value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 import weakref
 
 import apache_beam as beam
@@ -13,9 +12,10 @@ import numpy as np
 import pytest
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms import window
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import WindowedValue
+from apache_beam.utils.timestamp import Timestamp
 
 from runinference import (
     KeyedModelHandler,
@@ -25,10 +25,10 @@ from runinference import (
     ModelMetadata,
     PredictionResult,
     RunInference,
-    WatchFilePattern,
 )
 from runinference.errors import OptionError
 from runinference.infer import Infer
+from runinference.refresh import AsLatest, _Newest
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from tiny import RUNNER, Catch, linear_regression
 
@@ -286,49 +286,72 @@ def test_an_empty_side_input_leaves_the_handlers_own_model(tmp_path):
     assert round(float(prediction.inference), 6) == 2
 
 
-def test_a_model_is_refreshed_while_a_stream_flows():
-    handler = FromPath("first")
-    names = (
-        TestStream("names")
-        .advance_watermark_to(5)
-        .add_elements([window.TimestampedValue(A, 10)])
-        .advance_watermark_to_infinity()
-    )
+def test_each_window_has_the_model_that_was_named_in_it():
     caught = []
-    with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True)) as pipeline:
-        both = (
-            pipeline
-            | TestStream()
-            .add_elements([window.TimestampedValue(("name", "first-named"), 0)])
-            .advance_watermark_to(1)
-            .add_elements([window.TimestampedValue(("number", 1), 2)])
-            .advance_watermark_to(10)
-            .add_elements([window.TimestampedValue(("name", "second"), 11)])
-            .advance_watermark_to(12)
-            .add_elements([window.TimestampedValue(("number", 2), 13)])
-            .advance_watermark_to_infinity()
-        )
+    with beam.Pipeline(runner=RUNNER) as pipeline:
         named = (
-            both
-            | "names" >> beam.Filter(lambda pair: pair[0] == "name")
-            | beam.Map(lambda pair: ModelMetadata(pair[1], pair[1]))
+            pipeline
+            | "names"
+            >> beam.Create([window.TimestampedValue(n, t) for n, t in ((A, 1), (B, 12), (A, 21))])
             | "windows of names" >> beam.WindowInto(window.FixedWindows(10))
         )
         numbers = (
-            both
-            | "numbers" >> beam.Filter(lambda pair: pair[0] == "number")
-            | beam.Map(lambda pair: pair[1])
-            | "windows of numbers" >> beam.WindowInto(window.FixedWindows(10))
+            pipeline
+            | beam.Create([window.TimestampedValue(n, n) for n in range(30)])
+            | beam.WindowInto(window.FixedWindows(10))
         )
-        _ = numbers | RunInference(handler, model_metadata_pcoll=named) | beam.ParDo(Catch(caught))
-    results = Catch.take(caught)
-    assert {r.example: r.inference for r in results} == {1: "first-named", 2: "second"}
-    assert names is not None
+        transform = RunInference(FromPath("first", max_batch_size=3), model_metadata_pcoll=named)
+        _ = numbers | transform | beam.ParDo(Catch(caught))
+    spoke = {result.example: result.inference for result in Catch.take(caught)}
+    assert spoke == {n: "aba"[n // 10] for n in range(30)}
+    assert sorted(FromPath.loads) == ["a", "b"]
 
 
-def test_the_newest_file_is_named_and_old_ones_are_not(tmp_path):
-    from runinference.refresh import _Newest
+def test_the_latest_of_several_refreshes_counts_and_two_at_one_time_are_an_error():
+    assert AsLatest._from_runtime_iterable([], {}) is None
+    assert AsLatest._from_runtime_iterable([(1, A), (3, B), (2, A)], {}) == B
+    assert AsLatest._from_runtime_iterable([(1, A), (1, A)], {}) == A
+    with pytest.raises(OptionError, match="2 model refreshes have the same timestamp"):
+        AsLatest._from_runtime_iterable([(1, A), (1, B)], {})
 
+
+class Switch(beam.DoFn):
+    """Moves a new model under the watched pattern once the old one has spoken."""
+
+    def __init__(self, hidden, shown) -> None:
+        self.hidden, self.shown = hidden, shown
+
+    def process(self, result):
+        if os.path.exists(self.hidden):
+            os.utime(self.hidden)
+            os.rename(self.hidden, self.shown)
+        yield result
+
+
+def test_a_file_changes_while_a_stream_flows_and_the_new_model_speaks(tmp_path):
+    old = linear_regression(tmp_path / "model-0.pickle")
+    os.utime(old, (1, 1))
+    hidden = linear_regression(tmp_path / "hidden", slope=5)
+    new = str(tmp_path / "model-1.pickle")
+    caught = []
+    stop = Timestamp.now() + 8
+    with beam.Pipeline(options=PipelineOptions(streaming=True)) as pipeline:
+        ticks = pipeline | PeriodicImpulse(stop_timestamp=stop, fire_interval=0.5)
+        rows = ticks | beam.Map(lambda _: np.array([1.0]))
+        results = rows | RunInference(
+            SklearnModelHandlerNumpy(old),
+            watch_model_pattern=str(tmp_path / "model-*.pickle"),
+            interval=0.5,
+            stop_timestamp=stop,
+        )
+        _ = results | beam.ParDo(Switch(hidden, new)) | beam.ParDo(Catch(caught))
+    spoke = [(round(float(result.inference)), result.model_id) for result in Catch.take(caught)]
+    assert spoke[0] == (2, old)
+    assert spoke[-1] == (5, new)
+    assert set(spoke) == {(2, old), (5, new)}
+
+
+def test_the_newest_file_is_named_and_old_ones_are_not():
     class File:
         def __init__(self, path, stamp):
             self.path, self.last_updated_in_seconds = path, stamp
@@ -342,8 +365,6 @@ def test_the_newest_file_is_named_and_old_ones_are_not(tmp_path):
         def write(self, value):
             self.value = value
 
-    from apache_beam.utils.timestamp import Timestamp
-
     newest, state = _Newest(Timestamp(100)), State()
 
     def see(path, stamp):
@@ -354,25 +375,3 @@ def test_the_newest_file_is_named_and_old_ones_are_not(tmp_path):
     assert see("/m/one.pt", 101) == []
     assert see("/m/late.pt", 100.5) == []
     assert see("/m/two.pt", 102) == [("/m/two.pt", "two")]
-
-
-def test_watched_files_name_themselves(tmp_path):
-    before = tmp_path / "model-0.pickle"
-    linear_regression(before)
-    os.utime(before, (1, 1))
-    caught = []
-
-    def write_late():
-        linear_regression(tmp_path / "hidden", slope=3)
-        future = time.time() + 60
-        os.utime(tmp_path / "hidden", (future, future))
-        (tmp_path / "hidden").rename(tmp_path / "model-1.pickle")
-
-    write_late()
-    stop = time.time() + 1
-    with beam.Pipeline(runner=RUNNER) as pipeline:
-        watched = pipeline | WatchFilePattern(
-            str(tmp_path / "model-*.pickle"), interval=1, stop_timestamp=stop
-        )
-        _ = watched | beam.ParDo(Catch(caught))
-    assert Catch.take(caught) == [(str(tmp_path / "model-1.pickle"), "model-1")]

@@ -202,7 +202,7 @@ def test_too_few_predictions_are_an_error(files):
     handler = SklearnModelHandlerNumpy(
         files[ModelFileType.PICKLE], inference_fn=lambda model, batch, args: [0], min_batch_size=8
     )
-    with pytest.raises(ResultMismatchError, match="returned 1 results for a batch of 8"):
+    with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 8"):
         handler.predict(ROWS[:8])
 
 

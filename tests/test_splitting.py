@@ -120,7 +120,7 @@ def test_frames_series_and_sparse_matrices_give_rows():
     "output", [[1], np.ones((1, 2)), torch.ones(1), {"x": [1]}, ([1],), iter([1])]
 )
 def test_another_length_than_the_batch_is_an_error_with_both_lengths(output):
-    with pytest.raises(ResultMismatchError, match=r"returned 1 results for a batch of 8 elements"):
+    with pytest.raises(ResultMismatchError, match=r"returned 1 result for a batch of 8 elements"):
         split(output, 8)
 
 

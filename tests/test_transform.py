@@ -110,7 +110,7 @@ def drive(do_fn):
 
 
 def test_a_step_that_returns_too_few_results_is_an_error_with_both_lengths():
-    with pytest.raises(ResultMismatchError, match="returned 1 results for a batch of 8"):
+    with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 8"):
         run(range(8), RunInference(Saying(lambda batch: [0], min_batch_size=8)))
 
 

@@ -4,6 +4,7 @@ from runinference.dead_letters import RunInferenceDLQ
 from runinference.errors import RateLimitExceeded
 from runinference.handler import ModelHandler
 from runinference.keyed import KeyedModelHandler, KeyModelMapping, MaybeKeyedModelHandler
+from runinference.remote import RemoteModelHandler
 from runinference.results import PredictionResult
 from runinference.transform import RunInference
 from runinference.updates import KeyModelPathMapping, ModelMetadata
@@ -17,6 +18,7 @@ __all__ = [
     "ModelMetadata",
     "PredictionResult",
     "RateLimitExceeded",
+    "RemoteModelHandler",
     "RunInference",
     "RunInferenceDLQ",
 ]

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from apache_beam.internal import pickler
 
+from runinference.crossing import answer_of, opened, packed
 from runinference.errors import ChildDiedError
+from runinference.routing import Edition
+from runinference.sharing import InThisProcess
+
+
+class InAChild:
+    """A model in a process of its own, which may crash or hang without harm."""
+
+    def __init__(self, edition: Edition) -> None:
+        self._child = Child(pickler.dumps(edition.handler))
+        self.n_bytes = self._child.n_bytes
+
+    def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
+        results: list[Any] = self._child.ask(packed((batch, inference_args)))
+        return results
+
+    def close(self) -> None:
+        self._child.stop()
+
+    def abandon(self) -> None:
+        self._child.kill()
 
 
 class Child:
@@ -35,12 +58,12 @@ class Child:
         self._out = Connection(ours_out, readable=False)
         self._turn = threading.Lock()
         try:
-            self.n_bytes = int(pickler.loads(self.ask(handler)))
+            self.n_bytes = int(self.ask(handler))
         except BaseException:
             self.stop()
             raise
 
-    def ask(self, question: bytes) -> bytes:
+    def ask(self, question: bytes) -> Any:
         """Sends one message, and waits for the answer to it.
 
         Raises:
@@ -50,12 +73,10 @@ class Child:
         with self._turn:
             try:
                 self._out.send_bytes(question)
-                failed, answer = pickler.loads(self._in.recv_bytes())
+                answer = self._in.recv_bytes()
             except (EOFError, OSError) as error:
                 raise self._died() from error
-        if failed:
-            raise answer
-        return bytes(answer)
+        return opened(answer)
 
     def kill(self) -> None:
         """Ends the process at once, also one that hangs; who waits for its answer gets an error."""
@@ -69,8 +90,11 @@ class Child:
         self._out.close()
 
     def _died(self) -> ChildDiedError:
-        self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_TO_END_SECS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return ChildDiedError(
             f"The subprocess that held the model ended {how} while it worked on a batch. An element may have "
@@ -78,31 +102,33 @@ class Child:
         )
 
 
+#: How long a process that has stopped to answer may take to end, before it is ended.
+_TO_END_SECS = 5
+
 _PROGRAM = "from runinference.child import serve; serve()"
 
 
 def serve() -> None:
     """What the child does until its parent goes: loads the model, and answers batches."""
-    from runinference.routing import Edition
-    from runinference.sharing import InThisProcess
-
     questions = Connection(int(sys.argv[1]), writable=False)
     answers = Connection(int(sys.argv[2]), readable=False)
-    handler = pickler.loads(questions.recv_bytes())
+    handler: Any = None
     model: Any = None
-    while True:
+
+    def load() -> int:
+        nonlocal handler, model
+        handler = pickler.loads(questions.recv_bytes())
+        model = InThisProcess(Edition("", handler, None))  # type: ignore[arg-type]
+        return int(model.n_bytes)
+
+    def predict(question: bytes) -> list[Any]:
+        batch, inference_args = pickle.loads(question)
+        return list(model.run(handler, batch, inference_args))
+
+    answers.send_bytes(answer_of(load))
+    while model is not None:
         try:
-            if model is None:
-                model = InThisProcess(Edition("", handler, None))  # type: ignore[arg-type]
-                answer: Any = pickler.dumps(model.n_bytes)
-            else:
-                batch, inference_args = pickler.loads(questions.recv_bytes())
-                answer = pickler.dumps(model.run(handler, batch, inference_args))
-            failed = False
+            question = questions.recv_bytes()
         except EOFError:
             return
-        except BaseException as error:
-            failed, answer = True, error
-        answers.send_bytes(pickler.dumps((failed, answer)))
-        if model is None:
-            return
+        answers.send_bytes(answer_of(partial(predict, question)))

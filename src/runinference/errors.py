@@ -34,6 +34,10 @@ class ModelLoadError(RunInferenceError, RuntimeError):
     """A model file is there, and cannot be loaded as what it was said to be."""
 
 
+class ElementError(RunInferenceError, ValueError):
+    """An element is not what the handler takes, such as one without a key."""
+
+
 class BatchShapeError(RunInferenceError, ValueError):
     """The elements of a batch do not stack."""
 

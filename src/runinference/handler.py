@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from typing_extensions import Self, Unpack
 
 from runinference.batching import policy_of, size_in_bytes
-from runinference.options import HandlerOptions, refuse_unknown, spell_out
+from runinference.options import HandlerOptions, refuse_unknown, show_signature, spell_out
 from runinference.trying import predict
 
 ExampleT = TypeVar("ExampleT")
@@ -52,6 +52,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             spell_out(cls.__init__)
+        show_signature(cls)
 
     def __init__(self, **options: Unpack[HandlerOptions]) -> None:
         """Takes the shared options; see [HandlerOptions][runinference.options.HandlerOptions].
@@ -183,6 +184,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
 
 
 spell_out(ModelHandler.__init__)
+show_signature(ModelHandler)
 
 
 class Answer:

@@ -16,7 +16,6 @@ from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
 from runinference.routing import Edition, Routes, routes_of
 from runinference.step import Step
-from runinference.updates import is_update
 
 FAILED = "failed_inferences"
 _MOST_KNOWN = 16
@@ -42,6 +41,7 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         self._update: Any = None
         self._known: dict[str, Routes] = {}
         self._lender = Lender(self._models, step)
+        self._watcher = None if step.watch is None else self._models.watcher_for(step.watch)
         if step.early:
             self._lender.load_now(self._base.of(None))
 
@@ -72,8 +72,10 @@ class Infer(beam.DoFn):  # type: ignore[misc]
 
     def _route(self, element: Any, update: Any) -> Edition:
         """The edition of a model that an element goes to, after the refresh it came with."""
+        if self._watcher is not None:
+            update = self._watcher.latest()
         if update is not self._update:
-            self._routes = self._updated(update) if is_update(update) else self._base
+            self._routes = self._base if update is None else self._updated(update)
             self._update = update
         return self._routes.of(element)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from runinference.errors import OptionError, UnknownKeyError, nearest
+from runinference.errors import ElementError, OptionError, UnknownKeyError, nearest
 from runinference.handler import ModelHandler
 from runinference.shelf import Room, Shelf
 from runinference.splitting import split
@@ -94,9 +94,9 @@ class KeyedModelHandler(_Around):
     >>> regression = SklearnModelHandlerNumpy(samples.digits_classifier())
     >>> forest = SklearnModelHandlerNumpy(samples.digits_forest(), ModelFileType.JOBLIB)
     >>> images, labels = samples.held_out_digits()
-    >>> [(key, result.inference)] = KeyedModelHandler(regression).predict([("first", images[0])])
-    >>> key
-    'first'
+    >>> [(key, result)] = KeyedModelHandler(regression).predict([("first", images[0])])
+    >>> key, int(result.inference)
+    ('first', 1)
     >>> keyed = KeyedModelHandler([KeyModelMapping(["a"], regression), KeyModelMapping(["b"], forest)])
     >>> [key for key, result in keyed.predict([("a", images[0]), ("b", images[0])])]
     ['a', 'b']
@@ -283,7 +283,7 @@ class MaybeKeyedModelHandler(_Around):
         if all(keyed):
             return self._run_unkeyed(batch, model, inference_args)
         if any(keyed):
-            raise ValueError(
+            raise ElementError(
                 f"{sum(keyed)} of {len(batch)} elements of a batch are tuples (key, example), the others have no "
                 "key. Give MaybeKeyedModelHandler one kind in one PCollection, for example by a key of None."
             )
@@ -352,8 +352,9 @@ def _example(element: Any) -> Any:
     return element[1] if isinstance(element, tuple) and len(element) == 2 else element
 
 
-def no_key(element: Any) -> ValueError:
-    return ValueError(
+def no_key(element: Any) -> ElementError:
+    """The error for an element that should have a key, and has none."""
+    return ElementError(
         f"KeyedModelHandler takes (key, example), and got {type(element).__name__} {repr(element)[:60]}. "
         "Add a key, for example with beam.Map(lambda x: (x.name, x)), or use the handler without "
         "KeyedModelHandler."

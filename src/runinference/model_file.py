@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from typing import BinaryIO
 
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
-from runinference.errors import ModelLoadError, ModelNotFoundError, nearest
+from runinference.errors import ModelLoadError, ModelNotFoundError
 
 
 def open_model(path: str, option: str) -> BinaryIO:
@@ -72,10 +73,12 @@ def _not_found(path: str, option: str) -> ModelNotFoundError:
 
 
 def _neighbour(path: str) -> str:
-    """The nearest file in the same folder, if the folder can be listed."""
+    """The nearest name in the same folder, if the folder can be listed."""
     try:
-        folder, _ = FileSystems.split(path)
+        folder, name = FileSystems.split(path)
         [match] = FileSystems.match([FileSystems.join(folder, "*")], limits=[200])
-        return nearest(path, [metadata.path for metadata in match.metadata_list])
+        names = {FileSystems.split(metadata.path)[1] for metadata in match.metadata_list}
     except (OSError, ValueError, BeamIOError):
         return ""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" Did you mean {FileSystems.join(folder, near[0])!r}?" if near else ""

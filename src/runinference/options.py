@@ -68,6 +68,13 @@ def spell_out(function: Callable[..., Any]) -> None:
     function.__signature__ = signature.replace(parameters=[*named, *shared])  # type: ignore[attr-defined]
 
 
+def show_signature(owner: type) -> None:
+    """Shows the options of ``__init__`` as the signature of a class, though ``__new__`` looks at them first."""
+    signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+    _, *parameters = signature.parameters.values()
+    owner.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+
+
 def refuse_unknown(owner: type, given: Mapping[str, object]) -> None:
     """Raises for a keyword that ``owner`` does not take, and names the nearest one that it does.
 

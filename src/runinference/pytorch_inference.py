@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from runinference.options import HandlerOptions
 from runinference.padding import NoPadding, Padding
 from runinference.results import PredictionResult
 from runinference.splitting import to_results
-from runinference.stacking import stacked
+from runinference.stacking import refuse_keyed, stacked
 from runinference.structure import known_of
 
 torch = need("torch", extra="torch")
@@ -171,7 +172,12 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 "torch_script_model_path."
             )
         weights = _read_weights(path, self._load_model_args)
-        model = make(**self._model_params)
+        try:
+            model = make(**self._model_params)
+        except TypeError as error:
+            raise ModelLoadError(
+                f"{_name_of(make)} cannot be made with model_params={self._model_params!r}: {error}."
+            ) from error
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -285,8 +291,9 @@ def _stack(
 ) -> Any:
     for index, example in enumerate(batch):
         if not isinstance(example, torch.Tensor):
+            refuse_keyed(batch)
             raise BatchShapeError(
-                f"Element {index} of {what} is a {type(example).__name__}, not a torch.Tensor. Convert it "
+                f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. Convert it "
                 "before, for example with_preprocess_fn(torch.as_tensor)."
             )
     return stacked(torch.stack, batch, what, cure or _pad_them)
@@ -426,7 +433,7 @@ def _not_weights(path: str, error: Exception) -> ModelLoadError:
 def _does_not_fit(
     path: str, make: Any, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> ModelLoadError:
-    name = getattr(make, "__name__", repr(make))
+    name = _name_of(make)
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
     shapes = [
@@ -457,4 +464,10 @@ def _shape(value: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """The first sentence of what PyTorch says, without the codes that colour it."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
+    return re.split(r"(?<=\w)\.\s|\n", plain, maxsplit=1)[0][:200]
+
+
+def _name_of(make: Any) -> str:
+    return str(getattr(make, "__name__", repr(make)))

@@ -1,14 +1,17 @@
-"""Where a model lives: in this process, in one process of the machine for all, or in a child of its own."""
+"""Where a model lives: in this process, or in one process of the machine for all."""
 
 from __future__ import annotations
 
 import gc
 import hashlib
 import itertools
+import pickle
 import sys
 import threading
 import uuid
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Protocol
 
@@ -17,11 +20,12 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 from apache_beam.utils.shared import Shared
 
 from runinference.batching import AdaptiveSize
-from runinference.child import Child
+from runinference.crossing import answer_of, opened, packed
 from runinference.metrics import resident_bytes
 from runinference.routing import Edition
 from runinference.shelf import Room, Shelf
 from runinference.splitting import run_batch
+from runinference.watching import Watch, Watcher
 
 
 class Model(Protocol):
@@ -70,29 +74,67 @@ class OnThisMachine:
 
     def __init__(self, edition: Edition, tag: str) -> None:
         name = hashlib.sha256(f"{tag}/{edition.name}".encode()).hexdigest()[:32]
-        self._handler_name = hashlib.sha256(handler := pickler.dumps(edition.handler)).hexdigest()
-        self._shares = [
-            MultiProcessShared(_Host(handler), tag=f"runinference-{name}-{copy}", always_proxy=True)
-            for copy in range(edition.handler.model_copies())
-        ]
-        self._proxies = [share.acquire() for share in self._shares]
-        for proxy in self._proxies:
-            proxy.learn(self._handler_name, handler)
-        self._turns = itertools.cycle(range(len(self._proxies)))
-        self.n_bytes = sum(proxy.size() for proxy in self._proxies)
+        handler = pickler.dumps(edition.handler)
+        copies = range(edition.handler.model_copies())
+        self._copies = [_Copy(f"runinference-{name}-{number}", handler) for number in copies]
+        self._turns = itertools.cycle(self._copies)
+        self.n_bytes = sum(copy.n_bytes for copy in self._copies)
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        proxy = self._proxies[next(self._turns)]
-        results: list[Any] = proxy.run(self._handler_name, batch, inference_args)
-        return results
+        return next(self._turns).run(batch, inference_args)
 
     def close(self) -> None:
-        for share, proxy in zip(self._shares, self._proxies, strict=True):
-            share.release(proxy)
+        for copy in self._copies:
+            copy.release()
 
     def abandon(self) -> None:
-        for share in self._shares:
-            share.unsafe_hard_delete()
+        for copy in self._copies:
+            copy.delete()
+
+
+class _Copy:
+    """A model in one process of the machine, which may be this one; in another one when that has ended."""
+
+    def __init__(self, tag: str, handler: bytes) -> None:
+        self._tag = tag
+        self._handler = handler
+        self._handler_name = hashlib.sha256(handler).hexdigest()
+        self._lock = threading.Lock()
+        self._held = self._acquired()
+        self.n_bytes = int(self._held[1].size())
+
+    def run(self, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
+        question = packed((self._handler_name, batch, inference_args))
+        held = self._held
+        try:
+            answer = held[1].answer(question)
+        except (
+            Exception
+        ):  # what the model raises is in the answer: its process has ended, or gave it up
+            answer = self._found_again(held)[1].answer(question)
+        results: list[Any] = opened(answer)
+        return results
+
+    def release(self) -> None:
+        share, proxy = self._held
+        with suppress(ConnectionError, EOFError):  # its process has ended, and freed it
+            share.release(proxy)
+
+    def delete(self) -> None:
+        with suppress(ConnectionError, EOFError):
+            self._held[0].unsafe_hard_delete()
+
+    def _acquired(self) -> tuple[Any, Any]:
+        share = MultiProcessShared(_Host(self._handler), tag=self._tag, always_proxy=True)
+        proxy = share.acquire()
+        proxy.learn(self._handler_name, self._handler)
+        return share, proxy
+
+    def _found_again(self, lost: tuple[Any, Any]) -> tuple[Any, Any]:
+        with self._lock:
+            if self._held is lost:
+                self._held = self._acquired()
+            return self._held
 
 
 class _Host:
@@ -111,34 +153,36 @@ class _Hosted:
     def __init__(self, handler: bytes) -> None:
         self._model = InThisProcess(Edition("", pickler.loads(handler), None))  # type: ignore[arg-type]
         self._handlers: dict[str, Any] = {}
+        self.learn = _Weakly(self._learn)
+        self.size = _Weakly(self._size)
+        self.answer = _Weakly(self._answer)
 
-    def learn(self, name: str, handler: bytes) -> None:
+    def _learn(self, name: str, handler: bytes) -> None:
         if name not in self._handlers:
             self._handlers[name] = pickler.loads(handler)
 
-    def size(self) -> int:
+    def _size(self) -> int:
         return self._model.n_bytes
 
-    def run(self, name: str, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        return self._model.run(self._handlers[name], batch, inference_args)
+    def _answer(self, question: bytes) -> bytes:
+        name, batch, inference_args = pickle.loads(question)
+        handler = self._handlers[name]
+        return answer_of(
+            lambda: self._model.run(handler, batch, inference_args), caught=BaseException
+        )
 
 
-class InAChild:
-    """A model in a process of its own, which may crash or hang without harm."""
+class _Weakly:
+    """A method that does not keep its object alive: each connection remembers what it called last."""
 
-    def __init__(self, edition: Edition) -> None:
-        self._child = Child(pickler.dumps(edition.handler))
-        self.n_bytes = self._child.n_bytes
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = weakref.WeakMethod(method)
 
-    def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        results: list[Any] = pickler.loads(self._child.ask(pickler.dumps((batch, inference_args))))
-        return results
-
-    def close(self) -> None:
-        self._child.stop()
-
-    def abandon(self) -> None:
-        self._child.kill()
+    def __call__(self, *arguments: Any) -> Any:
+        method = self._method()
+        if method is None:
+            raise ReferenceError("The model was freed.")
+        return method(*arguments)
 
 
 class ModelsOfProcess:
@@ -147,7 +191,13 @@ class ModelsOfProcess:
     def __init__(self, room: Room) -> None:
         self.shelf = Shelf(room)
         self._sizes: dict[str, AdaptiveSize] = {}
+        self._watchers: dict[Watch, Watcher] = {}
         self._lock = threading.Lock()
+
+    def watcher_for(self, watch: Watch) -> Watcher:
+        """Who looks for new models, for all threads together."""
+        with self._lock:
+            return self._watchers.setdefault(watch, Watcher(watch))
 
     def size_for(self, name: str, edition: Edition) -> AdaptiveSize:
         """The batch size of a model, learnt by all threads together; kept while the model is not."""
@@ -164,7 +214,7 @@ class FoundAgain:
 
     Args:
         room: How much the process may hold.
-        identifier: Shared by all steps that give the same one; None for this step alone.
+        identifier: Shared by all steps that give the same one and the same room; None for this step alone.
     """
 
     def __init__(self, room: Room, identifier: str | None = None) -> None:
@@ -177,12 +227,12 @@ class FoundAgain:
         """The models; they live as long as somebody holds them."""
         shared = self._shared
         if self._identifier is not None:
-            shared = _BY_IDENTIFIER.setdefault(self._identifier, shared)
+            shared = _BY_IDENTIFIER.setdefault((self._identifier, self._room), shared)
         models: ModelsOfProcess = shared.acquire(lambda: ModelsOfProcess(self._room))
         return models
 
 
-_BY_IDENTIFIER: dict[str, Shared] = {}
+_BY_IDENTIFIER: dict[tuple[str, Room], Shared] = {}
 
 
 def bytes_of(model: Any) -> int:
@@ -191,15 +241,15 @@ def bytes_of(model: Any) -> int:
     >>> bytes_of({"weights": np.zeros(1000)}) // 1000
     8
     """
-    parameters, buffers = getattr(model, "parameters", None), getattr(model, "buffers", None)
-    if callable(parameters) and callable(buffers):
-        return sum(tensor.nbytes for tensor in itertools.chain(parameters(), buffers()))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return sum(map(_nbytes, itertools.chain(model.parameters(), model.buffers())))
     seen: set[int] = set()
     total, found = 0, [model]
     while found and len(seen) < _MOST_OBJECTS:
         new = [x for x in found if id(x) not in seen and not isinstance(x, _NOT_OF_A_MODEL)]
         seen.update(map(id, new))
-        total += sum(max(sys.getsizeof(x, 0), _nbytes(x)) for x in new)
+        total += sum(max(_sizeof(x), _nbytes(x)) for x in new)
         found = gc.get_referents(*new)
     return total
 
@@ -208,6 +258,16 @@ _NOT_OF_A_MODEL = (type, ModuleType, FunctionType, BuiltinFunctionType)
 _MOST_OBJECTS = 100_000
 
 
+def _sizeof(value: Any) -> int:
+    try:
+        return sys.getsizeof(value, 0)
+    except Exception:
+        return 0
+
+
 def _nbytes(value: Any) -> int:
-    n_bytes = getattr(value, "nbytes", 0)
+    try:
+        n_bytes = getattr(value, "nbytes", 0)
+    except Exception:  # a client that asks its server for each attribute, a sparse tensor
+        return 0
     return n_bytes if isinstance(n_bytes, int) else 0

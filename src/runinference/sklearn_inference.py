@@ -136,7 +136,7 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
     >>> handler = SklearnModelHandlerNumpy(model_uri=samples.digits_classifier())
     >>> images, labels = samples.held_out_digits()
     >>> [int(result.inference) for result in handler.predict(images[:3])]
-    [2, 8, 2]
+    [1, 4, 0]
     """
 
     _default_inference_fn = staticmethod(_predict_arrays)

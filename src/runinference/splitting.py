@@ -138,7 +138,7 @@ def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchEr
     if isinstance(value, list) and value and all(_leads_with(part, size) for part in value):
         hint = " Its items each have the batch's length: if they are the model's several outputs, return a tuple."
     return ResultMismatchError(
-        f"The model returned {found} results for a batch of {size} elements"
+        f"The model returned {found} result{'s' * (found != 1)} for a batch of {size} elements"
         f" ({where} is {_kind(value)}). Each element needs exactly one: check that the model keeps the"
         f" leading dimension, and that inference_fn does not merge, drop or add rows.{hint}"
     )

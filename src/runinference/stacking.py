@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runinference.errors import BatchShapeError
+from runinference.errors import BatchShapeError, ElementError
 
 
 def stack_arrays(
@@ -43,9 +43,24 @@ def stacked(
     try:
         return stack(batch)
     except (ValueError, RuntimeError) as error:
+        refuse_keyed(batch)
         if (message := _odd_shape(batch, what, cure)) is None:
             raise
         raise BatchShapeError(message) from error
+
+
+def refuse_keyed(batch: Sequence[Any]) -> None:
+    """Raises where examples are pairs, which a handler without keys cannot take.
+
+    Raises:
+        ElementError: The first element looks like ``(key, example)``.
+    """
+    first = batch[0]
+    if isinstance(first, tuple) and len(first) == 2 and np.ndim(first[0]) < np.ndim(first[1]):
+        raise ElementError(
+            f"Element 0 of the batch is a tuple of {type(first[0]).__name__} and {type(first[1]).__name__}. If it "
+            "is (key, example), wrap the handler: KeyedModelHandler(handler)."
+        )
 
 
 def _odd_shape(batch: Sequence[Any], what: str, cure: Callable[[int], str] | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from runinference.failing import LetErrorsRaise, SetErrorsAside
 from runinference.sharing import FoundAgain, Place
+from runinference.watching import Watch
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Step:
         tag: Before the names of models on a shelf that several steps share.
         holds: Whether models are kept until the bundle ends.
         early: Whether to load the model before the first element.
+        watch: Where new models appear; None where none do.
     """
 
     handler: Any
@@ -38,3 +40,4 @@ class Step:
     tag: str
     holds: bool
     early: bool
+    watch: Watch | None = None

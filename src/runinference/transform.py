@@ -11,6 +11,7 @@ import apache_beam as beam
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowFn
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
+from runinference.child import InAChild
 from runinference.coding import result_type
 from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
 from runinference.errors import OptionError
@@ -23,12 +24,13 @@ from runinference.infer import (
     InferPrebatchedEachWindow,
 )
 from runinference.managing import room_of
-from runinference.options import refuse_unknown
-from runinference.refresh import WatchFilePattern
-from runinference.sharing import FoundAgain, InAChild, InThisProcess, OnThisMachine, Place
+from runinference.options import refuse_unknown, show_signature
+from runinference.refresh import AsLatest
+from runinference.sharing import FoundAgain, InThisProcess, OnThisMachine, Place
 from runinference.shelf import Room
 from runinference.step import Step
 from runinference.waiting import InferWaiting, Shard, longest_wait
+from runinference.watching import Watch
 
 
 class RunInference(beam.PTransform):  # type: ignore[misc]
@@ -43,7 +45,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
     >>> with beam.Pipeline() as pipeline:
     ...     results = pipeline | beam.Create(images[:1]) | RunInference(handler)
     ...     _ = results | beam.Map(lambda result: print(result.inference))
-    2
+    1
     """
 
     def __new__(cls, *args: Any, **options: Any) -> RunInference:
@@ -76,7 +78,8 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             metrics_namespace: The namespace of the metrics; by default the handler's.
             model_metadata_pcoll: Names new models while the pipeline runs: one ``ModelMetadata`` at a time, or
                 a list of ``KeyModelPathMapping`` where there is a model per key.
-            watch_model_pattern: In place of it: files whose newest is the model.
+            watch_model_pattern: In place of it: a pattern of files of which the newest is the model. Each worker
+                process looks for itself.
             model_identifier: Steps with the same one share their model. By default each has its own.
             use_model_manager: Whether this step's model shares a budget of memory with those of all other
                 steps that say so.
@@ -90,6 +93,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             OptionError: Options contradict each other.
         """
         super().__init__()
+        check_handler(model_handler)
         if model_metadata_pcoll is not None and watch_model_pattern:
             raise OptionError(
                 "model_metadata_pcoll and watch_model_pattern both name new models: give one of them."
@@ -103,10 +107,11 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         self._inference_args = inference_args
         self._metrics_namespace = metrics_namespace
         self._metadata = model_metadata_pcoll
-        self._watch = watch_model_pattern and WatchFilePattern(
+        self._watch = watch_model_pattern and Watch(
             watch_model_pattern,
-            **({} if interval is None else {"interval": interval}),
-            stop_timestamp=MAX_TIMESTAMP if stop_timestamp is None else stop_timestamp,
+            interval=360 if interval is None else interval,
+            began=time.time(),
+            until=float(MAX_TIMESTAMP if stop_timestamp is None else stop_timestamp),
         )
         self._model_identifier = model_identifier
         self._manager_room = room_of(model_manager_args or {}) if use_model_manager else None
@@ -186,7 +191,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         if isinstance(do_fn, InferWaiting):
             shard = beam.ParDo(Shard(handler)).with_output_types(tuple[str, Any])
             examples = examples | "BeamML_RunInference_Shard" >> shard
-        infer = beam.ParDo(do_fn, **self._side_input(examples.pipeline)).with_output_types(declared)
+        infer = beam.ParDo(do_fn, **self._side_input()).with_output_types(declared)
         infer = infer.with_resource_hints(**handler.get_resource_hints())
         if self._handling is None:
             return examples | "BeamML_RunInference" >> infer, None
@@ -206,9 +211,8 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             return InferWaiting(step, duration)
         return Infer(step) if one else InferEachWindow(step)
 
-    def _side_input(self, pipeline: beam.Pipeline) -> dict[str, Any]:
-        metadata = pipeline | self._watch if self._watch else self._metadata
-        return {} if metadata is None else {"update": beam.pvalue.AsSingleton(metadata)}
+    def _side_input(self) -> dict[str, Any]:
+        return {} if self._metadata is None else {"update": AsLatest(self._metadata)}
 
     def _step(self) -> Step:
         handler, handling = self._model_handler, self._handling
@@ -232,6 +236,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             tag=f"{self._model_identifier or models.name}/" if managed else "",
             holds=refreshing and not several and not managed,
             early=not (refreshing or several or managed or timeout),
+            watch=self._watch or None,
         )
 
     def _place(self, tag: str) -> Place:
@@ -247,3 +252,25 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         for name, value in changes.items():
             setattr(changed, name, value)
         return changed
+
+
+show_signature(RunInference)
+
+
+def check_handler(handler: Any) -> None:
+    """Raises unless a handler has what a transform calls.
+
+    Raises:
+        OptionError: It is a class, or lacks a method.
+    """
+    if isinstance(handler, type):
+        raise OptionError(
+            f"model_handler is the class {handler.__name__}: give RunInference an object of it, "
+            f"{handler.__name__}(...)."
+        )
+    missing = [name for name in ("load_model", "run_inference") if not hasattr(handler, name)]
+    if missing:
+        raise OptionError(
+            f"model_handler is a {type(handler).__name__} without {' and '.join(missing)}. Give RunInference a "
+            "ModelHandler, such as SklearnModelHandlerNumpy(model_uri=...)."
+        )

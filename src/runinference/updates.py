@@ -37,11 +37,6 @@ class KeyModelPathMapping(Generic[KeyT]):
     model_id: str = ""
 
 
-def is_update(value: Any) -> bool:
-    """Whether a side input names a model at all; an empty one does not."""
-    return value is not None and type(value).__name__ != "EmptySideInput"
-
-
 def check_metadata(update: Any) -> None:
     """Raises unless an update is a ``ModelMetadata`` with a path, ours or Beam's.
 

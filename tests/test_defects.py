@@ -1,0 +1,55 @@
+"""Each defect of Beam's that the page names is one, and each promise made there is kept."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from defects.packages import BEAM, OURS
+from defects.row import Row, agrees
+from defects.table import PAGE, TABLES, shown
+
+ROWS = [row for rows in TABLES.values() for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """The failures are wanted; what Beam logs of them is not."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def named(row: Row) -> str:
+    return row.look.__name__
+
+
+@pytest.mark.parametrize("row", ROWS, ids=named)
+def test_beam_shows_the_defect(row):
+    found = row.look(BEAM)
+    assert agrees(row.in_beam, found), (
+        f"Beam gives {found!r} now: if that is right, remove the row."
+    )
+
+
+@pytest.mark.parametrize("row", ROWS, ids=named)
+def test_the_promise_is_kept_here(row, request):
+    if row.waits_for:
+        request.applymarker(pytest.mark.xfail(reason=row.waits_for, strict=True))
+    assert agrees(row.here, row.look(OURS))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_page_shows_what_both_packages_print(name):
+    """``PYTHONPATH=tests python -m defects`` writes the tables anew."""
+    rows = [row for row in TABLES[name] if not row.waits_for]
+    cells = shown(PAGE.read_text("utf-8"), name)
+    assert [what for what, _, _ in cells] == [row.what for row in rows]
+    for (what, in_beam, here), row in zip(cells, rows, strict=True):
+        assert agrees(row.in_beam, in_beam), what
+        assert agrees(row.here, here), what
+
+
+def test_a_promise_and_a_defect_are_not_the_same():
+    for row in ROWS:
+        assert row.in_beam != row.here, row.what
