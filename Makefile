@@ -10,8 +10,10 @@ WORKERS ?= 2
 # Once the full environment is there, it serves for everything: no target ever takes from another.
 FULL := $(VENV)/.full
 DEMO := $(if $(wildcard $(FULL)),$(FULL),$(VENV)/.demo)
-DOCS := PYTHONPATH=tests $(BIN)/python -m
-PYTEST := $(BIN)/python -m pytest
+DOCS := $(THREADS) PYTHONPATH=tests $(BIN)/python -m
+# One thread for each library: tests run side by side, and threads that contend are slower than one.
+THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+PYTEST := $(THREADS) $(BIN)/python -m pytest
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
@@ -72,7 +74,7 @@ browser: $(FULL)
 serve: $(FULL) ## the site on localhost, live
 	@$(SITE) serve --livereload
 
-bench: $(FULL) ## measure (see docs/performance.md)
+bench: $(FULL) ## measure against the bare loop, the bare pipeline and Beam
 	$(call say,benchmarks)
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks
 
