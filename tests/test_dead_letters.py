@@ -287,7 +287,7 @@ def test_a_model_that_cannot_be_loaded_fails_the_elements_of_its_keys_only():
         ("none", 2): "FileNotFoundError",
         ("none", 4): "FileNotFoundError",
         ("other", 5): "UnknownKeyError",
-        6: "ValueError",
+        6: "ElementError",
     }
     assert len(NoModel.loads) == 1
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runinference.errors import InferenceTimeoutError, ModelUnavailableError
+from runinference import KeyedModelHandler
+from runinference.errors import InferenceTimeoutError, ModelUnavailableError, Part, tell_parts
 from runinference.failing import (
     RETRIES,
     Failure,
@@ -17,6 +18,7 @@ from runinference.failing import (
     halved_on_out_of_memory,
     is_transient,
 )
+from tiny import Saying
 
 
 class Call:
@@ -161,3 +163,46 @@ def test_one_element_that_is_too_large_is_an_error():
 
     with pytest.raises(RuntimeError, match="out of memory"):
         list(halved_on_out_of_memory(call, [1, 2], lambda batch: None))
+
+
+class InParts(Call):
+    """Sends a batch in parts of two; once one has failed, the rest is not sent."""
+
+    def __call__(self, batch):
+        parts, failed = [], None
+        for start in range(0, len(batch), 2):
+            part = batch[start : start + 2]
+            if failed is None:
+                try:
+                    parts.append(Part(len(part), super().__call__(part), None))
+                except Exception as error:
+                    failed = error
+                    parts.append(Part(len(part), None, error))
+            else:
+                parts.append(Part(len(part), None, None))
+        if failed is not None:
+            raise tell_parts(failed, parts)
+        return [result for part in parts for result in part.results]
+
+
+@pytest.mark.parametrize("bad", [set(), {0}, {5}, {4, 5}, {0, 9}, set(range(10))])
+@pytest.mark.parametrize("error", [ValueError, ConnectionError])
+def test_parts_of_a_batch_that_succeeded_are_not_sent_again(bad, error):
+    call, (errors, pauses) = InParts(bad, error), aside()
+    outcomes = errors.attempt(call, list(range(10)))
+    for element, outcome in enumerate(outcomes):
+        assert isinstance(outcome, Failure) if element in bad else outcome == 2 * element
+    assert pauses == []  # who sends in parts tries each again itself
+    assert len(call.calls) <= 5 + 3 * len(bad)
+
+
+def test_parts_keep_their_keys():
+    handler = KeyedModelHandler(Saying(InParts({3}), min_batch_size=10))
+
+    outcomes = aside()[0].attempt(
+        lambda batch: handler.run_inference(batch, handler.load_model()),
+        [(f"k{n}", n) for n in range(6)],
+    )
+    assert [o for o in outcomes if not isinstance(o, Failure)] == [
+        (f"k{n}", 2 * n) for n in range(6) if n != 3
+    ]

@@ -263,7 +263,7 @@ def test_answers_are_split_whatever_their_structure():
 
 def test_too_few_answers_are_an_error_and_no_reason_to_ask_again():
     asked = Script([2])
-    with pytest.raises(ResultMismatchError, match="1 results for a batch of 3"):
+    with pytest.raises(ResultMismatchError, match="1 result for a batch of 3"):
         Local(asked).ask([1, 2, 3])
     assert asked.tries == 1
 

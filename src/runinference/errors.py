@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 
 class RunInferenceError(Exception):
@@ -60,6 +61,31 @@ class ChildDiedError(RunInferenceError, RuntimeError):
 
 class TooManyFailuresError(RunInferenceError, ValueError):
     """A greater share of the records failed than the threshold allows."""
+
+
+class Part(NamedTuple):
+    """What became of one part of a batch that was sent in parts.
+
+    Attributes:
+        size: How many elements it has.
+        results: Theirs, or None if there are none.
+        error: Why not; None for a part that was never sent.
+    """
+
+    size: int
+    results: list[Any] | None
+    error: Exception | None
+
+
+def parts_of(error: BaseException) -> list[Part]:
+    """What became of the parts of the batch that failed with an error; empty if it was not sent in parts."""
+    return getattr(error, "parts_of_batch", [])
+
+
+def tell_parts(error: Exception, parts: list[Part]) -> Exception:
+    """The error, which from now on tells what became of the parts of its batch."""
+    error.parts_of_batch = parts  # type: ignore[attr-defined]
+    return error
 
 
 class UnknownKeyError(RunInferenceError, KeyError):

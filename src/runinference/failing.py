@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from runinference.errors import InferenceTimeoutError, ModelUnavailableError, RateLimitExceeded
+from runinference.errors import (
+    InferenceTimeoutError,
+    ModelUnavailableError,
+    Part,
+    RateLimitExceeded,
+    parts_of,
+    tell_parts,
+)
 
 #: Calls a model on a batch: one result for each element, or an error.
 Call = Callable[[Any], list[Any]]
@@ -66,7 +73,7 @@ class SetErrorsAside:
             try:
                 return call(batch)
             except self.caught as error:
-                if not is_transient(error):
+                if parts_of(error) or not is_transient(error):  # parts were tried again already
                     return self._divided(call, batch, error, patience)
                 self._sleep(pause * random.uniform(0.5, 1.5))
                 pause *= 2
@@ -83,6 +90,8 @@ class SetErrorsAside:
     ) -> list[Any]:
         if isinstance(error, ModelUnavailableError):
             return [Failure(error.__cause__ or error)] * len(batch)
+        if len(parts := parts_of(error)) > 1:
+            return self._by_part(call, batch, parts, patience)
         if len(batch) == 1 or not patience.spend(error):
             return [Failure(error)] * len(batch)
         middle = (len(batch) + 1) // 2
@@ -90,6 +99,24 @@ class SetErrorsAside:
             *self._whole(call, batch[:middle], patience),
             *self._whole(call, batch[middle:], patience),
         ]
+
+    def _by_part(self, call: Call, batch: Any, parts: list[Part], patience: _Patience) -> list[Any]:
+        """Keeps what a batch that was sent in parts has got, sends what was not sent, and divides the rest."""
+        outcomes: list[Any] = []
+        unsent = 0
+        for size, results, error in [*parts, Part(0, [], None)]:
+            if results is None and error is None:
+                unsent += size
+                continue
+            if unsent:
+                its = batch[len(outcomes) : len(outcomes) + unsent]
+                outcomes += self._whole(call, its, patience)
+                unsent = 0
+            if error is not None:
+                its = batch[len(outcomes) : len(outcomes) + size]
+                results = self._divided(call, its, tell_parts(error, []), patience)
+            outcomes += results or []
+        return outcomes
 
 
 class _Patience:

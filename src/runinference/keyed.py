@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from runinference.errors import ElementError, OptionError, UnknownKeyError, nearest
+from runinference.errors import (
+    ElementError,
+    OptionError,
+    Part,
+    UnknownKeyError,
+    nearest,
+    parts_of,
+    tell_parts,
+)
 from runinference.handler import ModelHandler
 from runinference.shelf import Room, Shelf
 from runinference.splitting import split
@@ -72,9 +81,13 @@ class _Around(ModelHandler[Any, Any, Any]):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
     ) -> list[tuple[Any, Any]]:
         keys = [key for key, _ in batch]
-        output = self._unkeyed.run_inference(
-            [example for _, example in batch], model, inference_args
-        )
+        examples = [example for _, example in batch]
+        try:
+            output = self._unkeyed.run_inference(examples, model, inference_args)
+        except Exception as error:
+            if parts := parts_of(error):
+                tell_parts(error, _keyed_parts(keys, parts))
+            raise
         return list(zip(keys, split(output, len(keys)), strict=True))
 
 
@@ -305,6 +318,17 @@ def refuse_functions(unkeyed: Any, wrapper: str) -> None:
                 f"the outer handler instead, where it sees key and example: {wrapper}(handler)"
                 f".with_{kind}_fn(fn)."
             )
+
+
+def _keyed_parts(keys: list[Any], parts: list[Part]) -> list[Part]:
+    """The parts of a batch whose elements have keys."""
+    left = iter(keys)
+    keyed = []
+    for part in parts:
+        own = list(islice(left, part.size))
+        results = None if part.results is None else list(zip(own, part.results, strict=True))
+        keyed.append(part._replace(results=results))
+    return keyed
 
 
 def check_mappings(mappings: Sequence[Any]) -> None:

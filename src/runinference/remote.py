@@ -16,7 +16,7 @@ from typing import Any, cast
 from typing_extensions import Self, Unpack
 
 from runinference.batching import MOST_ELEMENTS
-from runinference.errors import OptionError, RateLimitExceeded
+from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
 from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.options import HandlerOptions, refuse_unknown
@@ -181,7 +181,7 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
             output = self._retrying()(self._try_once, outbox, part, model, args)
         except Exception as error:
             self.logger.error("A request of %d examples failed for good: %r", _size(part), error)
-            raise
+            raise tell_parts(error, [Part(_size(part), None, error)]) from error.__cause__
         return split(output, len(part)) if _is_list_like(part) else cast(Any, output)
 
     def _try_once(

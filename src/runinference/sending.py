@@ -12,7 +12,7 @@ from apache_beam.io.components.adaptive_throttler import ReactiveThrottler
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 from apache_beam.utils.shared import Shared
 
-from runinference.errors import OptionError, RateLimitExceeded
+from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.retrying import at_least
 
 
@@ -45,7 +45,11 @@ class Outbox:
             )
 
     def together(self, send: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """What ``send`` makes of each part, in order, several at a time; raises the first error in order."""
+        """What ``send`` makes of each part, in order, several at a time.
+
+        Raises:
+            Exception: The first error in order, which tells what became of all parts.
+        """
         in_step = _InStepOfThisThread(send)
         futures = [self._pool.submit(in_step, part) for part in parts]
         try:
@@ -54,14 +58,21 @@ class Outbox:
             for future in futures:
                 future.cancel()
         wait(futures)
-        return [future.result() for future in _failed_first(futures)]
+        told = [_told(part, future) for part, future in zip(parts, futures, strict=True)]
+        if failed := next((part.error for part in told if part.error is not None), None):
+            raise tell_parts(failed, told)
+        return [future.result() for future in futures]
 
 
-def _failed_first(futures: list[Future[Any]]) -> list[Future[Any]]:
-    """The futures, or only the first of those that raised."""
-    failed = (f for f in futures if not f.cancelled() and f.exception() is not None)
-    first = next(failed, None)
-    return futures if first is None else [first]
+def _told(part: Any, future: Future[Any]) -> Part:
+    """What became of one part."""
+    size = len(part) if hasattr(part, "__len__") else 1
+    if future.cancelled():
+        return Part(size, None, None)
+    error = future.exception()
+    if isinstance(error, Exception):
+        return Part(size, None, error)
+    return Part(size, list(future.result()), None)
 
 
 class _InStepOfThisThread:

@@ -247,10 +247,15 @@ def bytes_of(model: Any) -> int:
     seen: set[int] = set()
     total, found = 0, [model]
     while found and len(seen) < _MOST_OBJECTS:
-        new = [x for x in found if id(x) not in seen and not isinstance(x, _NOT_OF_A_MODEL)]
-        seen.update(map(id, new))
-        total += sum(max(_sizeof(x), _nbytes(x)) for x in new)
-        found = gc.get_referents(*new)
+        new = {
+            id(x): x
+            for x in found
+            if id(x) not in seen and not issubclass(type(x), _NOT_OF_A_MODEL)
+        }
+        few = list(new.values())[: _MOST_OBJECTS - len(seen)]
+        seen.update(map(id, few))
+        total += sum(max(_sizeof(x), _nbytes(x)) for x in few) * len(new) // max(len(few), 1)
+        found = gc.get_referents(*few)
     return total
 
 
@@ -266,8 +271,9 @@ def _sizeof(value: Any) -> int:
 
 
 def _nbytes(value: Any) -> int:
-    try:
-        n_bytes = getattr(value, "nbytes", 0)
-    except Exception:  # a client that asks its server for each attribute, a sparse tensor
+    if not hasattr(type(value), "nbytes"):  # asked of its class: a client may ask its server
         return 0
-    return n_bytes if isinstance(n_bytes, int) else 0
+    try:
+        return int(value.nbytes)
+    except Exception:  # such as that of a sparse tensor
+        return 0
