@@ -303,6 +303,21 @@ def test_batches_of_the_users_own_are_divided_too():
     assert [element for element, _ in outcome.bad] == [-2]
 
 
+def test_batches_of_the_users_own_for_several_models_keep_what_has_a_model():
+    handler = KeyedModelHandler(
+        [KeyModelMapping(["a"], Doubler("a")), KeyModelMapping(["b"], Doubler("b"))]
+    )
+    batches = [[("a", 1), ("b", 2), ("c", 3), ("a", 4)], [("b", 5)]]
+    outcome = Outcome(batches, handler.with_no_batching())
+    assert sorted((key, result.inference) for key, result in outcome.good) == [
+        ("a", 2),
+        ("a", 8),
+        ("b", 4),
+        ("b", 10),
+    ]
+    assert [element for element, _ in outcome.bad] == [("c", 3)]
+
+
 def test_with_exception_handling_makes_a_copy():
     plain = RunInference(Doubler("copy"))
     handled = plain.with_exception_handling()

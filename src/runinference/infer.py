@@ -58,8 +58,11 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         update: Any = None,
     ) -> Iterable[Any] | None:
         try:
-            edition = self._route(element, update)
-            full = self._gatherer(edition).add(element, origin)
+            if update is not self._update or self._watcher is not None:
+                self._refresh(update)
+            edition = self._routes.of(element)
+            gatherer = self._gatherers.get(edition.name) or self._new_gatherer(edition)
+            full = gatherer.add(element, origin)
         except self._step.errors.caught as error:
             return [self._aside(origin, Failure(error), self._base_metrics())]
         return self._outputs(edition, full) if full else None
@@ -70,14 +73,13 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         self._lender.end_bundle()
         self._report_models()
 
-    def _route(self, element: Any, update: Any) -> Edition:
-        """The edition of a model that an element goes to, after the refresh it came with."""
+    def _refresh(self, update: Any) -> None:
+        """Takes the routes after the refresh that an element came with, or that a watcher has seen."""
         if self._watcher is not None:
             update = self._watcher.latest()
         if update is not self._update:
             self._routes = self._base if update is None else self._updated(update)
             self._update = update
-        return self._routes.of(element)
 
     def _updated(self, update: Any) -> Routes:
         """The routes after a refresh; the same for the same refresh, so that it costs nothing."""
@@ -88,17 +90,13 @@ class Infer(beam.DoFn):  # type: ignore[misc]
             self._known[key] = self._base.updated(update)
         return self._known[key]
 
-    def _gatherer(self, edition: Edition) -> Gatherer[WindowedValue]:
+    def _new_gatherer(self, edition: Edition) -> Gatherer[WindowedValue]:
         name = edition.name
-        if name not in self._since:
-            self._since[name] = self._step.clock.time_ns()
-        try:
-            return self._gatherers[name]
-        except KeyError:
-            self._editions[name] = edition
-            size = self._models.size_for(name, edition)
-            gatherer: Gatherer[WindowedValue] = Gatherer(edition.policy, size)
-            return self._gatherers.setdefault(name, gatherer)
+        self._since[name] = self._step.clock.time_ns()
+        self._editions[name] = edition
+        size = self._models.size_for(name, edition)
+        self._gatherers[name] = Gatherer(edition.policy, size)
+        return self._gatherers[name]
 
     def _outputs(self, edition: Edition, batches: Iterable[list[WindowedValue]]) -> Iterator[Any]:
         for origins in batches:
@@ -202,29 +200,40 @@ class InferPrebatched(Infer):
         origin: Any = beam.DoFn.WindowedValueParam,
         update: Any = None,
     ) -> Iterable[Any]:
-        for edition, batch in self._by_model(element, update):
-            if isinstance(batch, (list, tuple)) or hasattr(batch, "shape"):
-                outcomes = self._outcomes(edition, batch)
-                examples: Iterable[Any] = batch
-            else:
-                outcomes = self._undivided(edition, batch)
-                examples = [batch] * len(outcomes)
-            for example, outcome in zip(examples, outcomes, strict=True):
-                if type(outcome) is Failure:
-                    its = origin.with_value(example)
-                    yield self._aside(its, outcome, self._metrics_of(edition))
-                else:
-                    yield origin.with_value(outcome)
+        try:
+            self._refresh(update)
+        except self._step.errors.caught as error:
+            return [self._aside(origin, Failure(error), self._base_metrics())]
+        if getattr(self._step.handler, "mappings", None):
+            return self._each_model(element, origin)
+        return self._whole(self._routes.of(None), element, origin)
 
-    def _by_model(self, batch: Any, update: Any) -> Iterable[tuple[Edition, Any]]:
-        """A batch, or where there are several models, its part for each."""
-        if not getattr(self._step.handler, "mappings", None):
-            return [(self._route(None, update), batch)]
+    def _each_model(self, batch: Any, origin: WindowedValue) -> Iterator[Any]:
+        """A batch for several models: to each its part."""
         parts: dict[str, tuple[Edition, list[Any]]] = {}
-        for element in batch:
-            edition = self._route(element, update)
-            parts.setdefault(edition.name, (edition, []))[1].append(element)
-        return list(parts.values())
+        for example in batch:
+            try:
+                edition = self._routes.of(example)
+            except self._step.errors.caught as error:
+                yield self._aside(origin.with_value(example), Failure(error), self._base_metrics())
+            else:
+                parts.setdefault(edition.name, (edition, []))[1].append(example)
+        for edition, part in parts.values():
+            yield from self._whole(edition, part, origin)
+
+    def _whole(self, edition: Edition, batch: Any, origin: WindowedValue) -> Iterator[Any]:
+        if isinstance(batch, (list, tuple)) or hasattr(batch, "shape"):
+            outcomes = self._outcomes(edition, batch)
+            examples: Iterable[Any] = batch
+        else:
+            outcomes = self._undivided(edition, batch)
+            examples = [batch] * len(outcomes)
+        for example, outcome in zip(examples, outcomes, strict=True):
+            if type(outcome) is Failure:
+                its = origin.with_value(example)
+                yield self._aside(its, outcome, self._metrics_of(edition))
+            else:
+                yield origin.with_value(outcome)
 
     def _undivided(self, edition: Edition, batch: Any) -> list[Any]:
         """The results of a batch that cannot be sliced: all of them, or one Failure."""

@@ -74,7 +74,8 @@ class InferWaiting(Infer):
     ) -> Iterator[Any]:
         _, element = keyed
         try:
-            edition = self._route(element, update)
+            self._refresh(update)
+            edition = self._routes.of(element)
             its = _measures(edition, element)
         except self._step.errors.caught as error:
             yield self._aside(origin.with_value(element), Failure(error), self._base_metrics())
