@@ -120,3 +120,11 @@ def test_importing_the_package_imports_no_framework():
         check=True,
     )
     assert not (set(loaded.stdout.split()) - set(before.stdout.split())) & FRAMEWORKS
+
+
+def test_the_page_for_contributors_names_every_module():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    frameworks = {module for module in FLOORS["handlers"] if module.endswith("_inference")}
+    for modules in FLOORS.values():
+        for module in set(modules) - frameworks:
+            assert f"`{module}`" in page, f"docs/architecture.md does not name {module}"
