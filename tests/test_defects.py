@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+
 from defects.packages import BEAM, OURS
 from defects.row import Row, agrees
 from defects.table import PAGE, TABLES, shown

@@ -170,7 +170,7 @@ ROWS = (
         "A model gives 1 result for 8 elements.",
         short_result,
         "1 result",
-        "ResultMismatchError: The model returned 1 result for a batch of 8 elements",
+        "`ResultMismatchError`",
     ),
     Row(
         "A PyTorch model returns a pair of tensors, for 4 elements.",
@@ -187,7 +187,7 @@ ROWS = (
     Row(
         "Its dictionary holds a loss, which is one number, and a `None`.",
         loss,
-        "TypeError: iteration over a 0-d tensor",
+        "`TypeError`",
         "4 results, each logits 2, loss number, cache None",
     ),
     Row(

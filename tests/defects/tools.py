@@ -130,12 +130,9 @@ class Run:
 
 
 def said(error: BaseException) -> str:
-    """An error as a short text: its kind, and the first sentence of its message."""
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    message = message.split(" [while running")[0].split(" Its options are")[0].strip()
-    if "Did you mean" not in message:
-        message = re.split(r"\. |: | \(|\n", message)[0]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    """An error as a short text: its kind, and the nearest right name if its message has one."""
+    near = re.search(r"Did you mean '\w+'\?", str(error))
+    return f"`{type(error).__name__}`" + (f": {near[0]}" if near else "")
 
 
 def raised(function: Callable[[], Any]) -> str:
