@@ -21,6 +21,7 @@ FLOORS = {
         "batching",
         "splitting",
         "stacking",
+        "tables",
         "structure",
         "padding",
         "trying",
@@ -31,7 +32,14 @@ FLOORS = {
         "retrying",
     ],
     "files": ["model_file", "samples"],
-    "handlers": ["keyed", "sending", "remote", "sklearn_inference", "pytorch_inference"],
+    "handlers": [
+        "keyed",
+        "sending",
+        "remote",
+        "sklearn_inference",
+        "pytorch_inference",
+        "xgboost_inference",
+    ],
     "engine": [
         "metrics",
         "coding",
@@ -59,6 +67,8 @@ FRAMEWORKS = {
     "torchvision",
     "transformers",
     "tensorflow",
+    "xgboost",
+    "onnxruntime",
 }
 
 

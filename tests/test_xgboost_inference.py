@@ -1,0 +1,431 @@
+"""XGBoost models, from JSON and UBJ files, on arrays, frames and sparse matrices."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+import types
+
+import apache_beam as beam
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import xgboost
+from sklearn.datasets import load_iris
+
+from defects.packages import BEAM, OURS
+from refreshing import refreshed
+from runinference import KeyedModelHandler, PredictionResult, RunInference
+from runinference.errors import (
+    BatchShapeError,
+    ElementError,
+    ModelLoadError,
+    ModelNotFoundError,
+    OptionError,
+    UnknownOptionError,
+)
+from runinference.xgboost_inference import (
+    XGBoostModelHandler,
+    XGBoostModelHandlerDatatable,
+    XGBoostModelHandlerNumpy,
+    XGBoostModelHandlerPandas,
+    XGBoostModelHandlerSciPy,
+    default_xgboost_inference_fn,
+)
+from tiny import RUNNER, Catch, run
+
+ROWS, LABELS = load_iris(return_X_y=True)
+NAMES = ["length", "width", "petal length", "petal width"]
+FRAME = pd.DataFrame(ROWS, columns=NAMES)
+SPARSE = scipy.sparse.csr_matrix(np.where(ROWS < 1, 0, ROWS))
+
+
+def classifier(data=ROWS, labels=LABELS, **options):
+    return xgboost.XGBClassifier(n_estimators=5, n_jobs=1, **options).fit(data, labels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    model = classifier()
+    model.save_model(folder / "arrays.json")
+    model.save_model(folder / "arrays.ubj")
+    classifier(FRAME).save_model(folder / "frames.ubj")
+    classifier(SPARSE).save_model(folder / "sparse.ubj")
+    classifier(labels=LABELS[::-1]).save_model(folder / "backwards.ubj")
+    return folder
+
+
+def loaded(make, path):
+    model = make()
+    model.load_model(path)
+    return model
+
+
+def by_row(results):
+    return {np.asarray(result.example).tobytes(): result.inference for result in results}
+
+
+@pytest.mark.parametrize("ending", ["json", "ubj"])
+def test_a_pipeline_says_what_the_model_says(folder, ending):
+    path = str(folder / f"arrays.{ending}")
+    results = run(list(ROWS), RunInference(XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path)))
+    expected = loaded(xgboost.XGBClassifier, path).predict(ROWS)
+    found = by_row(results)
+    assert len(results) == len(ROWS)
+    assert [found[row.tobytes()] for row in ROWS] == expected.tolist()
+    assert {result.model_id for result in results} == {path}
+
+
+def test_a_booster_gives_its_raw_predictions(folder):
+    path = str(folder / "arrays.ubj")
+    results = XGBoostModelHandlerNumpy(xgboost.Booster, path).predict(ROWS)
+    expected = loaded(xgboost.Booster, path).predict(xgboost.DMatrix(ROWS))
+    np.testing.assert_array_equal([result.inference for result in results], expected)
+    assert results[0].inference.shape == (3,)
+    assert isinstance(results[0].example, np.ndarray)
+
+
+def test_a_regressor_is_loaded_as_one(tmp_path):
+    model = xgboost.XGBRegressor(n_estimators=5).fit(ROWS[:, :3], ROWS[:, 3])
+    model.save_model(tmp_path / "m.json")
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBRegressor, str(tmp_path / "m.json"))
+    found = [result.inference for result in handler.predict(ROWS[:, :3])]
+    np.testing.assert_array_equal(found, model.predict(ROWS[:, :3]))
+
+
+def test_an_example_may_be_a_table_and_gets_a_prediction_for_each_row(folder):
+    path = str(folder / "arrays.ubj")
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path, min_batch_size=3)
+    expected = loaded(xgboost.XGBClassifier, path).predict(ROWS)
+    three, one, row = handler.predict([ROWS[49:52], ROWS[:1], ROWS[149]])
+    assert three.inference.tolist() == expected[49:52].tolist()
+    assert one.inference.tolist() == expected[:1].tolist()
+    assert row.inference == expected[149]
+
+
+def test_results_own_their_memory(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.Booster, str(folder / "arrays.ubj"))
+    assert all(result.inference.base is None for result in handler.predict(ROWS))
+
+
+def test_examples_may_be_lists(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    assert [result.inference for result in handler.predict(ROWS[[0, 149]].tolist())] == [0, 2]
+
+
+@pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
+def test_frames_keep_their_columns(folder, make):
+    path = str(folder / "frames.ubj")
+    rows = [FRAME.iloc[[i]] for i in range(len(FRAME))]
+    results = run(rows, RunInference(XGBoostModelHandlerPandas(make, path)))
+    data = FRAME if make is xgboost.XGBClassifier else xgboost.DMatrix(FRAME)
+    expected = loaded(make, path).predict(data)
+    found = {result.example.index[0]: result.inference for result in results}
+    np.testing.assert_array_equal([found[i][0] for i in range(150)], expected)
+
+
+@pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
+def test_a_model_of_frames_takes_arrays_too(folder, make):
+    path = str(folder / "frames.ubj")
+    by_frame = XGBoostModelHandlerPandas(make, path).predict([FRAME])
+    by_array = XGBoostModelHandlerNumpy(make, path).predict([ROWS])
+    np.testing.assert_array_equal(by_frame[0].inference, by_array[0].inference)
+
+
+@pytest.mark.parametrize("as_row", [scipy.sparse.csr_matrix, scipy.sparse.coo_array])
+def test_sparse_matrices_keep_what_is_missing(folder, as_row):
+    path = str(folder / "sparse.ubj")
+    handler = XGBoostModelHandlerSciPy(xgboost.XGBClassifier, path)
+    results = handler.predict(as_row(SPARSE[[i]]) for i in range(150))
+    expected = loaded(xgboost.XGBClassifier, path).predict(SPARSE)
+    assert [result.inference.tolist() for result in results] == [[label] for label in expected]
+    assert 0 < handler.get_num_bytes([SPARSE]) < ROWS.nbytes * 2
+
+
+def test_a_sparse_row_of_one_dimension_gets_its_prediction(folder):
+    handler = XGBoostModelHandlerSciPy(xgboost.XGBClassifier, str(folder / "sparse.ubj"))
+    [result] = handler.predict([scipy.sparse.coo_array(SPARSE.toarray()[149])])
+    assert result.inference == 2
+
+
+def test_categories_survive_a_batch_of_frames_that_know_different_ones(tmp_path):
+    frame = pd.DataFrame({"kind": pd.Categorical(["a", "b", "c"] * 20), "x": np.arange(60.0)})
+    labels = (frame["kind"] == "c").astype(int)
+    model = classifier(frame, labels, enable_categorical=True)
+    model.save_model(tmp_path / "m.ubj")
+    handler = XGBoostModelHandlerPandas(
+        xgboost.XGBClassifier, str(tmp_path / "m.ubj"), min_batch_size=3
+    )
+    rows = [
+        pd.DataFrame({"kind": pd.Categorical([kind], [kind]), "x": [30.0]}) for kind in ("a", "c")
+    ]
+    [a], [c] = (result.inference for result in handler.predict(rows))
+    assert (a, c) == (0, 1)
+
+
+class Frame:
+    """Stands for a frame of datatable."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.shape = rows.shape
+
+    def to_numpy(self):
+        return np.ma.masked_invalid(self.rows)
+
+
+def test_frames_of_datatable_are_converted(folder):
+    frame = importlib.import_module("datatable").Frame if has("datatable") else Frame
+    handler = XGBoostModelHandlerDatatable(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    rows = ROWS[[0, 149]].copy()
+    rows[0, 1] = np.nan
+    [result] = handler.predict([frame(rows)])
+    assert result.inference.tolist() == [0, 2]
+
+
+def has(package):
+    return importlib.util.find_spec(package) is not None
+
+
+def test_the_model_is_called_once_a_batch(folder):
+    calls = []
+
+    class Counting(xgboost.XGBClassifier):
+        def predict(self, X, **options):  # noqa: N803
+            calls.append(X.shape)
+            return super().predict(X, **options)
+
+    handler = XGBoostModelHandlerNumpy(
+        Counting, str(folder / "arrays.ubj"), min_batch_size=150, max_batch_size=150
+    )
+    assert len(handler.predict(ROWS)) == 150
+    assert calls == [(150, 4)]
+
+
+def test_inference_args_reach_predict(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.Booster, str(folder / "arrays.ubj"))
+    results = handler.predict(ROWS, {"pred_leaf": True})
+    expected = handler.load_model().predict(xgboost.DMatrix(ROWS), pred_leaf=True)
+    np.testing.assert_array_equal([result.inference for result in results], expected)
+
+
+def test_inference_fn_calls_another_method_and_its_results_are_named(folder):
+    def probabilities(batch, model, inference_args):
+        chances = model.predict_proba(np.stack(batch))
+        return (PredictionResult(*pair) for pair in zip(batch, chances, strict=True))
+
+    path = str(folder / "arrays.ubj")
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path, probabilities)
+    [result] = handler.predict(ROWS[:1])
+    assert result.inference.shape == (3,)
+    assert result.model_id == path
+
+
+def test_inference_fn_may_return_bare_predictions(folder):
+    handler = XGBoostModelHandlerNumpy(
+        xgboost.XGBClassifier,
+        str(folder / "arrays.ubj"),
+        inference_fn=lambda batch, model, args: model.predict(np.stack(batch)),
+    )
+    assert handler.predict(ROWS[[0, 149]]) == [0, 2]
+
+
+def test_the_default_function_may_be_called_on_its_own(folder):
+    model = loaded(xgboost.XGBClassifier, folder / "arrays.ubj")
+    results = default_xgboost_inference_fn(ROWS[:2], model)
+    assert [(result.inference, result.model_id) for result in results] == [(0, None), (0, None)]
+
+
+def test_batches_may_be_arrays_or_frames(folder):
+    path = str(folder / "frames.ubj")
+    arrays = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path).with_no_batching()
+    assert [result.inference for result in arrays.predict([ROWS[:2]])] == [0, 0]
+    frames = XGBoostModelHandlerPandas(xgboost.XGBClassifier, path).with_no_batching()
+    assert [result.inference.tolist() for result in frames.predict([FRAME[:2]])] == [[0], [0]]
+
+
+def test_one_bad_element_is_set_aside_alone(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    good, bad = [], []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        rows = pipeline | beam.Create([*ROWS, np.zeros(5)], reshuffle=False)
+        results, failed = rows | RunInference(handler).with_exception_handling()
+        _ = results | "good" >> beam.ParDo(Catch(good))
+        _ = failed.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    assert (len(Catch.take(good)), len(Catch.take(bad))) == (150, 1)
+
+
+def test_a_model_class_that_cannot_load_is_refused_before_anything_is_called():
+    with pytest.raises(OptionError, match=r"object of type XGBClassifier. Pass the class: XGB"):
+        XGBoostModelHandlerNumpy(xgboost.XGBClassifier(), "m.json")
+    with pytest.raises(OptionError, match=r"DMatrix has no load_model\(\)"):
+        XGBoostModelHandlerNumpy(xgboost.DMatrix, "m.json")
+    with pytest.raises(OptionError, match=r"object of type str"):
+        XGBoostModelHandlerNumpy("m.json", xgboost.Booster)
+    with pytest.raises(UnknownOptionError, match="Did you mean 'model_state'"):
+        XGBoostModelHandlerNumpy(xgboost.Booster, model_stat="m.json")
+
+
+def test_a_function_may_make_the_model(folder):
+    path = str(folder / "arrays.ubj")
+    make = functools.partial(xgboost.XGBClassifier, n_jobs=1)
+    assert XGBoostModelHandlerNumpy(make, path).predict(ROWS[:1])[0].inference == 0
+    with pytest.raises(ModelLoadError, match=r"made a dict, which has no load_model\(\)"):
+        XGBoostModelHandlerNumpy(lambda: {}, path).predict(ROWS)
+
+
+def test_a_file_of_another_class_is_named(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBRegressor, str(folder / "arrays.ubj"))
+    with pytest.raises(ModelLoadError, match=r"by XGBRegressor \(.*regressor, got: classifier\)"):
+        handler.predict(ROWS)
+
+
+def test_a_missing_file_is_named_with_its_nearest_neighbour(folder):
+    path = str(folder / "arrays.js")
+    with pytest.raises(ModelNotFoundError, match=r"Did you mean '.*arrays.json'"):
+        XGBoostModelHandlerNumpy(xgboost.Booster, path).predict(ROWS)
+
+
+@pytest.mark.parametrize("ending", ["json", "ubj"])
+@pytest.mark.parametrize("length", [1, 18, 20, 300, 1000, -1])
+def test_a_truncated_file_is_named_and_does_not_end_the_process(folder, tmp_path, ending, length):
+    path = tmp_path / f"half.{ending}"
+    path.write_bytes((folder / f"arrays.{ending}").read_bytes()[:length])
+    with pytest.raises(ModelLoadError, match="half.*is truncated: .* Copy it again"):
+        XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(path)).predict(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>", "begins with b'<!DOCTYP': it is neither JSON nor UBJ"),
+        (pickle.dumps({"not": "a model"}), "neither JSON nor UBJ .* model.save_model"),
+        (json.dumps({"not": "a model"}).encode(), "JSON of another kind"),
+    ],
+)
+def test_junk_in_place_of_a_model_is_named(tmp_path, content, message):
+    (tmp_path / "junk").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=message) as caught:
+        XGBoostModelHandlerNumpy(xgboost.Booster, str(tmp_path / "junk")).predict(ROWS)
+    assert "Stack trace" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
+def test_a_wrong_number_of_features_is_named(folder, make):
+    handler = XGBoostModelHandlerNumpy(make, str(folder / "arrays.ubj"), min_batch_size=2)
+    with pytest.raises(
+        BatchShapeError, match="Element 1 .* has 3 features, and the model was trained with 4"
+    ):
+        handler.predict([ROWS[0], ROWS[1, :3]])
+
+
+def test_other_columns_are_named(folder):
+    handler = XGBoostModelHandlerPandas(xgboost.XGBClassifier, str(folder / "frames.ubj"))
+    with pytest.raises(BatchShapeError, match=r"missing: width; unknown to the model: depth"):
+        handler.predict([FRAME[:1].rename(columns={"width": "depth"})])
+    with pytest.raises(BatchShapeError, match=r"the same in another order\).*frame\[\['length'"):
+        handler.predict([FRAME[NAMES[::-1]][:1]])
+
+
+def test_frames_of_several_columns_are_named(folder):
+    handler = XGBoostModelHandlerPandas(
+        xgboost.XGBClassifier, str(folder / "arrays.ubj"), min_batch_size=2
+    )
+    with pytest.raises(BatchShapeError, match="Element 1 of the batch has the columns"):
+        handler.predict([FRAME[:1], FRAME[NAMES[::-1]][:1]])
+
+
+def test_elements_of_several_types_are_named(folder):
+    handler = XGBoostModelHandlerPandas(
+        xgboost.XGBClassifier, str(folder / "arrays.ubj"), min_batch_size=2
+    )
+    with pytest.raises(BatchShapeError, match="Element 1 .* is a data frame, .* 0 is an array"):
+        handler.predict([ROWS[0], FRAME[:1]])
+
+
+def test_an_array_of_three_dimensions_is_named(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    with pytest.raises(BatchShapeError, match=r"shape \(1, 1, 4\). Give a row of shape"):
+        handler.predict([ROWS[:1, None]])
+
+
+def test_pairs_without_a_keyed_handler_are_told_of_it(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    with pytest.raises(ElementError, match=r"KeyedModelHandler\(handler\)"):
+        handler.predict([("a", ROWS[0])])
+    [(key, result)] = KeyedModelHandler(handler).predict([("a", ROWS[0])])
+    assert (key, result.inference) == ("a", 0)
+
+
+def test_a_handler_for_beams_base_class_can_be_written(folder):
+    class Own(XGBoostModelHandler[np.ndarray, PredictionResult, xgboost.Booster]):
+        def __init__(self):
+            self._model_class = xgboost.XGBClassifier
+            self._model_state = str(folder / "arrays.ubj")
+            self._inference_fn = default_xgboost_inference_fn
+
+    assert Own().predict(ROWS[:1])[0].inference == 0
+    assert Own().get_metrics_namespace() == "BeamML_XGBoost"
+
+
+def test_the_bytes_of_a_batch_are_those_of_its_data(folder):
+    handler = XGBoostModelHandlerNumpy(xgboost.Booster, "m.json")
+    assert handler.get_num_bytes(list(ROWS)) == ROWS.nbytes
+
+
+def test_without_xgboost_the_error_names_the_extra():
+    program = "import sys; sys.modules['xgboost'] = None; import runinference.xgboost_inference"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert 'pip install "runinference[xgboost]"' in ended.stderr
+
+
+@pytest.fixture
+def beams(monkeypatch):
+    """Beam's own module, which cannot be imported without the package datatable."""
+    if not has("datatable"):
+        monkeypatch.setitem(sys.modules, "datatable", types.SimpleNamespace(Frame=Frame))
+    return BEAM.module("xgboost_inference")
+
+
+def test_beam_ignores_a_new_model_and_here_it_takes_over(folder, beams):
+    old, new = str(folder / "arrays.ubj"), str(folder / "backwards.ubj")
+    examples = [ROWS[:1], ROWS[149:]]
+
+    def labels(package, module):
+        handler = module.XGBoostModelHandlerNumpy(xgboost.XGBClassifier, old)
+        results = refreshed(package, handler, new, examples)
+        return sorted(
+            (result.example[0, 0], *result.inference, result.model_id) for result in results
+        )
+
+    in_beam = labels(BEAM, beams)
+    assert in_beam == [(5.1, 0, None), (5.9, 2, None)]
+    here = labels(OURS, OURS.module("xgboost_inference"))
+    assert here == [(5.1, 2, new), (5.9, 0, new)]
+
+
+def test_beam_predicts_row_by_row_and_the_results_are_the_same(folder, beams):
+    calls = []
+
+    class Counting(xgboost.XGBClassifier):
+        def predict(self, X, **options):  # noqa: N803
+            calls.append(len(X))
+            return super().predict(X, **options)
+
+    found = {}
+    for package, module in ((BEAM, beams), (OURS, OURS.module("xgboost_inference"))):
+        handler = module.XGBoostModelHandlerNumpy(Counting, str(folder / "arrays.ubj"))
+        batch = [ROWS[[i]] for i in range(50)] + [ROWS[50:]]
+        results = handler.run_inference(batch, handler.load_model())
+        found[package] = [result.inference.tolist() for result in results], calls.copy()
+        calls.clear()
+    assert found[BEAM][0] == found[OURS][0]
+    assert len(found[BEAM][1]) == 51
+    assert found[OURS][1] == [150]
