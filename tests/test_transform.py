@@ -14,7 +14,7 @@ from apache_beam.transforms import window
 from apache_beam.typehints import typehints
 
 from runinference import KeyedModelHandler, PredictionResult, RunInference
-from runinference.errors import ResultMismatchError, UnknownOptionError
+from runinference.errors import OptionError, ResultMismatchError, UnknownOptionError
 from runinference.infer import Infer
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
@@ -200,3 +200,62 @@ def test_our_handler_runs_in_beams_transform(tmp_path):
     )
     rows = [np.array([float(n)]) for n in range(4)]
     assert sorted(run(rows, beam_base.RunInference(handler))) == [0, 2, 4, 6]
+
+
+def test_annotations_are_the_same_from_run_to_run():
+    def annotations():
+        return RunInference(Doubler("noted"), model_identifier="the-model").annotations()
+
+    assert annotations() == annotations()
+    assert annotations()["model_handler_type"] == "tiny.Doubler"
+    assert annotations()["model_identifier"] == "the-model"
+    assert "0x" not in str(annotations())
+
+
+def test_a_transform_is_made_from_a_callable():
+    transform = RunInference.from_callable(Doubler, name="made", max_batch_size=2)
+    assert sorted(result.inference for result in run([1, 2], transform)) == [2, 4]
+
+
+def test_a_monitoring_transform_gets_predictions_before_they_are_postprocessed():
+    seen, results = [], []
+    handler = Doubler("monitored").with_postprocess_fn(lambda result: result.inference)
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        numbers = pipeline | beam.Create([1, 2])
+        plain = RunInference(handler)
+        monitored = plain.with_monitoring_transform(beam.ParDo(Catch(seen)))
+        assert monitored is not plain
+        _ = numbers | monitored | beam.ParDo(Catch(results))
+    assert sorted(Catch.take(seen)) == [(1, 2, "monitored"), (2, 4, "monitored")]
+    assert sorted(Catch.take(results)) == [2, 4]
+
+
+def test_a_monitoring_transform_may_be_given_at_once():
+    seen = []
+    run([1], RunInference(Doubler("at-once"), monitoring_transform=beam.ParDo(Catch(seen))))
+    assert Catch.take(seen) == [(1, 2, "at-once")]
+
+
+class Hinting(Doubler):
+    def get_resource_hints(self):
+        return {"min_ram": "1GB"}
+
+
+def test_resource_hints_of_the_handler_reach_the_step():
+    pipeline = beam.Pipeline(runner=RUNNER)
+    _ = pipeline | beam.Create([1]) | RunInference(KeyedModelHandler(Hinting("hinting")))
+    environments = pipeline.to_runner_api().components.environments.values()
+    hints = [dict(environment.resource_hints) for environment in environments]
+    assert {"beam:resources:min_ram_bytes:v1": b"1000000000"} in hints
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        (Doubler, r"is the class Doubler: .* Doubler\(\.\.\.\)"),
+        ("a path", "str without load_model and run_inference"),
+    ],
+)
+def test_what_is_no_handler_is_refused_at_construction(handler, message):
+    with pytest.raises(OptionError, match=message):
+        RunInference(handler)
