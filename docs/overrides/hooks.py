@@ -10,9 +10,7 @@ _DIRECTIVE = re.compile(
 )
 
 
-_ERROR = re.compile(
-    r'(<div class="language-text highlight)("><span class="filename">Error</span>)'
-)
+_ERROR = re.compile(r'(<div class="language-text highlight)("><span class="filename">Error</span>)')
 
 
 def on_page_content(html: str, **_: Any) -> str:
