@@ -21,6 +21,7 @@ FLOORS = {
         "batching",
         "splitting",
         "stacking",
+        "fitting",
         "tables",
         "structure",
         "padding",
@@ -38,6 +39,11 @@ FLOORS = {
         "remote",
         "sklearn_inference",
         "pytorch_inference",
+        "huggingface_loading",
+        "huggingface_text",
+        "huggingface_embedding",
+        "huggingface_inference",
+        "onnx_inference",
         "xgboost_inference",
     ],
     "engine": [
@@ -68,7 +74,9 @@ FRAMEWORKS = {
     "transformers",
     "tensorflow",
     "xgboost",
+    "lightgbm",
     "onnxruntime",
+    "httpx",
 }
 
 

@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -29,6 +30,7 @@ MODULES = [
 ]
 
 #: Public names of Beam's modules that are not here, with the reason.
+_OF_LOADING = "a step of how Beam's handler loads its model"
 _ALIAS = "the type of inference_fn, for Beam's own signatures"
 ABSENT = {
     "base.OOMProtectedFn": "a wrapper around Beam's own calls; here memory that runs out halves the batch",
@@ -38,6 +40,13 @@ ABSENT = {
     "sklearn_inference.PandasInferenceFn": _ALIAS,
     "pytorch_inference.TensorInferenceFn": _ALIAS,
     "pytorch_inference.KeyedTensorInferenceFn": _ALIAS,
+    "huggingface_inference.TensorInferenceFn": _ALIAS,
+    "huggingface_inference.KeyedTensorInferenceFn": _ALIAS,
+    "huggingface_inference.PipelineInferenceFn": _ALIAS,
+    "huggingface_inference.no_gpu_available_warning": _OF_LOADING,
+    "huggingface_inference.is_gpu_available_torch": _OF_LOADING,
+    "huggingface_inference.get_device_torch": _OF_LOADING,
+    "huggingface_inference.is_gpu_available_tensorflow": _OF_LOADING,
 }
 #: Public names that programs use, and that are still to come: export them, and take them from this list.
 _GENERIC = "handlers written for Beam import it, for ModelHandler[ExampleT, PredictionT, ModelT]"
@@ -47,79 +56,94 @@ TO_COME = {
 }
 #: Parameters that differ, with the reason.
 _CALLED_BY_BEAM = "Beam calls it, with one argument by position"
-_OF_THE_CLASS = "None stands for the default that the class names"
-_NONE_IS_FALSE = "None stands for False"
+_SAME = "the same value, written otherwise"
 DIFFERENT = {
     "base.RunInference.expand(pcoll)": _CALLED_BY_BEAM,
     "utils.WatchFilePattern.expand(pcoll)": _CALLED_BY_BEAM,
-    "base.RemoteModelHandler.__init__(retry_filter)": "what cannot be mended by another try is not tried again",
-    "base.ModelHandler.__init__(large_model)": _NONE_IS_FALSE,
-    "sklearn_inference.SklearnModelHandlerNumpy.__init__(inference_fn)": _OF_THE_CLASS,
-    "sklearn_inference.SklearnModelHandlerNumpy.__init__(large_model)": _NONE_IS_FALSE,
-    "sklearn_inference.SklearnModelHandlerPandas.__init__(inference_fn)": _OF_THE_CLASS,
-    "sklearn_inference.SklearnModelHandlerPandas.__init__(large_model)": _NONE_IS_FALSE,
-    "pytorch_inference.PytorchModelHandlerTensor.__init__(inference_fn)": _OF_THE_CLASS,
-    "pytorch_inference.PytorchModelHandlerTensor.__init__(large_model)": _NONE_IS_FALSE,
-    "pytorch_inference.PytorchModelHandlerKeyedTensor.__init__(inference_fn)": _OF_THE_CLASS,
-    "pytorch_inference.PytorchModelHandlerKeyedTensor.__init__(large_model)": _NONE_IS_FALSE,
+    "utils.WatchFilePattern.__init__(stop_timestamp)": _SAME,
+    "base.RemoteModelHandler.__init__(window_ms)": _SAME,
+    "base.RemoteModelHandler.__init__(bucket_ms)": _SAME,
+    "huggingface_inference.HuggingFaceModelHandlerKeyedTensor.__init__(framework)": "PyTorch if not given",
+    "huggingface_inference.HuggingFacePipelineModelHandler.run_inference(pipeline)": "named as in all handlers",
+    "base.RemoteModelHandler.__init__(retry_filter)": "what another try cannot mend is not tried again",
+}
+#: Parameters whose default differs wherever they are, with the reason.
+OWN_DEFAULT = {
+    "large_model": "None stands for False",
+    "inference_fn": "a function of this package, or None where the class names it",
 }
 
 
-def of_beam(name: str) -> Any:
-    """One of Beam's modules; skips where it cannot be imported, for want of its framework."""
-    try:
-        return BEAM.module(name)
-    except ImportError as error:
-        pytest.skip(f"Beam's own module cannot be imported here: {error}")
+class Function(NamedTuple):
+    """A function as Beam's source defines it: its parameters, in order, with their defaults as text."""
+
+    by_position: tuple[str, ...]
+    defaults: dict[str, str | None]
+
+    @classmethod
+    def of(cls, node: ast.FunctionDef, method: bool) -> Function:
+        given = node.args
+        by_position = [argument.arg for argument in given.args]
+        defaults: dict[str, str | None] = dict.fromkeys(by_position)
+        last = by_position[len(by_position) - len(given.defaults) :]
+        defaults |= {name: ast.unparse(d) for name, d in zip(last, given.defaults, strict=True)}
+        for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+            defaults[argument.arg] = default and ast.unparse(default)
+        if method and by_position and by_position[0] in ("self", "cls"):
+            defaults.pop(by_position.pop(0))
+        return cls(tuple(by_position), defaults)
 
 
-def public_names(module: Any) -> list[str]:
-    """What a module defines, and not what it imports."""
-    found = []
-    for statement in ast.parse(inspect.getsource(module)).body:
-        if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
-            found.append(statement.name)
-        elif isinstance(statement, ast.Assign):
-            found += [target.id for target in statement.targets if isinstance(target, ast.Name)]
-    return [name for name in found if not name.startswith("_")]
+class Source(NamedTuple):
+    """What a module of Beam's defines, by its source: some cannot be imported with the frameworks of today."""
+
+    names: list[str]
+    functions: dict[str, Function]
+
+    @classmethod
+    def of(cls, module: str) -> Source:
+        spec = importlib.util.find_spec(f"{BEAM.prefix}.{module}")
+        assert spec
+        assert spec.origin
+        names, functions = [], {}
+        for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                names.append(node.name)
+                for method in node.body:
+                    if isinstance(method, ast.FunctionDef) and cls._is_public(method.name):
+                        functions[f"{node.name}.{method.name}"] = Function.of(method, True)
+            elif isinstance(node, ast.FunctionDef):
+                names.append(node.name)
+                functions[node.name] = Function.of(node, False)
+            elif isinstance(node, ast.Assign):
+                names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        public = [name for name in names if not name.startswith("_")]
+        return cls(public, {n: f for n, f in functions.items() if n.split(".")[0] in public})
+
+    @staticmethod
+    def _is_public(method: str) -> bool:
+        return method == "__init__" or not method.startswith("_")
 
 
-def members(cls: type) -> list[str]:
-    """The constructor, and the public methods and fields that Beam's modules of inference gave a class."""
-
-    def ours(name: str) -> bool:
-        owner = next((base for base in cls.__mro__ if name in vars(base)), object)
-        return owner.__module__.startswith(BEAM.prefix)
-
-    public = [name for name in dir(cls) if not name.startswith("_")]
-    return [name for name in ("__init__", *public) if ours(name)]
+def found_in(module: Any, name: str) -> Any:
+    """What a name such as ``Class.method`` stands for, or None."""
+    for part in name.split("."):
+        module = None if module is None else getattr(module, part, None)
+    return module
 
 
-def functions(module_name: str) -> list[tuple[str, Any, Any]]:
-    """The public functions and methods of a module: name, Beam's, ours."""
-    theirs, here = of_beam(module_name), OURS.module(module_name)
-    found = []
-    for name in public_names(theirs):
-        value = getattr(theirs, name)
-        if not hasattr(here, name):
-            continue
-        if inspect.isfunction(value):
-            found.append((f"{module_name}.{name}", value, getattr(here, name)))
-        if inspect.isclass(value):
-            found += [
-                (f"{module_name}.{name}.{m}", getattr(value, m), getattr(getattr(here, name), m))
-                for m in members(value)
-                if callable(getattr(value, m)) and hasattr(getattr(here, name), m)
-            ]
-    return found
+def of_module(listed: Iterable[str], module: str) -> set[str]:
+    return {name for name in listed if name.startswith(f"{module}.")}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_public_name_of_beam_is_here(module):
-    here = OURS.module(module)
-    missing = {f"{module}.{n}" for n in public_names(of_beam(module)) if not hasattr(here, n)}
-    listed = {n for n in (*ABSENT, *TO_COME) if n.startswith(f"{module}.") and n.count(".") == 1}
-    assert missing == listed
+def test_every_public_name_and_method_of_beam_is_here(module):
+    source, here = Source.of(module), OURS.module(module)
+    names = [*source.names, *source.functions]
+    missing = {name for name in names if found_in(here, name) is None}
+    # A class that is absent has no methods either.
+    missing = {f"{module}.{name}" for name in missing if name.split(".")[0] not in missing - {name}}
+    assert missing == of_module([*ABSENT, *TO_COME], module)
 
 
 def test_names_that_beam_gives_without_a_module_are_here():
@@ -128,37 +152,36 @@ def test_names_that_beam_gives_without_a_module_are_here():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_method_and_field_of_beams_classes_is_here(module):
-    theirs, here = of_beam(module), OURS.module(module)
-    missing = {
-        f"{module}.{name}.{member}"
-        for name in public_names(theirs)
-        if inspect.isclass(getattr(theirs, name)) and hasattr(here, name)
-        for member in members(getattr(theirs, name))
-        if not hasattr(getattr(here, name), member)
-    }
-    assert missing == {n for n in ABSENT if n.startswith(f"{module}.") and n.count(".") == 2}
-
-
-@pytest.mark.parametrize("module", MODULES)
 def test_every_keyword_of_beam_is_here_in_its_place_and_with_its_default(module):
+    here = OURS.module(module)
     different = set()
-    for name, theirs, ours in functions(module):
-        here = list(inspect.signature(ours).parameters.values())
-        for place, parameter in enumerate(inspect.signature(theirs).parameters.values()):
-            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                continue  # Beam swallows what it does not know; here it is refused
-            if not _has(here, place, parameter):
-                different.add(f"{name}({parameter.name})")
-    assert different == {name for name in DIFFERENT if name.startswith(f"{module}.")}
+    for name, theirs in Source.of(module).functions.items():
+        if (ours := found_in(here, name)) is None:
+            continue
+        for parameter in theirs.defaults:
+            if not _has(_parameters(ours, "." in name), theirs, parameter):
+                different.add(f"{module}.{name}({parameter})")
+    assert different == of_module(DIFFERENT, module)
 
 
-def _has(here: list[inspect.Parameter], place: int, theirs: inspect.Parameter) -> bool:
-    ours = {parameter.name: parameter for parameter in here}.get(theirs.name)
-    if ours is None or repr(ours.default) != repr(theirs.default):
+def _parameters(function: Any, method: bool) -> list[inspect.Parameter]:
+    parameters = list(inspect.signature(function).parameters.values())
+    return parameters[1:] if method and parameters and parameters[0].name == "self" else parameters
+
+
+def _has(here: list[inspect.Parameter], theirs: Function, name: str) -> bool:
+    ours = {parameter.name: parameter for parameter in here}.get(name)
+    if ours is None:
         return False
-    by_position = theirs.kind is theirs.POSITIONAL_OR_KEYWORD
-    return not by_position or (len(here) > place and here[place].name == theirs.name)
+    if name in theirs.by_position:
+        place = theirs.by_position.index(name)
+        if len(here) <= place or here[place].name != name:
+            return False
+    if name in OWN_DEFAULT:
+        return ours.default is not ours.empty
+    default = ours.default
+    texts = [str(default), repr(default), getattr(default, "__name__", "")]
+    return theirs.defaults[name] in ([None] if default is ours.empty else texts)
 
 
 class Files(NamedTuple):

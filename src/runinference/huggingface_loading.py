@@ -1,0 +1,239 @@
+"""Loads models, tokenizers and pipelines of Hugging Face; says what is wrong where they cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from runinference.errors import ModelLoadError, ModelNotFoundError, OptionError, nearest
+from runinference.extras import need
+
+transformers = need("transformers", extra="transformers")
+
+#: Keywords of ``from_pretrained`` that say where a repository is: they hold for all its files.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+def load_model(uri: str, model_class: Any, load_model_args: Mapping[str, Any], device: Any) -> Any:
+    """A model on its device, in evaluation mode and frozen.
+
+    Raises:
+        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
+        ModelLoadError: The model is of another kind than its class, or lacks weights that the class needs.
+    """
+    args = {**_careful(model_class), **load_model_args}
+    with _explained(uri, "model_uri", _name_of(model_class)):
+        loaded = model_class.from_pretrained(uri, **args)
+    model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
+    _refuse_unloaded(uri, _name_of(model_class), info)
+    if hasattr(model, "eval"):
+        model = model.eval().requires_grad_(False)
+        if "device_map" not in args and not getattr(model, "is_quantized", False):
+            model = model.to(device)
+    return model
+
+
+def load_tokenizer(uri: str, load_tokenizer_args: Mapping[str, Any], option: str) -> Any:
+    """The tokenizer of a model, with a token to pad with.
+
+    Raises:
+        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
+        ModelLoadError: It holds no tokenizer.
+    """
+    args = {"trust_remote_code": False, **load_tokenizer_args}
+    with _explained(uri, option, "AutoTokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(uri, **args)
+    return with_pad_token(tokenizer)
+
+
+def load_pipeline(task: str, model: str, load_pipeline_args: Mapping[str, Any]) -> Any:
+    """A pipeline that can be given batches.
+
+    Raises:
+        OptionError: There is no such task in the installed version of Transformers, or no such option.
+        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
+        ModelLoadError: The model does not fit the task.
+    """
+    args = {"trust_remote_code": False, **load_pipeline_args}
+    _refuse_unknown_task(task)
+    with _explained(model or f"the default model of {task!r}", "model", f"pipeline({task!r})"):
+        pipeline = transformers.pipeline(task=task or None, model=model or None, **args)
+    with_pad_token(getattr(pipeline, "tokenizer", None))
+    return pipeline
+
+
+def with_pad_token(tokenizer: Any) -> Any:
+    """The tokenizer; if it has no token to pad with, it takes the one that ends a text. Masks hide it."""
+    if getattr(tokenizer, "pad_token_id", 0) is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def read_json(uri: str, name: str, args: Mapping[str, Any]) -> Any:
+    """What a JSON file of a model's repository holds, or None where there is no such file."""
+    where = {key: args[key] for key in _WHERE if key in args}
+    try:
+        path = transformers.utils.cached_file(
+            uri,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **where,
+        )
+    except OSError:
+        return None
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def where_of(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's arguments that its tokenizer and configuration share."""
+    return {k: args[k] for k in (*_WHERE, "trust_remote_code") if k in args}
+
+
+def _careful(model_class: Any) -> dict[str, Any]:
+    """No code of a repository, and a report of what was not loaded; for classes of Transformers alone."""
+    if hasattr(model_class, "_model_mapping"):  # an AutoModel…
+        return {"trust_remote_code": False, "output_loading_info": True}
+    known = transformers.PreTrainedModel
+    if isinstance(model_class, type) and issubclass(model_class, known):
+        return {"output_loading_info": True}
+    return {}
+
+
+def _refuse_unloaded(uri: str, name: str, info: Any) -> None:
+    """Raises where a head has weights that were drawn at random, so that its answers would be too.
+
+    Poolers are let pass: many models are published without theirs, and used without it.
+    """
+    if not isinstance(info, Mapping):
+        info = vars(info)
+    missing = sorted(key for key in info.get("missing_keys", ()) if "pooler" not in key)
+    mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if not missing and not mismatched:
+        return
+    what = "has no weights for" if missing else "has weights of another shape for"
+    keys = missing or mismatched
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    raise ModelLoadError(
+        f"{uri!r} (model_uri) {what} {', '.join(keys[:3])}{more} of {name}: they would be random, and so would "
+        f"the predictions. {_architecture(uri)}Take the model_class it was saved from, or a model trained for "
+        "this task. If these weights do not matter: load_model_args={'output_loading_info': False}."
+    )
+
+
+def _architecture(uri: str) -> str:
+    saved_from = (read_json(uri, "config.json", {}) or {}).get("architectures")
+    return f"It was saved from {', '.join(saved_from)}. " if saved_from else ""
+
+
+@contextmanager
+def _explained(uri: str, option: str, what: str) -> Iterator[None]:
+    """Says which model could not be loaded, why, and what helps."""
+    _refuse_missing_directory(uri, option)
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except OSError as error:
+        if os.path.isdir(uri):
+            raise ModelLoadError(
+                f"The directory {uri!r} ({option}) cannot be loaded by {what} ({_first_line(error)}). It must "
+                "hold what save_pretrained wrote: the configuration, the weights and, for texts, the tokenizer."
+            ) from error
+        raise ModelNotFoundError(
+            f"{uri!r} ({option}) is neither a directory nor in the cache, and the hub did not give it "
+            f"({_first_line(error)}). Check the name; where workers have no network, save it to a directory with "
+            "save_pretrained and give that path, or fill the cache of each worker and set HF_HUB_OFFLINE=1. A "
+            "private model needs HF_TOKEN."
+        ) from error
+    except Exception as error:
+        raise ModelLoadError(
+            f"{uri!r} ({option}) cannot be loaded by {what} ({_first_line(error)}). {_cure(str(error), what)}"
+        ) from error
+
+
+def _cure(said: str, what: str) -> str:
+    option = "load_pipeline_args" if what.startswith("pipeline") else "load_model_args"
+    if "trust_remote_code" in said or "custom code" in said:
+        return (
+            "The repository brings code of its own, which is not run unless you say so: read it, pin its "
+            f"revision, and give {option}={{'trust_remote_code': True, 'revision': …}}."
+        )
+    if "Unrecognized configuration class" in said:
+        return "The model is of another kind: take the class for what it was trained for, or AutoModel."
+    if "unexpected keyword" in said:
+        return f"Check the keywords in {option}."
+    return f"Check that {what} fits the model, and that its files are complete."
+
+
+def _refuse_missing_directory(uri: str, option: str) -> None:
+    if os.path.isfile(uri):
+        raise ModelLoadError(
+            f"{uri!r} ({option}) is a file: give the directory that save_pretrained wrote."
+        )
+    if "://" in uri:
+        raise ModelLoadError(
+            f"{uri!r} ({option}) is an address: Hugging Face loads directories and models of the hub. Copy it to "
+            "a directory of each worker, and give that path."
+        )
+    if os.path.isdir(uri) or not (uri.startswith((".", "~")) or os.path.isabs(uri)):
+        return
+    folder, name = os.path.split(os.path.normpath(uri))
+    near = nearest(name, os.listdir(folder)) if os.path.isdir(folder) else ""
+    raise ModelNotFoundError(
+        f"There is no directory {uri!r} ({option}).{near} Workers read this path: on a distributed runner it must "
+        "be on storage that they all reach."
+    )
+
+
+def _refuse_unknown_task(task: str) -> None:
+    if not task:
+        return
+    registry: Callable[[], list[str]] = transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks
+    known = [*registry(), "translation"] if "translation" in registry() else registry()
+    if task in known or (task.startswith("translation_") and "translation" in known):
+        return
+    version = transformers.__version__
+    if task in _LEFT or task.startswith("translation_"):
+        cure = f"It left with Transformers 5: install transformers<5, or {_LEFT.get(task, _TRANSLATE)}."
+    else:
+        cure = f"{nearest(task, known).strip()} Known are: {', '.join(known)}."
+    raise OptionError(f"Transformers {version} has no pipeline for the task {task!r}. {cure}")
+
+
+_TRANSLATE = (
+    "run the model itself: HuggingFaceModelHandlerText(model_uri, AutoModelForSeq2SeqLM, "
+    "method='generate')"
+)
+_ANSWER = (
+    "run the model itself on pairs of question and context: "
+    "HuggingFaceModelHandlerText(model_uri, AutoModelForQuestionAnswering)"
+)
+_LOOK = "take the task image-text-to-text"
+#: Tasks that Transformers 4 has and 5 has not, and what to do instead.
+_LEFT = {
+    "translation": _TRANSLATE,
+    "translation_XX_to_YY": _TRANSLATE,
+    "summarization": _TRANSLATE,
+    "text2text-generation": _TRANSLATE,
+    "question-answering": _ANSWER,
+    "image-to-text": _LOOK,
+    "visual-question-answering": _LOOK,
+    "vqa": _LOOK,
+    "conversational": "take the task text-generation, whose elements may be lists of messages",
+}
+
+
+def _name_of(model_class: Any) -> str:
+    return str(getattr(model_class, "__name__", repr(model_class)))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:300]

