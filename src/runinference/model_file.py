@@ -81,4 +81,4 @@ def _neighbour(path: str) -> str:
     except (OSError, ValueError, BeamIOError):
         return ""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f" Did you mean {FileSystems.join(folder, near[0])!r}?" if near else ""
+    return f" Did you mean {path.removesuffix(name) + near[0]!r}?" if near else ""
