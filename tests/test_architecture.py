@@ -38,6 +38,8 @@ FLOORS = {
         "sending",
         "remote",
         "sklearn_inference",
+        "torch_devices",
+        "torch_calling",
         "pytorch_inference",
         "huggingface_loading",
         "huggingface_text",

@@ -20,17 +20,15 @@ from runinference.huggingface_text import (
 )
 from runinference.options import HandlerOptions
 from runinference.padding import Padding
-from runinference.pytorch_inference import (
-    _device,
-    _device_of,
-    _needs_lengths,
-    _padded,
-    _usable,
-    default_keyed_tensor_inference_fn,
-    default_tensor_inference_fn,
-)
 from runinference.results import PredictionResult
 from runinference.splitting import to_results
+from runinference.torch_calling import (
+    default_keyed_tensor_inference_fn,
+    default_tensor_inference_fn,
+    needs_lengths,
+    padded,
+)
+from runinference.torch_devices import device_named, device_of, usable
 
 torch = need("torch", extra="transformers")
 
@@ -181,7 +179,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def _check_device(self) -> None:
         if self._device is None:
             return
-        _device(_upper(self._device))
+        device_named(self._device)
         for name in ("device", "device_map"):
             if name in self._load_pipeline_args:
                 raise OptionError(
@@ -191,7 +189,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def _device_here(self) -> Any:
         if self._device is None:
             return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        return _usable(_device(_upper(self._device)))
+        return usable(device_named(self._device))
 
 
 class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
@@ -221,7 +219,7 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
             raise OptionError(
                 f"framework must be 'pt' for PyTorch or 'tf' for TensorFlow, and is {framework!r}."
             )
-        _device(device)
+        device_named(device)
         self._model_uri = model_uri
         self._model_class = model_class
         self._framework = framework
@@ -240,7 +238,7 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """
         if self._framework == "tf":
             need("tensorflow", extra="tensorflow")
-        device = _usable(_device(self._device))
+        device = usable(device_named(self._device))
         return load_model(self._model_uri, self._model_class, self._model_config_args, device)
 
     def run_inference(
@@ -248,7 +246,7 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
     ) -> Iterable[PredictionResult]:
         """Results for a batch; ``inference_args`` are keywords of the model's call."""
         args = inference_args or {}
-        device = _device_of(model, _device(self._device))
+        device = device_of(model, device_named(self._device))
         if self._inference_fn is None and (self._framework == "tf" or _of_tensorflow(batch[0])):
             return _infer_tensorflow(batch, model, device, args, self._model_uri)
         if self._inference_fn is None:
@@ -260,7 +258,7 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
     def _call(self) -> Callable[..., Iterable[PredictionResult]]:
         function = self._inference_fn or type(self)._default_inference_fn
-        return function if self._padding is None else _padded(function, self._padding)
+        return function if self._padding is None else padded(function, self._padding)
 
 
 class HuggingFaceModelHandlerTensor(_HuggingFaceModelHandler):
@@ -307,7 +305,7 @@ class HuggingFaceModelHandlerTensor(_HuggingFaceModelHandler):
         Raises:
             OptionError: ``model_uri``, ``model_class`` or ``device`` is of another kind.
         """
-        if padding is not None and _needs_lengths(options):
+        if padding is not None and needs_lengths(options):
             options["batch_length_fn"] = padding.length
         super().__init__(**options)
         self._set(model_uri, model_class, "", device, inference_fn, load_model_args, padding)
@@ -352,7 +350,7 @@ class HuggingFaceModelHandlerKeyedTensor(_HuggingFaceModelHandler):
         Raises:
             OptionError: ``model_uri``, ``model_class``, ``framework`` or ``device`` is of another kind.
         """
-        if padding is not None and _needs_lengths(options):
+        if padding is not None and needs_lengths(options):
             options["batch_length_fn"] = padding.length
         super().__init__(**options)
         self._set(model_uri, model_class, framework, device, inference_fn, load_model_args, padding)
@@ -388,10 +386,3 @@ def _one_each(output: Any, size: int) -> Any:
     if size == 1 and (isinstance(output, Mapping) or len(output) != 1):
         return [output]
     return output
-
-
-def _upper(device: Any) -> Any:
-    """Beam takes ``"cpu"`` and ``"gpu"`` in small letters too."""
-    return (
-        device.upper() if isinstance(device, str) and device.lower() in ("cpu", "gpu") else device
-    )

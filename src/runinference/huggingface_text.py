@@ -15,15 +15,10 @@ from runinference.handler import ModelHandler
 from runinference.huggingface_loading import load_model, load_tokenizer, read_json, where_of
 from runinference.options import HandlerOptions
 from runinference.padding import Padding
-from runinference.pytorch_inference import (
-    _device,
-    _device_of,
-    _infer_keyed,
-    _needs_lengths,
-    _usable,
-)
 from runinference.results import PredictionResult
 from runinference.splitting import to_results
+from runinference.torch_calling import infer_keyed, needs_lengths
+from runinference.torch_devices import device_named, device_of, usable
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
@@ -80,11 +75,11 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
             OptionError: ``model_class`` or ``device`` is of another kind, or an argument of the tokenizer would
                 keep it from giving one row for each text.
         """
-        if _needs_lengths(options):
+        if needs_lengths(options):
             options["batch_length_fn"] = self._count
         super().__init__(**options)
         check_model(model_uri, model_class)
-        _device(device)
+        device_named(device)
         self._model_uri = model_uri
         self._model_class = model_class
         self._device = device
@@ -101,7 +96,7 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
             ModelLoadError: The model is of another kind than its class, or lacks weights that the class needs.
         """
-        device = _usable(_device(self._device))
+        device = usable(device_named(self._device))
         model = load_model(self._model_uri, self._model_class, self._model_config_args, device)
         return Reader(model, self._load_tokens())
 
@@ -112,11 +107,11 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
         tokens: Tokens = model.tokens
         module = model.model
         encoded = tokens.encode(batch)
-        rows = _infer_keyed(
+        rows = infer_keyed(
             self._method,
             encoded,
             module,
-            _device_of(module, _device(self._device)),
+            device_of(module, device_named(self._device)),
             {**self._without_cache(module), **(inference_args or {})},
             None,
             self._padding(tokens, module),

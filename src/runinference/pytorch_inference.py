@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.errors import BatchShapeError, ModelLoadError, OptionError, nearest
+from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
 from runinference.model_file import open_model
 from runinference.options import HandlerOptions
-from runinference.padding import NoPadding, Padding
+from runinference.padding import Padding
 from runinference.results import PredictionResult
-from runinference.splitting import to_results
-from runinference.stacking import refuse_keyed, stacked
-from runinference.structure import known_of
+from runinference.torch_calling import (
+    default_keyed_tensor_inference_fn,
+    default_tensor_inference_fn,
+    make_keyed_tensor_model_fn,
+    make_tensor_model_fn,
+    needs_lengths,
+    padded,
+)
+from runinference.torch_devices import device_named, device_of, usable
 
 torch = need("torch", extra="torch")
 
@@ -32,50 +36,7 @@ __all__ = [
     "make_tensor_model_fn",
 ]
 
-_LOGGER = logging.getLogger(__name__)
 _InferenceArgs = dict[str, Any] | None
-
-
-def default_tensor_inference_fn(
-    batch: Sequence[Any],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
-    model_id: str | None = None,
-) -> Iterable[PredictionResult]:
-    """Stacks tensors of one shape along a new first dimension, and calls the model with them.
-
-    Raises:
-        BatchShapeError: A tensor has another shape than the others.
-        ResultMismatchError: The output does not have one entry for each tensor.
-    """
-    return _infer(None, batch, model, device, inference_args, model_id)
-
-
-def default_keyed_tensor_inference_fn(
-    batch: Sequence[Mapping[str, Any]],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
-    model_id: str | None = None,
-) -> Iterable[PredictionResult]:
-    """Stacks the tensors of each key, and calls the model with the keys as keywords.
-
-    Raises:
-        BatchShapeError: A tensor has another shape than the others, or an example has other keys.
-        ResultMismatchError: The output does not have one entry for each example.
-    """
-    return _infer_keyed(None, batch, model, device, inference_args, model_id)
-
-
-def make_tensor_model_fn(model_fn: str) -> Callable[..., Iterable[PredictionResult]]:
-    """An ``inference_fn`` for tensors that calls the model's method ``model_fn``, such as ``"generate"``."""
-    return functools.partial(_infer, model_fn)
-
-
-def make_keyed_tensor_model_fn(model_fn: str) -> Callable[..., Iterable[PredictionResult]]:
-    """An ``inference_fn`` for dictionaries of tensors that calls the model's method ``model_fn``."""
-    return functools.partial(_infer_keyed, model_fn)
 
 
 class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
@@ -119,17 +80,17 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             OptionError: Weights without a class, a class without weights, both kinds of model, or an unknown
                 device; padding together with an ``inference_fn`` of your own.
         """
-        if padding is not None and _needs_lengths(options):
+        if padding is not None and needs_lengths(options):
             options["batch_length_fn"] = padding.length
         super().__init__(**options)
         _check_sources(state_dict_path, model_class, torch_script_model_path)
         self._state_dict_path = state_dict_path
         self._model_class = model_class
         self._model_params = model_params or {}
-        self._device = _device(device)
+        self._device = device_named(device)
         self._inference_fn = inference_fn or type(self)._default_inference_fn
         if padding is not None:
-            self._inference_fn = _padded(self._inference_fn, padding)
+            self._inference_fn = padded(self._inference_fn, padding)
         self._torch_script_model_path = torch_script_model_path
         self._load_model_args = load_model_args or {}
 
@@ -140,7 +101,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             ModelNotFoundError: There is no such file.
             ModelLoadError: The file is of another kind, or its weights do not fit the class.
         """
-        device = _usable(self._device)
+        device = usable(self._device)
         if self._torch_script_model_path:
             model = _read_torch_script(self._torch_script_model_path, device, self._load_model_args)
         else:
@@ -158,7 +119,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     ) -> Iterable[PredictionResult]:
         """Results for a batch; ``inference_args`` are keywords of the model's call."""
         model_id = self._torch_script_model_path or self._state_dict_path
-        device = _device_of(model, self._device)
+        device = device_of(model, self._device)
         return self._inference_fn(batch, model, device, inference_args or {}, model_id)
 
     def get_metrics_namespace(self) -> str:
@@ -216,112 +177,6 @@ class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
 
 
-def _infer(
-    method: str | None,
-    batch: Sequence[Any],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
-    model_id: str | None = None,
-    padding: Padding | NoPadding = NoPadding(),
-) -> Iterable[PredictionResult]:
-    def call(examples: Sequence[Any]) -> Any:
-        inputs = padding.join(examples, _stack).to(device)
-        masks = _move(padding.masks(examples), device)
-        with torch.inference_mode():
-            return _method(model, method)(inputs, **masks, **(inference_args or {}))
-
-    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
-
-
-def _infer_keyed(
-    method: str | None,
-    batch: Sequence[Mapping[str, Any]],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
-    model_id: str | None = None,
-    padding: Padding | NoPadding = NoPadding(),
-) -> Iterable[PredictionResult]:
-    def call(examples: Sequence[Mapping[str, Any]]) -> Any:
-        inputs = _move(padding.join_keys(examples, _stack), device)
-        with torch.inference_mode():
-            return _method(model, method)(**inputs, **(inference_args or {}))
-
-    _check_keys(batch)
-    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
-
-
-def _padded(inference_fn: Any, padding: Padding) -> Callable[..., Iterable[PredictionResult]]:
-    """The same function of ours, with padding."""
-    inference_fn = _WITHOUT_METHOD.get(inference_fn, inference_fn)
-    function = getattr(inference_fn, "func", None)
-    if function is _infer and isinstance(padding.value, Mapping):
-        raise OptionError(
-            "The value of Padding must be a number here: these examples are tensors, which have no keys. "
-            "Dictionaries of tensors are for PytorchModelHandlerKeyedTensor."
-        )
-    if function not in (_infer, _infer_keyed):
-        raise OptionError(
-            "padding has no effect on an inference_fn of your own, which gets the examples as they came. Leave "
-            "padding out, or take make_tensor_model_fn or make_keyed_tensor_model_fn."
-        )
-    return functools.partial(inference_fn, padding=padding)
-
-
-_WITHOUT_METHOD = {
-    default_tensor_inference_fn: functools.partial(_infer, None),
-    default_keyed_tensor_inference_fn: functools.partial(_infer_keyed, None),
-}
-
-
-def _needs_lengths(options: Mapping[str, Any]) -> bool:
-    """Whether an option stands there that needs lengths, and none that gives them."""
-    if options.get("batch_length_fn") is not None:
-        return False
-    return any(options.get(n) is not None for n in ("max_padded_size", "batch_bucket_boundaries"))
-
-
-def _move(tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    return {key: torch.as_tensor(tensor).to(device) for key, tensor in tensors.items()}
-
-
-def _stack(
-    batch: Sequence[Any], what: str = "the batch", cure: Callable[[int], str] | None = None
-) -> Any:
-    for index, example in enumerate(batch):
-        if not isinstance(example, torch.Tensor):
-            refuse_keyed(batch)
-            raise BatchShapeError(
-                f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. Convert it "
-                "before, for example with_preprocess_fn(torch.as_tensor)."
-            )
-    return stacked(torch.stack, batch, what, cure or _pad_them)
-
-
-def _pad_them(dim: int) -> str:
-    return f"pad them with padding=Padding({f'dim={dim}' if dim else ''})"
-
-
-def _check_keys(batch: Sequence[Mapping[str, Any]]) -> None:
-    keys = batch[0].keys()
-    for index, example in enumerate(batch):
-        if example.keys() != keys:
-            raise BatchShapeError(
-                f"Element {index} of the batch has the keys {sorted(example)}, and element 0 has {sorted(keys)}. "
-                "Give all elements the same keys."
-            )
-
-
-def _method(model: Any, name: str | None) -> Callable[..., Any]:
-    if name is None:
-        return model  # type: ignore[no-any-return]
-    if not hasattr(model, name):
-        near = nearest(name, (n for n in dir(model) if not n.startswith("_")))
-        raise AttributeError(f"The model, a {type(model).__name__}, has no method {name!r}.{near}")
-    return getattr(model, name)  # type: ignore[no-any-return]
-
-
 def _check_sources(path: str | None, make: Any, script: str | None) -> None:
     if script and (path or make):
         raise OptionError(
@@ -334,41 +189,6 @@ def _check_sources(path: str | None, make: Any, script: str | None) -> None:
         )
     if make is not None and not path:
         raise OptionError("model_class needs state_dict_path, the file of its weights.")
-
-
-def _device(name: Any) -> Any:
-    if isinstance(name, torch.device):
-        return name
-    try:
-        return torch.device({"CPU": "cpu", "GPU": "cuda"}.get(name, name))
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(
-            f"device must be 'CPU', 'GPU' or a device of PyTorch such as 'cuda:1', and is {name!r}."
-        ) from error
-
-
-@functools.cache
-def _usable(device: Any) -> Any:
-    """The device, or the CPU where there is no such GPU."""
-    if device.type != "cuda":
-        return device
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        _LOGGER.warning(
-            "The model runs on the CPU: the device %s cannot be used (%s).", device, error
-        )
-        return torch.device("cpu")
-    return device
-
-
-def _device_of(model: Any, device: Any) -> Any:
-    if (
-        isinstance(model, torch.nn.Module)
-        and (weight := next(model.parameters(), None)) is not None
-    ):
-        return weight.device
-    return _usable(device)
 
 
 def _read_weights(path: str, load_model_args: dict[str, Any]) -> dict[str, Any]:

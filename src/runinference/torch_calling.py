@@ -1,0 +1,171 @@
+"""How a PyTorch model answers a batch: examples become tensors, and its output one result for each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from runinference.errors import BatchShapeError, OptionError, nearest
+from runinference.extras import need
+from runinference.padding import NoPadding, Padding
+from runinference.results import PredictionResult
+from runinference.splitting import to_results
+from runinference.stacking import refuse_keyed, stacked
+from runinference.structure import known_of
+
+torch = need("torch", extra="torch")
+
+_InferenceArgs = dict[str, Any] | None
+
+
+def default_tensor_inference_fn(
+    batch: Sequence[Any],
+    model: Any,
+    device: Any,
+    inference_args: _InferenceArgs = None,
+    model_id: str | None = None,
+) -> Iterable[PredictionResult]:
+    """Stacks tensors of one shape along a new first dimension, and calls the model with them.
+
+    Raises:
+        BatchShapeError: A tensor has another shape than the others.
+        ResultMismatchError: The output does not have one entry for each tensor.
+    """
+    return infer(None, batch, model, device, inference_args, model_id)
+
+
+def default_keyed_tensor_inference_fn(
+    batch: Sequence[Mapping[str, Any]],
+    model: Any,
+    device: Any,
+    inference_args: _InferenceArgs = None,
+    model_id: str | None = None,
+) -> Iterable[PredictionResult]:
+    """Stacks the tensors of each key, and calls the model with the keys as keywords.
+
+    Raises:
+        BatchShapeError: A tensor has another shape than the others, or an example has other keys.
+        ResultMismatchError: The output does not have one entry for each example.
+    """
+    return infer_keyed(None, batch, model, device, inference_args, model_id)
+
+
+def make_tensor_model_fn(model_fn: str) -> Callable[..., Iterable[PredictionResult]]:
+    """An ``inference_fn`` for tensors that calls the model's method ``model_fn``, such as ``"generate"``."""
+    return functools.partial(infer, model_fn)
+
+
+def make_keyed_tensor_model_fn(model_fn: str) -> Callable[..., Iterable[PredictionResult]]:
+    """An ``inference_fn`` for dictionaries of tensors that calls the model's method ``model_fn``."""
+    return functools.partial(infer_keyed, model_fn)
+
+
+def infer(
+    method: str | None,
+    batch: Sequence[Any],
+    model: Any,
+    device: Any,
+    inference_args: _InferenceArgs = None,
+    model_id: str | None = None,
+    padding: Padding | NoPadding = NoPadding(),
+) -> Iterable[PredictionResult]:
+    """One result for each tensor, from one call of the model or of its method."""
+
+    def call(examples: Sequence[Any]) -> Any:
+        inputs = padding.join(examples, _stack).to(device)
+        masks = _move(padding.masks(examples), device)
+        with torch.inference_mode():
+            return _method(model, method)(inputs, **masks, **(inference_args or {}))
+
+    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
+
+
+def infer_keyed(
+    method: str | None,
+    batch: Sequence[Mapping[str, Any]],
+    model: Any,
+    device: Any,
+    inference_args: _InferenceArgs = None,
+    model_id: str | None = None,
+    padding: Padding | NoPadding = NoPadding(),
+) -> Iterable[PredictionResult]:
+    """One result for each dictionary of tensors, from one call of the model or of its method."""
+
+    def call(examples: Sequence[Mapping[str, Any]]) -> Any:
+        inputs = _move(padding.join_keys(examples, _stack), device)
+        with torch.inference_mode():
+            return _method(model, method)(**inputs, **(inference_args or {}))
+
+    _check_keys(batch)
+    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
+
+
+def padded(inference_fn: Any, padding: Padding) -> Callable[..., Iterable[PredictionResult]]:
+    """The same function of ours, with padding."""
+    inference_fn = _WITHOUT_METHOD.get(inference_fn, inference_fn)
+    function = getattr(inference_fn, "func", None)
+    if function is infer and isinstance(padding.value, Mapping):
+        raise OptionError(
+            "The value of Padding must be a number here: these examples are tensors, which have no keys. "
+            "Dictionaries of tensors are for PytorchModelHandlerKeyedTensor."
+        )
+    if function not in (infer, infer_keyed):
+        raise OptionError(
+            "padding has no effect on an inference_fn of your own, which gets the examples as they came. Leave "
+            "padding out, or take make_tensor_model_fn or make_keyed_tensor_model_fn."
+        )
+    return functools.partial(inference_fn, padding=padding)
+
+
+_WITHOUT_METHOD = {
+    default_tensor_inference_fn: functools.partial(infer, None),
+    default_keyed_tensor_inference_fn: functools.partial(infer_keyed, None),
+}
+
+
+def needs_lengths(options: Mapping[str, Any]) -> bool:
+    """Whether an option stands there that needs lengths, and none that gives them."""
+    if options.get("batch_length_fn") is not None:
+        return False
+    return any(options.get(n) is not None for n in ("max_padded_size", "batch_bucket_boundaries"))
+
+
+def _move(tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    return {key: torch.as_tensor(tensor).to(device) for key, tensor in tensors.items()}
+
+
+def _stack(
+    batch: Sequence[Any], what: str = "the batch", cure: Callable[[int], str] | None = None
+) -> Any:
+    for index, example in enumerate(batch):
+        if not isinstance(example, torch.Tensor):
+            refuse_keyed(batch)
+            raise BatchShapeError(
+                f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. Convert it "
+                "before, for example with_preprocess_fn(torch.as_tensor)."
+            )
+    return stacked(torch.stack, batch, what, cure or _pad_them)
+
+
+def _pad_them(dim: int) -> str:
+    return f"pad them with padding=Padding({f'dim={dim}' if dim else ''})"
+
+
+def _check_keys(batch: Sequence[Mapping[str, Any]]) -> None:
+    keys = batch[0].keys()
+    for index, example in enumerate(batch):
+        if example.keys() != keys:
+            raise BatchShapeError(
+                f"Element {index} of the batch has the keys {sorted(example)}, and element 0 has {sorted(keys)}. "
+                "Give all elements the same keys."
+            )
+
+
+def _method(model: Any, name: str | None) -> Callable[..., Any]:
+    if name is None:
+        return model  # type: ignore[no-any-return]
+    if not hasattr(model, name):
+        near = nearest(name, (n for n in dir(model) if not n.startswith("_")))
+        raise AttributeError(f"The model, a {type(model).__name__}, has no method {name!r}.{near}")
+    return getattr(model, name)  # type: ignore[no-any-return]
