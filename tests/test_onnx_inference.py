@@ -166,7 +166,7 @@ def test_a_missing_or_unknown_input_is_named(tmp_path):
         handler.predict([np.ones(2)])
     with pytest.raises(ElementError, match="no input 'factr'. Did you mean 'factor'"):
         handler.predict([{"a": np.ones(2), "b": np.ones(2)}], {"factr": 5})
-    with pytest.raises(ElementError, match="no input 'c'. .* Its inputs are a, b, factor"):
+    with pytest.raises(ElementError, match="no input 'c'. Its inputs are a, b, factor"):
         handler.predict([{"a": np.ones(2), "c": np.ones(2)}])
 
 
@@ -295,21 +295,62 @@ def test_session_options_come_from_a_function(folder):
         OnnxModelHandlerNumpy(path, session_options=options())
 
 
-def test_providers_that_are_not_here_are_passed_over(folder, caplog, recwarn):
-    path = str(folder / "iris.onnx")
-    chosen = OnnxModelHandlerNumpy(
-        path,
-        providers=["CUDAExecutionProvider", ("CPUExecutionProvider", {})],
-        provider_options=[{"device_id": 1}, {}],
-    )
-    with pytest.raises(ModelLoadError):  # options in both places: onnxruntime refuses them
-        chosen.load_model()
-    assert OnnxModelHandlerNumpy(path).load_model().get_providers() == ["CPUExecutionProvider"]
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"providers": ["CUDAExecutionProvider", ("CPUExecutionProvider", {"use_arena": "0"})]},
+        {
+            "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            "provider_options": [{"device_id": 1}, {}],
+        },
+    ],
+)
+def test_providers_that_are_not_here_are_passed_over(folder, recwarn, chosen):
+    session = OnnxModelHandlerNumpy(str(folder / "iris.onnx"), **chosen).load_model()
+    assert session.get_providers() == ["CPUExecutionProvider"]
     assert not [w for w in recwarn if "ExecutionProvider" in str(w.message)]
+
+
+def test_where_no_provider_is_here_the_model_runs_on_the_cpu_with_a_warning(folder, caplog):
+    handler = OnnxModelHandlerNumpy(str(folder / "iris.onnx"), providers=["CUDAExecutionProvider"])
     with caplog.at_level(logging.WARNING):
-        only = OnnxModelHandlerNumpy(path, providers=["CUDAExecutionProvider"])
-        assert only.load_model().get_providers() == ["CPUExecutionProvider"]
+        assert handler.load_model().get_providers() == ["CPUExecutionProvider"]
     assert "runs on the CPU: of ['CUDAExecutionProvider'] there is none" in caplog.text
+
+
+def test_where_a_provider_fails_the_model_runs_on_the_cpu_with_a_warning(
+    folder, tmp_path, caplog, capfd, monkeypatch
+):
+    there = onnxruntime.InferenceSession
+
+    def without_cuda(source, providers, **options):
+        if providers != ["CPUExecutionProvider"]:
+            raise RuntimeError("no CUDA-capable device is detected")
+        return there(source, providers=providers, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without_cuda)
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    with caplog.at_level(logging.WARNING):
+        [result] = OnnxModelHandlerNumpy(str(folder / "iris.onnx")).predict(SMALL[:1])
+    assert result.inference == 0
+    assert "cannot be used (no CUDA-capable device is detected)" in caplog.text
+    assert capfd.readouterr().out == ""
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(ModelLoadError, match=r"junk\.onnx"):
+        OnnxModelHandlerNumpy(str(tmp_path / "junk.onnx")).predict(SMALL)
+
+
+def test_options_of_providers_are_given_once_and_for_each():
+    both = [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
+    with pytest.raises(OptionError, match="Give them in one place"):
+        OnnxModelHandlerNumpy("m.onnx", providers=both, provider_options=[{}, {}])
+    with pytest.raises(OptionError, match="has 1 entries, and providers has 2"):
+        OnnxModelHandlerNumpy("m.onnx", provider_options=[{"device_id": 1}])
 
 
 def test_a_misspelt_provider_is_refused_at_once():
@@ -340,7 +381,20 @@ def test_a_truncated_file_is_named(folder, tmp_path, length):
 def test_a_model_of_a_later_opset_is_told_of_it(tmp_path):
     model = doubling(TensorProto.FLOAT)
     model.opset_import[0].version = 999
-    with pytest.raises(ModelLoadError, match="Export it for an earlier opset, or install a later"):
+    with pytest.raises(
+        ModelLoadError,
+        match=r"\(ONNX Runtime only .* Opset 999 .* Export it for an earlier opset, or install a later",
+    ):
+        OnnxModelHandlerNumpy(written(tmp_path / "m.onnx", model)).predict(SMALL)
+
+
+def test_a_model_of_a_later_format_is_told_of_it(tmp_path):
+    model = doubling(TensorProto.FLOAT)
+    model.ir_version = 999
+    with pytest.raises(
+        ModelLoadError,
+        match=r"\(Unsupported model IR version: 999.* or install a later onnxruntime than",
+    ):
         OnnxModelHandlerNumpy(written(tmp_path / "m.onnx", model)).predict(SMALL)
 
 

@@ -100,10 +100,11 @@ class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the choice nearest to ``word``, or nothing when none is near.
+    """`` Did you mean 'x'?`` for the choice nearest to ``word``, whatever the case; nothing when none is near.
 
     >>> nearest("max_batchsize", ["min_batch_size", "max_batch_size"])
     " Did you mean 'max_batch_size'?"
     """
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    spelt = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(word.lower(), spelt, n=1, cutoff=0.6)
+    return f" Did you mean {spelt[found[0]]!r}?" if found else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -86,9 +87,10 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             model_uri: The path of the file, on any file system that Beam reads. It runs no code.
             session_options: A function that makes the ``onnxruntime.SessionOptions``, which cannot be sent to
                 workers themselves.
-            providers: The execution providers to use, the preferred one first. Those that a worker's
-                onnxruntime does not have are passed over.
-            provider_options: Options for each of them.
+            providers: The execution providers to use, the preferred one first: names, or pairs of a name and its
+                options. Those that a worker's onnxruntime does not have are passed over; where none is left, or
+                none works, the model runs on the CPU, with a warning.
+            provider_options: Options for each of them, where ``providers`` are names alone.
             inference_fn: Calls the model, in place of the default; gets the session, the examples and the
                 inference arguments, and returns the outputs.
             output_names: Which outputs to give: the name of one, whose rows are the results; or several, in
@@ -96,12 +98,12 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: A provider is not known; session options that are no function; output names together
-                with an ``inference_fn`` of your own.
+            OptionError: A provider is not known, or options do not fit the providers; session options that are
+                no function; output names together with an ``inference_fn`` of your own.
         """
         super().__init__(**options)
         _check_session_options(session_options)
-        _check_providers(providers)
+        _check_providers(providers, provider_options)
         if output_names is not None and inference_fn is not default_numpy_inference_fn:
             raise OptionError(
                 "output_names has no effect on an inference_fn of your own, which runs the model itself. Leave it "
@@ -124,14 +126,19 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         """
         source = _source(self._model_uri)
         make = self._session_options
+        start = functools.partial(
+            ort.InferenceSession,
+            source,
+            sess_options=make() if callable(make) else make,
+            enable_fallback=0,  # it would tell of it on stdout, in the middle of a batch
+        )
+        chosen = _usable(self._providers, self._provider_options)
         try:
-            return ort.InferenceSession(
-                source,
-                sess_options=make() if callable(make) else make,
-                **_usable(self._providers, self._provider_options),
-            )
+            return start(providers=chosen)
         except Exception as error:
-            raise _cannot_load(self._model_uri, error) from error
+            if (session := _on_the_cpu(start, chosen, error)) is None:
+                raise _cannot_load(self._model_uri, error) from error
+            return session
 
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model_uri = model_path or self._model_uri
@@ -212,7 +219,7 @@ def _check_session_options(session_options: Any) -> None:
         )
 
 
-def _check_providers(providers: Sequence[Any]) -> None:
+def _check_providers(providers: Sequence[Any], provider_options: Sequence[Any] | None) -> None:
     known = ort.get_all_providers()
     for name in map(_name, providers):
         if name not in known:
@@ -220,27 +227,50 @@ def _check_providers(providers: Sequence[Any]) -> None:
                 f"onnxruntime knows no provider {name!r}.{nearest(name, known)} Some that it knows: "
                 "CPUExecutionProvider, CUDAExecutionProvider, TensorrtExecutionProvider."
             )
+    if provider_options is None:
+        return
+    if len(provider_options) != len(providers):
+        raise OptionError(
+            f"provider_options has {len(provider_options)} entries, and providers has {len(providers)}. Give one "
+            "dictionary for each provider; an empty one where there is nothing to say."
+        )
+    if not all(isinstance(provider, str) for provider in providers):
+        raise OptionError(
+            "Options stand in providers and in provider_options. Give them in one place: providers=["
+            '("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"].'
+        )
 
 
 def _name(provider: Any) -> str:
     return provider if isinstance(provider, str) else str(provider[0])
 
 
-def _usable(providers: Sequence[Any], provider_options: Any) -> dict[str, Any]:
-    """Those providers that this machine's onnxruntime has, with their options."""
+def _usable(providers: Sequence[Any], provider_options: Sequence[Any] | None) -> list[Any]:
+    """Those providers that this machine's onnxruntime has, each with its options."""
+    if provider_options is not None:
+        providers = list(zip(providers, provider_options, strict=True))
     there = ort.get_available_providers()
-    kept = [index for index, provider in enumerate(providers) if _name(provider) in there]
-    if not kept:
+    usable = [provider for provider in providers if _name(provider) in there]
+    if not usable:
         _LOGGER.warning(
             "The model runs on the CPU: of %s there is none here, only %s.",
             [_name(provider) for provider in providers],
             there,
         )
-        return {"providers": ["CPUExecutionProvider"]}
-    return {
-        "providers": [providers[index] for index in kept],
-        "provider_options": provider_options and [provider_options[index] for index in kept],
-    }
+    return usable or ["CPUExecutionProvider"]
+
+
+def _on_the_cpu(start: Callable[..., Any], chosen: Sequence[Any], error: Exception) -> Any:
+    """A session on the CPU, where the chosen providers are at fault; None where the model is."""
+    if [*map(_name, chosen)] == ["CPUExecutionProvider"]:
+        return None
+    try:
+        session = start(providers=["CPUExecutionProvider"])
+    except Exception:
+        return None
+    names = [_name(provider) for provider in chosen]
+    _LOGGER.warning("The model runs on the CPU: %s cannot be used (%s).", names, error)
+    return session
 
 
 def _source(path: str) -> Any:
@@ -251,7 +281,8 @@ def _source(path: str) -> Any:
 
 
 def _cannot_load(path: str, error: Exception) -> ModelLoadError:
-    said = str(error).partition("\n")[0].rpartition(" : ")[2][:200]
+    said = str(error).partition("\n")[0].rpartition(" : ")[2]
+    said = re.sub(r"^Load model from .* failed:|\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", said)[:200]
     if "opset" in str(error) or "IR version" in str(error):
         cure = f"Export it for an earlier opset, or install a later onnxruntime than {ort.__version__}."
     elif "external" in str(error).lower():
