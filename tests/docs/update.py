@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
-from docs import compare, ledger
+from docs import compare, ledger, notebooks
 from docs.agree import read_all, sources
 from docs.blocks import Block, Fault, Program
 from docs.lint import formatted
@@ -75,6 +75,13 @@ def update(programs: list[Program], fresh: bool = False) -> list[Fault]:
     return [fault for _, faults in results for fault in faults]
 
 
+def update_notebooks(books: list[Path]) -> list[Fault]:
+    """Run these notebooks and store what they give."""
+    with tempfile.TemporaryDirectory(prefix="docs-home-") as home:
+        env = environment(Path(home))
+        return [fault for book in books for fault in notebooks.update(book, env)]
+
+
 def reformat(blocks: list[Block]) -> None:
     """Format the code that pages show, as ruff would."""
     python = [block for block in blocks if block.language == "python"]
@@ -107,12 +114,18 @@ def main() -> int:
     parser.add_argument("--format", action="store_true")
     parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
-    programs, blocks, faults = read_all([page.resolve() for page in asked.pages] or sources())
+    paths = [page.resolve() for page in asked.pages]
+    books = [path for path in paths if path.suffix == ".ipynb"] or (
+        [] if paths else notebooks.notebooks()
+    )
+    pages = [path for path in paths if path not in books] if paths else sources()
+    programs, blocks, faults = read_all(pages) if pages else ([], [], [])
     faulty = {fault.path for fault in faults}  # their blocks may not be what they seem
     if asked.format:
         reformat([block for block in blocks if block.path not in faulty])
     else:
         faults += update([each for each in programs if each.block.path not in faulty], asked.fresh)
+        faults += update_notebooks(books)
         write_ledger()
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -1,0 +1,72 @@
+"""What the site does to a notebook, so that it looks, and is read, as a page does.
+
+mkdocs-jupyter renders a notebook with the styles and scripts of JupyterLab, two of them from other hosts,
+and leaves the links as they are. Only what the notebook holds is kept; the site's own style does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from html import escape
+from pathlib import Path
+from posixpath import join, normpath
+from typing import Any
+
+_LOG = logging.getLogger("mkdocs.plugins.notebooks")
+_WRAPPER = '<div class="jupyter-wrapper">'
+_STYLE = re.compile(r"<style.*?</style>\s*", re.DOTALL)
+_CODE = re.compile(
+    r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>\s*'
+    r'<div class="highlight-ipynb hl-python"><pre>(?P<code>.*?)\n?</pre></div>\s*'
+    r'<div class="clipboard-copy-txt".*?</div>',
+    re.DOTALL,
+)
+_SHOWN = (
+    r'<div class="language-python highlight"><pre><span></span><code>\g<code></code></pre></div>'
+)
+_NO_ALT = 'alt="No description has been provided for this image"'
+_LINK = re.compile(r'(?<=href=")(?P<path>[^":#]+\.(?:md|ipynb))(?P<anchor>#[^"]*)?(?=")')
+
+
+def on_page_content(html: str, page: Any, files: Any, **_: Any) -> str:
+    if not page.file.src_uri.endswith(".ipynb") or _WRAPPER not in html:
+        return html
+    html = _STYLE.sub("", html[html.index(_WRAPPER) :])
+    html = _CODE.sub(_SHOWN, html)
+    html = html.replace(' tabindex="0"', "").replace('class="anchor-link"', 'class="headerlink"')
+    html = html.replace('<table border="1" class="dataframe">', "<table>")
+    for alt in alternatives(Path(page.file.abs_src_path)):
+        html = html.replace(_NO_ALT, f'alt="{escape(alt, quote=True)}"', 1)
+    html = _LINK.sub(lambda link: _resolved(link, page, files), html)
+    name = page.file.src_uri.rpartition("/")[2]
+    return html.replace("</h1>", f"</h1>\n{_download(name)}", 1)
+
+
+def alternatives(notebook: Path) -> list[str]:
+    """What the pictures of a notebook show, in words: `alt` in the metadata of their cells."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return [
+        cell["metadata"].get("alt", "")
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if any(kind.startswith("image/") for kind in output.get("data", {}))
+    ]
+
+
+def _resolved(link: re.Match[str], page: Any, files: Any) -> str:
+    """The address of a page that a notebook links by its file."""
+    path = normpath(join(page.file.src_uri.rpartition("/")[0], link["path"]))
+    file = files.get_file_from_path(path)
+    if file is None:
+        _LOG.warning(f"{page.file.src_uri} links to {link['path']}, and there is no such page.")
+        return link[0]
+    return file.url_relative_to(page.file) + (link["anchor"] or "")
+
+
+def _download(name: str) -> str:
+    return (
+        f'<p class="download"><a href="{name}" download>Download this notebook</a>, '
+        "and run it as it is.</p>"
+    )
