@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -202,7 +203,11 @@ class TestPipelines:
             assert_close(one.inference, other.inference)
 
     def test_labels_given_with_the_call(self, folder):
-        labels = {"id2label": {0: "contradiction", 1: "entailment"}}
+        names = ["contradiction", "entailment"]
+        labels = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {n: i for i, n in enumerate(names)},
+        }
         path = saved(folder / "nli", BertForSequenceClassification(bert(**labels)))
         handler = HuggingFacePipelineModelHandler("zero-shot-classification", path)
         args = {"candidate_labels": ["good", "bad"], "hypothesis_template": "the cat {}"}
@@ -298,7 +303,7 @@ def assert_close(one: Any, other: Any) -> None:
             assert_close(left, right)
     elif isinstance(one, torch.Tensor):
         torch.testing.assert_close(one, other)
-    elif isinstance(one, (float, list)):
+    elif isinstance(one, (float, np.floating, list)):
         assert one == pytest.approx(other, abs=1e-4)
     else:
         assert one == other
@@ -430,8 +435,12 @@ class TestWhatCannotBeLoaded:
         with pytest.raises(ModelLoadError, match="the configuration, the weights"):
             HuggingFaceModelHandlerTensor(str(tmp_path), AutoModel).load_model()
         BertModel(bert()).save_pretrained(tmp_path)
-        with pytest.raises(ModelLoadError, match="tokenizer"):
-            HuggingFaceModelHandlerText(str(tmp_path)).load_model()
+        for handler in (
+            HuggingFaceModelHandlerText(str(tmp_path)),
+            HuggingFacePipelineModelHandler("feature-extraction", str(tmp_path)),
+        ):
+            with pytest.raises(ModelLoadError, match="tokenizer"):
+                handler.load_model()
 
     def test_weights_that_are_cut_off(self, base, tmp_path):
         shutil.copytree(base, tmp_path / "cut")

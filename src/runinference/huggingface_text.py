@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
 
-from runinference.errors import ElementError, OptionError
+from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
-from runinference.huggingface_loading import load_model, load_tokenizer, read_json, where_of
+from runinference.huggingface_loading import load_model, read_json, where_of
+from runinference.huggingface_tokens import Tokens, checked, load_tokenizer
 from runinference.options import HandlerOptions
 from runinference.padding import Padding
 from runinference.results import PredictionResult
@@ -85,7 +86,7 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
         self._device = device
         self._method = method
         self._tokenizer = tokenizer
-        self._tokenizer_args = _checked(tokenizer_args or {})
+        self._tokenizer_args = checked(tokenizer_args or {})
         self._load_tokenizer_args = load_tokenizer_args or {}
         self._model_config_args = load_model_args or {}
 
@@ -177,51 +178,6 @@ class Reader(NamedTuple):
     tokens: Tokens
 
 
-class Tokens:
-    """Makes tensors of texts; one thread at a time, because tokenizers keep how to truncate in themselves."""
-
-    def __init__(self, tokenizer: Any, args: dict[str, Any]) -> None:
-        self.tokenizer = tokenizer
-        self.args = args
-        self.prompt = ""
-        self.lower = False
-        self._lock = threading.Lock()
-
-    def encode(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
-        """For each text or pair of texts, its tensors of shape (tokens,), int64.
-
-        Raises:
-            ElementError: An element is neither a text nor a pair of texts.
-        """
-        _check_texts(texts)
-        with self._lock:
-            encoded = self.tokenizer([self._prepared(text) for text in texts], **self.args)
-        columns = {key: list(map(torch.tensor, rows)) for key, rows in encoded.items()}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def decode(self, rows: Sequence[Any]) -> list[str]:
-        """The texts that tokens stand for."""
-        with self._lock:
-            return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-
-    def padding(self, side: Literal["right", "left"], unpad: bool) -> Padding:
-        """How examples of this tokenizer become one batch."""
-        pad = self.tokenizer.pad_token_id
-        value = {
-            "input_ids": 0 if pad is None else pad,
-            "attention_mask": 0,
-            "token_type_ids": getattr(self.tokenizer, "pad_token_type_id", 0),
-            "special_tokens_mask": 1,
-        }
-        return Padding(value, mask="attention_mask", side=side, unpad=unpad)
-
-    def _prepared(self, text: Any) -> Any:
-        if isinstance(text, str):
-            text = self.prompt + text
-            return text.lower() if self.lower else text
-        return tuple(text)
-
-
 def without_cache(model: Any) -> dict[str, Any]:
     """Keeps a model from returning what only the next step of a generation needs, and which has no rows."""
     forward = getattr(model, "forward", None)
@@ -247,25 +203,3 @@ def check_model(model_uri: Any, model_class: Any) -> None:
             "model_class must be a class of Transformers, such as transformers.AutoModel, and is "
             f"{model_class!r}, which has no from_pretrained."
         )
-
-
-def _checked(tokenizer_args: dict[str, Any]) -> dict[str, Any]:
-    for name in ("return_tensors", "return_overflowing_tokens"):
-        if tokenizer_args.get(name):
-            raise OptionError(
-                f"tokenizer_args must not have {name!r}: each text must become one row, and batches are made "
-                "after that."
-            )
-    return tokenizer_args
-
-
-def _check_texts(texts: Sequence[Any]) -> None:
-    for index, text in enumerate(texts):
-        pair = isinstance(text, (tuple, list)) and len(text) == 2
-        if not isinstance(text, str) and not (pair and all(isinstance(t, str) for t in text)):
-            kind = type(text).__name__
-            raise ElementError(
-                f"Element {index} of the batch is of type {kind}, and must be a text or a pair of texts. Take the "
-                "text out of it before, with_preprocess_fn, or wrap the handler in KeyedModelHandler if elements "
-                "are (key, text)."
-            )
