@@ -194,6 +194,67 @@ def test_one_load_at_a_time_for_a_model_and_others_need_not_wait():
     assert loads == [1]
 
 
+def test_a_model_takes_room_until_it_is_closed():
+    """It had been forgotten before it was closed, and another thread loaded the next one beside it."""
+    library = Library(models=2)
+    closing, go_on = threading.Event(), threading.Event()
+
+    class Slow(Model):
+        def close(self):
+            closing.set()
+            go_on.wait(10)
+            super().close()
+
+    def ask(name):
+        with library.lease(name):
+            pass
+
+    with library.shelf.lease("slow", Slow):
+        pass
+    ask("a")
+    threads = [threading.Thread(target=ask, args=(name,)) for name in "bc"]
+    threads[0].start()  # puts the slow one away
+    assert closing.wait(10)
+    threads[1].start()
+    threads[1].join(0.05)
+    assert library.loads == ["a"]
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(library.loads) == ["a", "b", "c"]
+    assert library.closed == ["a"]
+
+
+def test_a_model_of_unknown_size_is_loaded_alone_where_bytes_are_counted():
+    library = Library(n_bytes=10)
+    loading, go_on = threading.Event(), threading.Event()
+
+    def slowly():
+        loading.set()
+        go_on.wait(10)
+        return Model(library.closed, "first", 8)
+
+    def first():
+        with library.shelf.lease("first", slowly):
+            pass
+
+    def second():
+        with library.lease("second", 8):
+            pass
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    threads[0].start()
+    assert loading.wait(10)
+    threads[1].start()
+    threads[1].join(0.05)
+    assert library.loads == []
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert library.loads == ["second"]
+    assert library.closed == ["first"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_threads_race_through_load_eviction_retirement_and_giving_up(seed):
     library = Library(models=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,7 +49,7 @@ class Shelf:
 
     A model is loaded when it is first asked for, by one thread at a time; others that ask for it wait, those
     that ask for another do not. Where there is no room, the model that was used least recently is put away
-    first, but never one that is lent. A load that fails leaves nothing behind.
+    first, but never one that is lent; it takes room until it is closed. A load that fails leaves nothing behind.
 
     >>> class Model:
     ...     n_bytes = 1
@@ -65,6 +65,7 @@ class Shelf:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._leaving: list[_Slot] = []
         self._sizes: dict[str, int] = {}
         self._changed = threading.Condition()
         self._evictions = 0
@@ -129,10 +130,13 @@ class Shelf:
     def _load(self, slot: _Slot, load: Callable[[], Any], beside: bool) -> None:
         self._make_room(slot, wait=not beside)
         try:
-            slot.model = load()
-            self._sizes[slot.name] = slot.n_bytes
+            model = load()
+            self._sizes[slot.name] = int(model.n_bytes)
+            slot.model = model
         finally:
-            slot.coming = False
+            with self._changed:
+                slot.coming = False
+                self._changed.notify_all()
 
     def _leave(self, slot: _Slot) -> None:
         with self._changed:
@@ -152,26 +156,33 @@ class Shelf:
             self._put_away(self._taken(lambda: self._excess(newcomer)))
             with self._changed:
                 patience = deadline - time.monotonic()
-                if self._fits(newcomer) or patience <= 0:
+                if patience <= 0 or (
+                    self._is_known(newcomer) and self._fits(newcomer, self._leaving)
+                ):
                     newcomer.coming = True
+                    newcomer.expected = self._sizes.get(newcomer.name, 0)
                     return
-                if self._first(lambda slot: True) is None:
+                if self._excess(newcomer) is None:
                     self._changed.wait(patience)
 
     def _taken(self, choose: Callable[[], _Slot | None]) -> list[_Slot]:
-        """Takes slots off the shelf as long as ``choose`` finds one."""
+        """Takes slots off the shelf as long as ``choose`` finds one; they still take room."""
         taken = []
         with self._changed:
             while slot := choose():
                 taken.append(self._slots.pop(slot.name))
+                self._leaving.append(taken[-1])
             self._evictions += sum(not slot.retired for slot in taken)
-            if taken:
-                self._changed.notify_all()
         return taken
 
     def _put_away(self, taken: list[_Slot]) -> None:
         for slot in taken:
-            slot.model.close()
+            try:
+                slot.model.close()
+            finally:
+                with self._changed:
+                    self._leaving.remove(slot)
+                    self._changed.notify_all()
 
     def _excess(self, newcomer: _Slot | None) -> _Slot | None:
         """The slot to put away next so that the room suffices, if it does not."""
@@ -184,8 +195,14 @@ class Shelf:
                 return slot
         return None
 
-    def _fits(self, newcomer: _Slot | None) -> bool:
+    def _is_known(self, newcomer: _Slot) -> bool:
+        """Whether a model may be loaded beside others: one of unknown size loads alone, to be measured."""
+        known = self._room.n_bytes is None or newcomer.name in self._sizes
+        return known or not any(slot.coming for slot in self._slots.values())
+
+    def _fits(self, newcomer: _Slot | None, leaving: Sequence[_Slot] = ()) -> bool:
         held = [slot for slot in self._slots.values() if slot.model is not None or slot.coming]
+        held += leaving
         n_models = len(held) + (newcomer is not None)
         n_bytes = sum(slot.n_bytes for slot in held)
         most_models, most_bytes = self._room.models, self._room.n_bytes
@@ -205,8 +222,9 @@ class _Slot:
         self.leases = 0
         self.retired = False
         self.coming = False
+        self.expected = 0
         self.loading = threading.Lock()
 
     @property
     def n_bytes(self) -> int:
-        return 0 if self.model is None else int(self.model.n_bytes)
+        return self.expected if self.model is None else int(self.model.n_bytes)
