@@ -19,6 +19,8 @@ FLOORS = {
         "results",
         "options",
         "batching",
+        "sizing",
+        "gathering",
         "splitting",
         "stacking",
         "fitting",

@@ -10,8 +10,8 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
-from runinference.batching import Gatherer
 from runinference.failing import Failure, halved_on_out_of_memory
+from runinference.gathering import Gatherer
 from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
 from runinference.routing import Edition, Routes, routes_of

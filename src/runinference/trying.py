@@ -8,7 +8,9 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from runinference.batching import AdaptiveSize, Gatherer, policy_of
+from runinference.batching import policy_of
+from runinference.gathering import Gatherer
+from runinference.sizing import AdaptiveSize
 from runinference.splitting import run_batch
 
 

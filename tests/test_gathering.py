@@ -1,0 +1,166 @@
+"""Elements are collected, and handed on as a batch whenever one is full."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runinference.batching import BatchPolicy
+from runinference.gathering import Gatherer
+from runinference.sizing import AdaptiveSize
+from tiny import Doubler
+
+
+def batches(policy: BatchPolicy, elements):
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    full = [batch for element in elements for batch in gatherer.add(element, element)]
+    return [*full, *gatherer.flush()]
+
+
+def fixed(size: int, **fields) -> BatchPolicy:
+    return BatchPolicy(min_size=size, max_size=size, **fields)
+
+
+def test_a_fixed_size_is_kept_and_the_rest_comes_at_the_end():
+    assert batches(fixed(3), range(7)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_weight_is_never_passed_except_by_one_element_alone():
+    policy = fixed(100, max_weight=10, weigh=lambda n: n)
+    assert batches(policy, [4, 6, 1, 20, 3]) == [[4, 6], [1], [20], [3]]
+
+
+def test_bytes_are_never_passed_except_by_one_element_alone():
+    rows = [np.zeros(n, np.int8) for n in (40, 60, 10, 200, 30)]
+    sizes = [[len(row) for row in batch] for batch in batches(fixed(100, max_bytes=100), rows)]
+    assert sizes == [[40, 60], [10], [200], [30]]
+
+
+def test_lengths_of_one_bucket_share_a_batch_and_a_boundary_is_in_the_upper_bucket():
+    policy = fixed(100, measure=len, boundaries=(2, 4))
+    words = ["a", "bb", "cccc", "d", "eee", "ffff"]
+    assert batches(policy, words) == [["a", "d"], ["bb", "eee"], ["cccc", "ffff"]]
+
+
+def test_a_length_without_boundaries_uses_those_of_beam():
+    policy = BatchPolicy.of({"length_fn": len})
+    assert policy.boundaries == (16, 32, 64, 128, 256, 512)
+
+
+@given(
+    st.lists(st.integers(1, 30)),
+    st.integers(1, 8),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 30), unique=True).map(sorted),
+)
+def test_nothing_is_lost_or_twice_and_every_limit_holds(elements, size, weight, boundaries):
+    policy = fixed(
+        size,
+        max_weight=weight,
+        weigh=lambda n: n,
+        measure=lambda n: n,
+        boundaries=tuple(boundaries),
+    )
+    found = batches(policy, elements)
+    assert sorted(n for batch in found for n in batch) == sorted(elements)
+    for batch in found:
+        assert 1 <= len(batch) <= size
+        assert sum(batch) <= weight or len(batch) == 1
+        assert len({policy.bucket(n) for n in batch}) == 1
+
+
+def itself(n: int) -> int:
+    return n
+
+
+def budget(n: int, **fields) -> BatchPolicy:
+    return BatchPolicy(max_padded=n, measure=itself, **fields)
+
+
+def padded(batch: list[int]) -> int:
+    return max(batch) * len(batch)
+
+
+def lengths_of_texts(n: int) -> list[int]:
+    lengths = np.random.default_rng(0).lognormal(3.6, 0.9, n)
+    return np.clip(lengths, 4, 512).astype(int).tolist()
+
+
+def test_a_budget_on_padded_size_sorts_and_the_longest_come_first():
+    assert batches(budget(12), [1, 6, 2, 5, 20, 1]) == [[20], [6, 5], [2, 1, 1]]
+
+
+def test_padding_of_texts_within_a_budget_is_a_tenth_at_most():
+    lengths = lengths_of_texts(1_024)
+    found = batches(budget(2_048), lengths)
+    assert sum(map(padded, found)) <= 1.1 * sum(lengths)
+    assert len(found) <= 30
+    in_order = [lengths[i : i + 32] for i in range(0, 1_024, 32)]
+    assert sum(map(padded, in_order)) > 3 * sum(lengths)
+
+
+def test_a_larger_budget_gets_a_larger_window():
+    lengths = lengths_of_texts(8_000)
+    found = batches(budget(8_192), lengths)
+    assert sum(map(padded, found)) <= 1.1 * sum(lengths)
+
+
+def test_a_window_is_handed_on_before_the_end_and_keeps_what_is_less_than_a_batch():
+    policy = budget(512)
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    lengths = lengths_of_texts(2_500)
+    full = [batch for n in lengths for batch in gatherer.add(n, n)]
+    assert 2 * 1_024 - 512 // 4 <= sum(map(len, full)) < 2 * 1_024
+    rest = gatherer.flush()
+    assert sorted(n for batch in [*full, *rest] for n in batch) == sorted(lengths)
+    assert not gatherer.flush()
+
+
+def test_a_window_smaller_than_the_budget_is_one_batch():
+    policy = budget(10**9)
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    full = [batch for _ in range(10_000) for batch in gatherer.add(1, 1)]
+    assert [len(batch) for batch in full] == [10_000]
+
+
+def test_a_window_is_bounded_by_bytes():
+    policy = BatchPolicy(max_padded=10**9, measure=len)
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    megabyte = np.zeros(1 << 20, np.int8)
+    n_batches = [len(gatherer.add(megabyte, None)) for _ in range(64)]
+    assert n_batches == [0] * 63 + [1]
+
+
+@given(
+    st.lists(st.integers(0, 30)),
+    st.integers(1, 8),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 30), unique=True).map(sorted),
+)
+def test_with_a_budget_nothing_is_lost_and_every_limit_holds(
+    elements, size, most_padded, weight, boundaries
+):
+    policy = budget(
+        most_padded,
+        max_size=size,
+        max_weight=weight,
+        weigh=itself,
+        boundaries=tuple(boundaries),
+    )
+    found = batches(policy, elements)
+    assert sorted(n for batch in found for n in batch) == sorted(elements)
+    for batch in found:
+        assert 1 <= len(batch) <= size
+        assert sum(batch) <= weight or len(batch) == 1
+        assert padded(batch) == policy.padded_size(batch)
+        assert padded(batch) <= most_padded or len(batch) == 1
+        assert len({policy.bucket(n) for n in batch}) == 1
+
+
+def test_a_handler_predicts_within_its_budget_and_keeps_the_order():
+    handler = Doubler("order in a budget", max_padded_size=12, batch_length_fn=int)
+    results = handler.predict([1, 6, 2, 5, 20])
+    assert [result.inference for result in results] == [2, 12, 4, 10, 40]
+    assert handler.sizes == [1, 2, 2]
