@@ -56,6 +56,7 @@ FLOORS = {
     "engine": [
         "metrics",
         "coding",
+        "arguments",
         "routing",
         "watching",
         "crossing",

@@ -47,7 +47,6 @@ def test_bytes_are_what_arrays_tensors_and_frames_hold():
             r"min_batch_size \(8\) is greater than max_batch_size \(4\)",
         ),
         ({"max_batch_size": 0}, "max_batch_size must be greater than 0"),
-        ({"element_size_fn": len}, "give max_batch_weight too"),
         ({"bucket_boundaries": [1]}, "needs batch_length_fn"),
         ({"max_padded_size": 9}, "max_padded_size needs batch_length_fn"),
         ({"length_fn": len, "max_padded_size": 0}, "max_padded_size must be greater than 0"),
@@ -62,6 +61,14 @@ def test_bytes_are_what_arrays_tensors_and_frames_hold():
 def test_options_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         BatchPolicy.of(options)
+
+
+def test_an_element_size_without_a_weight_counts_against_the_size_of_the_batch_as_in_beam():
+    policy = BatchPolicy.of({"element_size_fn": len, "min_batch_size": 8, "max_batch_size": 20})
+    assert policy.max_weight == 20
+    assert policy.min_size == policy.max_size  # nothing is searched: the weight decides
+    policy = BatchPolicy.of({"element_size_fn": len, "max_batch_weight": 20, "max_batch_size": 3})
+    assert (policy.max_weight, policy.max_size) == (20, 3)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one():

@@ -2,21 +2,34 @@
 
 from runinference.dead_letters import RunInferenceDLQ
 from runinference.errors import RateLimitExceeded
-from runinference.handler import ModelHandler
-from runinference.keyed import KeyedModelHandler, KeyModelMapping, MaybeKeyedModelHandler
+from runinference.handler import (
+    ExampleT,
+    ModelHandler,
+    ModelT,
+    PostProcessT,
+    PredictionT,
+    PreProcessT,
+)
+from runinference.keyed import KeyedModelHandler, KeyModelMapping, KeyT, MaybeKeyedModelHandler
 from runinference.remote import RemoteModelHandler
 from runinference.results import PredictionResult
 from runinference.transform import RunInference
 from runinference.updates import KeyModelPathMapping, ModelMetadata
 
 __all__ = [
+    "ExampleT",
     "KeyModelMapping",
     "KeyModelPathMapping",
+    "KeyT",
     "KeyedModelHandler",
     "MaybeKeyedModelHandler",
     "ModelHandler",
     "ModelMetadata",
+    "ModelT",
+    "PostProcessT",
+    "PreProcessT",
     "PredictionResult",
+    "PredictionT",
     "RateLimitExceeded",
     "RemoteModelHandler",
     "RunInference",

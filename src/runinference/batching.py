@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runinference.errors import OptionError, UnknownOptionError, nearest
@@ -100,7 +100,8 @@ class BatchPolicy:
             fields["boundaries"] = tuple(fields["boundaries"])
         if "max_size" not in fields and fields.get("min_size", 0) > MOST_ELEMENTS:
             fields["max_size"] = fields["min_size"]
-        return cls(**fields)
+        policy = cls(**fields)
+        return policy if policy.weigh is None or policy.max_weight else policy._sized_by_weight()
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -115,8 +116,6 @@ class BatchPolicy:
             raise OptionError(
                 f"min_batch_size ({self.min_size}) is greater than max_batch_size ({self.max_size})."
             )
-        if self.weigh is not None and self.max_weight is None:
-            raise OptionError("element_size_fn has no effect alone: give max_batch_weight too.")
         if self.max_padded is not None and self.min_size > self.max_padded:
             raise OptionError(
                 f"min_batch_size ({self.min_size}) elements are longer than max_padded_size "
@@ -133,6 +132,12 @@ class BatchPolicy:
             raise OptionError(
                 f"batch_bucket_boundaries must be positive and ascending, and are {list(self.boundaries)}."
             )
+
+    def _sized_by_weight(self) -> BatchPolicy:
+        """As in Beam, sizes are in the units of ``weigh`` where no weight is given; it alone decides."""
+        return replace(
+            self, min_size=MOST_ELEMENTS, max_size=MOST_ELEMENTS, max_weight=self.max_size
+        )
 
     def length(self, element: Any) -> int:
         """The length of an element; 0 where lengths do not matter."""

@@ -16,6 +16,8 @@ from runinference.trying import predict
 ExampleT = TypeVar("ExampleT")
 PredictionT = TypeVar("PredictionT")
 ModelT = TypeVar("ModelT")
+PreProcessT = TypeVar("PreProcessT")
+PostProcessT = TypeVar("PostProcessT")
 
 # The options that Beam's BatchElements knows, by the name each has there.
 _BEAM_BATCHING = {
@@ -150,12 +152,14 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         os.environ.update(getattr(self, "_env_vars", {}))
 
     def with_preprocess_fn(
-        self, fn: Callable[[Any], Any]
-    ) -> ModelHandler[Any, PredictionT, ModelT]:
+        self, fn: Callable[[PreProcessT], ExampleT]
+    ) -> ModelHandler[PreProcessT, PredictionT, ModelT]:
         """A copy that applies ``fn`` to each element first, before what this handler applies already."""
         return _but(self, get_preprocess_fns=[fn, *self.get_preprocess_fns()])
 
-    def with_postprocess_fn(self, fn: Callable[[Any], Any]) -> ModelHandler[ExampleT, Any, ModelT]:
+    def with_postprocess_fn(
+        self, fn: Callable[[PredictionT], PostProcessT]
+    ) -> ModelHandler[ExampleT, PostProcessT, ModelT]:
         """A copy that applies ``fn`` to each result, after what this handler applies already."""
         return _but(self, get_postprocess_fns=[*self.get_postprocess_fns(), fn])
 

@@ -10,6 +10,7 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
+from runinference.arguments import are_equal, checked
 from runinference.failing import Failure, halved_on_out_of_memory
 from runinference.gathering import Gatherer
 from runinference.leasing import Lender
@@ -39,6 +40,7 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         self._models = step.models.open()
         self._base = self._routes = routes_of(handler)
         self._update: Any = None
+        self._arguments: Any = None  # those that come from the pipeline
         self._known: dict[str, Routes] = {}
         self._lender = Lender(self._models, step)
         self._watcher = None if step.watch is None else self._models.watcher_for(step.watch)
@@ -56,7 +58,10 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         element: Any,
         origin: Any = beam.DoFn.WindowedValueParam,
         update: Any = None,
+        arguments: Any = None,
     ) -> Iterable[Any] | None:
+        if arguments is not self._arguments:
+            return self._process_with_others(element, origin, update, arguments)
         try:
             if update is not self._update or self._watcher is not None:
                 self._refresh(update)
@@ -68,10 +73,22 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         return self._outputs(edition, full) if full else None
 
     def finish_bundle(self) -> Iterator[Any]:
-        for name, gatherer in self._gatherers.items():
-            yield from self._outputs(self._editions[name], gatherer.flush())
+        yield from self._rest()
         self._lender.end_bundle()
         self._report_models()
+
+    def _rest(self) -> Iterator[Any]:
+        for name, gatherer in self._gatherers.items():
+            yield from self._outputs(self._editions[name], gatherer.flush())
+
+    def _process_with_others(
+        self, element: Any, origin: WindowedValue, update: Any, arguments: Any
+    ) -> Iterator[Any]:
+        """Runs what gathered with the arguments so far, then takes an element that came with others."""
+        if not are_equal(arguments, self._arguments):
+            yield from self._rest()
+        self._arguments = arguments
+        yield from self.process(element, origin, update=update, arguments=arguments) or ()
 
     def _refresh(self, update: Any) -> None:
         """Takes the routes after the refresh that an element came with, or that a watcher has seen."""
@@ -140,7 +157,7 @@ class Infer(beam.DoFn):  # type: ignore[misc]
 
     def _call_once(self, edition: Edition, batch: Any) -> list[Any]:
         try:
-            results, took = self._lender.call(edition, batch, self._step.inference_args)
+            results, took = self._lender.call(edition, batch, self._given())
         except BaseException:
             for metrics in self._metrics_of(edition):
                 metrics.batch_failed()
@@ -149,6 +166,11 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         for metrics in self._metrics_of(edition):
             metrics.batch_done(len(results), edition.handler.get_num_bytes(batch), took)
         return results
+
+    def _given(self) -> dict[str, Any] | None:
+        """The arguments for a call."""
+        given = self._step.inference_args
+        return given if self._arguments is None else checked(self._step.handler, self._arguments)
 
     def _metrics_of(self, edition: Edition) -> list[InferenceMetrics]:
         """Those of the model, and where there are several, those of all together."""
@@ -187,8 +209,9 @@ class InferEachWindow(Infer):
         origin: Any = beam.DoFn.WindowedValueParam,
         window: Any = beam.DoFn.WindowParam,
         update: Any = None,
+        arguments: Any = None,
     ) -> Iterable[Any] | None:
-        return super().process(element, origin, update)
+        return super().process(element, origin, update, arguments)
 
 
 class InferPrebatched(Infer):
@@ -199,7 +222,9 @@ class InferPrebatched(Infer):
         element: Any,
         origin: Any = beam.DoFn.WindowedValueParam,
         update: Any = None,
+        arguments: Any = None,
     ) -> Iterable[Any]:
+        self._arguments = arguments
         try:
             self._refresh(update)
         except self._step.errors.caught as error:
@@ -251,8 +276,9 @@ class InferPrebatchedEachWindow(InferPrebatched):
         origin: Any = beam.DoFn.WindowedValueParam,
         window: Any = beam.DoFn.WindowParam,
         update: Any = None,
+        arguments: Any = None,
     ) -> Iterable[Any]:
-        return super().process(element, origin, update)
+        return super().process(element, origin, update, arguments)
 
 
 class _Counting:

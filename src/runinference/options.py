@@ -21,7 +21,8 @@ class HandlerOptions(TypedDict, total=False):
         max_batch_duration_secs: Seconds an element may wait for others. When given, elements of several
             bundles share a batch: useful where a stream comes in small bundles.
         max_batch_weight: The most a batch may weigh, in the units of ``element_size_fn``.
-        element_size_fn: Gives the weight of one element. Without it each element weighs 1.
+        element_size_fn: Gives the weight of one element. Without it each element weighs 1. Without
+            ``max_batch_weight``, ``max_batch_size`` is the most weight, as in Beam.
         batch_length_fn: Gives the length of one element; elements of similar length share a batch.
         batch_bucket_boundaries: Where one bucket of lengths ends and the next begins, ascending; a length
             on the boundary is in the upper bucket.

@@ -11,6 +11,7 @@ import apache_beam as beam
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowFn
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
+from runinference.arguments import come_from_pipeline
 from runinference.child import InAChild
 from runinference.coding import result_type
 from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
@@ -56,7 +57,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         self,
         model_handler: Any,
         clock: Any = time,
-        inference_args: dict[str, Any] | None = None,
+        inference_args: dict[str, Any] | beam.pvalue.AsSideInput | None = None,
         metrics_namespace: str | None = None,
         *,
         model_metadata_pcoll: beam.PCollection | None = None,
@@ -74,7 +75,8 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             model_handler: Says how to load the model and how to call it. Any object with the methods of
                 Beam's ``ModelHandler`` will do.
             clock: Has ``time_ns()``; for tests of your own.
-            inference_args: Arguments for the model's call, the same for all elements.
+            inference_args: Arguments for the model's call, the same for all elements: a dictionary, or a side
+                input that gives one, such as ``beam.pvalue.AsDict``.
             metrics_namespace: The namespace of the metrics; by default the handler's.
             model_metadata_pcoll: Names new models while the pipeline runs: one ``ModelMetadata`` at a time, or
                 a list of ``KeyModelPathMapping`` where there is a model per key.
@@ -165,7 +167,8 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examples: beam.PCollection) -> Any:
         handler, handling = self._model_handler, self._handling
-        handler.validate_inference_args(self._inference_args)
+        if not come_from_pipeline(self._inference_args):
+            handler.validate_inference_args(self._inference_args)
         prepared, bad_before = apply_functions(
             examples, handler.get_preprocess_fns(), "Preprocess", handling
         )
@@ -191,7 +194,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         if isinstance(do_fn, InferWaiting):
             shard = beam.ParDo(Shard(handler)).with_output_types(tuple[str, Any])
             examples = examples | "BeamML_RunInference_Shard" >> shard
-        infer = beam.ParDo(do_fn, **self._side_input()).with_output_types(declared)
+        infer = beam.ParDo(do_fn, **self._side_inputs()).with_output_types(declared)
         infer = infer.with_resource_hints(**handler.get_resource_hints())
         if self._handling is None:
             return examples | "BeamML_RunInference" >> infer, None
@@ -211,11 +214,14 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             return InferWaiting(step, duration)
         return Infer(step) if one else InferEachWindow(step)
 
-    def _side_input(self) -> dict[str, Any]:
-        return {} if self._metadata is None else {"update": AsLatest(self._metadata)}
+    def _side_inputs(self) -> dict[str, Any]:
+        """What an element comes with: the last refresh, and the arguments if they come from the pipeline."""
+        update = {} if self._metadata is None else {"update": AsLatest(self._metadata)}
+        arguments = self._inference_args
+        return update | ({"arguments": arguments} if come_from_pipeline(arguments) else {})
 
     def _step(self) -> Step:
-        handler, handling = self._model_handler, self._handling
+        handler, handling, given = self._model_handler, self._handling, self._inference_args
         refreshing = self._metadata is not None or bool(self._watch)
         several = bool(getattr(handler, "mappings", None))
         managed = self._manager_room is not None
@@ -226,7 +232,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         timeout = handling.timeout if handling else None
         return Step(
             handler=handler,
-            inference_args=self._inference_args,
+            inference_args=None if come_from_pipeline(given) else given,
             namespace=self._metrics_namespace,
             clock=self._clock,
             errors=LetErrorsRaise() if handling is None else SetErrorsAside(handling.exc_class),

@@ -54,6 +54,7 @@ class InferWaiting(Infer):
     """
 
     WAITING = BagStateSpec("waiting", FastPrimitivesCoder())
+    ARGUMENTS = ReadModifyWriteStateSpec("arguments", FastPrimitivesCoder())
     TOTALS = ReadModifyWriteStateSpec("totals", FastPrimitivesCoder())
     DUE = TimerSpec("due", TimeDomain.REAL_TIME)
     END = TimerSpec("end", TimeDomain.WATERMARK)
@@ -69,9 +70,11 @@ class InferWaiting(Infer):
         window: Any = beam.DoFn.WindowParam,
         waiting: Any = beam.DoFn.StateParam(WAITING),
         totals: Any = beam.DoFn.StateParam(TOTALS),
+        given: Any = beam.DoFn.StateParam(ARGUMENTS),
         due: Any = beam.DoFn.TimerParam(DUE),
         end: Any = beam.DoFn.TimerParam(END),
         update: Any = None,
+        arguments: Any = None,
     ) -> Iterator[Any]:
         _, element = keyed
         try:
@@ -81,16 +84,21 @@ class InferWaiting(Infer):
         except self._step.errors.caught as error:
             yield self._aside(origin.with_value(element), Failure(error), self._base_metrics())
             return
-        before = totals.read() or (0, 0, 0, 0)
-        if before == (0, 0, 0, 0):
+        before = totals.read()
+        now = tuple(a + b for a, b in zip(before or _NOTHING, its, strict=True))
+        if before and _passes_a_limit(edition, now):
+            yield from self._release(waiting, totals, given, window)
+            before, now = None, its
+        if not before:
+            if arguments is not None:
+                given.write(arguments)
             due.set(Timestamp.now() + self._max_duration_secs)
             end.set(window.max_timestamp())
-        now = tuple(a + b for a, b in zip(before, its, strict=True))
         waiting.add((element, origin.timestamp.micros))
         totals.write(now)
         if self._is_full(edition, now):
             due.clear()
-            yield from self._release(waiting, totals, window)
+            yield from self._release(waiting, totals, given, window)
 
     @on_timer(DUE)  # type: ignore[untyped-decorator]
     def waited_long_enough(
@@ -98,8 +106,9 @@ class InferWaiting(Infer):
         window: Any = beam.DoFn.WindowParam,
         waiting: Any = beam.DoFn.StateParam(WAITING),
         totals: Any = beam.DoFn.StateParam(TOTALS),
+        given: Any = beam.DoFn.StateParam(ARGUMENTS),
     ) -> Iterator[Any]:
-        yield from self._release(waiting, totals, window)
+        yield from self._release(waiting, totals, given, window)
 
     @on_timer(END)  # type: ignore[untyped-decorator]
     def window_ends(
@@ -107,8 +116,9 @@ class InferWaiting(Infer):
         window: Any = beam.DoFn.WindowParam,
         waiting: Any = beam.DoFn.StateParam(WAITING),
         totals: Any = beam.DoFn.StateParam(TOTALS),
+        given: Any = beam.DoFn.StateParam(ARGUMENTS),
     ) -> Iterator[Any]:
-        yield from self._release(waiting, totals, window)
+        yield from self._release(waiting, totals, given, window)
 
     def _is_full(self, edition: Edition, totals: tuple[Any, ...]) -> bool:
         n_elements, n_bytes, weight, length = totals
@@ -120,9 +130,10 @@ class InferWaiting(Infer):
             or (policy.max_padded is not None and length >= policy.max_padded)
         )
 
-    def _release(self, waiting: Any, totals: Any, window: Any) -> Iterator[Any]:
+    def _release(self, waiting: Any, totals: Any, given: Any, window: Any) -> Iterator[Any]:
         """Runs what has waited, in batches under the policy of its model."""
         elements = list(waiting.read())
+        self._arguments = given.read()
         waiting.clear()
         totals.clear()
         gatherers: dict[str, tuple[Edition, Gatherer[Any]]] = {}
@@ -145,6 +156,18 @@ def longest_wait(handler: Any) -> float | None:
     insides = [mapping.mh for mapping in getattr(handler, "mappings", None) or ()] or [handler]
     waits = [policy_of(inside).max_duration_secs for inside in [handler, *insides]]
     return min((wait for wait in waits if wait is not None), default=None)
+
+
+_NOTHING = (0, 0, 0, 0)
+
+
+def _passes_a_limit(edition: Edition, totals: tuple[Any, ...]) -> bool:
+    """Whether the last element needs a batch of its own."""
+    _, n_bytes, weight, _ = totals
+    policy = edition.policy
+    return n_bytes > policy.max_bytes or (
+        policy.max_weight is not None and weight > policy.max_weight
+    )
 
 
 def _measures(edition: Edition, element: Any) -> tuple[int, int, float, int]:

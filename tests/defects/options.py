@@ -164,14 +164,12 @@ ROWS = (
         heavy,
         "[25], [4, 4], []",
         "[25], [4, 4]",
-        waits_for="element_size_fn counting against max_batch_size",
     ),
     Row(
         "The same with `max_batch_duration_secs=1`, for four elements of size 4.",
         heavy_over_bundles,
         "[4, 4, 4, 4]",
         "[4, 4], [4, 4]",
-        waits_for="element_size_fn counting against max_batch_size",
     ),
     Row(
         "`batch_length_fn=len` and `batch_bucket_boundaries=[4]`, for texts of 1 and 8 letters.",

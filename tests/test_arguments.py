@@ -1,0 +1,103 @@
+"""Arguments for the model's calls may come from the pipeline, and differ from window to window."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.transforms.window import (
+    FixedWindows,
+    GlobalWindow,
+    TimestampedValue,
+    WindowedValue,
+)
+
+from runinference import KeyedModelHandler, RunInference
+from runinference.arguments import are_equal
+from runinference.errors import OptionError
+from runinference.infer import Infer
+from tiny import RUNNER, Catch, Saying
+
+
+class Scaled(Saying):
+    """Multiplies by an argument; notes each batch with it."""
+
+    calls: list[tuple[list[float], int]] = []
+
+    def __init__(self, **options) -> None:
+        super().__init__(_same, **options)
+
+    def run_inference(self, batch, model, inference_args=None):
+        self.calls.append((list(batch), inference_args["scale"]))
+        return [x * inference_args["scale"] for x in batch]
+
+    def validate_inference_args(self, inference_args) -> None:
+        if set(inference_args or ()) != {"scale"}:
+            raise ValueError(f"not {inference_args}")
+
+
+def _same(value):
+    return value
+
+
+def scaled(handler, **options):
+    """Numbers 0 to 3, two in each window, by an argument of their window."""
+    good: list = []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+
+        def timed(label, values):
+            values = pipeline | label >> beam.Create([TimestampedValue(*v) for v in values])
+            return values | f"{label} in windows" >> beam.WindowInto(FixedWindows(10))
+
+        given = timed("arguments", [(("scale", 10), 0), (("scale", 100), 10)])
+        numbers = timed("numbers", [(0, 0), (1, 1), (2, 10), (3, 11)])
+        if isinstance(handler, KeyedModelHandler):
+            numbers |= beam.WithKeys(str)
+        step = RunInference(handler, inference_args=beam.pvalue.AsDict(given), **options)
+        _ = numbers | step | beam.ParDo(Catch(good))
+    return sorted(Catch.take(good))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_batch_duration_secs": 1}, {"min_batch_size": 4, "max_batch_size": 4}],
+    ids=str,
+)
+def test_each_element_is_called_with_the_arguments_of_its_window(options):
+    assert scaled(Scaled(**options)) == [0, 10, 200, 300]
+
+
+def test_they_reach_the_handler_inside_a_keyed_one():
+    results = scaled(KeyedModelHandler(Scaled()))
+    assert results == [("0", 0), ("1", 10), ("2", 200), ("3", 300)]
+
+
+def test_arguments_that_are_no_dictionary_or_do_not_suit_the_handler_are_refused():
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        wrong = pipeline | beam.Create([7])
+        step = RunInference(Scaled(), inference_args=beam.pvalue.AsSingleton(wrong))
+        _, letters = pipeline | "one" >> beam.Create([1]) | step.with_exception_handling()
+        bad: list = []
+        _ = letters.failed_inferences | beam.ParDo(Catch(bad))
+    [(element, (kind, message, _))] = Catch.take(bad)
+    assert (element, kind) == (1, OptionError)
+    assert "Give beam.pvalue.AsDict" in message
+
+
+def test_a_batch_is_run_before_elements_with_other_arguments_gather():
+    do_fn = Infer(RunInference(Scaled(min_batch_size=10, max_batch_size=10))._step())
+    do_fn.setup()
+    do_fn.start_bundle()
+    Scaled.calls.clear()
+    outputs = []
+    for number, scale in enumerate((1, 1, 2, 2, 1)):
+        origin = WindowedValue(number, 0, (GlobalWindow(),))
+        outputs += do_fn.process(number, origin, arguments={"scale": scale}) or ()
+    outputs += do_fn.finish_bundle()
+    assert [output.value for output in outputs] == [0, 1, 4, 6, 4]
+    assert Scaled.calls == [([0, 1], 1), ([2, 3], 2), ([4], 1)]
+
+
+def test_arrays_that_cannot_be_compared_are_not_equal():
+    assert not are_equal({"a": np.zeros(2)}, {"a": np.zeros(2)})
+    assert are_equal({"a": 1}, {"a": 1})
