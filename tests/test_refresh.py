@@ -122,6 +122,13 @@ def test_elements_before_and_after_a_refresh_in_one_bundle_get_their_own_model()
     }
 
 
+def test_an_element_whose_window_names_no_model_is_for_the_one_that_serves():
+    """Beam does so too: an empty window of the side input says nothing, rather than "the first model"."""
+    one = worker(FromPath("first"))
+    assert spoken(one.bundle((1, None), (2, A), (3, None))) == ["first", "a", "a"]
+    assert spoken(one.bundle((4, None), (5, B), (6, None))) == ["a", "b", "b"]
+
+
 def test_the_old_model_is_freed_after_its_last_lease():
     one = worker(FromPath("first"))
     for n in range(6):

@@ -40,8 +40,8 @@ from runinference.crossing import answer_of, opened, packed
 from runinference.errors import ChildDiedError, OptionError, UnknownOptionError
 from runinference.infer import Infer
 from runinference.managing import memory_bytes, room_of
-from runinference.routing import Edition
-from runinference.sharing import OnThisMachine, bytes_of
+from runinference.routing import Edition, routes_of
+from runinference.sharing import InThisProcess, OnThisMachine, bytes_of
 from tiny import RUNNER, Catch, Doubler, Saying, run
 
 
@@ -334,6 +334,21 @@ def test_a_large_model_is_freed_after_a_refresh_whatever_thread_called_it_last()
             assert list(threads.map(call, workers)) == [[(1, update.model_id)]] * 3
         assert living() == ["update-3"]
     assert [Watched.loads.count(f"update-{n}") for n in range(4)] == [1] * 4
+
+
+def test_of_several_models_each_lives_where_its_own_handler_says():
+    here = Saying(lambda batch: [os.getpid()] * len(batch))
+    shared = Saying(lambda batch: [os.getpid()] * len(batch), large_model=True)
+    handler = KeyedModelHandler([KeyModelMapping(["h"], here), KeyModelMapping(["s"], shared)])
+    place = RunInference(handler)._step().place
+    found = {key: place(routes_of(handler).of((key, 1))) for key in "hs"}
+    assert {key: type(model) for key, model in found.items()} == {
+        "h": InThisProcess,
+        "s": OnThisMachine,
+    }
+    for key, model in found.items():
+        assert model.run(handler.handler_for(key), [(key, 1)], None) == [(key, os.getpid())]
+        model.close()
 
 
 def test_a_large_model_that_hung_is_given_up_and_a_fresh_one_loaded():

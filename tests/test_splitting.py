@@ -12,6 +12,7 @@ import scipy.sparse
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from runinference import ModelHandler
 from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
 from runinference.splitting import split, to_results
@@ -146,3 +147,20 @@ def test_the_part_that_does_not_fit_is_named():
 
 def test_results_carry_example_and_model():
     assert to_results([1, 2], np.array([3, 4]), "m") == [(1, 3, "m"), (2, 4, "m")]
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_handler_called_on_its_own_gives_what_its_function_gave_and_predict_says_both_lengths(n):
+    class Miscounting(ModelHandler):
+        def load_model(self):
+            return None
+
+        def run_inference(self, batch, model, inference_args=None):
+            return to_results(batch, [0] * n, None)
+
+    results = Miscounting().run_inference([1, 2, 3], None)
+    assert [result.inference for result in results] == [0] * n
+    with pytest.raises(
+        ResultMismatchError, match=f"returned {n} results? for a batch of 3 elements"
+    ):
+        Miscounting(min_batch_size=3).predict([1, 2, 3])

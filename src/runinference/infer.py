@@ -91,11 +91,14 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         yield from self.process(element, origin, update=update, arguments=arguments) or ()
 
     def _refresh(self, update: Any) -> None:
-        """Takes the routes after the refresh that an element came with, or that a watcher has seen."""
+        """Takes the routes after the refresh that an element came with, or that a watcher has seen.
+
+        An element that comes with none, because its window has none, goes where those before it went.
+        """
         if self._watcher is not None:
             update = self._watcher.latest()
-        if update is not self._update:
-            self._routes = self._base if update is None else self._updated(update)
+        if update is not None and update is not self._update:
+            self._routes = self._updated(update)
             self._update = update
 
     def _updated(self, update: Any) -> Routes:

@@ -94,6 +94,13 @@ class OnThisMachine:
             copy.delete()
 
 
+def as_its_handler_asks(edition: Edition, tag: str) -> Model:
+    """A model for this process, or, where its handler says so, one for all processes of this machine."""
+    if edition.handler.share_model_across_processes():
+        return OnThisMachine(edition, tag)
+    return InThisProcess(edition)
+
+
 class _Copy:
     """A model in one process of the machine, which may be this one; in another one when that has ended."""
 

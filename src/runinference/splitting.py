@@ -50,9 +50,14 @@ def split(output: Any, size: int) -> list[Any]:
 
 
 def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[PredictionResult]:
-    """Each example of a batch with its own part of the output, as a ``PredictionResult``."""
-    rows = split(output, len(batch))
-    return [PredictionResult(x, y, model_id) for x, y in zip(batch, rows, strict=True)]
+    """Each example of a batch with its own part of the output, as a ``PredictionResult``.
+
+    A list of another length stays one: who runs the handler says so, and a program that calls the handler
+    itself gets what there is.
+    """
+    rows = output if isinstance(output, list) else split(output, len(batch))
+    examples = [*batch, *[None] * (len(rows) - len(batch))]
+    return [PredictionResult(x, y, model_id) for x, y in zip(examples, rows, strict=False)]
 
 
 def run_batch(

@@ -27,7 +27,7 @@ from runinference.infer import (
 from runinference.managing import room_of
 from runinference.options import refuse_unknown, show_signature
 from runinference.refresh import AsLatest
-from runinference.sharing import FoundAgain, InThisProcess, OnThisMachine, Place
+from runinference.sharing import FoundAgain, Place, as_its_handler_asks
 from runinference.shelf import Room
 from runinference.step import Step
 from runinference.waiting import InferWaiting, Shard, longest_wait
@@ -249,9 +249,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         """Where the model lives, by what the handler and the exception handling ask for."""
         if self._handling is not None and self._handling.use_subprocess:
             return InAChild
-        if self._model_handler.share_model_across_processes():
-            return partial(OnThisMachine, tag=self._model_identifier or tag)
-        return InThisProcess
+        return partial(as_its_handler_asks, tag=self._model_identifier or tag)
 
     def _but(self, **changes: Any) -> RunInference:
         changed = copy.copy(self)
