@@ -40,7 +40,9 @@ def run(argv=None):
         _ = (
             pipeline
             | "Find"
-            >> fileio.MatchFiles(args.input or write_digits(), EmptyMatchTreatment.DISALLOW)
+            >> fileio.MatchFiles(
+                args.input or write_digits(), EmptyMatchTreatment.DISALLOW
+            )
             | "Open" >> fileio.ReadMatches()
             | "Decode" >> beam.Map(read_image, args.image_size, args.mean, args.std)
             | "Classify" >> RunInference(KeyedModelHandler(handler))
@@ -54,7 +56,9 @@ def read_image(file, size, mean, std):
     """The path of an image file, and its pixels as a tensor of shape (3, size, size)."""
     with file.open() as stream:
         image = Image.open(stream).convert("RGB")
-    pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+    pixels = functional.to_dtype(
+        functional.pil_to_tensor(image), torch.float32, scale=True
+    )
     return file.metadata.path, functional.normalize(
         functional.resize(pixels, [size, size]), mean, std
     )
@@ -64,32 +68,48 @@ def as_json(path, result):
     """A line: the image's path, the most probable class, and its probability."""
     probability, label = result.inference.softmax(0).max(0)
     return json.dumps(
-        {"image": path, "label": int(label), "probability": round(float(probability), 4)}
+        {
+            "image": path,
+            "label": int(label),
+            "probability": round(float(probability), 4),
+        }
     )
 
 
 def write_digits():
     """Writes the held-out digits as PNG files, each named for its label; gives their pattern."""
     folder = tempfile.mkdtemp(prefix="digits-")
-    for number, (image, label) in enumerate(zip(*samples.held_out_digits(), strict=True)):
+    for number, (image, label) in enumerate(
+        zip(*samples.held_out_digits(), strict=True)
+    ):
         pixels = (image.reshape(8, 8) / 16 * 255).round().astype("uint8")
-        Image.fromarray(pixels).save(os.path.join(folder, f"{number:03}-shows-{label}.png"))
+        Image.fromarray(pixels).save(
+            os.path.join(folder, f"{number:03}-shows-{label}.png")
+        )
     return os.path.join(folder, "*.png")
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input", help="pattern of image files; by default handwritten digits")
+    parser.add_argument(
+        "--input", help="pattern of image files; by default handwritten digits"
+    )
     parser.add_argument(
         "--output",
         help="file to write, without its ending .jsonl; by default in a temporary folder",
     )
     parser.add_argument("--model_state_dict_path", help="weights that torch.save wrote")
     parser.add_argument(
-        "--model_arch", default="shufflenet_v2_x0_5", help="name of a torchvision classifier"
+        "--model_arch",
+        default="shufflenet_v2_x0_5",
+        help="name of a torchvision classifier",
     )
-    parser.add_argument("--num_classes", type=int, default=10, help="how many it tells apart")
-    parser.add_argument("--image_size", type=int, default=64, help="pixels a side, for all images")
+    parser.add_argument(
+        "--num_classes", type=int, default=10, help="how many it tells apart"
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=64, help="pixels a side, for all images"
+    )
     for name, default in (("mean", 0.0), ("std", 1.0)):
         parser.add_argument(
             f"--{name}",

@@ -15,7 +15,9 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-logging.getLogger().setLevel(logging.ERROR)  # Importing Beam without its Google extra warns.
+logging.getLogger().setLevel(
+    logging.ERROR
+)  # Importing Beam without its Google extra warns.
 
 import apache_beam as beam
 import numpy as np
@@ -24,7 +26,13 @@ from apache_beam.utils.shared import Shared
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from runinference import KeyedModelHandler, RunInference, samples
@@ -37,7 +45,9 @@ def ask_both(pipeline, images, model_a, model_b, output, tally):
     """The pipeline: every image goes to both models, and a line with both answers comes out."""
     handler_a = KeyedModelHandler(SklearnModelHandlerNumpy(model_uri=model_a))
     handler_b = KeyedModelHandler(
-        SklearnModelHandlerNumpy(model_uri=model_b, model_file_type=ModelFileType.JOBLIB)
+        SklearnModelHandlerNumpy(
+            model_uri=model_b, model_file_type=ModelFileType.JOBLIB
+        )
     )
     noisy = (
         pipeline
@@ -84,12 +94,18 @@ def run(argv=None):
     """Asks both models, writes their answers to a file, and prints what they come to."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
-    output = args.output or os.path.join(tempfile.mkdtemp(prefix="quickstart-"), "answers.csv")
+    output = args.output or os.path.join(
+        tempfile.mkdtemp(prefix="quickstart-"), "answers.csv"
+    )
     console = Console(highlight=False)
-    with console.status("Training two models, unless they are in your cache directory already"):
+    with console.status(
+        "Training two models, unless they are in your cache directory already"
+    ):
         model_a = args.model_a or samples.digits_classifier()
         model_b = args.model_b or samples.digits_forest()
-        images, labels = read_images(args.input) if args.input else samples.held_out_digits()
+        images, labels = (
+            read_images(args.input) if args.input else samples.held_out_digits()
+        )
 
     shared_tally = Shared()
     tally = shared_tally.acquire(Tally)
@@ -110,7 +126,9 @@ def run(argv=None):
     answers = np.loadtxt(output, delimiter=",", dtype=int, ndmin=2)
     number, level, a, b = answers[np.lexsort(answers.T[::-1])].T
     console.print(summary(level, labels[number], a, b))
-    console.print(f"{expected:,} answers in {seconds:.1f} s: {expected / seconds:,.0f} a second.")
+    console.print(
+        f"{expected:,} answers in {seconds:.1f} s: {expected / seconds:,.0f} a second."
+    )
     console.print(f"Each is a line (image, noise, A, B) of {output}\n", soft_wrap=True)
     clean = level == 0
     console.print("Misread without any noise:")
@@ -120,9 +138,12 @@ def run(argv=None):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="text file, one image a line: its digit and 64 pixels (0 to 16), by commas"
+        "--input",
+        help="text file, one image a line: its digit and 64 pixels (0 to 16), by commas",
     )
-    parser.add_argument("--output", help="file to write; by default in a temporary folder")
+    parser.add_argument(
+        "--output", help="file to write; by default in a temporary folder"
+    )
     parser.add_argument("--model_a", help="scikit-learn classifier, a pickle file")
     parser.add_argument("--model_b", help="scikit-learn classifier, a joblib file")
     return parser.parse_known_args(argv)
@@ -160,7 +181,9 @@ def misread(images, truth, a, b, shades):
     ):
         for i in np.flatnonzero(wrong)[:1]:
             ink = np.rint(images[i] / 16 * (len(shades) - 1)).astype(int).reshape(8, 8)
-            drawing = "\n".join("".join(2 * shades[pixel] for pixel in row) for row in ink)
+            drawing = "\n".join(
+                "".join(2 * shades[pixel] for pixel in row) for row in ink
+            )
             said = f"A: {a[i]}  B: {b[i]}"
             panels.append(Panel.fit(drawing, title=f"a {truth[i]}", subtitle=said))
     return Columns(panels, padding=(0, 2))

@@ -26,7 +26,9 @@ def run(argv=None):
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_patients()
-    output = args.output or os.path.join(tempfile.mkdtemp(prefix="predicted-"), "predicted.csv")
+    output = args.output or os.path.join(
+        tempfile.mkdtemp(prefix="predicted-"), "predicted.csv"
+    )
     handler = SklearnModelHandlerPandas(
         model_uri=args.model_path or samples.diabetes_regressor(),
         model_file_type=ModelFileType[args.model_file_type],
@@ -77,11 +79,17 @@ def parse_args(argv):
         help="CSV file with a header that names the model's columns; others may be there too",
     )
     parser.add_argument(
-        "--output", help="CSV file to write, one column wider; by default in a temporary folder"
+        "--output",
+        help="CSV file to write, one column wider; by default in a temporary folder",
     )
-    parser.add_argument("--model_path", help="scikit-learn estimator that takes data frames")
     parser.add_argument(
-        "--model_file_type", choices=["PICKLE", "JOBLIB"], default="PICKLE", help="what wrote it"
+        "--model_path", help="scikit-learn estimator that takes data frames"
+    )
+    parser.add_argument(
+        "--model_file_type",
+        choices=["PICKLE", "JOBLIB"],
+        default="PICKLE",
+        help="what wrote it",
     )
     return parser.parse_known_args(argv)
 
