@@ -18,7 +18,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test format-check lint types unit docs-test docs-update docs-format site browser \
+.PHONY: help demo test format-check lint types unit docs-test site-test docs-update docs-format site browser \
 	serve bench format lock clean
 .DEFAULT_GOAL := help
 
@@ -31,7 +31,7 @@ demo: $(DEMO) ## classify handwritten digits with two models, in one pipeline
 
 test: format-check lint types browser ## everything that must hold before a commit
 	$(call say,unit tests and doc tests)
-	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup --quiet
+	@$(PYTEST) --numprocesses $(WORKERS) --quiet
 	@$(MAKE) --no-print-directory site
 
 format-check: $(FULL)
@@ -50,10 +50,16 @@ unit: $(FULL) ## the unit tests alone
 	$(call say,unit tests)
 	@$(PYTEST) --numprocesses $(WORKERS) --quiet --ignore tests/docs
 
-docs-test: $(FULL) ## run the blocks of the pages (PAGE=docs/why.md: of one; FRESH=1: as a reader would)
+CHOSEN = $(if $(FRESH),--fresh,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
+
+docs-test: $(FULL) ## run the blocks of the pages (PAGE=docs/why.md; CHANGED=1: against main; FRESH=1)
 	$(call say,doc tests)
-	@$(PYTEST) --numprocesses $(WORKERS) --quiet tests/docs/test_pages.py \
-		$(if $(FRESH),--fresh) $(addprefix --page ,$(PAGES))
+	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(CHOSEN) \
+		tests/docs/test_pages.py tests/docs/test_notebooks.py
+
+site-test: $(FULL) ## look at the site in a browser (PAGE=docs/why.md; CHANGED=1: against main; FRESH=1)
+	$(call say,tests of the site)
+	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(CHOSEN) tests/docs/test_site.py
 
 docs-update: $(FULL) ## rewrite the outputs that the pages show (PAGE=docs/why.md: that one shows)
 	$(call say,outputs of the pages)

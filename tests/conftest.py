@@ -17,6 +17,8 @@ HOME = "RUNINFERENCE_DOCS_HOME"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("documentation")
     group.addoption("--fresh", action="store_true", help="a new interpreter for every block")
+    group.addoption("--cached", action="store_true", help="skip the blocks that ran as they are")
+    group.addoption("--changed", action="store_true", help="test only pages that differ from main")
     group.addoption("--page", action="append", default=[], help="test only this page")
 
 
@@ -25,4 +27,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if HOME not in os.environ:
         os.environ[HOME] = tempfile.mkdtemp(prefix="docs-home-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(HOME), ignore_errors=True))
-    config.pluginmanager.register(report.Report(Path(config.rootpath)), "docs-report")
+    parts = ("page", "changed", "keyword", "markexpr", "lf")
+    whole = config.args_source.name != "ARGS" and not any(map(config.getoption, parts))
+    config.pluginmanager.register(report.Report(Path(config.rootpath), whole), "docs-report")

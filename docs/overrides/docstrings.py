@@ -104,13 +104,17 @@ def imported(node: ast.stmt) -> Names:
     return {name.asname or name.name: (source, ast.unparse(name)) for name in node.names}
 
 
+def _order(line: str) -> tuple[bool, bool, str]:
+    return "runinference" in line, line.startswith("from"), line
+
+
 def _lines_of(uses: set[tuple[str, str]]) -> str:
     """Import statements, one for each module, ours last."""
     lines = {f"import {words}" for source, words in uses if not source}
     for source in {source for source, _ in uses if source}:
         names = sorted(words for module, words in uses if module == source)
         lines.add(f"from {source} import {', '.join(names)}")
-    return "\n".join(sorted(lines, key=lambda line: ("runinference" in line, line)))
+    return "\n".join(sorted(lines, key=_order))
 
 
 def _printing(example: doctest.Example, body: list[ast.stmt]) -> str:

@@ -52,6 +52,14 @@ class Block:
         return f"{shown(self.path)}:{self.line}"
 
     @property
+    def text(self) -> str:
+        """What is copied and what runs: the code as it is, but for what is blank at its end.
+
+        The theme's copy button leaves that out as well.
+        """
+        return self.code.rstrip()
+
+    @property
     def is_output(self) -> bool:
         return self.language == "text" and self.title in TITLES
 

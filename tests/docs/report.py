@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,40 +15,96 @@ from typing import Any
 
 import pytest
 
+from docs.blocks import Block
+from docs.run import Ran
+from docs.store import key
+
 FILE = Path(".cache") / "docs-report.json"
-_PACKAGES = ("apache-beam", "runinference", "numpy", "scikit-learn", "torch", "torchvision")
+PACKAGES = {
+    "apache-beam": "apache_beam",
+    "numpy": "numpy",
+    "scikit-learn": "sklearn|samples",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "transformers": "transformers|huggingface_inference",
+    "onnxruntime": "onnx_inference",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "tensorflow": "tensorflow",
+    "spacy": "spacy",
+    "pandas": "pandas",
+    "httpx": "httpx",
+}
+"""The packages whose versions decide what a block prints, and the words by which a block names them."""
 
 
-def versions() -> dict[str, str]:
-    """The versions that decide what a block prints."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+def told(block: Block, ran: Ran) -> dict[str, Any]:
+    """What the report says of one block: which text, where it stands, when it ran, and with what."""
+    return {
+        "block": block.name,
+        "key": key(block),
+        "language": block.language,
+        "seconds": round(ran.seconds, 2),
+        "when": ran.when,
+        "versions": versions(block.text) if block.language == "python" else {},
+    }
+
+
+def versions(code: str = "") -> dict[str, str]:
+    """The versions of Python and of the packages that this code names."""
+    found = {"Python": platform.python_version()}
+    for package, words in PACKAGES.items():
+        if re.search(rf"import.*(?:{words})|from \S*(?:{words})", code):
+            with suppress(PackageNotFoundError):
+                found[package] = version(package)
     return found
 
 
 class Report:
-    """Gathers what the tests of blocks recorded, also from the workers of pytest-xdist."""
+    """Gathers what the tests recorded, also from the workers of pytest-xdist.
 
-    def __init__(self, root: Path) -> None:
+    A block keeps what earlier runs told of it until it runs again, or its text is gone: so `make docs-test
+    PAGE=...` tells of one page anew and leaves the others as they are.
+    """
+
+    def __init__(self, root: Path, whole: bool) -> None:
         self.file = root / FILE
-        self.blocks: list[dict[str, Any]] = []
+        self.whole = whole
+        self.blocks: dict[str, dict[str, Any]] = {}
+        self.failed: set[str] = set()
+        self.tests = 0
+        self.began = time.time()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        recorded = dict(report.user_properties)
-        if report.when == "call" and "block" in recorded:
-            self.blocks.append({**recorded, "passed": report.passed})
+        if report.when != "call":
+            return
+        self.tests += 1
+        block = dict(report.user_properties).get("block")
+        if block:
+            self.blocks[block["key"]] = block
+            if not report.passed:
+                self.failed.add(block["key"])
 
     def pytest_sessionfinish(self) -> None:
         if not self.blocks or "PYTEST_XDIST_WORKER" in os.environ:
             return
         self.file.parent.mkdir(exist_ok=True)
-        told = {
+        before = json.loads(self.file.read_text("utf-8")) if self.file.exists() else {}
+        kept = {**before.get("blocks", {}), **self.blocks}
+        pages = {block["block"].rpartition(":")[0] for block in self.blocks.values()}
+        last = {
             "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "blocks": sorted(self.blocks, key=lambda block: str(block["block"])),
+            "seconds": round(time.time() - self.began),
+            "tests": self.tests,
+            "failed": sorted(self.blocks[key]["block"] for key in self.failed),
+        }
+        told = {
+            "last": last if self.whole else before.get("last"),
+            "blocks": {
+                key: block
+                for key, block in sorted(kept.items())
+                if key not in self.failed
+                and (key in self.blocks or block["block"].rpartition(":")[0] not in pages)
+            },
         }
         self.file.write_text(json.dumps(told, indent=1) + "\n", "utf-8")

@@ -30,6 +30,7 @@ class Ran:
     code: int
     seconds: float
     picture: str | None = None
+    when: str = ""
 
     @property
     def failed(self) -> bool:
@@ -96,8 +97,8 @@ def run(program: Program, interpreter: Interpreter, env: dict[str, str]) -> Ran:
         if program.block.language == "shell":
             command = shell.command(program.block, Path(above))
             return execute(command, empty, shell.environment(env, Path(above)), LIMIT)
-        file = empty / f"{program.block.path.stem.replace('-', '_')}.py"
-        file.write_text(program.block.code + "\n", "utf-8")
+        file = empty / "program.py"  # not the page's name: `sklearn.py` would hide a package
+        file.write_text(program.block.text, "utf-8")
         draw = program.picture.draws if program.picture else None
         return interpreter.run(file, LIMIT, draw)
 

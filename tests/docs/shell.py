@@ -32,7 +32,7 @@ def command(block: Block, above: Path) -> list[str]:
             above / "empty" / "examples",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-    return ["bash", "-euo", "pipefail", "-c", block.code]
+    return ["bash", "-euo", "pipefail", "-c", block.text]
 
 
 def environment(env: dict[str, str], above: Path) -> dict[str, str]:

@@ -9,23 +9,34 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 from docs.blocks import ROOT
 from docs.browser import FLAGS, find_or_install
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 375, "height": 740}
-NARROW_RULES = ("scrollable-region-focusable", "target-size", "aria-hidden-focus")
-"""The rules of axe whose answer depends on the width; the others are slow, and asked once."""
+COLOUR_RULES = ["color-contrast", "link-in-text-block"]
+NARROW_RULES = ["scrollable-region-focusable", "target-size", "aria-hidden-focus"]
+"""The rules of axe whose answer depends on the colours, and on the width; the others are asked once."""
 
-WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+WIDER = """() => {
+    const root = document.documentElement;
+    if (root.scrollWidth <= root.clientWidth) return [];
+    const told = (box) => `${box.tagName}.${box.className}: ${box.textContent.trim().slice(0, 60)}`;
+    const apart = "pre, .md-typeset__scrollwrap, .md-sidebar, .md-search, .tabbed-labels";
+    const wide = [...document.querySelectorAll("body *")].filter(
+        (box) => box.getBoundingClientRect().right > root.clientWidth + 1 && !box.closest(apart)
+    );
+    return [`${root.scrollWidth} pixels wide`, ...wide.slice(-3).map(told)];
+}"""
 
 
 def build(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
@@ -69,87 +80,227 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Look:
-    """What one look at a page found."""
+    """What one look at a page found to be wrong."""
 
     errors: list[str] = field(default_factory=list)
     abroad: list[str] = field(default_factory=list)
-    wider_by: int = 0
+    too_wide: list[str] = field(default_factory=list)
     barriers: list[str] = field(default_factory=list)
 
 
-def look(chromium: Browser, address: str, page: str, scheme: str, size: dict[str, int]) -> Look:
-    """Open a page in one colour scheme, at one size, and note what is wrong with it."""
-    seen = Look()
-    context = chromium.new_context(viewport=size, color_scheme=scheme)
+@dataclass
+class Copied:
+    """A block as the browser shows it, and what its button put into the clipboard."""
+
+    language: str
+    title: str
+    shown: str
+    clipboard: str | None
+
+
+@contextmanager
+def opened(
+    chromium: Browser, address: str, page: str = "", scheme: str = "light", **options: Any
+) -> Iterator[Page]:
+    """A page of the site in a tab of its own."""
+    context = chromium.new_context(
+        viewport=options.pop("size", DESKTOP), color_scheme=scheme, **options
+    )
     try:
         tab = context.new_page()
-        tab.on("console", lambda said: said.type == "error" and seen.errors.append(said.text))
-        tab.on("pageerror", lambda error: seen.errors.append(str(error)))
-        tab.on(
-            "request",
-            lambda request: (
-                request.url.startswith((address, "data:", "blob:"))
-                or seen.abroad.append(request.url)
-            ),
-        )
-        tab.goto(address + page, wait_until="load")
-        tab.wait_for_function("!document.querySelector('pre.mermaid')")
-        tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
-        seen.wider_by = tab.evaluate(WIDER)
-        seen.barriers = _barriers(tab, NARROW_RULES if size is PHONE else ())
+        yield tab
     finally:
         context.close()
+
+
+def look(chromium: Browser, address: str, page: str) -> Look:
+    """Open a page once, and note what is wrong with it: on a desktop and a phone, light and dark.
+
+    The colour scheme is switched as the theme does it; that the reader's own choice decides at first
+    has a test of its own.
+    """
+    seen = Look()
+    with opened(chromium, address) as tab:
+        listen(tab, address, seen)
+        tab.goto(address + page, wait_until="load")
+        tab.wait_for_function("!document.querySelector('pre.mermaid')")
+        tab.evaluate(_QUIET)
+        tab.evaluate(_axe())
+        seen.barriers += barriers(tab)
+        seen.barriers += tab.evaluate(CODE_CONTRAST)
+        tab.evaluate("document.body.dataset.mdColorScheme = 'slate'")
+        seen.barriers += barriers(tab, COLOUR_RULES)
+        seen.barriers += tab.evaluate(CODE_CONTRAST)
+        tab.set_viewport_size(PHONE)
+        seen.too_wide += tab.evaluate(WIDER)
+        seen.barriers += barriers(tab, NARROW_RULES)
     return seen
 
 
+def listen(tab: Page, address: str, seen: Look) -> None:
+    """Note the errors of the console, and the requests that leave the host."""
+    tab.on("console", lambda said: said.type == "error" and seen.errors.append(said.text))
+    tab.on("pageerror", lambda error: seen.errors.append(str(error)))
+    here = (address, "data:", "blob:")
+    tab.on(
+        "request",
+        lambda request: request.url.startswith(here) or seen.abroad.append(request.url),
+    )
+
+
+_QUIET = """() => {
+    document.querySelectorAll("details").forEach((each) => (each.open = true));
+    const style = document.createElement("style");
+    style.textContent = "* { transition: none !important; animation: none !important; }";
+    document.head.append(style);
+}"""
+
 CLICK_ALL = """async () => {
-    const held = [];
-    for (const button of document.querySelectorAll(".md-code__button[data-md-type=copy]")) {
-        await navigator.clipboard.writeText("");
-        button.click();
-        let text = "";
-        for (let tries = 0; tries < 100 && !text; tries++) {
-            await new Promise((wake) => setTimeout(wake, 10));
-            text = await navigator.clipboard.readText();
+    const found = [];
+    for (const block of document.querySelectorAll(".md-content .highlight:not(.no-copy)")) {
+        const code = block.querySelector("pre > code");
+        const button = block.querySelector(".md-code__button[data-md-type=copy]");
+        const title = block.querySelector(".filename");
+        let held = null;
+        if (button) {
+            await navigator.clipboard.writeText("");
+            button.click();
+            held = "";
+            for (let tries = 0; tries < 200 && !held; tries++) {
+                await new Promise((wake) => setTimeout(wake, 5));
+                held = await navigator.clipboard.readText();
+            }
         }
-        held.push(text);
+        const named = [...block.classList].find((name) => name.startsWith("language-")) || "";
+        found.push({
+            language: named.replace("language-", ""),
+            title: title ? title.textContent : "",
+            shown: code.textContent,
+            clipboard: held,
+        });
     }
-    return held;
+    return found;
 }"""
 
 
-def copied(chromium: Browser, address: str, page: str) -> list[str]:
-    """What the clipboard holds after each copy button of a page was clicked."""
-    permissions = ["clipboard-read", "clipboard-write"]
-    context = chromium.new_context(viewport=DESKTOP, permissions=permissions)
-    try:
-        tab = context.new_page()
+def copied(chromium: Browser, address: str, page: str) -> list[Copied]:
+    """Each block of a page, and what the real clipboard held after a click on its copy button."""
+    with opened(chromium, address, permissions=["clipboard-read", "clipboard-write"]) as tab:
         tab.goto(address + page, wait_until="load")
-        return tab.evaluate(CLICK_ALL)
-    finally:
-        context.close()
+        return [Copied(**each) for each in tab.evaluate(CLICK_ALL)]
 
 
-def searched(chromium: Browser, address: str, words: str) -> str:
-    """Where the first result of the site's search leads."""
-    tab = chromium.new_page(viewport=DESKTOP)
+def searched(tab: Page, words: str, results: int = 3) -> list[str]:
+    """The pages that the site's search finds first; the tab is at any page of it."""
+    tab.keyboard.press("Escape")
+    field = tab.locator("[data-md-component=search-query]")
+    field.click()
+    field.fill(words[:-1])
+    field.press("End")
+    tab.evaluate("document.querySelector('.md-search-result__list').replaceChildren()")
+    field.press_sequentially(words[-1])  # the theme listens to keys
+    found = tab.locator(".md-search-result__list > li")
     try:
-        tab.goto(address, wait_until="load")
-        field = tab.locator("[data-md-component=search-query]")
-        field.click()
-        field.press_sequentially(words, delay=30)  # the theme listens to keys
-        return tab.locator(".md-search-result__link").first.get_attribute("href") or ""
-    finally:
-        tab.close()
+        found.first.wait_for(state="attached", timeout=10_000)
+    except TimeoutError:
+        return []
+    hrefs = found.evaluate_all("(all) => all.map((each) => each.querySelector('a').href)")
+    return [urlsplit(href).path.lstrip("/") for href in hrefs[:results]]
 
 
-def _barriers(tab: Any, rules: tuple[str, ...]) -> list[str]:
+CODE_CONTRAST = """() => {
+    const channels = (colour) => {
+        const parts = colour.match(/[\\d.]+/g).map(Number);
+        return parts.length > 3 ? parts : [...parts, 1];
+    };
+    const over = (front, back) => front.slice(0, 3).map((c, i) => c * front[3] + back[i] * (1 - front[3]));
+    const light = (rgb) => {
+        const [r, g, b] = rgb.map((c) => ((c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const behind = (box) => {
+        const own = channels(getComputedStyle(box).backgroundColor);
+        return own[3] === 1 || !box.parentElement ? own.slice(0, 3) : over(own, behind(box.parentElement));
+    };
+    const seen = new Set();
+    const wrong = [];
+    for (const word of document.querySelectorAll(".highlight pre > code span[class]")) {
+        const name = `${word.className}|${word.closest(".hll") ? "marked" : ""}`;
+        if (seen.has(name) || !word.textContent.trim()) continue;
+        seen.add(name);
+        const back = behind(word);
+        const front = over(channels(getComputedStyle(word).color), back);
+        const [low, high] = [light(front), light(back)].sort((a, b) => a - b);
+        const ratio = (high + 0.05) / (low + 0.05);
+        if (ratio < 4.5) wrong.push(`contrast of ${name} in code: ${ratio.toFixed(2)}: ${word.textContent}`);
+    }
+    return wrong;
+}"""
+"""Axe looks at each word of each program, which takes seconds; one word of each colour is enough."""
+
+
+@cache
+def _axe() -> str:
+    import axe_playwright_python
+
+    file = next(Path(axe_playwright_python.__file__).parent.rglob("axe.min.js"))
+    return file.read_text("utf-8")
+
+
+def barriers(tab: Page, rules: list[str] | None = None) -> list[str]:
     """What axe finds serious or critical, asked for these rules, or for all of them."""
-    options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
-    found = Axe().run(tab, options=options).response["violations"]
+    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+    asked = "(options) => axe.run({exclude: [['pre > code > *']]}, options)"
+    found = tab.evaluate(asked, options)["violations"]
     return [
         f"{each['id']}: {each['help']}: {node['html'][:160]} {node.get('failureSummary', '')}"
         for each in found
         if each["impact"] in ("serious", "critical")
         for node in each["nodes"][:5]
     ]
+
+
+@dataclass
+class Html:
+    """The links of one built page, and the places that a link can lead to."""
+
+    links: list[str]
+    ids: set[str]
+
+
+class _Parser(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = Html([], set())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.found.links.append(value)
+            elif name in ("id", "name") and value:
+                self.found.ids.add(value)
+
+
+def dead_links(site: Path) -> list[str]:
+    """The links of a built site that lead nowhere in it: files, pages, places on a page."""
+    pages = {}
+    for file in site.rglob("*.html"):
+        parser = _Parser()
+        parser.feed(file.read_text("utf-8"))
+        pages[file] = parser.found
+    dead = []
+    for file, page in pages.items():
+        if file.name == "404.html":  # its links begin at the root of the host
+            continue
+        for link in page.links:
+            address = urlsplit(link)
+            if address.scheme or address.netloc:
+                continue
+            target = (file.parent / unquote(address.path)).resolve() if address.path else file
+            target = target / "index.html" if target.is_dir() else target
+            anchor = unquote(address.fragment)
+            if not target.exists() or (
+                anchor and target in pages and anchor not in pages[target].ids
+            ):
+                dead.append(f"{file.relative_to(site)}: {link}")
+    return sorted(set(dead))

@@ -8,13 +8,15 @@ from textwrap import dedent
 
 import pytest
 
-from docs import site_reader
+from docs import site_reader, store
 from docs.agree import disagreements, read_all
 from docs.blocks import Fault
+from docs.chosen import changed
 from docs.compare import faults_of
 from docs.ledger import checked, skipped
 from docs.lint import lint
 from docs.run import Fresh, Interpreter, run
+from docs.store import Store, surroundings
 from docs.update import rewrite, wanted
 
 Page = Callable[[str], Path]
@@ -587,3 +589,38 @@ def test_a_program_is_its_main_module_and_ends_with_its_exit_code(check: Check) 
         """
     assert not check(text.format(0))
     assert "the program fails" in told(check(text.format(3)))
+
+
+def test_one_run_proves_the_same_text_wherever_it_stands(
+    page: Page, tmp_path: Path, interpreter: Interpreter, env: dict[str, str]
+) -> None:
+    text = '# One\n\n```python\nimport time\n\nprint(time.time_ns())\n```\n\n```text title="Output"\n1\n```\n'
+    runs = Store(tmp_path / "runs", "here")
+    (program,), _, _ = read_all([page(text)])
+    (moved,), _, _ = read_all([page(text.replace("# One", "# One\n\nMore."))])
+    (edited,), _, _ = read_all([page(text.replace("print(", "print('', "))])
+    first = runs.run(program, interpreter, env)
+    assert runs.run(moved, interpreter, env) == first
+    assert runs.run(edited, interpreter, env).stdout != first.stdout
+    elsewhere = Store(tmp_path / "runs", "another library, or other pins")
+    assert elsewhere.run(program, interpreter, env).stdout != first.stdout
+    runs.forget(program)
+    assert runs.run(program, interpreter, env).stdout != first.stdout
+
+
+def test_the_surroundings_change_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = surroundings("forked")
+    assert before != surroundings("fresh")
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "splitting.py")
+    )
+    store._digest_of.cache_clear()
+    assert before != surroundings("forked")
+    monkeypatch.undo()
+    store._digest_of.cache_clear()
+    assert before == surroundings("forked")
+
+
+def test_pages_are_chosen_by_what_differs_from_a_commit() -> None:
+    assert all(page.startswith("docs/") for page in changed("HEAD"))

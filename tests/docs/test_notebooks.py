@@ -9,12 +9,13 @@ import nbformat
 import pytest
 
 from docs.blocks import ROOT, shown
+from docs.chosen import chosen
 from docs.notebooks import execute, faults_of, notebooks, store, tidy
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "notebook" in metafunc.fixturenames:
-        asked = [ROOT / page for page in metafunc.config.getoption("--page")]
+        asked = [ROOT / page for page in chosen(metafunc.config)]
         paths = [path for path in notebooks() if not asked or path in asked]
         metafunc.parametrize("notebook", paths, ids=shown)
 

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from docs import ledger
+from docs import ledger, report
 from docs.agree import read_all, sources
 from docs.blocks import ROOT, Block, Fault, Program
+from docs.chosen import chosen
 from docs.compare import faults_of
 from docs.lint import lint
-from docs.run import Interpreter, run
+from docs.run import Interpreter
+from docs.store import Store
 
 try:
     import tomllib
@@ -31,7 +33,7 @@ PARSERS: dict[str, tuple[Callable[[str], object], type[Exception]]] = {
 
 
 class Contents(NamedTuple):
-    """What the pages hold that are tested: all, or those that `--page` names."""
+    """What the pages hold that are tested: all, or those that were chosen."""
 
     programs: list[Program]
     blocks: list[Block]
@@ -40,17 +42,20 @@ class Contents(NamedTuple):
 
 @cache
 def read(pages: tuple[str, ...]) -> Contents:
-    return Contents(*read_all([ROOT / page for page in pages] or sources()))
+    paths = [ROOT / page for page in pages if not page.endswith(".ipynb")]
+    if pages and not paths:
+        return Contents([], [], [])
+    return Contents(*read_all(paths or sources()))
 
 
 @pytest.fixture(scope="session")
 def contents(pytestconfig: pytest.Config) -> Contents:
-    return read(tuple(pytestconfig.getoption("--page")))
+    return read(chosen(pytestconfig))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "program" in metafunc.fixturenames:
-        programs = read(tuple(metafunc.config.getoption("--page"))).programs
+        programs = read(chosen(metafunc.config)).programs
         run_here = [program for program in programs if not program.block.skip]
         metafunc.parametrize("program", run_here, ids=lambda program: program.block.name)
 
@@ -75,14 +80,14 @@ def test_program_prints_what_the_page_shows(
     program: Program,
     interpreter: Interpreter,
     env: dict[str, str],
+    runs: Store,
     record_property: Callable[[str, object], None],
 ) -> None:
-    ran = run(program, interpreter, env)
-    record_property("block", program.block.name)
-    record_property("language", program.block.language)
-    record_property("seconds", round(ran.seconds, 2))
+    ran = runs.run(program, interpreter, env)
+    record_property("block", report.told(program.block, ran))
     faults = faults_of(program, ran)
     if faults:
+        runs.forget(program)
         pytest.fail("\n" + "\n".join(map(str, faults)), pytrace=False)
 
 

@@ -1,0 +1,122 @@
+"""What the site does to pages: programs of docstrings, provenance, notebooks, pages as plain text."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from html import escape
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from docs.blocks import ROOT, Block
+from docs.report import told
+from docs.run import Ran
+
+
+def override(name: str) -> ModuleType:
+    file = ROOT / "docs" / "overrides" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"override_{name}", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_doctests_of_a_docstring_become_a_program_with_its_imports() -> None:
+    docstrings = override("docstrings")
+    text = "Twice.\n\n>>> import math\n>>> double(np.array([1]))\narray([2])\n>>> math.inf, 1\n(inf, 1)\n"
+    known = {"np": ("", "numpy as np"), "double": ("twice", "double")}
+    shown = docstrings.with_programs(text, known)
+    assert shown == (
+        "Twice.\n\n"
+        "```python\nimport math\nimport numpy as np\nfrom twice import double\n\n"
+        "print(repr(double(np.array([1]))))\nprint((math.inf, 1))\n```\n\n"
+        '```text title="Output"\narray([2])\n(inf, 1)\n```\n\n'
+    )
+
+
+def highlighted(language: str, code: str, title: str = "") -> str:
+    name = f'<span class="filename">{title}</span>' if title else ""
+    return (
+        f'<div class="language-{language} highlight">{name}<pre><span></span>'
+        f'<code><span class="nb">{escape(code)}</span>\n</code></pre></div>'
+    )
+
+
+@pytest.fixture
+def block() -> Block:
+    return Block(ROOT / "docs" / "page.md", 1, 3, "python", "", 'import torch\nprint("<1>")\n')
+
+
+def shown(block: Block, html: str, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> str:
+    provenance = override("provenance")
+    entry = told(block, ran)
+    monkeypatch.setattr(provenance, "report", lambda _: {"blocks": {entry["key"]: entry}})
+    config = SimpleNamespace(config_file_path=str(ROOT / "mkdocs.yml"))
+    return provenance.on_page_content(html, config=config)
+
+
+RAN = Ran("<1>\n", "", 0, 1.26, when="2026-11-24T22:00:00+00:00")
+
+
+def test_under_a_program_and_its_output_stands_where_and_when_it_ran(
+    block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = highlighted("python", block.text) + "\n" + highlighted("text", "<1>", "Output")
+    line = shown(block, html, RAN, monkeypatch).removeprefix(html)
+    assert line.startswith('\n<p class="ran">Ran on 24 November 2026 in 1.3 s: Python 3.')
+    assert "PyTorch 2." in line
+
+
+def test_a_program_that_did_not_run_as_it_stands_has_no_such_line(
+    block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = highlighted("python", block.text.replace("1", "2"))
+    assert shown(block, html, RAN, monkeypatch) == html
+
+
+def test_the_page_about_the_tests_tells_of_the_last_whole_run() -> None:
+    last_run = override("provenance").last_run
+    assert "built without the report" in last_run({})
+    last = {"when": RAN.when, "seconds": 600, "tests": 9, "failed": []}
+    entry = {"block": "docs/why.md:3", "seconds": 1.0}
+    text = last_run({"last": last, "blocks": {"k": entry, "l": entry}})
+    assert "24 November 2026: 9 tests in 10 minutes. It ran 2 programs of 1 files." in text
+    assert "| `docs/why.md` | 2 | 2 |" in text
+
+
+class Files:
+    """The pages of a site with one page."""
+
+    def get_file_from_path(self, path: str) -> Any:
+        def relative(_: Any) -> str:
+            return "../../batching/"
+
+        known = path == "batching.md"
+        return SimpleNamespace(url_relative_to=relative) if known else None
+
+
+@pytest.mark.parametrize(
+    ("link", "becomes"),
+    [("../batching.md#sizes", "../../batching/#sizes"), ("../gone.md", "../gone.md")],
+)
+def test_links_of_notebooks_lead_to_pages_and_dead_ones_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, link: str, becomes: str
+) -> None:
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text('{"cells": []}', "utf-8")
+    page = SimpleNamespace(
+        file=SimpleNamespace(src_uri="notebooks/a.ipynb", abs_src_path=str(notebook))
+    )
+    html = (
+        f'<script src="https://elsewhere"></script><div class="jupyter-wrapper"><a href="{link}">'
+    )
+    mended = override("notebooks").on_page_content(html, page=page, files=Files())
+    assert f'href="{becomes}"' in mended
+    assert "elsewhere" not in mended
+    assert ("there is no such page" in caplog.text) == ("gone" in link)
