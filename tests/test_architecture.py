@@ -52,6 +52,9 @@ FLOORS = {
         "huggingface_inference",
         "onnx_inference",
         "xgboost_inference",
+        "tensorflow_loading",
+        "tensorflow_calling",
+        "tensorflow_inference",
     ],
     "engine": [
         "metrics",

@@ -28,6 +28,13 @@ MODULES = [
     for name in ("base", "utils", *(f"{framework}_inference" for framework in OF_FRAMEWORKS))
     if importlib.util.find_spec(f"{OURS.prefix}.{name}")
 ]
+#: Importing TensorFlow takes seconds: one process of the tests does it for all.
+EACH_MODULE = [
+    pytest.param(name, marks=pytest.mark.xdist_group("tensorflow"))
+    if name.startswith("tensorflow")
+    else name
+    for name in MODULES
+]
 
 #: Public names of Beam's modules that are not here, with the reason.
 _OF_LOADING = "a step of how Beam's handler loads its model"
@@ -130,7 +137,7 @@ def of_module(listed: Iterable[str], module: str) -> set[str]:
     return {name for name in listed if name.startswith(f"{module}.")}
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", EACH_MODULE)
 def test_every_public_name_and_method_of_beam_is_here(module):
     source, here = Source.of(module), OURS.module(module)
     names = [*source.names, *source.functions]
@@ -145,7 +152,7 @@ def test_names_that_beam_gives_without_a_module_are_here():
     assert hasattr(importlib.import_module(OURS.prefix), "RunInference")
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", EACH_MODULE)
 def test_every_keyword_of_beam_is_here_in_its_place_and_with_its_default(module):
     here = OURS.module(module)
     different = set()

@@ -43,6 +43,8 @@ def size_in_bytes(value: Any) -> int:
     nbytes = getattr(value, "nbytes", None)
     if nbytes is not None:
         return int(nbytes)
+    if hasattr(getattr(value, "shape", None), "num_elements"):  # a tensor of TensorFlow's
+        return int(value.shape.num_elements() * value.dtype.size)
     if isinstance(value, (tuple, list)):
         return sum(map(size_in_bytes, value))
     if isinstance(value, Mapping):

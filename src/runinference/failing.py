@@ -160,9 +160,9 @@ def is_transient(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the machine or on a GPU."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return True  # the latter is TensorFlow's
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
 
 
 def halved_on_out_of_memory(

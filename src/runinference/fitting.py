@@ -38,7 +38,7 @@ def inputs_of(
     dtype('float32')
 
     Args:
-        batch: Arrays for the first input; or dictionaries of arrays by name.
+        batch: Arrays for the first input that the others leave; or dictionaries of arrays by name.
         inputs: What the model takes.
         others: What is the same for all examples, by name.
 
@@ -47,7 +47,10 @@ def inputs_of(
         ElementError: An input is missing, unknown, or of a type that the model does not take.
     """
     known = {one.name: one for one in inputs}
-    columns = _columns(batch, inputs[0].name)
+    columns = columns_of(batch)
+    if not isinstance(columns, Mapping):
+        first = next((name for name in known if name not in others), inputs[0].name)
+        columns = {first: columns}
     for name in (*columns, *others):
         if name not in known:
             raise ElementError(
@@ -64,11 +67,15 @@ def inputs_of(
     return {name: _typed(array, known[name]) for name, array in {**columns, **others}.items()}
 
 
-def _columns(batch: Sequence[Any], first_name: str) -> dict[str, Any]:
-    """The batch as one array for each input."""
+def columns_of(batch: Sequence[Any]) -> Any:
+    """The batch as one array; a batch of dictionaries as one array for each of their names.
+
+    Raises:
+        BatchShapeError: The examples have several shapes, or other names than the first.
+    """
     first = batch[0]
     if not isinstance(first, Mapping):
-        return {first_name: np.asarray(stack_arrays(batch))}
+        return np.asarray(stack_arrays(batch))
     for index, example in enumerate(batch):
         if not isinstance(example, Mapping) or example.keys() != first.keys():
             found = sorted(example) if isinstance(example, Mapping) else type(example).__name__

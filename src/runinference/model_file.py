@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from runinference.errors import ModelLoadError, ModelNotFoundError
@@ -35,7 +40,7 @@ def open_model(path: str, option: str) -> BinaryIO:
     try:
         file: BinaryIO = FileSystems.open(path)
     except (OSError, BeamIOError) as error:
-        if isinstance(error, FileNotFoundError) or not _exists(path):
+        if isinstance(error, FileNotFoundError) or not exists(path):
             raise _not_found(path, option) from error
         raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
     return file
@@ -58,7 +63,51 @@ def check_digest(file: BinaryIO, path: str, sha256: str) -> None:
     file.seek(0)
 
 
-def _exists(path: str) -> bool:
+@contextmanager
+def local_file(path: str, option: str, suffix: str) -> Iterator[str]:
+    """A path on the local disk for libraries that read nothing else: the file's own, or that of a passing copy.
+
+    Args:
+        path: A path on any file system that Beam reads; files that are compressed are decompressed.
+        option: The option that gave the path, for messages.
+        suffix: How the local path must end.
+
+    Raises:
+        ModelNotFoundError: There is no such file.
+        ModelLoadError: The file cannot be read.
+    """
+    if path.endswith(suffix) and os.path.isfile(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        local = os.path.join(folder, f"model{suffix}")
+        with open_model(path, option) as source, open(local, "wb") as copy:
+            shutil.copyfileobj(source, copy)
+        yield local
+
+
+def fetched_folder(path: str) -> str:
+    """The path of a new temporary folder, with a copy of all that is in a folder of any file system of Beam's."""
+    into = tempfile.mkdtemp(prefix="model-")
+    root = path.rstrip("/")
+    [match] = FileSystems.match([FileSystems.join(root, "**")])
+    for metadata in match.metadata_list:
+        inside = metadata.path[len(root) :].lstrip("/")
+        if inside.endswith("/"):  # stands for an empty folder
+            continue
+        local = os.path.join(into, *(part for part in inside.split("/") if part != ".."))
+        os.makedirs(os.path.dirname(local), exist_ok=True)
+        plain = CompressionTypes.UNCOMPRESSED
+        with (
+            FileSystems.open(metadata.path, compression_type=plain) as source,
+            open(local, "wb") as copy,
+        ):
+            shutil.copyfileobj(source, copy)
+    return into
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file, as far as can be told."""
     try:
         return bool(FileSystems.exists(path))
     except (OSError, ValueError, BeamIOError):

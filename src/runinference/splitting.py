@@ -124,6 +124,9 @@ def _split_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Ro
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return [row.clone() for row in value.detach().unbind(0)]
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and isinstance(value, tensorflow.Tensor):
+        return [tensorflow.raw_ops.DeepCopy(x=row) for row in tensorflow.unstack(value)]
     if hasattr(value, "iloc"):
         frame = len(shape) > 1
         return [value.iloc[[i]] for i in range(size)] if frame else list(value)
