@@ -51,20 +51,62 @@ def inputs_of(
     if not isinstance(columns, Mapping):
         first = next((name for name in known if name not in others), inputs[0].name)
         columns = {first: columns}
-    for name in (*columns, *others):
+    check_names([*columns, *others], inputs)
+    for name, array in columns.items():
+        check_shape(array, known[name], len(batch))
+    return {name: _typed(array, known[name]) for name, array in {**columns, **others}.items()}
+
+
+def check_names(given: Sequence[str], inputs: Sequence[Input]) -> None:
+    """Raises unless a call gives what a model needs, and nothing that it does not know.
+
+    Raises:
+        ElementError: An input is missing or unknown.
+    """
+    known = {one.name: one for one in inputs}
+    for name in given:
         if name not in known:
             raise ElementError(
                 f"The model has no input {name!r}.{nearest(name, known)} Its inputs are {', '.join(known)}."
             )
     for name, one in known.items():
-        if one.required and name not in columns and name not in others:
+        if one.required and name not in given:
             raise ElementError(
                 f"The model's input {name!r} is missing. Give each element as a dictionary of arrays by name: "
                 f"{', '.join(known)}; or give what is the same for all elements in inference_args."
             )
-    for name, array in columns.items():
-        _check_shape(array, known[name], len(batch))
-    return {name: _typed(array, known[name]) for name, array in {**columns, **others}.items()}
+
+
+def check_shape(array: Any, wanted: Input, n_elements: int) -> None:
+    """Raises unless a batch has the shape that an input takes.
+
+    Args:
+        array: The batch, or anything else with a shape.
+        wanted: The input.
+        n_elements: How many elements the batch has.
+
+    Raises:
+        BatchShapeError: It has another; the message says both.
+    """
+    sizes = wanted.shape
+    if not sizes:
+        return
+    if isinstance(sizes[0], int) and sizes[0] != n_elements:
+        raise BatchShapeError(
+            f"The batch has {n_elements} elements, and the model's input {wanted.name!r} was exported for exactly "
+            f"{sizes[0]}. Export it with a free first dimension, or set min_batch_size={sizes[0]} and "
+            f"max_batch_size={sizes[0]}."
+        )
+    found = tuple(array.shape[1:])
+    if len(sizes) != len(array.shape) or any(
+        isinstance(size, int) and size != there
+        for size, there in zip(sizes[1:], found, strict=True)
+    ):
+        shape = ", ".join(str(size) if isinstance(size, int) else "any" for size in sizes[1:])
+        raise BatchShapeError(
+            f"Elements of the batch have shape {found}, and the model's input {wanted.name!r} takes ({shape}). "
+            "Reshape them with with_preprocess_fn."
+        )
 
 
 def columns_of(batch: Sequence[Any]) -> Any:
@@ -87,28 +129,6 @@ def columns_of(batch: Sequence[Any]) -> Any:
         name: stack_arrays([example[name] for example in batch], f"the batch's {name!r}")
         for name in first
     }
-
-
-def _check_shape(array: Any, wanted: Input, n_elements: int) -> None:
-    sizes = wanted.shape
-    if not sizes:
-        return
-    if isinstance(sizes[0], int) and sizes[0] != n_elements:
-        raise BatchShapeError(
-            f"The batch has {n_elements} elements, and the model's input {wanted.name!r} was exported for exactly "
-            f"{sizes[0]}. Export it with a free first dimension, or set min_batch_size={sizes[0]} and "
-            f"max_batch_size={sizes[0]}."
-        )
-    found = array.shape[1:]
-    if len(sizes) != array.ndim or any(
-        isinstance(size, int) and size != there
-        for size, there in zip(sizes[1:], found, strict=True)
-    ):
-        shape = ", ".join(str(size) if isinstance(size, int) else "any" for size in sizes[1:])
-        raise BatchShapeError(
-            f"Elements of the batch have shape {found}, and the model's input {wanted.name!r} takes ({shape}). "
-            "Reshape them with with_preprocess_fn."
-        )
 
 
 def _typed(array: Any, wanted: Input) -> Any:

@@ -17,16 +17,17 @@ from apache_beam.io.filesystems import FileSystems
 from runinference.errors import ModelLoadError, ModelNotFoundError
 
 
-def open_model(path: str, option: str) -> BinaryIO:
+def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
     """Opens a model's file for reading.
 
     Args:
         path: A path on any file system that Beam reads.
         option: The option that gave the path, for the message.
+        sha256: The digest that the file must have, in hexadecimal digits; if given, it is checked first.
 
     Raises:
         ModelNotFoundError: There is no such file; the message names the path and what is near it.
-        ModelLoadError: The file cannot be read, or no file system is known for its path.
+        ModelLoadError: The file cannot be read or has another digest, or no file system is known for its path.
     """
     if not isinstance(path, str) or not path:
         raise ModelLoadError(f"{option} must be the path of a file, and is {path!r}.")
@@ -43,15 +44,13 @@ def open_model(path: str, option: str) -> BinaryIO:
         if isinstance(error, FileNotFoundError) or not exists(path):
             raise _not_found(path, option) from error
         raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
+    if sha256 is not None:
+        _check_digest(file, path, sha256)
     return file
 
 
-def check_digest(file: BinaryIO, path: str, sha256: str) -> None:
-    """Compares a file with the digest it must have, and goes back to its beginning.
-
-    Raises:
-        ModelLoadError: The digest differs. Nothing of the file was unpickled.
-    """
+def _check_digest(file: BinaryIO, path: str, sha256: str) -> None:
+    """Compares a file with the digest it must have, and goes back to its beginning."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.errors import ModelLoadError, OptionError
-from runinference.extras import need
+from runinference.errors import OptionError
 from runinference.handler import ModelHandler
-from runinference.model_file import open_model
 from runinference.options import HandlerOptions
 from runinference.padding import Padding
 from runinference.results import PredictionResult
@@ -23,9 +20,17 @@ from runinference.torch_calling import (
     needs_lengths,
     padded,
 )
-from runinference.torch_devices import device_named, device_of, usable
-
-torch = need("torch", extra="torch")
+from runinference.torch_compiling import compile_args, compile_model
+from runinference.torch_devices import (
+    autocast,
+    channels_last,
+    device_named,
+    device_of,
+    dtype_named,
+    usable,
+)
+from runinference.torch_exported import read_exported
+from runinference.torch_loading import build, read_torch_script
 
 __all__ = [
     "PytorchModelHandlerKeyedTensor",
@@ -54,10 +59,15 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         inference_fn: Callable[..., Iterable[PredictionResult]] | None = None,
         torch_script_model_path: str | None = None,
         load_model_args: dict[str, Any] | None = None,
+        torch_export_model_path: str | None = None,
+        model_sha256: str | None = None,
+        compile: bool | str | dict[str, Any] = False,
+        autocast: Any = None,
+        channels_last: bool = False,
         padding: Padding | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names the weights and the class they belong to, or a TorchScript file.
+        """Names the weights and the class they belong to, or a file that holds a whole model.
 
         Args:
             state_dict_path: The path of the weights, on any file system that Beam reads: a state dictionary
@@ -66,24 +76,39 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             model_class: Makes the module that the weights belong to: a class or a function.
             model_params: Keywords for ``model_class``.
             device: ``"CPU"``, ``"GPU"``, or any device of PyTorch, such as ``"cuda:1"`` or ``"mps"``. Where
-                there is no such GPU, the model runs on the CPU, with a warning.
+                there is no such device, the model runs on the CPU, with a warning. Results come to the CPU.
             inference_fn: Calls the model, in place of the default; gets the examples, the model, its device,
                 the inference arguments and the model's id, and returns the results.
-            torch_script_model_path: The path of a TorchScript file, in place of the three above.
-            load_model_args: Keywords for ``torch.load`` or ``torch.jit.load``.
+            torch_script_model_path: The path of a TorchScript file, in place of weights and class.
+            load_model_args: Keywords for ``torch.load``, ``torch.jit.load`` or ``torch.export.load``.
+            torch_export_model_path: The path of a file of ``torch.export.save``, in place of weights and class.
+                Loading one may run code: load only files that you trust.
+            model_sha256: The SHA-256 digest that the file must have, in hexadecimal digits; checked before
+                anything of it is loaded.
+            compile: True, or a mode such as ``"max-autotune"``, or keywords for ``torch.compile``: the model is
+                compiled when it is first called.
+            autocast: ``"bfloat16"`` or ``"float16"``: mixed precision. Results of the default functions are
+                float32 again.
+            channels_last: Whether a model of pictures computes in that order of memory, which convolutions are
+                faster in. Examples may have any order.
             padding: How tensors of several lengths become one batch; without it they must have one shape. It
                 also gives the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless there is
                 a ``batch_length_fn``.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: Weights without a class, a class without weights, both kinds of model, or an unknown
-                device; padding together with an ``inference_fn`` of your own.
+            OptionError: Weights without a class, a class without weights, several kinds of model, an unknown
+                device, mode or precision; padding together with an ``inference_fn`` of your own; ``compile``
+                with TorchScript.
         """
         if padding is not None and needs_lengths(options):
             options["batch_length_fn"] = padding.length
         super().__init__(**options)
-        _check_sources(state_dict_path, model_class, torch_script_model_path)
+        whole = {
+            "torch_script_model_path": torch_script_model_path,
+            "torch_export_model_path": torch_export_model_path,
+        }
+        _check_sources(state_dict_path, model_class, {k: v for k, v in whole.items() if v})
         self._state_dict_path = state_dict_path
         self._model_class = model_class
         self._model_params = model_params or {}
@@ -93,57 +118,76 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             self._inference_fn = padded(self._inference_fn, padding)
         self._torch_script_model_path = torch_script_model_path
         self._load_model_args = load_model_args or {}
+        self._torch_export_model_path = torch_export_model_path
+        self._model_sha256 = model_sha256
+        self._compile = compile_args(compile)
+        self._autocast = dtype_named(autocast)
+        self._channels_last = channels_last
+        if torch_script_model_path and self._compile is not None:
+            raise OptionError(
+                "torch.compile does not compile TorchScript. Leave compile out, or give the weights with "
+                "state_dict_path and model_class, or a program of torch.export."
+            )
+
+    # Programs subclass this handler, and some do not call the constructor: then these hold.
+    _torch_export_model_path: str | None = None
+    _model_sha256: str | None = None
+    _compile: dict[str, Any] | None = None
+    _autocast: Any = None
+    _channels_last = False
 
     def load_model(self) -> Any:
         """The model on its device, in evaluation mode.
 
         Raises:
             ModelNotFoundError: There is no such file.
-            ModelLoadError: The file is of another kind, or its weights do not fit the class.
+            ModelLoadError: The file is of another kind or has another digest, its weights do not fit the class,
+                or this machine cannot compile.
         """
         device = usable(self._device)
-        if self._torch_script_model_path:
-            model = _read_torch_script(self._torch_script_model_path, device, self._load_model_args)
-        else:
-            model = self._build()
-        return model.to(device).eval()
+        model = self._read(device).to(device)
+        if self._channels_last:
+            model = channels_last(model)
+        if self._compile is not None:
+            compile_model(model, self._compile, device)
+        return model
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        if self._torch_script_model_path:
-            self._torch_script_model_path = model_path or self._torch_script_model_path
-        else:
-            self._state_dict_path = model_path or self._state_dict_path
+        if model_path and self._torch_script_model_path:
+            self._torch_script_model_path = model_path
+        elif model_path and self._torch_export_model_path:
+            self._torch_export_model_path = model_path
+        elif model_path:
+            self._state_dict_path = model_path
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
     ) -> Iterable[PredictionResult]:
         """Results for a batch; ``inference_args`` are keywords of the model's call."""
-        model_id = self._torch_script_model_path or self._state_dict_path
         device = device_of(model, self._device)
-        return self._inference_fn(batch, model, device, inference_args or {}, model_id)
+        with autocast(device, self._autocast):
+            return self._inference_fn(batch, model, device, inference_args or {}, self._model_id())
 
     def get_metrics_namespace(self) -> str:
         return "BeamML_PyTorch"
 
-    def _build(self) -> Any:
-        path, make = self._state_dict_path, self._model_class
-        if make is None or path is None:
+    def _model_id(self) -> str | None:
+        return (
+            self._torch_script_model_path or self._torch_export_model_path or self._state_dict_path
+        )
+
+    def _read(self, device: Any) -> Any:
+        args, sha256 = self._load_model_args, self._model_sha256
+        if self._torch_script_model_path:
+            return read_torch_script(self._torch_script_model_path, device, args, sha256)
+        if self._torch_export_model_path:
+            return read_exported(self._torch_export_model_path, device, args, sha256)
+        if self._model_class is None or self._state_dict_path is None:
             raise OptionError(
                 f"{type(self).__name__} has no model: give state_dict_path and model_class, or "
-                "torch_script_model_path."
+                "torch_script_model_path, or torch_export_model_path."
             )
-        weights = _read_weights(path, self._load_model_args)
-        try:
-            model = make(**self._model_params)
-        except TypeError as error:
-            raise ModelLoadError(
-                f"{_name_of(make)} cannot be made with model_params={self._model_params!r}: {error}."
-            ) from error
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise _does_not_fit(path, make, weights, model.state_dict()) from error
-        return model.requires_grad_(False)
+        return build(self._state_dict_path, self._model_class, self._model_params, args, sha256)
 
 
 class PytorchModelHandlerTensor(_PytorchModelHandler):
@@ -177,117 +221,16 @@ class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
 
 
-def _check_sources(path: str | None, make: Any, script: str | None) -> None:
-    if script and (path or make):
+def _check_sources(path: str | None, make: Any, whole: dict[str, str]) -> None:
+    if whole and (path or make or len(whole) > 1):
         raise OptionError(
-            "torch_script_model_path holds a whole model: give it alone, or state_dict_path and model_class."
+            f"{next(iter(whole))} holds a whole model: give it alone, or state_dict_path and model_class."
         )
     if path and make is None:
         raise OptionError(
             "state_dict_path needs model_class: the file holds weights, and the class makes the module that "
-            "they belong to. For a TorchScript file, which needs no class, use torch_script_model_path."
+            "they belong to. A file that holds a whole model needs no class: give TorchScript as "
+            "torch_script_model_path, and a program of torch.export as torch_export_model_path."
         )
     if make is not None and not path:
         raise OptionError("model_class needs state_dict_path, the file of its weights.")
-
-
-def _read_weights(path: str, load_model_args: dict[str, Any]) -> dict[str, Any]:
-    with open_model(path, "state_dict_path") as file:
-        if path.endswith(".safetensors"):
-            return _read_safetensors(file.read(), path)
-        try:
-            weights = torch.load(
-                file, **{"map_location": "cpu", "weights_only": True, **load_model_args}
-            )
-        except Exception as error:
-            raise _not_weights(path, error) from error
-    if not isinstance(weights, Mapping):
-        raise ModelLoadError(
-            f"The file {path!r} holds a {type(weights).__name__}, not a state dictionary. Save the weights alone: "
-            "torch.save(model.state_dict(), path)."
-        )
-    return dict(weights)
-
-
-def _read_safetensors(data: bytes, path: str) -> dict[str, Any]:
-    try:
-        weights: dict[str, Any] = need("safetensors.torch", extra="torch").load(data)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ModelLoadError(
-            f"The file {path!r} ends in .safetensors and cannot be read as that ({error}). It may be truncated "
-            "or of another kind: give a file of torch.save another ending."
-        ) from error
-    return weights
-
-
-def _read_torch_script(path: str, device: Any, load_model_args: dict[str, Any]) -> Any:
-    with open_model(path, "torch_script_model_path") as file:
-        try:
-            return torch.jit.load(file, **{"map_location": device, **load_model_args})
-        except (RuntimeError, ValueError, EOFError) as error:
-            raise ModelLoadError(
-                f"The file {path!r} cannot be loaded as TorchScript ({_first_line(error)}). If it holds weights, "
-                "give it as state_dict_path together with model_class; otherwise it may be truncated."
-            ) from error
-
-
-def _not_weights(path: str, error: Exception) -> ModelLoadError:
-    said = str(error)
-    if "TorchScript" in said:
-        cure = "It is a TorchScript file: give it as torch_script_model_path, without model_class."
-    elif "GLOBAL" in said or "Unsupported class" in said:
-        cure = (
-            "It holds more than weights, and loading it could run code. Save the weights alone: "
-            "torch.save(model.state_dict(), path). If you trust the file: "
-            "load_model_args={'weights_only': False}."
-        )
-    else:
-        cure = "It may be truncated, or of another kind than torch.save(model.state_dict(), path) writes."
-    return ModelLoadError(
-        f"The file {path!r} (state_dict_path) cannot be loaded as weights ({_first_line(error)}). {cure}"
-    )
-
-
-def _does_not_fit(
-    path: str, make: Any, found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> ModelLoadError:
-    name = _name_of(make)
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    shapes = [
-        f"{key} is {_shape(found[key])} in the file and {_shape(wanted[key])} in the model"
-        for key in wanted
-        if key in found and _shape(found[key]) != _shape(wanted[key])
-    ]
-    parts = [
-        f"{what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for what, keys in (
-            ("missing from the file", missing),
-            ("not in the model", unexpected),
-            ("of another shape", shapes),
-        )
-        if keys
-    ]
-    if len(unexpected) == len(found) and any(key.startswith("module.") for key in unexpected):
-        cure = "The weights were saved from DataParallel: save model.module.state_dict()."
-    elif inner := [key for key, value in found.items() if isinstance(value, Mapping)]:
-        cure = f"The file is a checkpoint with several parts: save the weights alone, for example of {inner[0]!r}."
-    else:
-        cure = "Check model_class and model_params: they must make the model that the weights were saved from."
-    return ModelLoadError(f"The weights in {path!r} do not fit {name}: {'; '.join(parts)}. {cure}")
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if hasattr(value, "shape") else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    """The first sentence of what PyTorch says, without the codes that colour it."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
-    return re.split(r"(?<=\w)\.\s|\n", plain, maxsplit=1)[0][:200]
-
-
-def _name_of(make: Any) -> str:
-    return str(getattr(make, "__name__", repr(make)))

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
-from runinference.model_file import check_digest, open_model
+from runinference.model_file import open_model
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
 from runinference.splitting import split, to_results
@@ -104,9 +104,7 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """
         need("sklearn", extra="sklearn")
         sha256 = getattr(self, "_model_sha256", None)
-        with open_model(self._model_uri, "model_uri") as file:
-            if sha256 is not None:
-                check_digest(file, self._model_uri, sha256)
+        with open_model(self._model_uri, "model_uri", sha256) as file:
             model = _READERS[self._model_file_type](
                 file, self._model_uri, getattr(self, "_trusted_types", None)
             )

@@ -42,7 +42,7 @@ def replaced(value: Any, function: Callable[[Path, Any], Any], path: Path = ()) 
         return made
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(value, **made)
-    return type(value)(**made) if hasattr(value, "_fields") else type(value)(made.values())
+    return type(value)(**made) if hasattr(value, "_fields") else type(value)(list(made.values()))
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:

@@ -13,6 +13,7 @@ from runinference.results import PredictionResult
 from runinference.splitting import to_results
 from runinference.stacking import refuse_keyed, stacked
 from runinference.structure import known_of
+from runinference.torch_devices import stack_for, to_cpu, to_device
 
 torch = need("torch", extra="torch")
 
@@ -71,12 +72,14 @@ def infer(
     padding: Padding | NoPadding = NoPadding(),
 ) -> Iterable[PredictionResult]:
     """One result for each tensor, from one call of the model or of its method."""
+    stack = functools.partial(_stack, stack_for(device))
 
     def call(examples: Sequence[Any]) -> Any:
-        inputs = padding.join(examples, _stack).to(device)
+        inputs = to_device(padding.join(examples, stack), device)
         masks = _move(padding.masks(examples), device)
         with torch.inference_mode():
-            return _method(model, method)(inputs, **masks, **(inference_args or {}))
+            output = _method(model, method)(inputs, **masks, **(inference_args or {}))
+            return to_cpu(output, device)
 
     return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
 
@@ -91,11 +94,13 @@ def infer_keyed(
     padding: Padding | NoPadding = NoPadding(),
 ) -> Iterable[PredictionResult]:
     """One result for each dictionary of tensors, from one call of the model or of its method."""
+    stack = functools.partial(_stack, stack_for(device))
 
     def call(examples: Sequence[Mapping[str, Any]]) -> Any:
-        inputs = _move(padding.join_keys(examples, _stack), device)
+        inputs = _move(padding.join_keys(examples, stack), device)
         with torch.inference_mode():
-            return _method(model, method)(**inputs, **(inference_args or {}))
+            output = _method(model, method)(**inputs, **(inference_args or {}))
+            return to_cpu(output, device)
 
     _check_keys(batch)
     return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
@@ -132,11 +137,14 @@ def needs_lengths(options: Mapping[str, Any]) -> bool:
 
 
 def _move(tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    return {key: torch.as_tensor(tensor).to(device) for key, tensor in tensors.items()}
+    return {key: to_device(tensor, device) for key, tensor in tensors.items()}
 
 
 def _stack(
-    batch: Sequence[Any], what: str = "the batch", cure: Callable[[int], str] | None = None
+    stack: Callable[[Any], Any],
+    batch: Sequence[Any],
+    what: str = "the batch",
+    cure: Callable[[int], str] | None = None,
 ) -> Any:
     for index, example in enumerate(batch):
         if not isinstance(example, torch.Tensor):
@@ -145,7 +153,7 @@ def _stack(
                 f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. Convert it "
                 "before, for example with_preprocess_fn(torch.as_tensor)."
             )
-    return stacked(torch.stack, batch, what, cure or _pad_them)
+    return stacked(stack, batch, what, cure or _pad_them)
 
 
 def _pad_them(dim: int) -> str:
