@@ -34,7 +34,7 @@ FLOORS = {
         "failing",
         "retrying",
     ],
-    "files": ["model_file", "samples"],
+    "files": ["model_file", "sample_files", "sample_texts", "samples"],
     "handlers": [
         "keyed",
         "sending",

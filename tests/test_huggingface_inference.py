@@ -463,6 +463,13 @@ class TestWhatCannotBeLoaded:
             base, AutoModelForSequenceClassification, load_model_args=trusting
         ).load_model()
 
+    def test_a_pipeline_whose_head_was_never_trained(self, base, masked, classifier):
+        for model in (base, masked):
+            handler = HuggingFacePipelineModelHandler("text-classification", model)
+            with pytest.raises(ModelLoadError, match=r"classifier\.bias.*trained for this task"):
+                handler.load_model()
+        HuggingFacePipelineModelHandler("feature-extraction", classifier).load_model()
+
     def test_what_is_no_class_and_no_device(self, base):
         with pytest.raises(OptionError, match="no from_pretrained"):
             HuggingFaceModelHandlerTensor(base, "AutoModel")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import sklearn
 import torch
 from torchvision.models import shufflenet_v2_x0_5
 
-from runinference import samples
+from runinference import sample_files, samples
 
 
 def accuracy(predictions):
@@ -78,7 +79,7 @@ def test_a_file_names_recipe_and_framework_and_lies_in_the_cache(tmp_path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = Path(samples.diabetes_regressor())
     assert path.parent == tmp_path / "runinference"
-    assert samples._RECIPE in path.name
+    assert re.search(r"-[0-9a-f]{8}-", path.name)
     assert f"sklearn-{sklearn.__version__}" in path.name
     assert path.suffix == ".pickle"
 
@@ -100,7 +101,7 @@ def test_each_platform_has_its_cache(platform, variables, folder, tmp_path, monk
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert samples._cache() == tmp_path / folder / "runinference"
+    assert sample_files.cache() == tmp_path / folder / "runinference"
 
 
 def test_a_second_call_trains_nothing(tmp_path, monkeypatch):
@@ -137,7 +138,7 @@ def test_a_training_that_failed_leaves_no_model(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        samples._kept("broken", ".pickle", "sklearn", train)
+        sample_files.keeper(__file__)("broken", ".pickle", "sklearn", train)
     assert not list((tmp_path / "runinference").glob("*.pickle"))
 
 
@@ -148,6 +149,7 @@ def test_a_training_that_failed_leaves_no_model(tmp_path, monkeypatch):
         ("sklearn.datasets", samples.held_out_digits, "sklearn"),
         ("pandas", samples.held_out_diabetes, "sklearn"),
         ("torch", samples.digits_shufflenet, "torch"),
+        ("transformers", samples.review_classifier, "transformers"),
     ],
 )
 def test_a_missing_framework_is_told_with_its_extra(missing, ask, extra, monkeypatch):

@@ -28,7 +28,11 @@ def load_model(uri: str, model_class: Any, load_model_args: Mapping[str, Any], d
     with explained(uri, "model_uri", _name_of(model_class)):
         loaded = model_class.from_pretrained(uri, **args)
     model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
-    _refuse_unloaded(uri, _name_of(model_class), info)
+    cure = (
+        "Take the model_class it was saved from, or a model trained for this task. If these weights do not "
+        "matter: load_model_args={'output_loading_info': False}."
+    )
+    refuse_random(uri, "model_uri", _name_of(model_class), info, cure)
     if hasattr(model, "eval"):
         model = model.eval().requires_grad_(False)
         if "device_map" not in args and not getattr(model, "is_quantized", False):
@@ -70,10 +74,11 @@ def _careful(model_class: Any) -> dict[str, Any]:
     return {}
 
 
-def _refuse_unloaded(uri: str, name: str, info: Any) -> None:
-    """Raises where a head has weights that were drawn at random, so that its answers would be too.
+def refuse_random(uri: str, option: str, name: str, info: Any, cure: str) -> None:
+    """Does nothing where all weights were loaded, but for those of poolers: many models are published without.
 
-    Poolers are let pass: many models are published without theirs, and used without it.
+    Raises:
+        ModelLoadError: A head has weights that were drawn at random, so that its answers would be too.
     """
     if not isinstance(info, Mapping):
         info = vars(info)
@@ -85,15 +90,14 @@ def _refuse_unloaded(uri: str, name: str, info: Any) -> None:
     keys = missing or mismatched
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     raise ModelLoadError(
-        f"{uri!r} (model_uri) {what} {', '.join(keys[:3])}{more} of {name}: they would be random, and so would "
-        f"the predictions. {_architecture(uri)}Take the model_class it was saved from, or a model trained for "
-        "this task. If these weights do not matter: load_model_args={'output_loading_info': False}."
+        f"{uri!r} ({option}) {what} {', '.join(keys[:3])}{more} of {name}: they would be random, and so would "
+        f"the predictions. {_saved_from(uri)}{cure}"
     )
 
 
-def _architecture(uri: str) -> str:
-    saved_from = (read_json(uri, "config.json", {}) or {}).get("architectures")
-    return f"It was saved from {', '.join(saved_from)}. " if saved_from else ""
+def _saved_from(uri: str) -> str:
+    names = (read_json(uri, "config.json", {}) or {}).get("architectures")
+    return f"It was saved from {', '.join(names)}. " if names else ""
 
 
 @contextmanager
@@ -134,6 +138,8 @@ def _cure(said: str, what: str) -> str:
             "The repository brings code of its own, which is not run unless you say so: read it, pin its "
             f"revision, and give {option}={{'trust_remote_code': True, 'revision': …}}."
         )
+    if what == "AutoTokenizer":
+        return "Save the tokenizer to the directory of the model: tokenizer.save_pretrained(path)."
     if "Unrecognized configuration class" in said:
         return "The model is of another kind: take the class for what it was trained for, or AutoModel."
     if "unexpected keyword" in said:

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
-from runinference.huggingface_loading import explained
+from runinference.huggingface_loading import explained, read_json, refuse_random, where_of
 from runinference.huggingface_tasks import PipelineTask, refuse_unknown
 from runinference.huggingface_tokens import ready_for_batches
 from runinference.options import HandlerOptions
@@ -55,9 +55,26 @@ def load_pipeline(task: str, model: str, load_pipeline_args: Mapping[str, Any]) 
     name = model or f"the default model of {task!r}"
     with explained(name, "model", f"pipeline({task!r})"):
         pipeline = transformers.pipeline(task=task or None, model=model or None, **args)
+    _refuse_untrained(pipeline.model, args)
     if getattr(pipeline, "tokenizer", None) is not None:
         ready_for_batches(pipeline.tokenizer, name, "model")
+        if pipeline.task == "text-generation":
+            pipeline.tokenizer.padding_side = (
+                "left"  # what is continued must end where the batch ends
+            )
     return pipeline
+
+
+def _refuse_untrained(model: Any, load_pipeline_args: Mapping[str, Any]) -> None:
+    """Raises where the task needs a head that the model was saved without: a second look at its weights."""
+    uri, name = getattr(model, "name_or_path", ""), type(model).__name__
+    args = where_of({**load_pipeline_args, **(load_pipeline_args.get("model_kwargs") or {})})
+    args.pop("trust_remote_code", None)
+    config = read_json(uri, "config.json", args) if uri else None
+    if not config or name in (config.get("architectures") or [name]):
+        return
+    _, info = type(model).from_pretrained(uri, output_loading_info=True, **args)
+    refuse_random(uri, "model", name, info, "Take a model that was trained for this task.")
 
 
 @functools.cache

@@ -9,18 +9,22 @@ patients, train the models; the rest is held out.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fasteners  # type: ignore[import-untyped]
 import numpy as np
 
 from runinference.extras import need
+from runinference.sample_files import keeper
+from runinference.sample_texts import (
+    Question,
+    blank_filler,
+    held_out_blanks,
+    held_out_questions,
+    held_out_reviews,
+    question_answerer,
+    review_classifier,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,13 +32,20 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Question",
+    "blank_filler",
     "diabetes_regressor",
     "digit_tensors",
     "digits_classifier",
     "digits_forest",
     "digits_shufflenet",
+    "held_out_blanks",
     "held_out_diabetes",
     "held_out_digits",
+    "held_out_questions",
+    "held_out_reviews",
+    "question_answerer",
+    "review_classifier",
 ]
 
 _TRAINING_DIGITS = 1_000
@@ -193,39 +204,4 @@ def _train_shufflenet(path: Path) -> None:
     torch.save(model.state_dict(), path)
 
 
-#: Changes with the text of this module, so that no file outlives the recipe that made it.
-_RECIPE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-
-
-def _kept(name: str, ending: str, framework: str, train: Callable[[Path], None]) -> str:
-    """The path of a file in the cache, written by ``train`` if it is not there yet.
-
-    Of the processes that ask at the same time one trains, and none sees half a file.
-    """
-    trained_with = f"{framework}-{need(framework, extra=framework).__version__}"
-    path = _cache() / f"{name}-{_RECIPE}-{trained_with}{ending}"
-    if path.exists():
-        return str(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    with _one_thread, fasteners.InterProcessLock(path.with_suffix(".lock")):
-        if not path.exists():
-            train(unfinished)
-            os.replace(unfinished, path)
-    return str(path)
-
-
-_one_thread = threading.Lock()  # A lock between processes lets all threads of one in.
-
-
-def _cache() -> Path:
-    """Where this user's programs keep what they can make again."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        root = Path(given)
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path.home() / ".cache"
-    return root / "runinference"
+_kept = keeper(__file__)

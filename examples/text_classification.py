@@ -1,0 +1,90 @@
+"""Tells for each line of a file what it is, such as POSITIVE or NEGATIVE, with a Hugging Face pipeline.
+
+    python examples/text_classification.py \\
+        --input reviews.txt --output labels \\
+        --model distilbert/distilbert-base-uncased-finetuned-sst-2-english
+
+Without arguments it judges short reviews, with a small model that was trained on others.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from runinference import RunInference, samples
+from runinference.huggingface_inference import (
+    HuggingFacePipelineModelHandler,
+    PipelineTask,
+)
+
+
+def run(argv=None):
+    """Runs the pipeline; texts longer than the model takes are cut off at their end."""
+    args, pipeline_args = parse_args(argv)
+    options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
+    output = args.output or os.path.join(tempfile.mkdtemp(prefix="labels-"), "labels")
+    handler = HuggingFacePipelineModelHandler(
+        PipelineTask.TextClassification,
+        model=args.model or samples.review_classifier(),
+        device=args.device,
+    )
+    with beam.Pipeline(options=options) as pipeline:
+        _ = (
+            pipeline
+            | "Read" >> beam.io.ReadFromText(args.input or write_reviews())
+            | "Strip" >> beam.Map(str.strip)
+            | "Leave out empty lines" >> beam.Filter(bool)
+            | "Classify" >> RunInference(handler, inference_args={"truncation": True})
+            | "Format" >> beam.Map(as_json)
+            | "Write" >> beam.io.WriteToText(output, ".jsonl", shard_name_template="")
+        )
+    print(f"Labels: {output}.jsonl")
+
+
+def as_json(result):
+    """A line: the text, its label, and the probability of that."""
+    return json.dumps(
+        {
+            "text": result.example,
+            "label": result.inference["label"],
+            "probability": round(float(result.inference["score"]), 4),
+        },
+        ensure_ascii=False,
+    )
+
+
+def write_reviews():
+    """Writes the held-out reviews as a file of lines; gives its path."""
+    path = os.path.join(tempfile.mkdtemp(prefix="reviews-"), "reviews.txt")
+    reviews, _ = samples.held_out_reviews()
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(f"{review}\n" for review in reviews)
+    return path
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--input", help="file of texts, one a line; by default short reviews"
+    )
+    parser.add_argument(
+        "--output",
+        help="file to write, without its ending .jsonl; by default in a temporary folder",
+    )
+    parser.add_argument(
+        "--model",
+        help="directory or hub name of a model that classifies texts, with its tokenizer",
+    )
+    parser.add_argument(
+        "--device",
+        help="CPU, GPU or a device of PyTorch; by default a GPU if there is one",
+    )
+    return parser.parse_known_args(argv)
+
+
+if __name__ == "__main__":
+    run()
