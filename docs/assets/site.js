@@ -18,3 +18,14 @@ function reachWhatScrolls() {
 nameLandmarks();
 reachWhatScrolls();
 addEventListener("resize", reachWhatScrolls);
+
+// A program of which a part is shown: the button under it shows the rest, and hides it again.
+document.querySelectorAll(".unfold").forEach((button) => {
+  const folded = button.textContent;
+  button.addEventListener("click", () => {
+    const open = button.parentElement.classList.toggle("unfolded");
+    button.setAttribute("aria-expanded", String(open));
+    button.textContent = open ? "Show the part that matters" : folded;
+    reachWhatScrolls();
+  });
+});

@@ -10,7 +10,7 @@ from pathlib import Path
 LANGUAGES = ("python", "shell", "text", "toml", "yaml", "json", "mermaid")
 RUN = ("python", "shell")
 OPTIONS = ("title", "hl_lines", "linenums")
-DIRECTIVES = ("raises", "varies", "draws", "skip")
+DIRECTIVES = ("raises", "varies", "draws", "shows", "skip")
 TITLES = ("Output", "Output (any order)", "Error")
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -35,6 +35,7 @@ def misused(block: Block) -> list[Fault]:
     faults = []
     fits = {
         "raises": (block.language == "python", "a python block"),
+        "shows": (block.language == "python", "a python block"),
         "skip": (block.language == "shell", "a shell block"),
         "draws": (block.language == "mermaid", "a mermaid block"),
         "varies": (block.is_output, 'a block titled "Output" or "Error"'),
@@ -47,6 +48,8 @@ def misused(block: Block) -> list[Fault]:
             )
     if "varies" in block.directives:
         faults += _unreadable(block)
+    if "shows" in block.directives:
+        faults += _beyond(block)
     if block.draws not in (None, "LR", "TD"):
         faults.append(
             block.fault(
@@ -55,6 +58,18 @@ def misused(block: Block) -> list[Fault]:
             )
         )
     return faults
+
+
+def _beyond(block: Block) -> list[Fault]:
+    """Is what is shown a part of the block, in order?"""
+    text, lines = block.directives["shows"], len(block.code.splitlines())
+    cure = f"Name lines of the block, from 1 to {lines}, in order: `shows: 5-12, 20-24`."
+    if not re.fullmatch(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*", text):
+        return [block.fault(f"cannot read `shows: {text}`", cure)]
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    if numbers != sorted(numbers) or numbers[0] < 1 or numbers[-1] > lines:
+        return [block.fault(f"`shows: {text}` is not a part of the block", cure)]
+    return []
 
 
 def _unreadable(block: Block) -> list[Fault]:

@@ -355,6 +355,26 @@ FAULTY = {
         7,
         'Write name="regular expression"',
     ),
+    "an excerpt of lines that are not there": (
+        """
+        <!-- shows: 1-3 -->
+        ```python
+        x = 1
+        ```
+        """,
+        3,
+        "Name lines of the block, from 1 to 1",
+    ),
+    "an excerpt that cannot be read": (
+        """
+        <!-- shows: the end -->
+        ```python
+        x = 1
+        ```
+        """,
+        3,
+        "cannot read `shows: the end`",
+    ),
     "a skipped program": (
         """
         <!-- skip: it is Sunday -->

@@ -120,3 +120,22 @@ def test_links_of_notebooks_lead_to_pages_and_dead_ones_are_told(
     assert f'href="{becomes}"' in mended
     assert "elsewhere" not in mended
     assert ("there is no such page" in caplog.text) == ("gone" in link)
+
+
+def test_an_excerpt_folds_the_other_lines_and_the_whole_program_is_copied() -> None:
+    html = highlighted("python", "a = '<1>'\nb = 2\nc = 3\nd = 4")
+    folded = override("folding").on_page_content(f"<!-- shows: 2, 4 -->\n{html}")
+    assert 'data-copy="a = &#x27;&lt;1&gt;&#x27;\nb = 2\nc = 3\nd = 4"' in folded
+    assert folded.count('<span class="folded">') == 2
+    assert '<span class="folded">c = 3\n</span>' in folded
+    assert "Show the whole program (4 lines)" in folded
+
+
+def test_a_marked_line_is_folded_whole() -> None:
+    folding = override("folding")
+    code = '<span class="hll">one\n</span>two\n<span class="hll">three\n</span>'
+    assert folding._LINE.findall(code) == [
+        '<span class="hll">one\n</span>',
+        "two\n",
+        '<span class="hll">three\n</span>',
+    ]

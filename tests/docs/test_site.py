@@ -191,6 +191,20 @@ def test_the_keyboard_reaches_navigation_search_and_copy_buttons(
     assert not unseen, "reached, but nothing shows where the reader is"
 
 
+def test_a_reader_can_unfold_the_whole_program(chromium: Browser, address: str) -> None:
+    with opened(chromium, address) as tab:
+        tab.goto(f"{address}multi-model/", wait_until="load")
+        block = tab.locator(".folds").first
+        button, line = block.locator(".unfold"), block.get_by_text("def train_detector").first
+        assert not line.is_visible()
+        button.focus()
+        tab.keyboard.press("Enter")
+        assert line.is_visible()
+        assert button.get_attribute("aria-expanded") == "true"
+        tab.keyboard.press("Enter")
+        assert not line.is_visible()
+
+
 def test_a_notebook_shows_its_pictures_and_can_be_downloaded(
     chromium: Browser, address: str, built: Path
 ) -> None:
