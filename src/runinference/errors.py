@@ -95,6 +95,38 @@ class UnknownKeyError(RunInferenceError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class EndpointError(RunInferenceError, RuntimeError):
+    """An endpoint did not do what it was asked to; the message says what it answered.
+
+    Attributes:
+        status_code: The HTTP status of the answer, or None if there was none.
+        retry_after: What the answer's header ``Retry-After`` said, or None.
+    """
+
+    status_code: int | None = None
+    retry_after: str | None = None
+
+
+class EndpointRefusedError(EndpointError, ModelUnavailableError):
+    """An endpoint refuses whatever is sent: the key, the address or the model's name is wrong."""
+
+
+class EndpointUnreachableError(EndpointError, ModelUnavailableError, ConnectionError):
+    """Nothing answers at the address of an endpoint."""
+
+
+class EndpointDisconnectedError(EndpointError, ConnectionError):
+    """The connection to an endpoint broke before the answer was there."""
+
+
+class EndpointTimeoutError(EndpointError, TimeoutError):
+    """An endpoint took longer to answer than the timeout."""
+
+
+class UnusableAnswerError(EndpointError):
+    """An endpoint answered well, and not as its protocol has it; another try does not help."""
+
+
 class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name
     """A batch was not sent because the rate limit is used up."""
 

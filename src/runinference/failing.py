@@ -88,10 +88,10 @@ class SetErrorsAside:
     def _divided(
         self, call: Call, batch: Any, error: BaseException, patience: _Patience
     ) -> list[Any]:
-        if isinstance(error, ModelUnavailableError):
-            return [Failure(error.__cause__ or error)] * len(batch)
         if len(parts := parts_of(error)) > 1:
             return self._by_part(call, batch, parts, patience)
+        if isinstance(error, ModelUnavailableError):
+            return [Failure(error.__cause__ or error)] * len(batch)
         if len(batch) == 1 or not patience.spend(error):
             return [Failure(error)] * len(batch)
         middle = (len(batch) + 1) // 2
@@ -101,7 +101,14 @@ class SetErrorsAside:
         ]
 
     def _by_part(self, call: Call, batch: Any, parts: list[Part], patience: _Patience) -> list[Any]:
-        """Keeps what a batch that was sent in parts has got, sends what was not sent, and divides the rest."""
+        """Keeps what a batch that was sent in parts has got, sends what was not sent, and divides the rest.
+
+        Where each part that was sent found the model unavailable, those that were not would find the same.
+        """
+        sent = [part for part in parts if part.results is not None or part.error is not None]
+        unavailable = [p.error for p in sent if isinstance(p.error, ModelUnavailableError)]
+        if len(unavailable) == len(sent):
+            return [Failure(unavailable[0])] * len(batch)
         outcomes: list[Any] = []
         unsent = 0
         for size, results, error in [*parts, Part(0, [], None)]:

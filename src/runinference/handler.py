@@ -53,7 +53,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            spell_out(cls.__init__)
+            spell_out(cls.__init__, super(cls, cls).__init__)
         show_signature(cls)
 
     def __init__(self, **options: Unpack[HandlerOptions]) -> None:

@@ -54,19 +54,22 @@ class HandlerOptions(TypedDict, total=False):
 SHARED = tuple(HandlerOptions.__annotations__)
 
 
-def spell_out(function: Callable[..., Any]) -> None:
-    """Shows the shared options in the signature of a function that takes them as ``**options``."""
+def spell_out(function: Callable[..., Any], base: Callable[..., Any] | None = None) -> None:
+    """Shows the shared options in the signature of a function that takes them as ``**options``.
+
+    Those are the ``HandlerOptions``; or, where the annotation names other options, the arguments of ``base``, to
+    which the function hands them on.
+    """
     signature = inspect.signature(function)
     *named, last = signature.parameters.values()
-    if last.kind is not last.VAR_KEYWORD or "HandlerOptions" not in str(last.annotation):
+    if last.kind is not last.VAR_KEYWORD or "Options]" not in str(last.annotation):
         return
+    shared = [inspect.Parameter(name, last.KEYWORD_ONLY, default=None) for name in SHARED]
+    if "HandlerOptions" not in str(last.annotation) and base is not None:
+        shared = [p for p in inspect.signature(base).parameters.values() if p.name != "self"]
     taken = {p.name for p in named}
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        for name in SHARED
-        if name not in taken
-    ]
-    function.__signature__ = signature.replace(parameters=[*named, *shared])  # type: ignore[attr-defined]
+    shown = [p.replace(kind=p.KEYWORD_ONLY) for p in shared if p.name not in taken]
+    function.__signature__ = signature.replace(parameters=[*named, *shown])  # type: ignore[attr-defined]
 
 
 def show_signature(owner: type) -> None:

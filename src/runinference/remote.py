@@ -24,7 +24,30 @@ from runinference.retrying import Backoff, at_least, retry_after, worth_retrying
 from runinference.sending import Outbox, OutboxOfProcess, RateLimiter, throttler
 from runinference.splitting import split
 
-__all__ = ["Backoff", "RateLimiter", "RemoteModelHandler", "retry_after", "worth_retrying"]
+__all__ = [
+    "Backoff",
+    "RateLimiter",
+    "RemoteModelHandler",
+    "RemoteOptions",
+    "retry_after",
+    "worth_retrying",
+]
+
+
+class RemoteOptions(HandlerOptions, total=False):
+    """Keywords of every remote handler, but for ``max_request_size``; described at ``RemoteModelHandler``."""
+
+    namespace: str
+    num_retries: int
+    throttle_delay_secs: int
+    retry_filter: Callable[[Exception], bool]
+    window_ms: int
+    bucket_ms: int
+    overload_ratio: float
+    rate_limiter: RateLimiter | None
+    max_concurrent_requests: int
+    backoff: Backoff | None
+
 
 # So many requests follow each other in each of the places that run together, before a batch ends.
 _ROUNDS = 8

@@ -9,7 +9,14 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from runinference.errors import OptionError, ResultMismatchError
+from runinference.errors import (
+    BatchShapeError,
+    ElementError,
+    EndpointRefusedError,
+    OptionError,
+    ResultMismatchError,
+    UnusableAnswerError,
+)
 
 
 @dataclass(frozen=True)
@@ -98,14 +105,19 @@ def _seconds_until(date: Any) -> float:
     return (moment - datetime.now(timezone.utc)).total_seconds()
 
 
-# What another try does not mend: faults of the program, and requests that the server refuses as they are.
-_FAULTS_OF_THE_PROGRAM = (
+# What another try does not mend: faults of the program or of its data, and of an answer that is whole.
+_HOPELESS = (
     AttributeError,
+    BatchShapeError,
+    ElementError,
+    EndpointRefusedError,
     ImportError,
     NameError,
     NotImplementedError,
+    OptionError,
     ResultMismatchError,
     TypeError,
+    UnusableAnswerError,
 )
 _REFUSED_FOR_NOW = {408, 409, 425, 429}
 
@@ -114,12 +126,13 @@ def worth_retrying(error: Exception) -> bool:
     """Whether another try may help; the default ``retry_filter``.
 
     It may not when the server refused the request as it is (an HTTP status from 400 to 499, but for 408, 409, 425
-    and 429), or when the error is a fault of the program, such as a ``TypeError``.
+    and 429), or when the error is a fault of the program or its data, such as a ``TypeError`` or an
+    ``ElementError``.
     """
     status = _status(error)
     if status is not None and 400 <= status < 500:
         return status in _REFUSED_FOR_NOW
-    return not isinstance(error, _FAULTS_OF_THE_PROGRAM)
+    return not isinstance(error, _HOPELESS)
 
 
 def _status(error: Exception) -> int | None:
