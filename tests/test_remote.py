@@ -223,10 +223,10 @@ def test_a_batch_that_is_a_mapping_is_one_request():
 @pytest.mark.parametrize(
     ("options", "sizes"),
     [
-        ({}, (1024, 1024)),
+        ({}, (2048, 2048)),
         ({"max_batch_size": 100}, (100, 100)),
         ({"min_batch_size": 10}, (10, None)),
-        ({"max_concurrent_requests": 2}, (128, 128)),
+        ({"max_concurrent_requests": 2}, (256, 256)),
         ({"max_request_size": 10_000}, (10_000, 10_000)),
         ({"max_request_size": None}, (None, None)),
     ],

@@ -59,8 +59,8 @@ class HTTPModelHandler(EndpointModelHandler):
 
         Args:
             base_url: The address of the server, such as ``http://localhost:8080``.
-            protocol: ``KServeV2``, ``TFServing``, ``TFServingColumns`` or ``TorchServe``, with its model's name; or
-                an object of your own with the methods of ``TensorProtocol``.
+            protocol: ``KServeV2``, ``TFServing``, ``TFServingColumns`` or ``TorchServe``, with its model's name;
+                or an object of your own with the methods of ``TensorProtocol``.
             api_key_env: The environment variable of the workers that holds the key, sent as a bearer token; None
                 for a server that asks for none.
             max_request_size: The most examples in a request; by default 32, and 1 for TorchServe.

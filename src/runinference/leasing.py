@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
+
 from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
 from runinference.routing import Edition
 from runinference.sharing import Model, ModelsOfProcess
@@ -190,10 +192,14 @@ class _InThread:
         self._run = run
         self._result: tuple[list[Any], int] = ([], 0)
         self._error: BaseException | None = None
+        self._tracker = get_current_tracker()
         self._thread = threading.Thread(target=self._work, daemon=True, name="runinference-call")
         self._thread.start()
 
     def _work(self) -> None:
+        set_current_tracker(
+            self._tracker
+        )  # or metrics of the handler's own would count for no step
         try:
             self._result = self._run()
         except BaseException as error:

@@ -169,9 +169,9 @@ def _items(answer: Any, name: str, n: int) -> list[dict[str, Any]]:
             "speaks OpenAI's protocol?"
         )
     if len(items) != n:
+        cure = " If it takes one example a request, set max_request_size=1." if n > 1 else ""
         raise ResultMismatchError(
-            f"The server gave {len(items)} {name} where {n} were asked for. Does it take several examples in a "
-            "request? If not, set max_request_size=1."
+            f"The server gave {len(items)} {name} where {n} were asked for.{cure}"
         )
     indices = [item.get("index") for item in items]
     if sorted(map(str, indices)) != sorted(map(str, range(n))):

@@ -57,6 +57,7 @@ class Client:
         self._timeout = timeout
         self._key = key
         self._key_name = key_name
+        self._urls: dict[str, Any] = {}  # parsed once
         self._http = self._httpx.Client(
             headers={
                 **headers,
@@ -90,30 +91,40 @@ class Client:
         try:
             return read(answer)
         except (UnusableAnswerError, ResultMismatchError) as error:
-            said = self._without_key(str(error))
-            raise type(error)(
-                f"{self._base_url}{path} did not answer as expected. {said}"
-            ) from None
+            url, said = self._base_url + path, self._without_key(str(error))
+            failed = type(error)(f"{url} did not answer as expected. {said}")
+        raise failed
 
     def get(self, path: str) -> Any:
         """What is at a path, parsed; raises as ``post`` does."""
         return self._ask("GET", path, None)
 
     def _ask(self, method: str, path: str, content: bytes | None) -> Any:
-        url = self._base_url + path
-        failed: EndpointError | None = None
-        try:
-            status, headers, body = self._exchange(method, url, content)
-        except self._httpx.HTTPError as error:
-            failed = self._no_answer(url, error)
+        answer, failed = self._asked(method, path, content)
         if failed is not None:
             raise failed  # here, where it has no context: httpx's error knows the request with its headers
+        return answer
+
+    def _asked(
+        self, method: str, path: str, content: bytes | None
+    ) -> tuple[Any, EndpointError | None]:
+        """The parsed answer, or what went wrong."""
+        url = self._base_url + path
+        if path not in self._urls:
+            self._urls[path] = self._httpx.URL(url)
+        try:
+            status, headers, body = self._exchange(method, self._urls[path], content)
+        except self._httpx.HTTPError as error:
+            return None, self._no_answer(url, error)
         if not 200 <= status < 300:
-            raise self._refusal(url, status, headers, body)
-        return self._parsed(url, status, headers, body)
+            return None, self._refusal(url, status, headers, body)
+        try:
+            return json.loads(body), None
+        except ValueError:
+            return None, self._no_json(url, status, headers, body)
 
     def _exchange(
-        self, method: str, url: str, content: bytes | None
+        self, method: str, url: Any, content: bytes | None
     ) -> tuple[int, Mapping[str, str], bytes]:
         deadline = time.monotonic() + self._timeout
         with self._http.stream(method, url, content=content) as response:
@@ -164,16 +175,15 @@ class Client:
         error.status_code, error.retry_after = status, headers.get("retry-after")
         return error
 
-    def _parsed(self, url: str, status: int, headers: Mapping[str, str], body: bytes) -> Any:
-        try:
-            return json.loads(body)
-        except ValueError:
-            begins = self._quoted(body[:_READ_BYTES].decode(errors="replace")) or "nothing"
+    def _no_json(
+        self, url: str, status: int, headers: Mapping[str, str], body: bytes
+    ) -> EndpointError:
+        begins = self._quoted(body[:_READ_BYTES].decode(errors="replace")) or "nothing"
         if "html" in headers.get("content-type", ""):
-            raise UnusableAnswerError(
+            return UnusableAnswerError(
                 f"{url} answered with a page for people, not with JSON: {begins}. Correct base_url."
             )
-        raise EndpointError(
+        return EndpointError(
             f"{url} answered {status} with what is no JSON, or only a part of it: {begins}."
         )
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from runinference.errors import ElementError, OptionError, UnusableAnswerError
+from runinference.errors import OptionError, UnusableAnswerError
 from runinference.fitting import Input, inputs_of
 from runinference.json_tensors import TYPES, array_of, as_arrays, field, listed, tensor
 
@@ -73,8 +73,8 @@ class _Named:
 class KServeV2(_Named):
     """The Open Inference Protocol, version 2: KServe, Triton, MLServer, TorchServe, OpenVINO.
 
-    The names and types of the inputs are those that the server tells; where it tells none, examples are
-    dictionaries of arrays by name.
+    The names and types of the inputs are those that the server tells. Where it tells none, as servers do that
+    do not care, an array goes as ``input-0``, and dictionaries name the inputs.
 
     >>> digits = KServeV2("digits", version="3")
     >>> digits.path
@@ -179,9 +179,8 @@ class TFServingColumns(TFServing):
 
     def _examples(self, batch: Sequence[Any]) -> dict[str, Any]:
         by_name = isinstance(batch[0], Mapping)
-        names = _inputs_named_in(batch[0]) if by_name else [Input("inputs", None, ())]
-        arrays = inputs_of(batch, names, {})
-        return {"inputs": listed(arrays if by_name else arrays["inputs"])}
+        arrays = inputs_of(batch, _inputs_named_in(batch[0]), {})
+        return {"inputs": listed(arrays if by_name else next(iter(arrays.values())))}
 
 
 @dataclass(frozen=True)
@@ -217,10 +216,6 @@ class TorchServe(_Named):
 
 
 def _inputs_named_in(example: Any) -> list[Input]:
-    """The inputs that an example names."""
-    if not isinstance(example, Mapping):
-        raise ElementError(
-            "The server does not tell the names of the model's inputs. Give each element as a dictionary of "
-            "arrays by the names of inputs."
-        )
-    return [Input(name, None, ()) for name in example]
+    """The inputs that an example names; one, if it names none."""
+    names = example if isinstance(example, Mapping) else ["input-0"]
+    return [Input(name, None, ()) for name in names]

@@ -50,7 +50,7 @@ class RemoteOptions(HandlerOptions, total=False):
 
 
 # So many requests follow each other in each of the places that run together, before a batch ends.
-_ROUNDS = 8
+_ROUNDS = 16
 
 
 class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):

@@ -1,0 +1,319 @@
+"""Arrays go to servers of three kinds, and come back, one result an element."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+
+import apache_beam as beam
+import numpy as np
+import onnxruntime
+import pytest
+from skl2onnx import to_onnx
+
+from faulty import Drop, Half, Say, faulty
+from runinference import KeyedModelHandler, RunInference, sample_servers, samples
+from runinference.errors import (
+    BatchShapeError,
+    ElementError,
+    EndpointError,
+    EndpointRefusedError,
+    EndpointUnreachableError,
+    OptionError,
+    ResultMismatchError,
+    UnusableAnswerError,
+)
+from runinference.http_inference import (
+    HTTPModelHandler,
+    KServeV2,
+    TFServing,
+    TFServingColumns,
+    TorchServe,
+)
+from runinference.local_server import Refused, serving
+from runinference.remote import Backoff
+from tiny import run
+
+AT_ONCE = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
+PROTOCOLS = pytest.mark.parametrize("kind", [KServeV2, TFServing, TFServingColumns, TorchServe])
+
+
+def handler_of(url, protocol, **options):
+    return HTTPModelHandler(url, protocol, **{**AT_ONCE, **options})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    with sample_servers.digits() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def labels():
+    with open(samples.digits_classifier(), "rb") as file:
+        model = pickle.load(file)
+    return model.predict(samples.held_out_digits()[0])
+
+
+@PROTOCOLS
+def test_a_real_model_gives_the_same_answers_by_each_protocol(kind, digits, labels):
+    images, _ = samples.held_out_digits()
+    results = handler_of(digits, kind("digits")).predict(images[:100])
+    assert [int(result.inference) for result in results] == labels[:100].tolist()
+    assert {result.model_id for result in results} == {"digits"}
+    np.testing.assert_array_equal(results[7].example, images[7])
+
+
+def test_several_outputs_are_a_dictionary(digits):
+    images, _ = samples.held_out_digits()
+    handler = handler_of(digits, KServeV2("digits", outputs=("label", "probabilities")))
+    first, *_ = handler.predict([{"pixels": image} for image in images[:3]])
+    assert first.inference["probabilities"].shape == (10,)
+    assert first.inference["probabilities"].argmax() == first.inference["label"] == 1
+
+
+# --- a model of ONNX behind KServe's protocol, several inputs and outputs, of float32
+
+
+def onnx_server():
+    """Answers for an ONNX model as Triton does: strict about names, types and shapes; eight rows at most."""
+    rows, _ = samples.held_out_digits()
+    with open(samples.digits_classifier(), "rb") as file:
+        model = pickle.load(file)
+    made = to_onnx(model, rows[:1].astype(np.float32), options={id(model): {"zipmap": False}})
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    names = {"float32": "FP32", "int64": "INT64"}
+
+    def answer(path, headers, body):
+        if path == "/v2/models/digits":
+            return {"inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 64]}]}
+        if path != "/v2/models/digits/infer":
+            raise Refused(400, {"error": f"Request for unknown model: {path}"})
+        [one] = body["inputs"]
+        if (one["name"], one["datatype"], one["shape"][1:]) != ("X", "FP32", [64]) or one["shape"][
+            0
+        ] > 8:
+            raise Refused(400, {"error": f"unexpected input {one['name']} {one['shape']}"})
+        array = np.array(one["data"], np.float32).reshape(one["shape"])
+        if np.isnan(array).any():
+            raise Refused(400, {"error": "there is a NaN in it"})
+        found = zip(session.get_outputs(), session.run(None, {"X": array}), strict=True)
+        return {
+            "model_name": "digits",
+            "outputs": [
+                {
+                    "name": node.name,
+                    "shape": list(array.shape),
+                    "datatype": names[array.dtype.name],
+                    "data": array.ravel().tolist(),
+                }
+                for node, array in found
+            ],
+        }
+
+    return answer, model, rows
+
+
+@pytest.fixture(scope="module")
+def triton():
+    answer, model, rows = onnx_server()
+    with serving(answer) as url:
+        yield url, model, rows
+
+
+def test_a_model_of_onnx_behind_kserves_protocol_gives_its_own_answers(triton):
+    url, model, rows = triton
+    results = handler_of(url, KServeV2("digits"), max_request_size=8).predict(rows[:200])
+    np.testing.assert_allclose(
+        [result.inference["probabilities"] for result in results],
+        model.predict_proba(rows[:200]),
+        atol=1e-4,
+    )
+    assert results[0].inference["probabilities"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("element", "kind", "message"),
+    [
+        (
+            np.ones(63),
+            BatchShapeError,
+            r"have shape \(63,\), and the model's input 'X' takes \(64\)",
+        ),
+        (np.array(["a"] * 64), ElementError, "input 'X' takes float32"),
+        (
+            {"x": np.ones(64)},
+            ElementError,
+            "no input 'x'. Did you mean|no input 'x'. Its inputs are X",
+        ),
+        (np.full(64, np.nan), EndpointError, "answered 400: there is a NaN in it"),
+    ],
+    ids=["shape", "dtype", "name", "refused by the server"],
+)
+def test_an_element_that_the_model_does_not_take_is_told(triton, element, kind, message):
+    url, _, _ = triton
+    with pytest.raises(kind, match=message):
+        handler_of(url, KServeV2("digits")).predict([element])
+
+
+def test_a_model_that_the_server_does_not_have_is_told(triton, digits):
+    with pytest.raises(EndpointError, match="unknown model"):
+        handler_of(triton[0], KServeV2("other")).predict(np.ones((1, 64)))
+    with pytest.raises(EndpointRefusedError, match="the model is 'digits'. Check base_url"):
+        handler_of(digits, TFServing("other")).predict(np.ones((1, 64)))
+
+
+def test_one_bad_element_is_set_aside_and_all_others_get_their_results(triton):
+    url, _, rows = triton
+    bad = np.full(64, np.nan)
+    step = RunInference(handler_of(url, KServeV2("digits"), max_request_size=8))
+
+    class Both(beam.PTransform):
+        def expand(self, pcoll):
+            good, aside = pcoll | step.with_exception_handling()
+            letters = aside.failed_inferences | beam.Map(lambda letter: letter[1][1])
+            return (good | beam.Map(lambda result: result.example), letters) | beam.Flatten()
+
+    found = run([*rows[:50], bad, *rows[50:60]], Both())
+    messages = [each for each in found if isinstance(each, str)]
+    assert len(found) == 61
+    assert len(messages) == 1
+    assert "there is a NaN in it" in messages[0]
+
+
+# --- what servers do
+
+
+def doubled(body):
+    if body is None:
+        return Say(404, {"error": "no description here"})
+    if isinstance(body, list):
+        return [2 * x for x in body]
+    if "instances" in body:
+        return {"predictions": [[2 * x for x in row] for row in body["instances"]]}
+    if isinstance(body["inputs"], list) and isinstance(body["inputs"][0], dict):
+        [one] = body["inputs"]
+        return {"outputs": [{**one, "name": "y", "data": [2 * x for x in one["data"]]}]}
+    return {"outputs": [[2 * x for x in row] for row in body["inputs"]]}
+
+
+@PROTOCOLS
+def test_requests_run_together_and_answer_in_order(kind):
+    rows = np.arange(200.0).reshape(100, 2)
+    with faulty(then=doubled) as server:
+        results = handler_of(server.url, kind("m")).predict(rows)
+        n = sum(body is not None for body in server.asked)
+    np.testing.assert_array_equal([result.inference for result in results], 2 * rows)
+    assert n == (100 if kind is TorchServe else 4)
+
+
+@PROTOCOLS
+def test_a_server_in_trouble_is_asked_until_it_answers(kind):
+    script = [Say(500, ""), Drop(), Half(), Say(503, "<html>"), Say(200, "[garbage")]
+    with faulty(*script, then=doubled) as server:
+        [result] = handler_of(server.url, kind("m")).predict(np.ones((1, 2)))
+        assert result.inference.tolist() == [2, 2]
+        assert not server.script
+
+
+@PROTOCOLS
+def test_a_server_that_is_down_is_told_with_its_address(kind):
+    with faulty() as server:
+        url = server.url
+    with pytest.raises(EndpointUnreachableError, match=f"No server answers at {url}/.*Start it"):
+        handler_of(url, kind("m"), num_retries=1).predict(np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer", "kind", "message"),
+    [
+        (
+            TFServing("m"),
+            {"predictions": [1, 2]},
+            ResultMismatchError,
+            "2 results for a batch of 3",
+        ),
+        (TFServing("m"), {"outputs": [1, 2, 3]}, UnusableAnswerError, "no 'predictions'"),
+        (
+            TFServingColumns("m"),
+            {"outputs": {"p": [1]}},
+            ResultMismatchError,
+            "1 result for a batch of 3",
+        ),
+        (KServeV2("m"), {"outputs": []}, UnusableAnswerError, "gave no outputs"),
+        (KServeV2("m"), {"predictions": []}, UnusableAnswerError, "no 'outputs'"),
+        (
+            KServeV2("m"),
+            {"outputs": [{"name": "p", "shape": [3], "datatype": "FP32", "data": [1, 2]}]},
+            UnusableAnswerError,
+            "'p' is no tensor of shape",
+        ),
+        (
+            KServeV2("m"),
+            {"outputs": [{"name": "p", "shape": [2], "datatype": "FP32", "data": [1, 2]}]},
+            ResultMismatchError,
+            "2 results for a batch of 3",
+        ),
+    ],
+)
+def test_an_answer_of_no_use_is_told_at_once(protocol, answer, kind, message):
+    with faulty(then=lambda body: answer) as server:
+        with pytest.raises(kind, match=f"{server.url}/.* did not answer as expected.*{message}"):
+            handler_of(server.url, protocol).predict(np.ones((3, 2)))
+        assert len([body for body in server.asked if body is not None]) == 1
+
+
+def test_inputs_are_asked_for_once_and_do_without(triton):
+    gets = []
+
+    def answer(path, headers, body):
+        if body is None:
+            with lock:
+                gets.append(path)
+        return triton_answer(path, headers, body)
+
+    lock = threading.Lock()
+    triton_answer, _, rows = onnx_server()
+    with serving(answer) as url:
+        handler_of(url, KServeV2("digits"), max_request_size=4).predict(rows[:200])
+    assert gets == ["/v2/models/digits"]
+
+    with faulty(then=lambda body: doubled(body) if body else {"inputs": "what?"}) as server:
+        results = handler_of(server.url, KServeV2("m")).predict([{"x": np.ones(2)}])
+        assert results[0].inference.tolist() == [2, 2]
+
+
+# --- the handler
+
+
+def test_the_key_goes_with_each_request(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "sk-secret-1")
+    with faulty(then=doubled) as server:
+        handler_of(server.url, KServeV2("m"), api_key_env="SOME_KEY").predict(np.ones((1, 2)))
+        sent = {headers["Authorization"] for headers in server.headers_seen}
+    assert sent == {"Bearer sk-secret-1"}
+
+
+def test_arguments_are_fields_of_the_request():
+    with faulty(then=doubled) as server:
+        handler_of(server.url, TFServing("m")).predict(np.ones((1, 2)), {"signature_name": "s"})
+        assert server.asked == [{"signature_name": "s", "instances": [[1, 1]]}]
+    with pytest.raises(OptionError, match="leave inference_args out"):
+        handler_of("http://localhost:1", TorchServe("m")).predict([5], {"top": 1})
+
+
+def test_another_version_may_take_over_while_the_pipeline_runs():
+    with faulty(then=doubled) as server:
+        handler = handler_of(server.url, TFServing("m", "1"))
+        handler.update_model_path("m/2")
+        [result] = handler.predict(np.ones((1, 2)))
+    assert result.model_id == "m/2"
+
+
+def test_keys_and_no_batching_go_around_it(digits, labels):
+    images, _ = samples.held_out_digits()
+    handler = handler_of(digits, KServeV2("digits"))
+    keyed = run(list(enumerate(images[:20])), RunInference(KeyedModelHandler(handler)))
+    assert {key: int(result.inference) for key, result in keyed} == dict(enumerate(labels[:20]))
+    whole = handler.with_no_batching().predict([images[:50], images[50:60]])
+    assert [int(result.inference) for result in whole] == labels[:60].tolist()

@@ -1,0 +1,384 @@
+"""Chats, completions and embeddings of any OpenAI-compatible server: results, tokens, errors, no key anywhere."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.metrics import MetricsFilter
+from apache_beam.ml.inference import base as beam_base
+
+from faulty import Drop, Half, Say, faulty
+from runinference import KeyedModelHandler, RunInference, sample_servers
+from runinference.errors import (
+    ElementError,
+    EndpointError,
+    EndpointRefusedError,
+    EndpointUnreachableError,
+    OptionError,
+    ResultMismatchError,
+    UnusableAnswerError,
+)
+from runinference.openai_inference import (
+    OpenAIChatModelHandler,
+    OpenAICompletionsModelHandler,
+    OpenAIEmbeddingsModelHandler,
+)
+from runinference.remote import Backoff
+from tiny import RUNNER, run
+
+KEY = "sk-very-secret-0123456789"
+AT_ONCE = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
+KINDS = pytest.mark.parametrize(
+    "kind", [OpenAIChatModelHandler, OpenAICompletionsModelHandler, OpenAIEmbeddingsModelHandler]
+)
+
+
+def chat(url, **options):
+    return OpenAIChatModelHandler(
+        url, **{"model": "shout", "api_key_env": None, **AT_ONCE, **options}
+    )
+
+
+def choice(text, index=0):
+    return {"index": index, "finish_reason": "stop", "message": {"content": text}}
+
+
+def shouted(body):
+    """The answer of a chat server that refuses what is bad, and fails at what is worse."""
+    text = body["messages"][-1]["content"]
+    if text == "bad":
+        return Say(400, {"error": {"message": "the text is bad"}})
+    if text == "worse":
+        return Say(500, {"error": "out of order"})
+    return {"choices": [choice(text.upper())], "usage": {"prompt_tokens": 2, "total_tokens": 3}}
+
+
+def measured(body):
+    """The answer of a server of embeddings, which refuses requests with a text that is bad."""
+    if "bad" in body["input"]:
+        return Say(400, {"error": {"message": "one of the texts is bad"}})
+    data = [{"index": i, "embedding": [len(text), 1]} for i, text in enumerate(body["input"])]
+    return {"data": data[::-1], "usage": {"prompt_tokens": len(data), "total_tokens": len(data)}}
+
+
+# --- what is asked, and what comes back
+
+
+def test_a_text_and_a_list_of_messages_are_conversations():
+    with sample_servers.llm() as url:
+        messages = [{"role": "system", "content": "Shout."}, {"role": "user", "content": "hi"}]
+        first, second = chat(url).predict(["hello", messages])
+    assert (first.example, first.inference.text, first.model_id) == ("hello", "HELLO", "shout")
+    assert second.inference.text == "HI"
+    assert first.inference.usage == {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+
+
+def test_each_conversation_is_a_request_and_many_run_together():
+    barrier = threading.Barrier(16)
+
+    def answer(body):
+        barrier.wait(30)
+        return shouted(body)
+
+    with faulty(then=answer) as server:
+        results = chat(server.url).predict([f"text {n}" for n in range(32)])
+    assert [result.inference.text for result in results] == [f"TEXT {n}" for n in range(32)]
+
+
+def test_parameters_are_fields_of_the_request_and_arguments_come_before_them():
+    with faulty(then=shouted) as server:
+        handler = chat(server.url, parameters={"temperature": 0, "max_tokens": 5})
+        handler.predict(["a"], {"temperature": 0.5, "stop": ["."]})
+        assert server.asked == [
+            {
+                "model": "shout",
+                "temperature": 0.5,
+                "max_tokens": 5,
+                "stop": ["."],
+                "messages": [{"role": "user", "content": "a"}],
+            }
+        ]
+
+
+def test_completions_are_one_text_a_request_or_as_many_as_the_server_takes():
+    def answer(body):
+        prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+        return {"choices": [{"index": i, "text": text.upper()} for i, text in enumerate(prompts)]}
+
+    for size, asked in ((None, ["a", "b", "c"]), (2, [["a", "b"], "c"])):
+        with faulty(then=answer) as server:
+            handler = OpenAICompletionsModelHandler(server.url, "m", None, max_request_size=size)
+            results = handler.predict(["a", "b", "c"])
+            assert [result.inference.text for result in results] == ["A", "B", "C"]
+            assert sorted((body["prompt"] for body in server.asked), key=str) == sorted(
+                asked, key=str
+            )
+
+
+def test_embeddings_are_many_texts_a_request_and_each_text_has_its_own():
+    with faulty(then=measured) as server:
+        handler = OpenAIEmbeddingsModelHandler(server.url, "m", None)
+        results = handler.predict(["x" * n for n in range(100)])
+        assert sorted(len(body["input"]) for body in server.asked) == [4, 32, 32, 32]
+    assert [float(result.inference[0]) for result in results] == list(range(100))
+    assert results[0].inference.dtype == np.float32
+    assert results[0].model_id == "m"
+
+
+def test_a_model_may_be_replaced_while_the_pipeline_runs():
+    handler = chat("http://localhost:1")
+    handler.update_model_path("whisper")
+    assert handler._model == "whisper"
+
+
+# --- tokens
+
+
+def tokens(handler, elements, transform=lambda step: step):
+    pipeline = beam.Pipeline(runner=RUNNER)
+    _ = pipeline | beam.Create(elements) | transform(RunInference(handler))
+    result = pipeline.run()
+    result.wait_until_finish()
+    found = result.metrics().query(MetricsFilter().with_namespace("BeamML_OpenAI"))["counters"]
+    counted = {each.key.metric.name: each.committed for each in found}
+    return {name: n for name, n in counted.items() if name.endswith("tokens")}
+
+
+def test_the_tokens_that_the_server_counts_are_metrics():
+    with sample_servers.llm() as url:
+        assert tokens(chat(url), ["one two three", "four"]) == {
+            "prompt_tokens": 4,
+            "completion_tokens": 4,
+            "total_tokens": 8,
+        }
+        handler = OpenAIEmbeddingsModelHandler(url, "words", None)
+        assert tokens(handler, ["a b", "c"]) == {"prompt_tokens": 3, "total_tokens": 3}
+
+
+def test_tokens_are_counted_under_a_timeout_and_for_answers_that_are_of_no_use():
+    def silent(body):
+        return {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": None}}
+
+    with faulty(then=silent) as server:
+        counted = tokens(
+            chat(server.url), ["a", "b"], lambda step: step.with_exception_handling(timeout=60)
+        )
+    assert counted == {"prompt_tokens": 10}
+
+
+# --- what goes wrong
+
+
+def letters(handler, elements, **handling):
+    """The results, and the dead letters, of a pipeline."""
+
+    def of(step):
+        class Both(beam.PTransform):
+            def expand(self, pcoll):
+                good, aside = pcoll | step.with_exception_handling(**handling)
+                good = good | "good" >> beam.Map(lambda result: (True, result))
+                bad = aside.failed_inferences | "bad" >> beam.Map(lambda letter: (False, letter))
+                return (good, bad) | beam.Flatten()
+
+        return Both()
+
+    both = run(elements, of(RunInference(handler)))
+    return [x for good, x in both if good], [x for good, x in both if not good]
+
+
+def test_a_request_that_is_refused_is_set_aside_alone_with_what_the_server_said():
+    with faulty(then=shouted) as server:
+        good, bad = letters(chat(server.url), ["a", "bad", "b", "worse", "c"])
+    assert sorted(result.inference.text for result in good) == ["A", "B", "C"]
+    told = {element: (kind, message) for element, (kind, message, _) in bad}
+    assert told.keys() == {"bad", "worse"}
+    assert told["bad"][0] is EndpointError
+    assert "answered 400: the text is bad" in told["bad"][1]
+    assert "answered 500: out of order" in told["worse"][1]
+
+
+def test_of_a_request_of_many_texts_the_bad_one_alone_is_set_aside():
+    with faulty(then=measured) as server:
+        handler = OpenAIEmbeddingsModelHandler(server.url, "m", None, **AT_ONCE)
+        good, bad = letters(handler, [*(f"text {n}" for n in range(40)), "bad"])
+    assert sorted(result.example for result in good) == sorted(f"text {n}" for n in range(40))
+    [(element, (_, message, _))] = bad
+    assert element == "bad"
+    assert "one of the texts is bad" in message
+
+
+def test_an_element_that_is_no_text_is_set_aside_without_being_sent():
+    with faulty(then=shouted) as server:
+        good, bad = letters(chat(server.url), ["a", 5])
+        assert len(server.asked) == 1
+    [(element, (kind, _, _))] = bad
+    assert (element, kind, len(good)) == (5, ElementError, 1)
+
+
+def test_where_the_server_is_down_all_elements_are_set_aside_after_the_tries_of_a_few():
+    with faulty() as server:
+        url = server.url
+    handler = chat(url, num_retries=1, max_concurrent_requests=2)
+    good, bad = letters(handler, list("abcdefghij"))
+    assert not good
+    assert sorted(element for element, _ in bad) == list("abcdefghij")
+    assert {kind for _, (kind, _, _) in bad} == {EndpointUnreachableError}
+    assert f"No server answers at {url}/chat/completions" in bad[0][1][1]
+
+
+def test_results_that_came_before_the_key_was_refused_are_kept():
+    refused = Say(401, {"error": "no longer"})
+    with faulty(
+        then=lambda body: refused if body["messages"][0]["content"] == "b" else shouted(body)
+    ) as server:
+        good, bad = letters(chat(server.url, max_concurrent_requests=1), ["a", "b", "c"])
+    assert {result.example for result in good} == {"a", "c"}
+    [(element, (kind, _, _))] = bad
+    assert (element, kind) == ("b", EndpointRefusedError)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [Say(500, "")] * 3,
+        [Say(429, "", {"Retry-After": "0"}), Say(503, ""), Drop()],
+        [Half(), Say(200, "<garbage"), Say(200, "")],
+    ],
+    ids=["500", "busy", "garbage"],
+)
+def test_a_server_in_trouble_is_asked_until_it_answers(script):
+    with faulty(*script, then=shouted) as server:
+        [result] = chat(server.url).predict(["a"])
+        assert result.inference.text == "A"
+        assert len(server.asked) == 4
+
+
+def test_a_server_that_asks_to_wait_is_asked_after_that():
+    with faulty(Say(429, "", {"Retry-After": "3"}), then=shouted) as server:
+        handler = chat(server.url, backoff=Backoff(jitter=0))
+        slept = []
+        handler._sleep = slept.append
+        handler.predict(["a"])
+    assert slept == [3]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        ({"choices": []}, ResultMismatchError, "gave 0 choices where 1 were asked for"),
+        ({"choices": [choice("a"), choice("b", 1)]}, ResultMismatchError, "gave 2 choices"),
+        ({"choices": [choice(None)]}, UnusableAnswerError, "The model said nothing"),
+        ({"error": "full"}, UnusableAnswerError, "error 'full'"),
+        ([], UnusableAnswerError, "no list 'choices'"),
+    ],
+)
+def test_an_answer_of_no_use_is_told_at_once_with_the_address(answer, kind, message):
+    with faulty(then=lambda body: answer) as server:
+        with pytest.raises(kind, match=f"{server.url}/chat/completions did not answer.*{message}"):
+            chat(server.url).predict(["a"])
+        assert len(server.asked) == 1
+
+
+def test_a_model_that_the_server_does_not_have_is_told():
+    with (
+        sample_servers.llm() as url,
+        pytest.raises(EndpointRefusedError, match="'gpt' does not exist"),
+    ):
+        chat(url, model="gpt").predict(["a"])
+
+
+@KINDS
+def test_what_is_not_the_users_to_set_is_told_at_once(kind):
+    own = kind._input
+    with pytest.raises(OptionError, match="parameters has 'stream'"):
+        kind("http://localhost", "m", None, parameters={"stream": True})
+    handler = kind("http://localhost", "m", None)
+    for name in ("model", own):
+        with pytest.raises(OptionError, match=f"inference_args has '{name}'"):
+            handler.validate_inference_args({name: "x"})
+    with pytest.raises(OptionError, match="cannot be written as JSON"):
+        handler.validate_inference_args({"stop": {1}})
+    with pytest.raises(OptionError, match=r"Leave that out: base_url='http://localhost/v1'"):
+        kind(f"http://localhost/v1{kind._path}", "m", None)
+
+
+def test_a_chat_has_one_conversation_a_request():
+    with pytest.raises(OptionError, match="holds one conversation"):
+        chat("http://localhost", max_request_size=8)
+    with pytest.raises(OptionError, match="max_request_size must be at least 1"):
+        OpenAIEmbeddingsModelHandler("http://localhost", "m", None, max_request_size=0)
+
+
+# --- the key
+
+
+@pytest.fixture
+def keyed(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with sample_servers.llm(key=KEY) as url:
+        yield url
+
+
+@KINDS
+def test_the_key_comes_from_the_environment_of_the_worker(keyed, kind, monkeypatch):
+    model = "words" if kind is OpenAIEmbeddingsModelHandler else "shout"
+    handler = pickle.loads(pickle.dumps(kind(keyed, model)))
+    assert len(handler.predict(["a"])) == 1
+    monkeypatch.setenv("OTHER_KEY", "wrong")
+    other = kind(keyed, model, "OTHER_KEY")
+    with pytest.raises(
+        EndpointRefusedError, match="Check the key in the environment variable OTHER_KEY"
+    ):
+        other.predict(["a"])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(OptionError, match=r"OPENAI_API_KEY \(api_key_env\) is not set here"):
+        kind(keyed, model).predict(["a"])
+
+
+def test_no_dead_letter_log_annotation_or_pickle_tells_the_key(monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    lines = [Say(400, f"Bearer {KEY}"), Say(401, KEY), Say(500, KEY), Say(200, KEY), Drop(), Half()]
+    with faulty(then=lambda body: lines[int(body["messages"][0]["content"])]) as server:
+        handler = chat(server.url, api_key_env="OPENAI_API_KEY", num_retries=1)
+        with caplog.at_level(logging.DEBUG):
+            _, bad = letters(handler, [str(n) for n in range(len(lines))])
+        assert {headers["Authorization"] for headers in server.headers_seen} == {f"Bearer {KEY}"}
+    assert len(bad) == len(lines)
+    step = RunInference(handler)
+    pipeline = beam.Pipeline()
+    _ = pipeline | beam.Create(["a"]) | step
+    everything = [repr(bad), *caplog.messages, repr(step.annotations()), repr(vars(handler))]
+    everything += [str(pipeline.to_runner_api()), repr(step.display_data()), repr(handler)]
+    for text in everything:
+        assert KEY not in text
+    assert KEY.encode() not in pickle.dumps(handler)
+    assert KEY.encode() not in pipeline.to_runner_api().SerializeToString()
+
+
+# --- among the other handlers
+
+
+def test_keys_and_functions_go_around_it():
+    with sample_servers.llm() as url:
+        handler = (
+            KeyedModelHandler(chat(url))
+            .with_preprocess_fn(lambda pair: (pair[0], f"say {pair[1]}"))
+            .with_postprocess_fn(lambda pair: (pair[0], pair[1].inference.text))
+        )
+        assert sorted(run([(1, "a"), (2, "b")], RunInference(handler))) == [
+            (1, "SAY A"),
+            (2, "SAY B"),
+        ]
+
+
+def test_it_runs_in_beams_transform_and_in_a_process_of_its_own():
+    with sample_servers.llm() as url:
+        [result] = run(["a"], beam_base.RunInference(chat(url)))
+        assert result.inference.text == "A"
+        good, _ = letters(chat(url), ["a"], use_subprocess=True)
+        assert good[0].inference.text == "A"

@@ -1,0 +1,65 @@
+"""The servers of the pages speak their protocols: OpenAI's own client understands the one, httpx the other."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import openai
+import pytest
+
+from runinference import sample_servers
+
+
+def test_openais_own_client_understands_the_stand_in():
+    with sample_servers.llm(key="k") as url:
+        client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
+        chat = client.chat.completions.create(
+            model="shout", messages=[{"role": "user", "content": "is it you"}]
+        )
+        assert chat.choices[0].message.content == "IS IT YOU"
+        assert chat.usage.total_tokens == 6
+        completion = client.completions.create(model="shout", prompt=["a", "b"])
+        assert [choice.text for choice in completion.choices] == ["A", "B"]
+        vectors = client.embeddings.create(
+            model="words", input=["a b", "c"], encoding_format="float"
+        )
+        assert [len(each.embedding) for each in vectors.data] == [64, 64]
+        with pytest.raises(openai.NotFoundError, match="'gpt' does not exist"):
+            client.embeddings.create(model="gpt", input="a")
+        with pytest.raises(
+            openai.BadRequestError, match="holds 100 words, and the request has 103"
+        ):
+            client.completions.create(model="shout", prompt="word " * 103)
+        with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):
+            client.with_options(api_key="other").embeddings.create(model="words", input="a")
+
+
+def test_the_stand_in_has_the_troubles_it_is_told_to_have_and_then_none():
+    with sample_servers.llm(troubles=[429, 503], retry_after=2) as url:
+        body = {"model": "words", "input": "a"}
+        answers = [httpx.post(f"{url}/embeddings", json=body) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [429, 503, 200]
+    assert answers[0].headers["Retry-After"] == "2"
+
+
+def test_what_is_no_request_is_refused_and_nothing_breaks():
+    with sample_servers.llm() as url, sample_servers.digits() as digits:
+        assert httpx.post(f"{url}/embeddings", content=b"{").status_code == 400
+        assert httpx.post(f"{url}/embeddings", json=[]).status_code == 400
+        assert httpx.post(f"{url}/chat/completions", json={"model": "shout"}).status_code == 400
+        assert httpx.get(f"{url}/models").status_code == 404
+        assert httpx.post(f"{digits}/predictions/digits", json="x").status_code == 400
+        assert (
+            httpx.post(f"{digits}/v2/models/digits/infer", json={"inputs": []}).status_code == 400
+        )
+        assert httpx.get(f"{digits}/v2/models/digits").status_code == 200
+
+
+def test_a_server_ends_with_its_block():
+    before = threading.active_count()
+    with sample_servers.llm() as url:
+        pass
+    with pytest.raises(httpx.ConnectError):
+        httpx.post(f"{url}/embeddings", json={})
+    assert threading.active_count() <= before
