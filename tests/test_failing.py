@@ -196,6 +196,23 @@ def test_parts_of_a_batch_that_succeeded_are_not_sent_again(bad, error):
     assert len(call.calls) <= 5 + 3 * len(bad)
 
 
+def test_where_all_that_was_sent_found_the_model_unavailable_nothing_more_is_sent():
+    call = InParts(bad={0, 1}, error=ModelUnavailableError)
+    errors, _ = aside()
+    outcomes = errors.attempt(call, list(range(10)))
+    assert [type(outcome) for outcome in outcomes] == [Failure] * 10
+    assert len(call.calls) == 1
+
+
+def test_what_succeeded_before_the_model_was_unavailable_is_kept():
+    call = InParts(bad={4}, error=ModelUnavailableError)
+    errors, _ = aside()
+    outcomes = errors.attempt(call, list(range(10)))
+    assert outcomes[:4] == [0, 2, 4, 6]
+    assert outcomes[6:] == [12, 14, 16, 18]
+    assert [type(outcome) for outcome in outcomes[4:6]] == [Failure] * 2
+
+
 def test_parts_keep_their_keys():
     handler = KeyedModelHandler(Saying(InParts({3}), min_batch_size=10))
 
