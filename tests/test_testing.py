@@ -1,0 +1,282 @@
+"""The conformance kit: each fault is found by its own check, and a good handler passes them all."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+import pytest
+
+from runinference import KeyedModelHandler, ModelHandler, PredictionResult
+from runinference.testing import HandlerFaultsError, check_handler
+
+NUMBERS = [1.0, 5.0, 3.0, 2.0]
+
+
+class Good(ModelHandler):
+    """Multiplies numbers by the one in its path."""
+
+    def __init__(self, path="2", **options):
+        super().__init__(**options)
+        self.path = path
+
+    def load_model(self):
+        return float(self.path)
+
+    def update_model_path(self, model_path=None):
+        self.path = model_path or self.path
+
+    def run_inference(self, batch, model, inference_args=None):
+        plus = (inference_args or {}).get("plus", 0)
+        return [PredictionResult(x, x * model + plus, self.path) for x in batch]
+
+
+def test_a_good_handler_passes_every_check():
+    report = check_handler(
+        Good(), NUMBERS, inference_args={"plus": 1}, bad_example="x", updated_path="3"
+    )
+    assert len(report.passed) == 12
+    assert report.skipped == {}
+
+
+def test_checks_that_lack_something_are_told():
+    report = check_handler(Good(), [1.0, 1.0, 1.0])
+    assert report.skipped == {
+        "order": "needs examples with different results",
+        "errors": "needs bad_example",
+        "updates": "needs updated_path",
+    }
+
+
+def test_a_handler_written_for_beam_can_be_checked():
+    class Beams:
+        def load_model(self):
+            return float
+
+        def run_inference(self, batch, model, inference_args=None):
+            return map(model, batch)
+
+        def get_num_bytes(self, batch):
+            return 8 * len(batch)
+
+        def get_metrics_namespace(self):
+            return "Beams"
+
+    assert "splitting" in check_handler(Beams(), NUMBERS).passed
+
+
+def test_a_keyed_handler_can_be_checked():
+    pairs = list(zip("abcd", NUMBERS, strict=True))
+    report = check_handler(
+        KeyedModelHandler(Good()), pairs, bad_example=("e", "x"), updated_path="3"
+    )
+    assert report.skipped == {}
+
+
+class LoadsNothing(Good):
+    check, cure = "loading", "Return the model"
+
+    def load_model(self):
+        pass
+
+
+class FailsToLoad(Good):
+    check, cure = "loading", "predict"
+
+    def load_model(self):
+        raise FileNotFoundError(self.path)
+
+
+class DropsResults(Good):
+    check, cure = "splitting", "one result for each element"
+
+    def run_inference(self, batch, model, inference_args=None):
+        return super().run_inference(batch, model, inference_args)[:3]
+
+
+class SeesTheBatch(Good):
+    check, cure = "batching", "no mean over the batch"
+
+    def run_inference(self, batch, model, inference_args=None):
+        return np.array(batch) - np.mean(batch)
+
+
+class Sorts(Good):
+    check, cure = "order", "in the order of the batch"
+
+    def run_inference(self, batch, model, inference_args=None):
+        return super().run_inference(sorted(batch), model, inference_args)
+
+
+class GivesViews(Good):
+    check, cure = "memory", "row.copy"
+
+    def run_inference(self, batch, model, inference_args=None):
+        rows = np.outer(batch, np.ones(3))
+        return [PredictionResult(x, row, self.path) for x, row in zip(batch, rows, strict=True)]
+
+
+class GivesTensorViews(GivesViews):
+    def run_inference(self, batch, model, inference_args=None):
+        torch = pytest.importorskip("torch")
+        rows = torch.outer(torch.tensor(batch), torch.ones(3))
+        return [PredictionResult(x, row, self.path) for x, row in zip(batch, rows, strict=True)]
+
+
+class ChangesExamples(Good):
+    check, cure = "examples", "Change a copy"
+    examples = [np.array([x]) for x in NUMBERS]
+
+    def run_inference(self, batch, model, inference_args=None):
+        results = [x * 2 for x in batch]
+        batch[0] += 1e-4  # so little that results are the same
+        batch[0] -= 2e-4
+        batch[0][0] = round(float(batch[0][0])) + 0.01
+        return [np.round(row) for row in results]
+
+
+class ChangesArguments(Good):
+    check, cure = "arguments", "inference_args"
+
+    def run_inference(self, batch, model, inference_args=None):
+        inference_args = inference_args if inference_args is not None else {}
+        inference_args["seen"] = True
+        return super().run_inference(batch, model, {})
+
+
+class MeasuresInText(Good):
+    check, cure = "metrics", "number of bytes"
+
+    def get_num_bytes(self, batch):
+        return "8"
+
+
+class SwallowsErrors(Good):
+    check, cure = "errors", "Raise an error"
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [x * model if isinstance(x, float) else None for x in batch]
+
+
+class RemembersFailures(Good):
+    check, cure = "errors", "keep nothing of a batch that failed"
+
+    def load_model(self):
+        return []
+
+    def run_inference(self, batch, model, inference_args=None):
+        if "x" in batch:
+            model.append("x")
+            raise ValueError("x")
+        return [0.0 if model else 2 * x for x in batch]
+
+
+class ChangesItself(Good):
+    check, cure = "handler", "load_model() returns"
+
+    def load_model(self):
+        self.model = super().load_model()
+        return self.model
+
+
+class ChangesAList(Good):
+    check, cure = "handler", "Threads share handlers"
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def run_inference(self, batch, model, inference_args=None):
+        self.calls.append(len(batch))
+        return super().run_inference(batch, model, inference_args)
+
+
+class HoldsAConnection(Good):
+    check, cure = "pickling", "load_model"
+
+    def __init__(self):
+        super().__init__()
+        self.connection = sqlite3.connect(":memory:")
+
+
+class ForgetsItsPath(Good):
+    check, cure = "pickling", "__getstate__"
+
+    def __getstate__(self):
+        return {**vars(self), "path": "7"}
+
+
+class IgnoresUpdates(Good):
+    check, cure = "updates", "Store the path"
+
+    def update_model_path(self, model_path=None):
+        pass
+
+
+class NamesTheOldModel(Good):
+    check, cure = "updates", "model_id"
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [PredictionResult(x, x * model, "2") for x in batch]
+
+
+FAULTY = [
+    LoadsNothing,
+    FailsToLoad,
+    DropsResults,
+    SeesTheBatch,
+    Sorts,
+    GivesViews,
+    GivesTensorViews,
+    ChangesExamples,
+    ChangesArguments,
+    MeasuresInText,
+    SwallowsErrors,
+    RemembersFailures,
+    ChangesItself,
+    ChangesAList,
+    HoldsAConnection,
+    ForgetsItsPath,
+    IgnoresUpdates,
+    NamesTheOldModel,
+]
+#: What only one check needs: without it the others are not disturbed.
+NEEDS = {"errors": {"bad_example": "x"}, "updates": {"updated_path": "3"}}
+
+
+@pytest.mark.parametrize("faulty", FAULTY, ids=lambda faulty: faulty.__name__)
+def test_each_fault_is_found_by_its_own_check_alone_and_cured(faulty):
+    examples = getattr(faulty, "examples", NUMBERS)
+    with pytest.raises(HandlerFaultsError) as raised:
+        check_handler(faulty(), examples, **NEEDS.get(faulty.check, {}))
+    [fault] = raised.value.faults
+    assert fault.check == faulty.check
+    assert faulty.cure in fault.cure
+    assert str(raised.value).startswith(f"{faulty.__name__} fails 1 of ")
+    assert f"{fault.check}: {fault.wrong}\n    Cure: {fault.cure}" in str(raised.value)
+
+
+def test_what_cannot_be_pickled_is_named():
+    with pytest.raises(HandlerFaultsError, match="cannot be sent to workers .*: connection"):
+        check_handler(HoldsAConnection(), NUMBERS)
+
+
+def test_all_faults_are_in_one_report():
+    class Several(ChangesItself, ChangesArguments):
+        pass
+
+    with pytest.raises(HandlerFaultsError) as raised:
+        check_handler(Several(), NUMBERS)
+    assert [fault.check for fault in raised.value.faults] == ["arguments", "handler"]
+    assert isinstance(raised.value, AssertionError)
+
+
+def test_own_measures_of_sameness_are_asked():
+    with pytest.raises(HandlerFaultsError, match="batching"):
+        check_handler(SeesTheBatch(), NUMBERS)
+    check_handler(SeesTheBatch(), NUMBERS, same=lambda a, b: np.shape(a) == np.shape(b))
+
+
+def test_too_few_examples_are_refused():
+    with pytest.raises(ValueError, match="three examples or more, with different results, not 1"):
+        check_handler(Good(), [1.0])
