@@ -223,3 +223,21 @@ def test_parts_keep_their_keys():
     assert [o for o in outcomes if not isinstance(o, Failure)] == [
         (f"k{n}", 2 * n) for n in range(6) if n != 3
     ]
+
+
+def test_an_error_that_may_pass_is_tried_again_also_in_a_part_of_a_batch_that_failed_for_another_reason():
+    """It hides behind the bad element: the batch is divided before it is met."""
+    met = []
+
+    def call(batch):
+        for n in batch:
+            if n == 0:
+                raise ValueError("bad")
+            if n == 3 and len(met) < 2:
+                met.append(n)
+                raise ConnectionError("nobody there")
+        return batch
+
+    outcomes = SetErrorsAside(Exception, sleep=lambda secs: None).attempt(call, [0, 1, 2, 3])
+    assert outcomes[1:] == [1, 2, 3]
+    assert isinstance(outcomes[0].error, ValueError)

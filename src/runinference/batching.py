@@ -137,9 +137,8 @@ class BatchPolicy:
 
     def _sized_by_weight(self) -> BatchPolicy:
         """As in Beam, sizes are in the units of ``weigh`` where no weight is given; it alone decides."""
-        return replace(
-            self, min_size=MOST_ELEMENTS, max_size=MOST_ELEMENTS, max_weight=self.max_size
-        )
+        least = MOST_ELEMENTS if self.max_padded is None else 1  # the padded size decides, too
+        return replace(self, min_size=least, max_size=MOST_ELEMENTS, max_weight=self.max_size)
 
     def length(self, element: Any) -> int:
         """The length of an element; 0 where lengths do not matter."""

@@ -94,10 +94,12 @@ class SetErrorsAside:
             return [Failure(error.__cause__ or error)] * len(batch)
         if len(batch) == 1 or not patience.spend(error):
             return [Failure(error)] * len(batch)
+        # What was tried again whole already is not so once more; what passes may still hide in a half of another.
+        once = self._whole if is_transient(error) else self._retried
         middle = (len(batch) + 1) // 2
         return [
-            *self._whole(call, batch[:middle], patience),
-            *self._whole(call, batch[middle:], patience),
+            *once(call, batch[:middle], patience),
+            *once(call, batch[middle:], patience),
         ]
 
     def _by_part(self, call: Call, batch: Any, parts: list[Part], patience: _Patience) -> list[Any]:

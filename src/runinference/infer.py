@@ -143,8 +143,10 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         """A result or a Failure for each element of a batch."""
         calls = _Counting(partial(self._call, edition))
         outcomes = self._step.errors.attempt(calls, batch)
-        if calls.n > 1:
-            for metrics in self._metrics_of(edition):
+        n_failed = sum(type(outcome) is Failure for outcome in outcomes)
+        for metrics in self._metrics_of(edition):
+            metrics.inferred(len(outcomes) - n_failed)
+            if calls.n > 1:
                 metrics.count("batch_splits", calls.n - 1)
         return outcomes
 
@@ -267,7 +269,11 @@ class InferPrebatched(Infer):
         """The results of a batch that cannot be sliced: all of them, or one Failure."""
         errors = self._step.errors
         [outcome] = errors.attempt(lambda one: [self._call_once(edition, one[0])], [batch])
-        return [outcome] if type(outcome) is Failure else list(outcome)
+        if type(outcome) is Failure:
+            return [outcome]
+        for metrics in self._metrics_of(edition):
+            metrics.inferred(len(outcome))
+        return list(outcome)
 
 
 class InferPrebatchedEachWindow(InferPrebatched):

@@ -58,9 +58,11 @@ class InferenceMetrics:
 
     def batch_done(self, n_elements: int, n_bytes: int, nanoseconds: int) -> None:
         self._latency.update(nanoseconds // 1000)
-        self._inferences.inc(n_elements)
         self._batch_size.update(n_elements)
         self._batch_bytes.update(n_bytes)
+
+    def inferred(self, n_elements: int) -> None:
+        self._inferences.inc(n_elements)
 
     def queued(self, nanoseconds: int) -> None:
         self._queue_time.update(nanoseconds // 1000)
