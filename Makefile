@@ -18,7 +18,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test format-check lint types unit docs-test site-test docs-update docs-format site browser \
+.PHONY: help demo test format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
 	serve bench format lock clean
 .DEFAULT_GOAL := help
 
@@ -51,6 +51,10 @@ unit: $(FULL) ## the unit tests alone
 	@$(PYTEST) --numprocesses $(WORKERS) --quiet --ignore tests/docs
 
 CHOSEN = $(if $(FRESH),--fresh,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
+
+fuzz: $(FULL) ## 10,000 random pipelines against a plain loop
+	$(call say,random pipelines)
+	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --numprocesses $(WORKERS) --quiet tests/test_random_pipelines.py
 
 docs-test: $(FULL) ## run the blocks of the pages (PAGE=docs/why.md; CHANGED=1: against main; FRESH=1)
 	$(call say,doc tests)

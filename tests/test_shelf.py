@@ -159,12 +159,14 @@ def test_a_retired_model_that_is_asked_for_again_stays():
 def test_a_stuck_model_is_forgotten_and_a_fresh_one_loaded():
     library = Library()
     with library.lease("a") as stuck:
-        library.shelf.give_up("a")
+        library.shelf.give_up("a", stuck)
         with library.lease("a") as fresh:
             assert fresh is not stuck
+            library.shelf.give_up("a", stuck)  # by another thread that was stuck in it
         assert not stuck.closed
     assert stuck.closed
     assert not fresh.closed
+    assert library.shelf.names() == ["a"]
 
 
 def test_one_load_at_a_time_for_a_model_and_others_need_not_wait():
@@ -272,7 +274,7 @@ def test_threads_race_through_load_eviction_retirement_and_giving_up(seed):
                 if dice.random() < 0.1:
                     library.shelf.retire(dice.choice(names))
                 if dice.random() < 0.05:
-                    library.shelf.give_up(dice.choice(names))
+                    library.shelf.give_up(name, model)
                 assert not model.closed
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]

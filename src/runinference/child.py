@@ -22,6 +22,8 @@ from runinference.sharing import InThisProcess
 class InAChild:
     """A model in a process of its own, which may crash or hang without harm."""
 
+    abandoned = False
+
     def __init__(self, edition: Edition) -> None:
         self._child = Child(pickler.dumps(edition.handler))
         self.n_bytes = self._child.n_bytes
@@ -34,7 +36,11 @@ class InAChild:
         self._child.stop()
 
     def abandon(self) -> None:
+        self.abandoned = True
         self._child.kill()
+
+    def works_for(self, thread: int | None) -> bool:
+        return self._child.answers == thread
 
 
 class Child:
@@ -57,6 +63,7 @@ class Child:
         self._in = Connection(ours_in, writable=False)
         self._out = Connection(ours_out, readable=False)
         self._turn = threading.Lock()
+        self.answers: int | None = None  # the thread whose question it works on
         try:
             self.n_bytes = int(self.ask(handler))
         except BaseException:
@@ -71,6 +78,7 @@ class Child:
             Exception: What the model's call raised.
         """
         with self._turn:
+            self.answers = threading.get_ident()
             try:
                 self._out.send_bytes(question)
                 answer = self._in.recv_bytes()

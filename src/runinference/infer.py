@@ -241,7 +241,12 @@ class InferPrebatched(Infer):
     def _each_model(self, batch: Any, origin: WindowedValue) -> Iterator[Any]:
         """A batch for several models: to each its part."""
         parts: dict[str, tuple[Edition, list[Any]]] = {}
-        for example in batch:
+        try:
+            examples = list(batch)
+        except self._step.errors.caught as error:
+            yield self._aside(origin, Failure(error), self._base_metrics())
+            return
+        for example in examples:
             try:
                 edition = self._routes.of(example)
             except self._step.errors.caught as error:

@@ -50,9 +50,9 @@ class Lender:
             ModelUnavailableError: The model cannot be loaded.
             InferenceTimeoutError: Loading and calling it took longer than the timeout.
         """
-        run = partial(self._run, edition, batch, inference_args)
-        timeout = self._step.timeout
-        return run() if timeout is None else self._in_time(edition, run, timeout)
+        timeout, use = self._step.timeout, _Use(edition)
+        run = partial(self._run, edition, batch, inference_args, use)
+        return run() if timeout is None else self._in_time(use, run, timeout)
 
     def load_now(self, edition: Edition) -> None:
         """Loads a model before it is needed.
@@ -79,17 +79,22 @@ class Lender:
         return loads, +events
 
     def _run(
-        self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None
+        self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None, use: _Use
     ) -> tuple[list[Any], int]:
         clock = self._step.clock
-        with self._borrow(edition) as (serving, model):
-            start = clock.time_ns()
-            try:
-                results = model.run(serving.handler, batch, inference_args)
-            except ChildDiedError:
-                self._give_up(serving)
-                raise
-            return results, clock.time_ns() - start
+        while True:
+            with self._borrow(edition) as (serving, model):
+                use.serving, use.model = serving, model
+                start = clock.time_ns()
+                try:
+                    results = model.run(serving.handler, batch, inference_args)
+                except ChildDiedError:
+                    self._give_up(serving, model)
+                    if use.over or not model.abandoned:
+                        raise
+                else:
+                    return results, clock.time_ns() - start
+            # Another thread was stuck in it and gave it up: this batch has nothing to do with that.
 
     @contextmanager
     def _borrow(self, edition: Edition) -> Iterator[tuple[Edition, Model]]:
@@ -164,25 +169,38 @@ class Lender:
         return f"{self._step.tag}{name}"
 
     def _in_time(
-        self, edition: Edition, run: Callable[[], tuple[list[Any], int]], timeout: float
+        self, use: _Use, run: Callable[[], tuple[list[Any], int]], timeout: float
     ) -> tuple[list[Any], int]:
         call = _InThread(run)
-        if call.ended_within(timeout):
+        while not call.ended_within(timeout):
+            if use.model is None or use.model.works_for(call.ident):
+                break  # else it waits behind another call, whose time is counted by its own thread
+        else:
             return call.outcome()
         self._events["inference_timeouts"] += 1
-        if stuck := self._give_up(edition):
-            stuck.abandon()
+        use.over = True
+        self._give_up(use.serving, use.model)
+        if use.model is not None:
+            use.model.abandon()
         raise InferenceTimeoutError(
             f"Loading the model and calling it took more than {timeout} seconds. The model was given up, and "
             "a fresh one is loaded for the next batch. If it was slow, not stuck, give with_exception_handling "
             "a longer timeout."
         )
 
-    def _give_up(self, edition: Edition) -> Model | None:
+    def _give_up(self, edition: Edition, model: Model | None) -> None:
         name = self._name(edition.name)
         self._held_models.pop(name, None)
-        model: Model | None = self._models.shelf.give_up(name)
-        return model
+        self._models.shelf.give_up(name, model)
+
+
+class _Use:
+    """Which model a call uses, as far as it is known; ``over`` when nobody waits for the call any more."""
+
+    def __init__(self, edition: Edition) -> None:
+        self.serving = edition
+        self.model: Model | None = None
+        self.over = False
 
 
 class _InThread:
@@ -204,6 +222,10 @@ class _InThread:
             self._result = self._run()
         except BaseException as error:
             self._error = error
+
+    @property
+    def ident(self) -> int | None:
+        return self._thread.ident
 
     def ended_within(self, seconds: float) -> bool:
         self._thread.join(seconds)

@@ -34,6 +34,7 @@ class Model(Protocol):
     """A loaded model, wherever it lives."""
 
     n_bytes: int
+    abandoned: bool
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
         """One result for each element of a batch."""
@@ -44,12 +45,17 @@ class Model(Protocol):
     def abandon(self) -> None:
         """Frees what can be freed while a call hangs in it."""
 
+    def works_for(self, thread: int | None) -> bool:
+        """Whether it works on the call of a thread, which otherwise waits for its turn."""
+
 
 Place = Callable[[Edition], Model]
 
 
 class InThisProcess:
     """A model that all threads of this process share."""
+
+    abandoned = False
 
     def __init__(self, edition: Edition) -> None:
         edition.handler.set_environment_vars()
@@ -66,6 +72,9 @@ class InThisProcess:
     def abandon(self) -> None:
         """Its thread cannot be ended, and holds the model until it returns."""
 
+    def works_for(self, thread: int | None) -> bool:
+        return True
+
 
 class OnThisMachine:
     """One model, or so many copies, that all processes of this machine share.
@@ -73,6 +82,8 @@ class OnThisMachine:
     The process that asks first holds it; the others send it their batches, and wait for the results. Each
     call costs the pickling of both.
     """
+
+    abandoned = False  # who calls it then finds it again by itself
 
     def __init__(self, edition: Edition, tag: str) -> None:
         name = hashlib.sha256(f"{tag}/{edition.name}".encode()).hexdigest()[:32]
@@ -92,6 +103,9 @@ class OnThisMachine:
     def abandon(self) -> None:
         for copy in self._copies:
             copy.delete()
+
+    def works_for(self, thread: int | None) -> bool:
+        return True
 
 
 def as_its_handler_asks(edition: Edition, tag: str) -> Model:

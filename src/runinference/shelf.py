@@ -96,15 +96,19 @@ class Shelf:
                 slot.retired = True
         self._put_away(self._taken(lambda: self._first(lambda slot: slot.retired)))
 
-    def give_up(self, name: str) -> Any:
-        """Forgets a model that is stuck, and returns it: the next that asks gets a fresh one."""
+    def give_up(self, name: str, model: Any) -> None:
+        """Forgets a model that is stuck, or None for one that is stuck while it loads: who asks gets a fresh one.
+
+        One that has taken its place by now stays.
+        """
         with self._changed:
-            slot = self._slots.pop(name, None)
-            idle = slot if slot is not None and slot.leases == 0 else None
+            slot = self._slots.get(name)
+            if slot is None or slot.model is not model:
+                return
+            del self._slots[name]
             self._changed.notify_all()
-        if idle is not None:
-            idle.model.close()
-        return None if slot is None else slot.model
+        if slot.leases == 0:
+            model.close()
 
     def take_evictions(self) -> int:
         """How many models were put away for others since this was last asked."""

@@ -132,12 +132,12 @@ def expected(case: Case) -> Outcome:
     """What must come out of a pipeline, element by element."""
     outcome = Outcome()
     windowing = WINDOWS[case.windows]
-    for timed in case.all:
+    for timed, model in _with_model(case):
         context = window.WindowFn.AssignContext(timed.at, timed.value)
         spans = windowing.assign(context)
         examples = timed.value if case.batched and isinstance(timed.value, list) else [timed.value]
         for example in examples:
-            good, said = _one(case, example, timed.update)
+            good, said = _one(case, example, model)
             if good and (refused := _refused(case, said[-1])):
                 good, said = False, refused
             for span in spans:
@@ -146,7 +146,16 @@ def expected(case: Case) -> Outcome:
     return outcome
 
 
-def _one(case: Case, example: Any, update: ModelMetadata | None) -> tuple[bool, Any]:
+def _with_model(case: Case) -> Iterator[tuple[Timed, str]]:
+    """Each element with the model of the last refresh that its thread has seen."""
+    for thread in case.elements:
+        model = "m"
+        for timed in (timed for bundle in thread for timed in bundle):
+            model = timed.update.model_id if timed.update else model
+            yield timed, model
+
+
+def _one(case: Case, example: Any, model: str) -> tuple[bool, Any]:
     """Whether an example has a prediction, and what it is or why not."""
     key, row = None, example
     pair = isinstance(example, tuple) and len(example) == 2
@@ -160,8 +169,7 @@ def _one(case: Case, example: Any, update: ModelMetadata | None) -> tuple[bool, 
         return False, (name(example), "UnknownKeyError")
     if row.kind in FAILING:
         return False, (name(example), FAILING[row.kind])
-    model = MODELS[key] if case.keys == "per key" else update.model_id if update else "m"
-    return True, (key, model, row.n)
+    return True, (key, MODELS[key] if case.keys == "per key" else model, row.n)
 
 
 def _refused(case: Case, n: int) -> Any:
