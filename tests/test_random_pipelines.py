@@ -16,7 +16,6 @@ from pipelines import by_hand, in_beam
 from pipelines.case import Case, Outcome, cases, expected
 from pipelines.rows import Row, Rowwise, _Met
 from runinference import failing
-from tiny import RUNNER  # noqa: F401
 
 MANY = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
@@ -75,7 +74,7 @@ def _any_kind(found: Counter, wanted: Counter) -> Counter:
     return counted
 
 
-@examples(few=150, many=5_500)
+@examples(few=150, many=6_000)
 @given(cases())
 def test_what_comes_out_of_bundles_and_threads_is_what_a_plain_loop_gives(case):
     holds(case, by_hand.run)
@@ -87,25 +86,25 @@ def test_elements_that_wait_across_bundles_lose_nothing(case):
     holds(case, by_hand.run)
 
 
-@examples(few=60, many=2_000)
+@examples(few=60, many=1_200)
 @given(cases(refreshed=True))
 def test_each_element_goes_to_the_model_that_its_refresh_names(case):
     holds(case, by_hand.run)
 
 
-@examples(few=6, many=200)
+@examples(few=6, many=120)
 @given(cases())
 def test_the_same_in_a_pipeline(case):
     holds(case, in_beam.run)
 
 
-@examples(few=3, many=100)
+@examples(few=3, many=60)
 @given(cases(waiting=True))
 def test_the_same_in_a_pipeline_where_elements_wait(case):
     holds(case, in_beam.run)
 
 
-@examples(few=6, many=200)
+@examples(few=6, many=120)
 @given(cases(functions=True))
 def test_functions_before_and_after_the_model_set_their_own_failures_aside(case):
     holds(case, in_beam.run)

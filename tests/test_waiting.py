@@ -154,3 +154,22 @@ def test_what_fails_while_others_wait_is_set_aside(bad):
         letters.failed_inferences | "failed" >> beam.ParDo(Catch(failed))
     assert sorted(Catch.take(good)) == [1, 3, 4, 5]
     assert [letter[0] for letter in Catch.take(failed)] == [bad]
+
+
+def test_an_element_without_a_length_is_set_aside_and_does_no_harm_to_those_that_wait():
+    """Its length was asked for when the batch was cut, and all that waited were lost with it."""
+    handler = Doubler("lengths", batch_length_fn=_length, max_batch_duration_secs=600)
+    good, bad = [], []
+    with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True)) as pipeline:
+        elements = pipeline | stream([(1, 1), (13, 2), (2, 3)])
+        results, letters = elements | RunInference(handler).with_exception_handling()
+        _ = results | "good" >> beam.ParDo(Catch(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    assert sorted(result.example for result in Catch.take(good)) == [1, 2]
+    assert [element for element, _ in Catch.take(bad)] == [13]
+
+
+def _length(number: int) -> int:
+    if number == 13:
+        raise ValueError("13 has no length")
+    return 1

@@ -138,12 +138,17 @@ class InferWaiting(Infer):
         totals.clear()
         gatherers: dict[str, tuple[Edition, Gatherer[Any]]] = {}
         for element, micros in elements:
-            edition = self._routes.of(element)
-            if edition.name not in gatherers:
-                size = self._models.size_for(edition.name, edition)
-                gatherers[edition.name] = edition, Gatherer(edition.policy, size)
             origin = WindowedValue(element, Timestamp(micros=micros), (window,))
-            yield from self._outputs(edition, gatherers[edition.name][1].add(element, origin))
+            try:
+                edition = self._routes.of(element)
+                if edition.name not in gatherers:
+                    size = self._models.size_for(edition.name, edition)
+                    gatherers[edition.name] = edition, Gatherer(edition.policy, size)
+                full = gatherers[edition.name][1].add(element, origin)
+            except self._step.errors.caught as error:
+                yield self._aside(origin, Failure(error), self._base_metrics())
+            else:
+                yield from self._outputs(edition, full)
         for edition, gatherer in gatherers.values():
             yield from self._outputs(edition, gatherer.flush())
 
@@ -174,5 +179,5 @@ def _measures(edition: Edition, element: Any) -> tuple[int, int, float, int]:
     """What an element adds to a batch: itself, its bytes, its weight, its length."""
     policy = edition.policy
     weight = policy.weigh(element) if policy.weigh is not None else 1
-    length = policy.length(element) if policy.max_padded is not None else 0
+    length = policy.length(element)
     return 1, size_in_bytes(element), weight, length
