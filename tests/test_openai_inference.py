@@ -13,7 +13,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.ml.inference import base as beam_base
 
 from faulty import Drop, Half, Say, faulty
-from runinference import KeyedModelHandler, RunInference, sample_servers
+from runinference import KeyedModelHandler, ModelMetadata, RunInference, sample_servers
 from runinference.errors import (
     ElementError,
     EndpointError,
@@ -131,9 +131,17 @@ def test_embeddings_are_many_texts_a_request_and_each_text_has_its_own():
 
 
 def test_a_model_may_be_replaced_while_the_pipeline_runs():
-    handler = chat("http://localhost:1")
-    handler.update_model_path("whisper")
-    assert handler._model == "whisper"
+    def named(body):
+        return {"choices": [choice(f"I am {body['model']}")]}
+
+    class Refreshed(beam.PTransform):
+        def expand(self, texts):
+            new = texts.pipeline | "new" >> beam.Create([ModelMetadata("whisper", "new")])
+            return texts | RunInference(chat(server.url), model_metadata_pcoll=new)
+
+    with faulty(then=named) as server:
+        [result] = run(["Who are you?"], Refreshed())
+    assert (result.inference.text, result.model_id) == ("I am whisper", "whisper")
 
 
 # --- tokens

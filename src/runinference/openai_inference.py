@@ -29,11 +29,12 @@ __all__ = [
     "OpenAIChatModelHandler",
     "OpenAICompletionsModelHandler",
     "OpenAIEmbeddingsModelHandler",
+    "OpenAIModelHandler",
 ]
 
 
-class _OpenAIModelHandler(EndpointModelHandler):
-    """What the handlers have in common: the model's name, the parameters, the tokens counted."""
+class OpenAIModelHandler(EndpointModelHandler):
+    """What the handlers have in common: the model's name, the fields of requests, the tokens counted."""
 
     _path = ""
     _input = ""
@@ -148,7 +149,7 @@ class _OpenAIModelHandler(EndpointModelHandler):
                 Metrics.counter(self.get_metrics_namespace(), name).inc(n)
 
 
-class OpenAIChatModelHandler(_OpenAIModelHandler):
+class OpenAIChatModelHandler(OpenAIModelHandler):
     """Asks a chat model: one conversation is one request, and a ``Generation`` its result.
 
     An example is a text, which the user says; or a list of messages, each a dictionary with its ``role`` and
@@ -180,7 +181,7 @@ class OpenAIChatModelHandler(_OpenAIModelHandler):
         return generations(answer, n, fields.get("n"), said)
 
 
-class OpenAICompletionsModelHandler(_OpenAIModelHandler):
+class OpenAICompletionsModelHandler(OpenAIModelHandler):
     """Lets a language model go on with a text: an example is a text, and a ``Generation`` its result.
 
     Each text is a request, since not every server takes several in one; ``max_request_size`` says how many yours
@@ -205,7 +206,7 @@ class OpenAICompletionsModelHandler(_OpenAIModelHandler):
         return generations(answer, n, fields.get("n"), written)
 
 
-class OpenAIEmbeddingsModelHandler(_OpenAIModelHandler):
+class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
     """Asks for embeddings of texts, up to 32 in a request; each result is a vector of float32.
 
     >>> from runinference import sample_servers

@@ -62,7 +62,7 @@ def llm(
     Args:
         key: Requests must carry it.
         troubles: The statuses of its first answers, such as ``[429, 503]``; after them it does its work.
-        retry_after: The seconds that it then asks to wait.
+        retry_after: The seconds that it then asks to wait; 0 if it does not say.
         seconds: How long it takes for an answer.
     """
     with serving(_Llm(key, list(troubles), retry_after, seconds)) as address:
@@ -141,7 +141,8 @@ class _Llm:
             raise _refused(401, "Incorrect API key provided")
         if self._troubles:
             status = self._troubles.pop(0)
-            raise _refused(status, "Not now", Retry_After=str(self._retry_after))
+            wait = {"Retry_After": str(self._retry_after)} if self._retry_after else {}
+            raise _refused(status, "Not now", **wait)
         time.sleep(self._seconds)
         does: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
             "/v1/chat/completions": ("shout", "messages", self._chat),
