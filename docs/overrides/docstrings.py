@@ -20,6 +20,13 @@ _REPR = ("'", '"', "array(")
 
 
 Names = dict[str, tuple[str, str]]
+_USUAL: Names = {
+    "np": ("", "numpy as np"),
+    "pd": ("", "pandas as pd"),
+    "tf": ("", "tensorflow as tf"),
+    "torch": ("", "torch"),
+}
+"""Names that a module may have without an import statement of its own, as frameworks are imported late."""
 
 
 class ExamplesAsPrograms(griffe.Extension):
@@ -81,7 +88,7 @@ def program(session: list[doctest.Example], known: Names) -> str:
 def known(file: Path) -> Names:
     """For each name of a module, where a program imports it from."""
     package, module = file.parent.name, f"{file.parent.name}.{file.stem}"
-    found: Names = {"np": ("", "numpy as np")}
+    found = dict(_USUAL)
     for node in ast.parse(file.read_text("utf-8")).body:
         found |= imported(node)
         if isinstance(node, ast.ClassDef | ast.FunctionDef):

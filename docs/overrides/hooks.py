@@ -24,6 +24,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for place, boost in _BOOST.items():
         if page.file.src_uri.startswith(place):
             page.meta.setdefault("search", {"boost": boost})
+    if page.file.src_uri == "contributing.md":  # it shows how they are written
+        return markdown
     return _DIRECTIVE.sub("", markdown)
 
 

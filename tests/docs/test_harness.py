@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -10,7 +11,7 @@ import pytest
 
 from docs import site_reader, store
 from docs.agree import disagreements, read_all
-from docs.blocks import Fault
+from docs.blocks import ROOT, Fault
 from docs.chosen import changed
 from docs.compare import faults_of
 from docs.ledger import checked, skipped
@@ -644,3 +645,15 @@ def test_the_surroundings_change_with_the_library(monkeypatch: pytest.MonkeyPatc
 
 def test_pages_are_chosen_by_what_differs_from_a_commit() -> None:
     assert all(page.startswith("docs/") for page in changed("HEAD"))
+
+
+TEMPLATES = re.findall(
+    r"^ *````markdown\n(.*?)^ *````$",
+    (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def test_the_template_for_a_page_passes(check: Check) -> None:
+    assert not check(TEMPLATES[0])
+    assert not check(TEMPLATES[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ DOCS = ROOT / "docs"
 
 
 def all_pages() -> list[str]:
-    pages = [*DOCS.rglob("*.md"), *notebooks()]
+    roots = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]  # pages too: docs/overrides/roots.py
+    pages = [*DOCS.rglob("*.md"), *notebooks(), *roots]
     return sorted(str(page.relative_to(ROOT)) for page in pages if "overrides" not in page.parts)
 
 
@@ -63,6 +65,7 @@ def chromium() -> Iterator[Browser]:
 def path(page: str) -> str:
     """Where the site shows a page."""
     name = page.removeprefix("docs/").rpartition(".")[0]
+    name = name if page.startswith("docs/") else name.lower()
     return name.removesuffix("index") if name.endswith("index") else f"{name}/"
 
 
@@ -111,7 +114,7 @@ SEARCHES = {
     "keyed": "keyed-handlers/",
     "KeyedModelHandler": "keyed-handlers/",
     "PredictionResult": "prediction-results/",
-    "update model while running": "model-refresh/",
+    "refresh the model": "model-refresh/",
     "WatchFilePattern": "model-refresh/",
     "memory": "sharing-and-memory/",
     "large_model": "sharing-and-memory/",
@@ -142,6 +145,31 @@ def test_search_finds_the_page_by_the_words_a_user_would_type(
 def test_links_and_anchors_lead_somewhere(built: Path) -> None:
     """Those of notebooks and of the API reference as well, which mkdocs does not look at."""
     assert not dead_links(built)
+
+
+def test_each_page_is_also_plain_markdown_and_llms_txt_lists_them(built: Path) -> None:
+    listed = re.findall(
+        r"^- \[.+\]\((\S*)\): (.*)$", (built / "llms.txt").read_text(), re.MULTILINE
+    )
+    assert sorted(place for place, _ in listed) == sorted(
+        path(page) + "index.md" for page in all_pages()
+    )
+    for place, says in listed:
+        text = (built / place).read_text("utf-8")
+        assert says, f"llms.txt says nothing of {place}"
+        assert "\n::: " not in f"\n{text}"
+        assert not re.search(r"^<!-- (?:varies|skip|draws|shows):", text, re.MULTILINE) or (
+            place == "contributing/index.md"
+        )
+        if place not in ("contributing/index.md", "changelog/index.md", "architecture/index.md"):
+            assert "```" in text or place.startswith(("reference/errors", "tested")), place
+
+
+def test_a_page_names_its_plain_text_as_an_alternate(chromium: Browser, address: str) -> None:
+    with opened(chromium, address) as tab:
+        tab.goto(f"{address}batching/", wait_until="load")
+        href = tab.get_attribute("link[rel~=alternate][type='text/markdown']", "href")
+        assert tab.request.get(f"{address}batching/{href}").text().startswith("# ")
 
 
 def test_a_dead_link_in_the_built_site_is_found(tmp_path: Path) -> None:
