@@ -67,6 +67,7 @@ site-test: $(FULL) ## look at the site in a browser (PAGE=docs/why.md; CHANGED=1
 
 docs-update: $(FULL) ## rewrite the outputs that the pages show (PAGE=docs/why.md: that one shows)
 	$(call say,outputs of the pages)
+	@$(DOCS) docs.gallery
 	@$(DOCS) docs.update $(if $(FRESH),--fresh) $(PAGES)
 
 docs-format: $(FULL) ## format the code that the pages show

@@ -16,7 +16,6 @@ import tempfile
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import KeyedModelHandler, RunInference, samples
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
 
@@ -64,7 +63,7 @@ def probabilities(model, batch, inference_args=None):
 
 
 def route(key, result, sure=0.9):
-    """The answer, where the model is sure of it; else the image itself, for the other."""
+    """The answer where the model is sure of it; else the image, for the other model."""
     if result.inference.max() >= sure:
         yield answer(key, result, "quick")
     else:
@@ -95,7 +94,7 @@ def parse_args(argv):
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a temporary folder",
+        help="file to write, without its ending .jsonl; by default in a new folder",
     )
     parser.add_argument("--quick_model", help="scikit-learn classifier, a pickle file")
     parser.add_argument(

@@ -5,7 +5,8 @@
         --model_arch resnet18 --model_state_dict_path resnet18.pth --num_classes 1000 \\
         --image_size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
 
-Without arguments it reads handwritten digits, with a small network that was trained on others of them.
+Without arguments it reads handwritten digits, with a small network that was trained on
+others of them.
 """
 
 import argparse
@@ -19,11 +20,10 @@ from apache_beam.io import fileio
 from apache_beam.io.fileio import EmptyMatchTreatment
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
-from torchvision import models
-from torchvision.transforms.v2 import functional
-
 from runinference import KeyedModelHandler, RunInference, samples
 from runinference.pytorch_inference import PytorchModelHandlerTensor
+from torchvision import models
+from torchvision.transforms.v2 import functional
 
 
 def run(argv=None):
@@ -53,7 +53,7 @@ def run(argv=None):
 
 
 def read_image(file, size, mean, std):
-    """The path of an image file, and its pixels as a tensor of shape (3, size, size)."""
+    """The path of an image file, and its pixels as a tensor (3, size, size)."""
     with file.open() as stream:
         image = Image.open(stream).convert("RGB")
     pixels = functional.to_dtype(
@@ -77,7 +77,7 @@ def as_json(path, result):
 
 
 def write_digits():
-    """Writes the held-out digits as PNG files, each named for its label; gives their pattern."""
+    """Writes the held-out digits as PNG files, named for their labels."""
     folder = tempfile.mkdtemp(prefix="digits-")
     for number, (image, label) in enumerate(
         zip(*samples.held_out_digits(), strict=True)
@@ -96,7 +96,7 @@ def parse_args(argv):
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a temporary folder",
+        help="file to write, without its ending .jsonl; by default in a new folder",
     )
     parser.add_argument("--model_state_dict_path", help="weights that torch.save wrote")
     parser.add_argument(

@@ -18,7 +18,6 @@ import apache_beam as beam
 import pandas as pd
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import KeyedModelHandler, KeyModelMapping, RunInference, samples
 from runinference.sklearn_inference import SklearnModelHandlerPandas
 
@@ -58,7 +57,7 @@ def run(argv=None):
 
 
 def handlers(pattern):
-    """The key that each of these files serves, and its handler. Nothing is loaded yet."""
+    """The key that each of these files serves, and its handler. Nothing is loaded."""
     [found] = FileSystems.match([pattern])
     if not found.metadata_list:
         raise FileNotFoundError(f"No model's file matches {pattern!r}.")
@@ -67,7 +66,7 @@ def handlers(pattern):
 
 
 def read_rows(path, key):
-    """The rows of a CSV file: the key of each, and the rest as a data frame of one row."""
+    """The rows of a CSV file: the key of each, and the rest as a data frame."""
     with FileSystems.open(path) as file:
         for chunk in pd.read_csv(file, dtype={key: str}, chunksize=10_000):
             keys = chunk.pop(key)

@@ -19,7 +19,6 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.periodicsequence import PeriodicImpulse, RebaseMode
-
 from runinference import KeyedModelHandler, RunInference, samples
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
@@ -87,7 +86,7 @@ def train_early_model():
 
 
 def replace_model(element, folder):
-    """Stands in for training: at the 300th image, a better model appears in the folder."""
+    """Stands in for training: with the 300th image, a better model is there."""
     if element[0] == 300:
         unfinished = shutil.copy(samples.digits_classifier(), f"{folder}/unfinished")
         os.rename(unfinished, f"{folder}/late.pickle")

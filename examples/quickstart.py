@@ -2,9 +2,9 @@
 
     python examples/quickstart.py
 
-A is a logistic regression, B a forest of decision trees; neither has seen these 797 digits. Each reads
-them ten times: clean, then under more and more noise. Every image carries a key, and by the key the
-answers of A and B meet again.
+A is a logistic regression, B a forest of decision trees; neither has seen these 797
+digits. Each reads them ten times: clean, then under more and more noise. Every image
+carries a key, and by the key the answers of A and B meet again.
 """
 
 # ruff: noqa: E402
@@ -15,9 +15,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-logging.getLogger().setLevel(
-    logging.ERROR
-)  # Importing Beam without its Google extra warns.
+# Importing Beam without its Google extra warns.
+logging.getLogger().setLevel(logging.ERROR)
 
 import apache_beam as beam
 import numpy as np
@@ -34,7 +33,6 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
-
 from runinference import KeyedModelHandler, RunInference, samples
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
 
@@ -42,7 +40,7 @@ NOISE_LEVELS = range(10)  # Standard deviations; ink is 16, paper is 0.
 
 
 def ask_both(pipeline, images, model_a, model_b, output, tally):
-    """The pipeline: every image goes to both models, and a line with both answers comes out."""
+    """Every image goes to both models, and a line with both answers comes out."""
     handler_a = KeyedModelHandler(SklearnModelHandlerNumpy(model_uri=model_a))
     handler_b = KeyedModelHandler(
         SklearnModelHandlerNumpy(
@@ -85,13 +83,13 @@ def as_line(key, answers):
 
 
 class Tally:
-    """Counts answers. The embedded runner works in this process, so the progress bar sees it."""
+    """Counts answers, for the progress bar: the embedded runner is in this process."""
 
     count = 0
 
 
 def run(argv=None):
-    """Asks both models, writes their answers to a file, and prints what they come to."""
+    """Asks both models, writes their answers, and prints what they come to."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(
@@ -139,7 +137,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="text file, one image a line: its digit and 64 pixels (0 to 16), by commas",
+        help="text file, one image a line: a digit and 64 pixels (0 to 16), by commas",
     )
     parser.add_argument(
         "--output", help="file to write; by default in a temporary folder"
@@ -160,7 +158,7 @@ def progress_bar(console):
 
 
 def summary(level, truth, a, b):
-    """A table: how often A and B are right, and how often they agree, at each noise level."""
+    """A table: how often A and B are right, and agree, at each noise level."""
     table = Table()
     for heading in ("noise", "A is right", "B is right", "A and B agree"):
         table.add_column(heading, justify="right")
@@ -172,7 +170,7 @@ def summary(level, truth, a, b):
 
 
 def misread(images, truth, a, b, shades):
-    """Three misread digits, drawn: one that only A misread, one that only B, one that both."""
+    """Three digits, drawn: one that only A misread, one that only B, one that both."""
     panels = []
     for wrong in (
         (a != truth) & (b == truth),

@@ -23,14 +23,13 @@ from apache_beam.io import fileio
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
+from runinference import KeyedModelHandler, RunInference, samples
+from runinference.pytorch_inference import PytorchModelHandlerTensor
 from torch import nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.segmentation import LRASPP
 from torchvision.transforms.v2 import functional
-
-from runinference import KeyedModelHandler, RunInference, samples
-from runinference.pytorch_inference import PytorchModelHandlerTensor
 
 
 def run(argv=None):
@@ -81,7 +80,7 @@ def read_image(file, size, mean, std):
 
 
 def write_mask(path, result, output=""):
-    """Writes the class of each pixel as a PNG file; gives the share that each class has."""
+    """Writes the class of each pixel as a PNG file; gives the share of each class."""
     scores = result.inference["out"]  # shape (classes, size, size)
     classes = scores.argmax(0).numpy().astype("uint8")
     mask = Image.fromarray(classes, mode="P")
@@ -103,7 +102,7 @@ def palette(count):
 
 
 def make_network(name, num_classes, aux_loss=False):
-    """One of torchvision's networks, or the small one. The weights come from your file."""
+    """One of torchvision's networks, or the small one. The weights are in your file."""
     if name != "small":
         return models.get_model(
             name, num_classes=num_classes, aux_loss=aux_loss, weights_backbone=None
@@ -124,7 +123,7 @@ def convolution(inputs, outputs, stride=2):
 
 
 def train_small_network(steps=60, batch_size=16):
-    """Trains the small network on the left halves of two photographs; gives its weights."""
+    """Trains the small network on the left halves of two photographs."""
     from sklearn.datasets import load_digits, load_sample_images
 
     digits = load_digits().data[:1000]
@@ -151,7 +150,7 @@ def train_small_network(steps=60, batch_size=16):
 
 
 def make_scene(photo, digits, random):
-    """A piece of the photograph with two digits in red, and the mask: where the ink is."""
+    """A piece of a photograph with two digits in red; and where the ink is."""
     top, left = random.integers(0, np.array(photo.shape[:2]) - 64)
     scene = photo[top : top + 64, left : left + 64].astype(float)
     mask = np.zeros((64, 64), np.int64)
@@ -164,7 +163,7 @@ def make_scene(photo, digits, random):
 
 
 def write_scenes(count=100):
-    """Writes scenes that the network was not trained on as PNG files; gives their pattern."""
+    """Writes scenes that the network was not trained on, as PNG files."""
     folder = tempfile.mkdtemp(prefix="scenes-")
     for number, (scene, _) in enumerate(held_out_scenes(count)):
         Image.fromarray(scene).save(os.path.join(folder, f"scene-{number:02}.png"))
@@ -172,7 +171,7 @@ def write_scenes(count=100):
 
 
 def held_out_scenes(count=100):
-    """Scenes of the right halves of the photographs, with digits held out; their masks."""
+    """Scenes of the right halves of the photographs, with held-out digits; masks."""
     from sklearn.datasets import load_sample_images
 
     digits, _ = samples.held_out_digits()

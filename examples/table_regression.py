@@ -1,9 +1,10 @@
-"""Adds a column of predictions to a CSV file, with a scikit-learn pipeline that takes data frames.
+"""Adds a column of predictions to a CSV file, with a scikit-learn model of data frames.
 
     python examples/table_regression.py \\
         --input patients.csv --output predicted.csv --model_path model.pickle
 
-Without arguments it foresees how diabetes progresses, for patients that the model was not trained on.
+Without arguments it foresees how diabetes progresses, for patients that the model was
+not trained on.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import apache_beam as beam
 import pandas as pd
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import RunInference, samples
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerPandas
 
@@ -65,7 +65,7 @@ def as_line(result):
 
 
 def write_patients():
-    """Writes the held-out patients as a CSV file, with what really became of them; gives its path."""
+    """Writes the held-out patients as a CSV file, with what really became of them."""
     patients, progression = samples.held_out_diabetes()
     path = os.path.join(tempfile.mkdtemp(prefix="patients-"), "patients.csv")
     patients.assign(progression=progression).to_csv(path, index=False)
@@ -76,7 +76,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="CSV file with a header that names the model's columns; others may be there too",
+        help="CSV file with a header that names the model's columns, maybe others",
     )
     parser.add_argument(
         "--output",

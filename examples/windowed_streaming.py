@@ -4,9 +4,8 @@
         --input scans.csv --output certainty --model_path model.pickle --window 60
 
 A scanner reads digits. Each prediction keeps the time of its scan, so predictions fall
-into the minutes of their scans, and each minute is written to a file when it is over.
-Without arguments a log of 797 scans is replayed, 200 a second; after half of them, the
-lens gets dirtier and dirtier.
+into the minutes of their scans, and each minute has its file. Without arguments, a log
+of 797 scans is replayed; after half of them, the lens gets dirtier and dirtier.
 """
 
 import argparse
@@ -21,7 +20,6 @@ from apache_beam.transforms import combiners
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows
 from apache_beam.utils.timestamp import Timestamp
-
 from runinference import RunInference, samples
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
@@ -67,7 +65,7 @@ def probabilities(model, batch, inference_args=None):
 
 
 def as_line(count_and_mean, window=beam.DoFn.WindowParam):
-    """A line of CSV. The window is the one of the scans: predictions keep their time."""
+    """A line of CSV. The window is that of the scans: predictions keep their time."""
     count, mean = count_and_mean
     return f"{window.start.to_rfc3339()},{count},{mean:.3f}"
 
@@ -95,8 +93,8 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="text file, one scan a line: its time in seconds since 1970, then 64 pixels "
-        "(0 to 16), by commas",
+        help="text file, one scan a line: seconds since 1970, and 64 pixels (0 to 16), "
+        "by commas",
     )
     parser.add_argument("--output", help="folder to write; by default a temporary one")
     parser.add_argument("--model_path", help="scikit-learn classifier, a pickle file")

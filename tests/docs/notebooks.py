@@ -73,6 +73,8 @@ def _tidy_outputs(outputs: list[Any], number: int) -> list[Any]:
                 continue
         elif "data" in output:
             output.data = {kind: output.data[kind] for kind in KEPT if kind in output.data}
+            if not output.data:  # scripts that Beam loads from other hosts, for its tables
+                continue
             if "execution_count" in output:
                 output.execution_count = number
         kept.append(output)
