@@ -1,11 +1,13 @@
-"""Finds the words for the blanks in sentences, with a masked language model of Hugging Face.
+"""Finds the words for the blanks in sentences, with a masked language model.
 
     python examples/language_modeling.py \\
-        --input sentences.txt --output filled --model google-bert/bert-base-uncased --top 3
+        --input sentences.txt --output filled --top 3 \\
+        --model google-bert/bert-base-uncased
 
-Each line of the input has a blank, or several, written as the model writes it: [MASK] or <mask>. Lines that
-have none come out in a file of their own. Without arguments it fills blanks about days, months and animals, with
-a small model that was trained on other sentences about them.
+Each line of the input has a blank, or several, written as the model writes it: [MASK]
+or <mask>. Lines that have none come out in a file of their own. Without arguments it
+fills blanks about days, months and animals, with a small model that was trained on
+other sentences about them.
 """
 
 import argparse
@@ -15,7 +17,6 @@ import tempfile
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import RunInference, samples
 from runinference.huggingface_inference import (
     HuggingFacePipelineModelHandler,
@@ -24,7 +25,7 @@ from runinference.huggingface_inference import (
 
 
 def run(argv=None):
-    """Runs the pipeline; a line that the model cannot take is set aside, and stops nothing."""
+    """Runs the pipeline; a line that the model cannot take is set aside."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="filled-"), "filled")
@@ -59,7 +60,7 @@ def write(path):
 
 
 def as_json(result):
-    """A line: the sentence, and for each of its blanks the likeliest words with their probabilities."""
+    """A line: the sentence, and the likeliest words for each of its blanks."""
     found = result.inference  # a list of words; for several blanks, a list of such
     blanks = found if isinstance(found[0], list) else [found]
     words = [
@@ -90,7 +91,7 @@ def parse_args(argv):
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a temporary folder",
+        help="file to write, without its ending .jsonl; by default in a new folder",
     )
     parser.add_argument(
         "--model", help="directory or hub name of a masked language model"

@@ -1,10 +1,12 @@
-"""Answers questions about texts, with a part of each text, by an extractive model of Hugging Face.
+"""Answers questions about texts with a part of the text, by an extractive model.
 
     python examples/question_answering.py \\
-        --input questions.jsonl --output answers --model distilbert/distilbert-base-cased-distilled-squad
+        --input questions.jsonl --output answers \\
+        --model distilbert/distilbert-base-cased-distilled-squad
 
-Each line of the input is JSON: {"question": "Who saw Rome?", "context": "Anna saw Rome in May."} Without
-arguments it answers questions about journeys, with a small model that was trained on other ones.
+Each line of the input is JSON: {"question": "Who saw Rome?", "context": "Anna saw Rome
+in May."} Without arguments it answers questions about journeys, with a small model that
+was trained on other ones.
 """
 
 import argparse
@@ -14,14 +16,13 @@ import tempfile
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
-
 from runinference import RunInference, samples
 from runinference.huggingface_inference import HuggingFaceModelHandlerText
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 
 def run(argv=None):
-    """Runs the pipeline; pairs of question and context that are of similar length share a batch."""
+    """Runs the pipeline; questions and contexts of similar length share a batch."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="answers-"), "answers")
@@ -53,7 +54,7 @@ def parse(line):
 
 
 class Answer(beam.DoFn):
-    """A line for each question: the likeliest part of its context, and how likely that is."""
+    """A line for each question: the likeliest part of its context, and how likely."""
 
     def __init__(self, model, longest):
         self.model = model
@@ -75,14 +76,14 @@ class Answer(beam.DoFn):
         )
 
     def best_span(self, question, context, logits):
-        """Where the likeliest answer starts and ends in the context, and the probability of both."""
+        """Where the likeliest answer starts and ends, and the probability of both."""
         starts, ends = logits["start_logits"], logits["end_logits"]
         encoded = self.tokenizer(
             question, context, truncation="only_second", max_length=len(starts)
         )
         of_context = [n for n, part in enumerate(encoded.sequence_ids()) if part == 1]
         starts, ends = (x[of_context].softmax(0) for x in (starts, ends))
-        # Every start with every end that is not before it, and at most so many tokens behind.
+        # Every start with every end that is not before it, nor too far behind.
         both = (starts[:, None] * ends[None]).triu().tril(self.longest - 1)
         first, last = divmod(int(both.argmax()), len(of_context))
         chars = [encoded.token_to_chars(of_context[n]) for n in (first, last)]
@@ -103,7 +104,7 @@ def parse_args(argv):
     parser.add_argument("--input", help="file of questions, as JSON, one a line")
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a temporary folder",
+        help="file to write, without its ending .jsonl; by default in a new folder",
     )
     parser.add_argument(
         "--model",

