@@ -1,4 +1,4 @@
-"""Runs workloads in rounds, prints the table, and writes the numbers as JSON."""
+"""Runs workloads in rounds, prints the table, and keeps the numbers as JSON beside those of other workloads."""
 
 import os
 
@@ -10,39 +10,50 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import w1_rows, w4_shuffled_results
 from benchmarks.harness import CLOCKS, measure
-from benchmarks.report import as_json, tables
-
-WORKLOADS = {"W1": w1_rows, "W4": w4_shuffled_results}
+from benchmarks.registry import MODULES, cases
+from benchmarks.report import as_json, machine, tables
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--workload", choices=WORKLOADS, action="append", help="by default, all")
+    parser.add_argument("--workload", choices=MODULES, action="append", help="by default, all")
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the elements to use")
     parser.add_argument(
-        "--json", type=Path, default=Path(".cache/bench.json"), help="file to write"
+        "--json", type=Path, default=Path(".cache/bench.json"), help="file to add the numbers to"
     )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for busy machines")
     args = parser.parse_args(argv)
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     measured = []
-    for name in args.workload or WORKLOADS:
-        for case in WORKLOADS[name].cases(args.scale):
+    for name in args.workload or MODULES:
+        for case in cases(name, args.scale):
             with console.status(f"{case.workload}, {case.variant}"):
                 measured.append(measure(case, args.rounds, CLOCKS[args.clock]))
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(as_json(measured, args.scale, args.clock), indent=1) + "\n")
+        keep(args.json, [one for one in measured if one.case.workload == name], args)
     for table in tables(measured):
         console.print(table)
     console.print(f"Numbers: {args.json}", soft_wrap=True)
+
+
+def keep(path, measured, args):
+    """Writes the cases of one workload in the place of what the file holds of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text())["cases"] if path.exists() else []
+    new = [as_json(one) for one in measured]
+    names = {case["workload"] for case in new}
+    kept = [case for case in before if case["workload"] not in names]
+    order = list(MODULES)
+    ordered = sorted([*kept, *new], key=lambda case: order.index(case["workload"]))
+    numbers = {**machine(), "scale": args.scale, "clock": args.clock, "cases": ordered}
+    path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""The workloads by name. Each is imported when it is asked for: their frameworks take seconds to import."""
+
+from importlib import import_module
+
+MODULES = {
+    "start": "start",
+    "W1": "w1_rows",
+    "W1c": "w1c_arrays_of_rows",
+    "W2": "w2_images",
+    "W3": "w3_token_sequences",
+    "W4": "w4_shuffled_results",
+    "W5": "w5_models_per_key",
+    "W6": "w6_requests",
+    "W7": "w7_small_bundles",
+    "W8": "w8_bad_rows",
+    "W9": "w9_trees",
+    "W10": "w10_texts",
+}
+
+
+def cases(workload, scale):
+    """The cases of a workload, with this share of its elements."""
+    return import_module(f"benchmarks.{MODULES[workload]}").cases(scale)

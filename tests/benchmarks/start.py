@@ -1,0 +1,76 @@
+"""How long it takes until something happens: to import the library, and to the first result of a new process."""
+
+import functools
+import os
+import subprocess
+import sys
+
+from benchmarks.harness import Case, Outcome
+from benchmarks.w1_rows import trained
+
+IMPORTS = {
+    "limit": "import apache_beam",
+    "ours": "import apache_beam, runinference.sklearn_inference",
+    "Beam": "import apache_beam, apache_beam.ml.inference.sklearn_inference",
+}
+
+FIRST = """
+import apache_beam as beam, numpy as np
+from apache_beam.runners.worker.statesampler import StateSampler
+StateSampler.__init__.__defaults__ = (1,)
+{imports}
+with beam.Pipeline("FnApiRunner") as pipeline:
+    _ = pipeline | beam.Create([np.zeros(32, np.float32)]) | {step} | beam.Map(lambda _: print("1"))
+"""
+HANDLE = (
+    "from {package}{base} import RunInference\n"
+    "from {package}.sklearn_inference import SklearnModelHandlerNumpy"
+)
+STEP = "RunInference(SklearnModelHandlerNumpy(model_uri={path!r}))"
+
+
+def cases(scale):
+    yield Case(
+        workload="start",
+        variant="import",
+        n=1,
+        runs={name: functools.partial(run, f"{text}\nprint(1)") for name, text in IMPORTS.items()},
+        check=check,
+        goals={},
+    )
+    _, path = trained()
+    step = STEP.format(path=path)
+    ours = HANDLE.format(package="runinference", base="")
+    peer = HANDLE.format(package="apache_beam.ml.inference", base=".base")
+    programs = {
+        "limit": "import pickle, sklearn.linear_model, numpy as np\n"
+        f"model = pickle.load(open({path!r}, 'rb'))\n"
+        "print(len(model.predict(np.zeros((1, 32), np.float32))))",
+        "floor": FIRST.format(imports="", step="beam.Map(lambda row: row)"),
+        "ours": FIRST.format(imports=ours, step=step),
+        "Beam": FIRST.format(imports=peer, step=step),
+    }
+    yield Case(
+        workload="start",
+        variant="first result",
+        n=1,
+        runs={name: functools.partial(run, program) for name, program in programs.items()},
+        check=check,
+        goals={},
+    )
+
+
+def run(program):
+    """A program in a process of its own; it prints how many results it got."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return Outcome(["row"] * int(done.stdout), [])
+
+
+def check(contestant, outcome):
+    assert len(outcome.examples) == 1

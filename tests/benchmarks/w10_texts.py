@@ -1,0 +1,140 @@
+"""W10: 512 short texts and a text-classification pipeline of Hugging Face."""
+
+import functools
+import random
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import torch
+import transformers
+from apache_beam.ml.inference import base as beam_base
+
+from benchmarks.harness import Case, Keep, KeepResult, Outcome, run_pipeline
+from runinference import PredictionResult, RunInference
+from runinference.huggingface_inference import HuggingFacePipelineModelHandler
+
+SIZES = (1, 8, 32, 64, 128, 256)
+WORDS = "the a beam model row text good bad fast slow pipeline batch worker stream result never always".split()
+
+
+def cases(scale):
+    n = max(32, int(512 * scale))
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    folder = saved()
+    pipeline = transformers.pipeline("text-classification", model=folder, device="cpu")
+    ours = HuggingFacePipelineModelHandler("text-classification", folder, device="CPU")
+    peer = handler_of_beam()("text-classification", folder, device="CPU")
+    yield Case(
+        workload="W10",
+        variant="text classification",
+        n=n,
+        runs={
+            "limit": functools.partial(bare_loop, pipeline, n, best_size(pipeline, n)),
+            "floor": functools.partial(floor, n),
+            "ours": functools.partial(run_with, n, RunInference, ours),
+            "Beam": functools.partial(run_with, n, beam_base.RunInference, peer),
+        },
+        check=functools.partial(check, pipeline, n),
+        goals={"ours of the ideal": ("≥", 0.85), "ours ÷ Beam": ("≥", 5)},
+    )
+
+
+def handler_of_beam():
+    """Beam's, whose module names TensorFlow and a class that Transformers 5 no longer has: it gets stand-ins."""
+    if not hasattr(transformers, "TFAutoModel"):
+        transformers.TFAutoModel = type("TFAutoModel", (), {})
+    stands_in = "tensorflow" not in sys.modules
+    if stands_in:
+        sys.modules["tensorflow"] = types.SimpleNamespace(Tensor=type("Tensor", (), {}))
+    try:
+        from apache_beam.ml.inference import huggingface_inference
+    finally:
+        if stands_in:
+            del sys.modules["tensorflow"]
+    return huggingface_inference.HuggingFacePipelineModelHandler
+
+
+@functools.cache
+def texts(n):
+    """Texts of five to ten words, each with its number as its first."""
+    choose = random.Random(0)
+    return [
+        " ".join([str(number), *choose.choices(WORDS, k=choose.randint(4, 9))])
+        for number in range(n)
+    ]
+
+
+@functools.cache
+def saved():
+    """The directory of a small BERT and its tokenizer."""
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    digits = [*"0123456789", *(f"##{digit}" for digit in range(10))]
+    (folder / "vocab.txt").write_text("\n".join([*special, *digits, *WORDS]))
+    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(special) + len(digits) + len(WORDS),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def best_size(pipeline, n):
+    def seconds(size):
+        start = time.perf_counter()
+        bare_loop(pipeline, n, size)
+        return time.perf_counter() - start
+
+    bare_loop(pipeline, n, 8)
+    return min(SIZES, key=lambda size: min(seconds(size), seconds(size)))
+
+
+def bare_loop(pipeline, n, size):
+    return Outcome(texts(n), pipeline(texts(n), batch_size=size))
+
+
+@functools.cache
+def results(n):
+    return [PredictionResult(text, {"label": "LABEL_0", "score": 0.5}, "bert") for text in texts(n)]
+
+
+def identity(result):
+    return result
+
+
+def floor(n):
+    return run_pipeline(functools.partial(results, n), beam.Map(identity), beam.ParDo(Keep()))
+
+
+def run_with(n, transform, handler):
+    return run_pipeline(functools.partial(texts, n), transform(handler), beam.ParDo(KeepResult()))
+
+
+@functools.cache
+def right(pipeline, n):
+    return dict(zip(texts(n), pipeline(texts(n), batch_size=1), strict=True))
+
+
+def check(pipeline, n, contestant, outcome):
+    """Every text came out once, and each with the label and the score that belong to it."""
+    if contestant == "floor":
+        assert len(outcome.examples) == n
+        return
+    wanted = right(pipeline, n)
+    assert sorted(outcome.examples) == sorted(texts(n))
+    for text, inference in zip(outcome.examples, outcome.inferences, strict=True):
+        np.testing.assert_allclose(inference["score"], wanted[text]["score"], rtol=1e-5, atol=1e-5)
+        assert inference["label"] == wanted[text]["label"] or abs(inference["score"] - 0.5) < 1e-5

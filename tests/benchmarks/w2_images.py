@@ -1,0 +1,153 @@
+"""W2: 1,500 images of 3 × 96 × 96 and torchvision's mobilenet_v3_small: a model that is fastest in small batches."""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import torch
+from apache_beam.ml.inference import base as beam_base
+from apache_beam.ml.inference import pytorch_inference as beam_pytorch
+from torchvision.models import mobilenet_v3_small
+
+from benchmarks.harness import Case, Keep, KeepResult, Outcome, batches, run_pipeline
+from runinference import RunInference
+from runinference.pytorch_inference import PytorchModelHandlerTensor
+
+SHAPE = (3, 96, 96)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+CLASSES = 100
+
+
+def cases(scale):
+    n = max(16, int(1_500 * scale))
+    torch.set_num_threads(1)
+    model, path = saved()
+    options = {
+        "state_dict_path": path,
+        "model_class": mobilenet_v3_small,
+        "model_params": {"num_classes": CLASSES},
+    }
+    ours = PytorchModelHandlerTensor(**options)
+    peer = beam_pytorch.PytorchModelHandlerTensor(**options)
+    best = best_size(model, min(n, 256))
+    yield Case(
+        workload="W2",
+        variant="default settings",
+        n=n,
+        runs={
+            "limit": functools.partial(bare_loop, model, n, best),
+            "floor": functools.partial(floor, n),
+            "ours": functools.partial(run_with, n, RunInference, ours),
+            "Beam": functools.partial(run_with, n, beam_base.RunInference, peer),
+        },
+        check=functools.partial(check, model, n),
+        goals={
+            "ours of the ideal": ("≥", 0.97),
+            "ours ÷ Beam": ("≥", 1),
+            "MB of peak memory above the floor's, ours": ("≤", 100),
+        },
+        once=functools.partial(memory, scale, best),
+    )
+
+
+@functools.cache
+def images(n):
+    values = np.random.default_rng(0).normal(size=(n, *SHAPE)).astype(np.float32)
+    values[:, 0, 0, 0] = np.arange(n) / n  # tells them apart
+    return [torch.from_numpy(image.copy()) for image in values]
+
+
+@functools.cache
+def saved():
+    """A model with statistics of its normalisation that are not the initial ones, and its file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = mobilenet_v3_small(num_classes=CLASSES)
+        with torch.no_grad():
+            model(torch.randn(32, *SHAPE))
+    path = Path(tempfile.mkdtemp(prefix="benchmark-")) / "images.pt"
+    torch.save(model.state_dict(), path)
+    return model.eval().requires_grad_(False), str(path)
+
+
+def best_size(model, n):
+    """The size of batches at which the bare loop is fastest, of two tries each."""
+
+    def seconds(size):
+        start = time.perf_counter()
+        bare_loop(model, n, size)
+        return time.perf_counter() - start
+
+    bare_loop(model, n, 8)
+    return min(SIZES, key=lambda size: min(seconds(size), seconds(size)))
+
+
+def bare_loop(model, n, size):
+    results = []
+    with torch.inference_mode():
+        for batch in batches(images(n), size):
+            results.extend(model(torch.stack(batch)).clone().unbind(0))
+    return Outcome(images(n), results)
+
+
+def floor(n):
+    return run_pipeline(functools.partial(images, n), beam.Map(identity), beam.ParDo(Keep()))
+
+
+def identity(image):
+    return image
+
+
+def run_with(n, transform, handler):
+    return run_pipeline(functools.partial(images, n), transform(handler), beam.ParDo(KeepResult()))
+
+
+@functools.cache
+def right(model, n):
+    with torch.inference_mode():
+        return torch.cat([model(torch.stack(batch)) for batch in batches(images(n), 16)]).numpy()
+
+
+def check(model, n, contestant, outcome):
+    """Every image came out once, and each with the scores that belong to it."""
+    numbers = [round(float(image[0, 0, 0]) * n) for image in outcome.examples]
+    assert sorted(numbers) == list(range(n))
+    if contestant != "floor":
+        scores = torch.stack(list(outcome.inferences)).numpy()
+        np.testing.assert_allclose(scores, right(model, n)[numbers], rtol=1e-4, atol=1e-5)
+
+
+def memory(scale, best):
+    """What each contestant's process holds at its peak, in MB, above what the floor's does."""
+    peaks = {name: peak(name, scale, best) for name in ("limit", "floor", "ours", "Beam")}
+    return {
+        f"MB of peak memory above the floor's, {name}": (peaks[name] - peaks["floor"]) / 1e6
+        for name in ("limit", "ours", "Beam")
+    }
+
+
+def peak(contestant, scale, best):
+    """The most bytes that a process of its own holds while it runs; it has all images before it begins."""
+    program = (
+        "from benchmarks import w2_images as w2\n"
+        f"w2.best_size = lambda model, n: {best}\n"
+        f"[case] = w2.cases({scale}); w2.images(case.n)\n"
+        "open('/proc/self/clear_refs', 'w').write('5')  # forget the peak of the imports\n"
+        f"case.runs[{contestant!r}]()\n"
+        "[line] = [line for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"
+        "print(1024 * int(line.split()[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return int(done.stdout)

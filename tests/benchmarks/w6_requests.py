@@ -1,0 +1,129 @@
+"""W6: 2,000 rows to an HTTP server that takes 20 ms for a request of at most 8, and 16 requests at a time."""
+
+import contextlib
+import functools
+import http.client
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.ml.inference import base as beam_base
+
+from benchmarks.harness import Case, Keep, KeepResult, Outcome, batches, run_pipeline
+from runinference import PredictionResult, RunInference
+from runinference.remote import RemoteModelHandler
+
+ROWS, PLACES = 8, 16
+
+
+class Client:
+    """Posts rows over a connection that each thread keeps open."""
+
+    def __init__(self, port):
+        self._port = port
+        self._own = threading.local()
+
+    def post(self, batch):
+        if not hasattr(self._own, "connection"):
+            self._own.connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        self._own.connection.request("POST", "/predict", json.dumps(list(batch)))
+        response = self._own.connection.getresponse()
+        answer = json.loads(response.read())
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {answer}")
+        return answer
+
+
+class Ours(RemoteModelHandler):
+    def __init__(self, port):
+        super().__init__(max_request_size=ROWS, max_concurrent_requests=PLACES)
+        self._port = port
+
+    def create_client(self):
+        return Client(self._port)
+
+    def request(self, batch, model, inference_args=None):
+        pairs = zip(batch, model.post(batch), strict=True)
+        return [PredictionResult(row, answer, "double") for row, answer in pairs]
+
+
+class Peer(beam_base.RemoteModelHandler):
+    def __init__(self, port):
+        super().__init__(namespace="benchmark")
+        self._port = port
+
+    def create_client(self):
+        return Client(self._port)
+
+    def request(self, batch, model, inference_args=None):
+        pairs = zip(batch, model.post(batch), strict=True)
+        return [beam_base.PredictionResult(row, answer, "double") for row, answer in pairs]
+
+    def batch_elements_kwargs(self):
+        return {"min_batch_size": ROWS, "max_batch_size": ROWS}
+
+
+def cases(scale):
+    n = max(64, int(2_000 * scale))
+    with server() as port:
+        yield Case(
+            workload="W6",
+            variant="20 ms a request",
+            n=n,
+            runs={
+                "limit": functools.partial(bare_client, port, n),
+                "floor": functools.partial(floor, n),
+                "ours": functools.partial(run_with, n, RunInference, Ours(port)),
+                "Beam": functools.partial(run_with, n, beam_base.RunInference, Peer(port)),
+            },
+            check=functools.partial(check, n),
+            goals={"ours of the ideal": ("≥", 0.9), "ours ÷ Beam": ("≥", 10)},
+        )
+
+
+@contextlib.contextmanager
+def server():
+    """The port of a server in a process of its own."""
+    program = Path(__file__).with_name("slow_server.py")
+    process = subprocess.Popen(
+        [sys.executable, program, str(ROWS), str(PLACES)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def rows(n):
+    return list(range(n))
+
+
+def bare_client(port, n):
+    with ThreadPoolExecutor(PLACES) as pool:
+        answers = list(pool.map(Client(port).post, batches(rows(n), ROWS)))
+    return Outcome(rows(n), [answer for batch in answers for answer in batch])
+
+
+def identity(row):
+    return row
+
+
+def floor(n):
+    return run_pipeline(functools.partial(rows, n), beam.Map(identity), beam.ParDo(Keep()))
+
+
+def run_with(n, transform, handler):
+    return run_pipeline(functools.partial(rows, n), transform(handler), beam.ParDo(KeepResult()))
+
+
+def check(n, contestant, outcome):
+    """Every row came out once, and each with its double."""
+    assert sorted(outcome.examples) == rows(n)
+    if contestant != "floor":
+        assert list(outcome.inferences) == [2 * row for row in outcome.examples]

@@ -1,0 +1,180 @@
+"""W7: bundles of 1 and of 4 elements, from 1, 8 and 12 threads at once, as a stream brings them."""
+
+import functools
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from apache_beam.internal import pickler
+from apache_beam.ml.inference import base as beam_base
+from apache_beam.ml.inference import pytorch_inference as beam_pytorch
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
+
+from benchmarks.harness import Case, Outcome, batches
+from runinference import RunInference
+from runinference.pytorch_inference import PytorchModelHandlerTensor
+
+FEATURES, SCORES = 256, 64
+
+
+class Perceptron(torch.nn.Sequential):
+    """An MLP 256-1024-1024-64; counts how often it is loaded."""
+
+    n_loaded = 0
+
+    def __init__(self):
+        super().__init__(
+            torch.nn.Linear(FEATURES, 1_024),
+            torch.nn.ReLU(),
+            torch.nn.Linear(1_024, 1_024),
+            torch.nn.ReLU(),
+            torch.nn.Linear(1_024, SCORES),
+        )
+        Perceptron.n_loaded += 1
+
+
+def cases(scale):
+    torch.set_num_threads(1)
+    model, path = saved()
+    options = {"state_dict_path": path, "model_class": Perceptron}
+    for n_threads in (1, 8, 12):
+        for size in (1, 4):
+            n = max(192, int(12_000 * scale)) // 12 // size * 12 * size
+            goals = {}
+            if (n_threads, size) == (12, 4):
+                goals = {
+                    "ours of the ideal": ("≥", 0.5),
+                    "ours ÷ Beam": ("≥", 2),
+                    "p99 latency, ours ÷ Beam": ("≤", 0.5),
+                }
+            elif n_threads == 1:
+                goals = {"ours ÷ Beam": ("≥", 1)}
+            yield Case(
+                workload="W7",
+                variant=f"{n_threads} thread{'s' * (n_threads > 1)} × {size}",
+                n=n,
+                runs={
+                    "limit": functools.partial(bare_loop, model, n),
+                    "ours": Bundles(n, n_threads, size, Ours(options)),
+                    "Beam": Bundles(n, n_threads, size, Peer(options)),
+                },
+                check=functools.partial(check, model, n),
+                goals=goals,
+            )
+
+
+@functools.cache
+def examples(n):
+    values = np.random.default_rng(0).normal(size=(n, FEATURES)).astype(np.float32)
+    return [torch.from_numpy(row.copy()) for row in values]
+
+
+@functools.cache
+def saved():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Perceptron().eval().requires_grad_(False)
+    path = Path(tempfile.mkdtemp(prefix="benchmark-")) / "perceptron.pt"
+    torch.save(model.state_dict(), path)
+    return model, str(path)
+
+
+def bare_loop(model, n):
+    scores = []
+    with torch.inference_mode():
+        for batch in batches(examples(n), 64):
+            scores.extend(model(torch.stack(batch)))
+    return Outcome(examples(n), scores)
+
+
+class Ours:
+    """A bundle through our DoFn, as a runner drives it."""
+
+    def __init__(self, options):
+        transform = RunInference(PytorchModelHandlerTensor(**options))
+        self.do_fn = transform._do_fn(GlobalWindows())
+
+    @staticmethod
+    def bundle(do_fn, elements):
+        do_fn.start_bundle()
+        outputs = []
+        for element in elements:
+            outputs.extend(do_fn.process(element, WindowedValue(element, 0, ())) or ())
+        outputs.extend(do_fn.finish_bundle())
+        return [output.value for output in outputs]
+
+
+class Peer:
+    """The same through Beam's, whose batches are made in the step before: here, of the whole bundle."""
+
+    def __init__(self, options):
+        handler = beam_pytorch.PytorchModelHandlerTensor(**options)
+        self.do_fn = beam_base._RunInferenceDoFn(handler, time, None)
+
+    @staticmethod
+    def bundle(do_fn, elements):
+        do_fn.start_bundle()
+        outputs = list(do_fn.process(elements, None))
+        do_fn.finish_bundle()
+        return outputs
+
+
+class Bundles:
+    """Threads that each have a DoFn of their own, as in a worker, and take bundles from one heap."""
+
+    def __init__(self, n, n_threads, size, side):
+        self._bundles = batches(examples(n), size)
+        self._bundle = side.bundle
+        sent = pickler.dumps(side.do_fn)
+        before = Perceptron.n_loaded
+        self._do_fns = [pickler.loads(sent) for _ in range(n_threads)]
+        for do_fn in self._do_fns:
+            do_fn.setup()
+        self._n_models = Perceptron.n_loaded - before
+
+    def __call__(self):
+        heap = iter(self._bundles)
+        lock = threading.Lock()
+        found = [[] for _ in self._do_fns]
+        seconds = [[] for _ in self._do_fns]
+
+        def work(number):
+            while True:
+                with lock:
+                    bundle = next(heap, None)
+                if bundle is None:
+                    return
+                start = time.perf_counter()
+                found[number].extend(self._bundle(self._do_fns[number], bundle))
+                seconds[number].append(time.perf_counter() - start)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(self._do_fns))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        results = [result for part in found for result in part]
+        p99 = float(np.percentile(np.concatenate(seconds), 99))
+        facts = {"p99 latency in ms": 1_000 * p99, "models loaded": self._n_models}
+        return Outcome([r.example for r in results], [r.inference for r in results], facts)
+
+
+@functools.cache
+def right(model, n):
+    with torch.inference_mode():
+        scores = model(torch.stack(examples(n))).numpy()
+    return {id(example): row for example, row in zip(examples(n), scores, strict=True)}
+
+
+def check(model, n, contestant, outcome):
+    """Every example came out once, and each with the scores that belong to it."""
+    wanted = right(model, n)
+    assert len(outcome.examples) == n
+    assert {id(example) for example in outcome.examples} == wanted.keys()
+    scores = torch.stack(list(outcome.inferences)).numpy()
+    rows = np.stack([wanted[id(example)] for example in outcome.examples])
+    np.testing.assert_allclose(scores, rows, rtol=1e-5, atol=1e-5)
