@@ -21,6 +21,7 @@ FLOORS = {
         "batching",
         "sizing",
         "gathering",
+        "joining",
         "splitting",
         "stacking",
         "fitting",

@@ -140,6 +140,11 @@ class BatchPolicy:
         least = MOST_ELEMENTS if self.max_padded is None else 1  # the padded size decides, too
         return replace(self, min_size=least, max_size=MOST_ELEMENTS, max_weight=self.max_size)
 
+    @property
+    def plain(self) -> bool:
+        """Whether only elements and bytes count, and any elements may share a batch."""
+        return self.measure is None and self.weigh is None and self.max_weight is None
+
     def length(self, element: Any) -> int:
         """The length of an element; 0 where lengths do not matter."""
         return 0 if self.measure is None else self.measure(element)

@@ -28,8 +28,7 @@ class Gatherer(Generic[ItemT]):
     """
 
     def __new__(cls, policy: BatchPolicy, size: AdaptiveSize) -> Gatherer[ItemT]:
-        plain = policy.measure is None and policy.weigh is None and policy.max_weight is None
-        return super().__new__(_PlainGatherer if plain else cls)
+        return super().__new__(_PlainGatherer if policy.plain else cls)
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._policy = policy

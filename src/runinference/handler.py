@@ -178,6 +178,14 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         """How many copies the processes of a machine share."""
         return getattr(self, "_model_copies", None) or 1
 
+    def may_join_threads(self) -> bool:
+        """Whether small batches of several threads may share one call of the model.
+
+        For models that compute in this process: their threads would only be in each other's way. Calls that wait
+        for something else had better run side by side.
+        """
+        return False
+
     def override_metrics(self, metrics_namespace: str = "") -> bool:
         """Whether the handler reports metrics itself."""
         return False

@@ -110,6 +110,9 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
             args = {**without_cache(model), **args}
         return self._call()(batch, model, device, args, self._model_uri)
 
+    def may_join_threads(self) -> bool:
+        return True
+
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model_uri = model_path or self._model_uri
 

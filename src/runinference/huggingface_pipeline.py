@@ -175,6 +175,9 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model = model_path or self._model
 
+    def may_join_threads(self) -> bool:
+        return True
+
     def get_metrics_namespace(self) -> str:
         return "BeamML_HuggingFacePipelineModelHandler"
 

@@ -71,6 +71,9 @@ class _Around(ModelHandler[Any, Any, Any]):
     def model_copies(self) -> int:
         return int(self._unkeyed.model_copies())
 
+    def may_join_threads(self) -> bool:
+        return bool(getattr(self._unkeyed, "may_join_threads", bool)())
+
     def override_metrics(self, metrics_namespace: str = "") -> bool:
         return bool(self._unkeyed.override_metrics(metrics_namespace))
 
@@ -253,6 +256,9 @@ class KeyedModelHandler(_Around):
 
     def should_garbage_collect_on_timeout(self) -> bool:
         return self._single_model and super().should_garbage_collect_on_timeout()
+
+    def may_join_threads(self) -> bool:
+        return all(getattr(h, "may_join_threads", bool)() for h in self.handlers_inside())
 
     def handlers_inside(self) -> list[Any]:
         """The handler inside, or those of all keys."""

@@ -13,6 +13,7 @@ from typing import Any
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 
 from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
+from runinference.joining import Call
 from runinference.routing import Edition
 from runinference.sharing import Model, ModelsOfProcess
 from runinference.step import Step
@@ -85,16 +86,29 @@ class Lender:
         while True:
             with self._borrow(edition) as (serving, model):
                 use.serving, use.model = serving, model
-                start = clock.time_ns()
+
+                def run(batch: Any, model: Model = model, handler: Any = serving.handler) -> Any:
+                    start = clock.time_ns()
+                    results = model.run(handler, batch, inference_args)
+                    return results, clock.time_ns() - start
+
                 try:
-                    results = model.run(serving.handler, batch, inference_args)
+                    return self._joined(serving, batch, run)
                 except ChildDiedError:
                     self._give_up(serving, model)
                     if use.over or not model.abandoned:
                         raise
-                else:
-                    return results, clock.time_ns() - start
             # Another thread was stuck in it and gave it up: this batch has nothing to do with that.
+
+    def _joined(self, edition: Edition, batch: Any, run: Call) -> tuple[list[Any], int]:
+        """What ``run`` makes of a batch; a small one may share its call with those of other threads."""
+        if not (self._step.joins and edition.policy.plain):
+            return run(batch)
+        size = self._models.size_for(edition.name, edition)
+        if len(batch) >= size.now:
+            return run(batch)
+        joiner = self._models.joiner_for(self._step.models.name, edition.name, edition)
+        return joiner.call(batch, size.most, run)
 
     @contextmanager
     def _borrow(self, edition: Edition) -> Iterator[tuple[Edition, Model]]:

@@ -159,6 +159,9 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         outputs = self._model_inference_fn(inference_session, batch, inference_args)
         return to_results(batch, outputs, self._model_uri)
 
+    def may_join_threads(self) -> bool:
+        return True
+
     def get_metrics_namespace(self) -> str:
         return "BeamML_Onnx"
 

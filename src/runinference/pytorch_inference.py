@@ -168,6 +168,9 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         with autocast(device, self._autocast):
             return self._inference_fn(batch, model, device, inference_args or {}, self._model_id())
 
+    def may_join_threads(self) -> bool:
+        return True
+
     def get_metrics_namespace(self) -> str:
         return "BeamML_PyTorch"
 

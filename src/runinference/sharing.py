@@ -22,6 +22,7 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 from apache_beam.utils.shared import Shared
 
 from runinference.crossing import answer_of, opened, packed
+from runinference.joining import Joiner
 from runinference.metrics import resident_bytes
 from runinference.routing import Edition
 from runinference.shelf import Room, Shelf
@@ -226,6 +227,7 @@ class ModelsOfProcess:
     def __init__(self, room: Room) -> None:
         self.shelf = Shelf(room)
         self._sizes: dict[str, AdaptiveSize] = {}
+        self._joiners: dict[tuple[str, str], Joiner] = {}
         self._watchers: dict[Watch, Watcher] = {}
         self._lock = threading.Lock()
 
@@ -233,6 +235,13 @@ class ModelsOfProcess:
         """Who looks for new models, for all threads together."""
         with self._lock:
             return self._watchers.setdefault(watch, Watcher(watch))
+
+    def joiner_for(self, step: str, name: str, edition: Edition) -> Joiner:
+        """Who calls a model for the threads that work for one step."""
+        with self._lock:
+            if (step, name) not in self._joiners:
+                self._joiners[step, name] = Joiner(edition.policy)
+            return self._joiners[step, name]
 
     def size_for(self, name: str, edition: Edition) -> AdaptiveSize:
         """The batch size of a model, learnt by all threads together; kept while the model is not."""

@@ -39,6 +39,11 @@ class AdaptiveSize:
         self._lock = threading.Lock()
         self._put_in_force()
 
+    @property
+    def most(self) -> int:
+        """The elements that a batch may have at most, whatever is cheapest."""
+        return min(self._most, self._elements.now)
+
     def record(self, n_elements: int, seconds: float) -> None:
         """Learns from one call of the model with ``n_elements`` that took ``seconds`` and went well."""
         if self._fixed and not self._limited:

@@ -120,6 +120,9 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model_uri = model_path or self._model_uri
 
+    def may_join_threads(self) -> bool:
+        return True
+
     def get_metrics_namespace(self) -> str:
         return "BeamML_Sklearn"
 

@@ -25,6 +25,7 @@ class Step:
         models: Finds the models of this process.
         tag: Before the names of models on a shelf that several steps share.
         holds: Whether models are kept until the bundle ends.
+        joins: Whether small batches of several threads may share a call.
         early: Whether to load the model before the first element.
         watch: Where new models appear; None where none do.
     """
@@ -39,5 +40,6 @@ class Step:
     models: FoundAgain
     tag: str
     holds: bool
+    joins: bool
     early: bool
     watch: Watch | None = None

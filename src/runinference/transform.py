@@ -241,9 +241,19 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
             models=models,
             tag=f"{self._model_identifier or models.name}/" if managed else "",
             holds=refreshing and not several and not managed,
+            joins=self._joins(),
             early=not (refreshing or several or managed or timeout),
             watch=self._watch or None,
         )
+
+    def _joins(self) -> bool:
+        """Whether threads may call the model together: it is here, nobody is given up, batches are ours."""
+        handler = self._model_handler
+        if handler.should_skip_batching() or handler.share_model_across_processes():
+            return False
+        if self._handling is not None and (self._handling.use_subprocess or self._handling.timeout):
+            return False
+        return bool(getattr(handler, "may_join_threads", bool)())
 
     def _place(self, tag: str) -> Place:
         """Where the model lives, by what the handler and the exception handling ask for."""

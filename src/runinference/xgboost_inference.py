@@ -135,6 +135,9 @@ class XGBoostModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             return results  # type: ignore[no-any-return]
         return [_signed(result, self._model_state) for result in results]
 
+    def may_join_threads(self) -> bool:
+        return True
+
     def get_metrics_namespace(self) -> str:
         return "BeamML_XGBoost"
 

@@ -2,10 +2,8 @@
 
 import functools
 import random
-import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 
 import apache_beam as beam
@@ -15,6 +13,7 @@ import transformers
 from apache_beam.ml.inference import base as beam_base
 
 from benchmarks.harness import Case, Keep, KeepResult, Outcome, run_pipeline
+from benchmarks.stand_ins import standing_in
 from runinference import PredictionResult, RunInference
 from runinference.huggingface_inference import HuggingFacePipelineModelHandler
 
@@ -47,16 +46,9 @@ def cases(scale):
 
 def handler_of_beam():
     """Beam's, whose module names TensorFlow and a class that Transformers 5 no longer has: it gets stand-ins."""
-    if not hasattr(transformers, "TFAutoModel"):
-        transformers.TFAutoModel = type("TFAutoModel", (), {})
-    stands_in = "tensorflow" not in sys.modules
-    if stands_in:
-        sys.modules["tensorflow"] = types.SimpleNamespace(Tensor=type("Tensor", (), {}))
-    try:
+    vars(transformers).setdefault("TFAutoModel", type("TFAutoModel", (), {}))
+    with standing_in("tensorflow", "Tensor"):
         from apache_beam.ml.inference import huggingface_inference
-    finally:
-        if stands_in:
-            del sys.modules["tensorflow"]
     return huggingface_inference.HuggingFacePipelineModelHandler
 
 

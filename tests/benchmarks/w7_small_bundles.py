@@ -118,7 +118,7 @@ class Peer:
     @staticmethod
     def bundle(do_fn, elements):
         do_fn.start_bundle()
-        outputs = list(do_fn.process(elements, None))
+        outputs = list(do_fn.process(elements, None, None))
         do_fn.finish_bundle()
         return outputs
 
