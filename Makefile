@@ -3,6 +3,7 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,\
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.version_info >= (3, 10) and print("$(p)")' 2>/dev/null)))
 VENV := .venv
+BENCHMARKS := docs/assets/benchmarks.json
 BIN := $(VENV)/bin
 PAGES := $(PAGE)
 WORKERS ?= 2
@@ -19,7 +20,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
-	serve bench format lock clean
+	serve bench bench-pages format lock clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is to do
@@ -85,9 +86,13 @@ browser: $(FULL)
 serve: $(FULL) ## the site on localhost, live
 	@$(SITE) serve --livereload
 
-bench: $(FULL) ## measure against the bare loop, the bare pipeline and Beam
+bench: $(FULL) ## measure against the bare loop, the bare pipeline and Beam (ONLY="W3 W4": these workloads)
 	$(call say,benchmarks)
-	@PYTHONPATH=tests $(BIN)/python -m benchmarks
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks --json $(BENCHMARKS) $(addprefix --workload ,$(ONLY))
+	@$(MAKE) --no-print-directory bench-pages
+
+bench-pages: $(FULL) ## draw the tables and plots of the performance page from what was measured
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks.pages
 
 format: $(FULL) ## format and mend the code
 	$(call say,format)

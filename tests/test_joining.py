@@ -63,7 +63,12 @@ def test_a_single_thread_calls_the_model_itself():
 def test_who_waits_shares_the_next_call_and_gets_its_own_results_and_share_of_the_time():
     model, got = together([[1, 2], [3], [4, 5], [6]])
     assert model.calls == [[1, 2], [3, 4, 5, 6]]
-    assert got == {(1, 2): ([2, 4], 200), (3,): ([6], 100), (4, 5): ([8, 10], 200), (6,): ([12], 100)}
+    assert got == {
+        (1, 2): ([2, 4], 200),
+        (3,): ([6], 100),
+        (4, 5): ([8, 10], 200),
+        (6,): ([12], 100),
+    }
 
 
 def test_a_call_holds_no_more_than_a_batch_may():
@@ -88,7 +93,7 @@ def test_after_an_error_the_model_is_free_again():
         raise ValueError("no")
 
     for _ in range(2):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="no"):
             joiner.call([1], 64, fail)
     assert joiner.call([1], 64, lambda batch: (batch, 1)) == ([1], 1)
 

@@ -35,7 +35,7 @@ class Case:
         variant: What distinguishes it from other cases of the workload.
         n: How many elements a run has.
         runs: For each contestant, a function that does all of the work once. ``limit`` is the bare loop,
-            ``floor`` the pipeline with an identity step; beside ``ours`` there is ``Beam``, perhaps in several ways.
+            ``floor`` the pipeline with an identity step; beside ``ours`` there is ``Beam``, maybe in several ways.
         check: Raises if an outcome (with the name of its contestant) is not complete and right.
         goals: What the project wants to reach, by the name of the figure: ``("≥", 0.8)`` or ``("≤", 1.1)``.
         facts: Further figures of an outcome, by name, such as bytes a result.

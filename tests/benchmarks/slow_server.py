@@ -24,7 +24,9 @@ async def serve(most_rows: int, places: int) -> None:
             async with free:
                 await asyncio.sleep(0.020)
             body = json.dumps([2 * row for row in rows]).encode()
-            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            writer.write(
+                f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            )
             await writer.drain()
         writer.close()
 

@@ -18,7 +18,7 @@ from runinference import PredictionResult, RunInference
 from runinference.huggingface_inference import HuggingFacePipelineModelHandler
 
 SIZES = (1, 8, 32, 64, 128, 256)
-WORDS = "the a beam model row text good bad fast slow pipeline batch worker stream result never always".split()
+WORDS = ("the", "a", "beam", "model", "row", "text", "good", "bad", "fast", "slow", "batch", "stream", "never")
 
 
 def cases(scale):
@@ -46,7 +46,7 @@ def cases(scale):
 
 def handler_of_beam():
     """Beam's, whose module names TensorFlow and a class that Transformers 5 no longer has: it gets stand-ins."""
-    vars(transformers).setdefault("TFAutoModel", type("TFAutoModel", (), {}))
+    transformers.TFAutoModel = type("TFAutoModel", (), {})
     with standing_in("tensorflow", "Tensor"):
         from apache_beam.ml.inference import huggingface_inference
     return huggingface_inference.HuggingFacePipelineModelHandler

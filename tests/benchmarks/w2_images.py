@@ -1,4 +1,4 @@
-"""W2: 1,500 images of 3 × 96 × 96 and torchvision's mobilenet_v3_small: a model that is fastest in small batches."""
+"""W2: 1,500 images of 96 by 96 pixels and torchvision's mobilenet_v3_small, with default settings."""
 
 import functools
 import os

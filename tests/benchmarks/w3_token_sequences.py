@@ -66,7 +66,9 @@ def cases(scale):
         "ours": functools.partial(run_with, n, RunInference(ours)),
         "Beam": functools.partial(run_with, n, beam_base.RunInference(peer(**fixed))),
         "Beam with buckets": functools.partial(
-            run_with, n, beam_base.RunInference(peer(**fixed, **buckets, max_batch_duration_secs=60))
+            run_with,
+            n,
+            beam_base.RunInference(peer(**fixed, **buckets, max_batch_duration_secs=60)),
         ),
         "Beam, sorted by hand": functools.partial(
             run_with, n, sort, beam_base.RunInference(peer().with_no_batching())

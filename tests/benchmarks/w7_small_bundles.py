@@ -55,7 +55,7 @@ def cases(scale):
                 goals = {"ours ÷ Beam": ("≥", 1)}
             yield Case(
                 workload="W7",
-                variant=f"{n_threads} thread{'s' * (n_threads > 1)} × {size}",
+                variant=f"{n_threads} thread{'s' * (n_threads > 1)}, bundles of {size}",
                 n=n,
                 runs={
                     "limit": functools.partial(bare_loop, model, n),
