@@ -18,7 +18,21 @@ from runinference import PredictionResult, RunInference
 from runinference.huggingface_inference import HuggingFacePipelineModelHandler
 
 SIZES = (1, 8, 32, 64, 128, 256)
-WORDS = ("the", "a", "beam", "model", "row", "text", "good", "bad", "fast", "slow", "batch", "stream", "never")
+WORDS = (
+    "the",
+    "a",
+    "beam",
+    "model",
+    "row",
+    "text",
+    "good",
+    "bad",
+    "fast",
+    "slow",
+    "batch",
+    "stream",
+    "never",
+)
 
 
 def cases(scale):
