@@ -1,0 +1,154 @@
+"""Runs a scikit-learn pipeline and its ONNX export on the same rows, and says where their answers differ.
+
+    python examples/onnx_from_sklearn.py --input rows.csv --output answers.csv \\
+        --original_path model.pickle --model_path model.onnx
+
+Without arguments it trains a pipeline that tells three kinds of wine apart, exports it with skl2onnx, and compares
+the two on wines that the pipeline was not trained on.
+"""
+
+import argparse
+import csv
+import pickle
+import tempfile
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from runinference import KeyedModelHandler, RunInference
+from runinference.onnx_inference import OnnxModelHandlerNumpy
+from runinference.sklearn_inference import SklearnModelHandlerNumpy
+
+COLUMNS = ["row", "label", "original_label", "difference"]
+
+
+def run(argv=None):
+    """Runs the pipeline; rows travel with their numbers, by which the answers meet again."""
+    args, pipeline_args = parse_args(argv)
+    options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
+    folder = Path(tempfile.mkdtemp(prefix="onnx-"))
+    if not args.model_path:
+        train_and_export(folder)
+    exported = OnnxModelHandlerNumpy(
+        model_uri=args.model_path or str(folder / "wine.onnx"),
+        output_names=["label", "probabilities"],
+    )
+    original = SklearnModelHandlerNumpy(
+        model_uri=args.original_path or str(folder / "wine.pickle"),
+        inference_fn=labels_and_probabilities,
+    )
+    output = args.output or str(folder / "answers.csv")
+    with beam.Pipeline(options=options) as pipeline:
+        rows = (
+            pipeline
+            | "Path" >> beam.Create([args.input or str(folder / "wine.csv")])
+            | "Read" >> beam.FlatMap(read_rows)
+        )
+        answers = {
+            "onnx": rows | "Run ONNX" >> RunInference(KeyedModelHandler(exported)),
+            "original": rows
+            | "Run scikit-learn" >> RunInference(KeyedModelHandler(original)),
+        }
+        compared = (
+            answers | "Meet" >> beam.CoGroupByKey() | "Compare" >> beam.Map(compare)
+        )
+        _ = (
+            compared
+            | "Format" >> beam.Map(lambda line: ",".join(map(str, line)))
+            | "Write"
+            >> beam.io.WriteToText(
+                output, shard_name_template="", header=",".join(COLUMNS)
+            )
+        )
+        _ = (
+            compared
+            | "Together" >> beam.combiners.ToList()
+            | "Sum up" >> beam.Map(sum_up)
+            | "Print" >> beam.Map(print)
+        )
+    print(f"Answers: {output}")
+
+
+def labels_and_probabilities(model, batch, inference_args=None):
+    """Both outputs of the original, by the names that its export gives them."""
+    rows = np.stack(batch)
+    return {"label": model.predict(rows), "probabilities": model.predict_proba(rows)}
+
+
+def compare(answers):
+    """The number of a row, both labels, and the greatest difference of its probabilities."""
+    number, by_model = answers
+    [onnx], [original] = (
+        [result.inference for result in by_model[k]] for k in ("onnx", "original")
+    )
+    difference = np.abs(onnx["probabilities"] - original["probabilities"]).max()
+    return number, onnx["label"], original["label"], f"{difference:.1e}"
+
+
+def sum_up(lines):
+    """One line on all rows."""
+    same = sum(label == original for _, label, original, _ in lines)
+    most = max(float(difference) for *_, difference in lines)
+    return f"{same} of {len(lines)} labels are the same; probabilities differ by {most:.0e} at most"
+
+
+def read_rows(path):
+    """The rows of a CSV file of numbers, each as its number and an array."""
+    with FileSystems.open(path) as file:
+        lines = csv.reader(file.read().decode("utf-8").splitlines())
+    next(lines)  # the names of the columns
+    for number, line in enumerate(lines):
+        yield number, np.array(line, np.float64)
+
+
+def train_and_export(folder):
+    """Writes a trained pipeline to a folder, as a pickle and as ONNX, with the wines it has not seen as CSV."""
+    from skl2onnx import to_onnx
+    from sklearn.datasets import load_wine
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    wines = load_wine()
+    seen, unseen, kinds, _ = train_test_split(wines.data, wines.target, random_state=0)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(seen, kinds)
+    (folder / "wine.pickle").write_bytes(pickle.dumps(model))
+    exported = to_onnx(model, seen[:1].astype(np.float32), options={"zipmap": False})
+    (folder / "wine.onnx").write_bytes(exported.SerializeToString())
+    header = ",".join(name.replace(" ", "_") for name in wines.feature_names)
+    np.savetxt(
+        folder / "wine.csv",
+        unseen,
+        delimiter=",",
+        header=header,
+        comments="",
+        fmt="%.17g",
+    )
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--input", help="CSV file of numbers, with a header")
+    parser.add_argument(
+        "--output", help="CSV file to write; by default in a temporary folder"
+    )
+    parser.add_argument(
+        "--model_path", help="the classifier as ONNX, exported without zipmap"
+    )
+    parser.add_argument(
+        "--original_path", help="the same classifier as a pickle; one you trust"
+    )
+    args, pipeline_args = parser.parse_known_args(argv)
+    if bool(args.model_path) != bool(args.original_path) or bool(
+        args.model_path
+    ) != bool(args.input):
+        parser.error("--input, --model_path and --original_path belong together")
+    return args, pipeline_args
+
+
+if __name__ == "__main__":
+    run()
