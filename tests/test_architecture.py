@@ -70,6 +70,7 @@ FLOORS = {
         "huggingface_inference",
         "onnx_inference",
         "xgboost_inference",
+        "lightgbm_inference",
         "tensorflow_loading",
         "tensorflow_calling",
         "tensorflow_inference",

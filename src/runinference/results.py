@@ -21,3 +21,14 @@ class PredictionResult(NamedTuple):
     example: Any
     inference: Any
     model_id: str | None = None
+
+
+def signed(result: Any, model_id: str) -> Any:
+    """A result that says which model it is of, if it says nothing of that yet.
+
+    >>> signed(PredictionResult(1, 2), "model.ubj").model_id
+    'model.ubj'
+    """
+    if getattr(result, "model_id", model_id) is None:
+        return result._replace(model_id=model_id)
+    return result

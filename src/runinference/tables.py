@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,35 @@ def tables_of(examples: Sequence[Any]) -> list[Any]:
                 f"Element {index} of the batch is {kind}, and element 0 is {kinds[0]}. Give all elements one type."
             )
     return tables
+
+
+def check_columns(
+    tables: Sequence[Any],
+    n_columns: int,
+    names: Sequence[str] | None,
+    spelt: Callable[[str], str] = str,
+) -> None:
+    """Raises unless each table has the columns that a model was trained with.
+
+    Args:
+        tables: Data frames, arrays or sparse matrices.
+        n_columns: How many columns the model was trained with.
+        names: Their names, in order, if it knows any.
+        spelt: How the model spells the name of a column.
+
+    Raises:
+        BatchShapeError: A table has others, or the same in another order.
+    """
+    for index, table in enumerate(tables):
+        if is_frame(table) and names is not None and table.columns.nlevels == 1:
+            found = [spelt(str(column)) for column in table.columns]
+            if found != list(names):
+                raise BatchShapeError(_other_columns(index, found, list(names)))
+        elif n_columns and table.shape[1] != n_columns:
+            raise BatchShapeError(
+                f"Element {index} of the batch has {table.shape[1]} features, and the model was trained with "
+                f"{n_columns}. Select the same columns, in the same order, before RunInference."
+            )
 
 
 def joined(tables: Sequence[Any]) -> Any:
@@ -93,6 +122,21 @@ def sparse_bytes(example: Any) -> int:
     """The bytes of a sparse matrix: its values, and the indices that say where they stand."""
     parts = (getattr(example, name, None) for name in ("data", "indices", "indptr", "row", "col"))
     return sum(int(getattr(part, "nbytes", 0)) for part in parts)
+
+
+def _other_columns(index: int, found: list[str], names: list[str]) -> str:
+    missing = [name for name in names if name not in found]
+    unknown = [name for name in found if name not in names]
+    what = "; ".join(
+        f"{said}: {', '.join(columns[:5])}"
+        for said, columns in (("missing", missing), ("unknown to the model", unknown))
+        if columns
+    )
+    return (
+        f"Element {index} of the batch has other columns than the model was trained with "
+        f"({what or 'the same in another order'}). Select them before RunInference, for example "
+        f"frame[{names[:5]!r}{' + ...' if len(names) > 5 else ''}]."
+    )
 
 
 def _is_sparse(value: Any) -> bool:

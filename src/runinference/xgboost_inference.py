@@ -8,13 +8,21 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.errors import BatchShapeError, ModelLoadError, OptionError
+from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.model_file import open_model
 from runinference.options import HandlerOptions
-from runinference.results import PredictionResult
-from runinference.tables import dealt_out, examples_of, is_frame, joined, sparse_bytes, tables_of
+from runinference.results import PredictionResult, signed
+from runinference.tables import (
+    check_columns,
+    dealt_out,
+    examples_of,
+    is_frame,
+    joined,
+    sparse_bytes,
+    tables_of,
+)
 
 xgboost = need("xgboost", extra="xgboost")
 
@@ -53,7 +61,7 @@ def default_xgboost_inference_fn(
     examples = examples_of(batch)
     tables = tables_of(examples)
     if arguments.get("validate_features", True):
-        _check_columns(tables, model)
+        _check(tables, model)
     predictions = model.predict(_input(joined(tables), model), **arguments)
     return [
         PredictionResult(example, prediction)
@@ -133,7 +141,7 @@ class XGBoostModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         results: Any = self._inference_fn(batch, model, inference_args)
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
-        return [_signed(result, self._model_state) for result in results]
+        return [signed(result, self._model_state) for result in results]
 
     def may_join_threads(self) -> bool:
         return True
@@ -187,43 +195,10 @@ class XGBoostModelHandlerDatatable(XGBoostModelHandler[Any, PredictionResult, An
     """
 
 
-def _signed(result: Any, model_id: str) -> Any:
-    """A result that says which model it is of, if it says nothing of that yet."""
-    if getattr(result, "model_id", model_id) is None:
-        return result._replace(model_id=model_id)
-    return result
-
-
-def _check_columns(tables: Sequence[Any], model: Any) -> None:
-    """Each table has the columns that the model was trained with; what cannot be told is left to the model."""
-    booster = _booster(model)
-    expected = booster.num_features() if booster is not None else 0
-    names = booster.feature_names if booster is not None else None
-    for index, table in enumerate(tables):
-        if is_frame(table) and names is not None and table.columns.nlevels == 1:
-            found = [str(column) for column in table.columns]
-            if found != names:
-                raise BatchShapeError(_other_columns(index, found, names))
-        elif expected and table.shape[1] != expected:
-            raise BatchShapeError(
-                f"Element {index} of the batch has {table.shape[1]} features, and the model was trained with "
-                f"{expected}. Select the same columns, in the same order, before RunInference."
-            )
-
-
-def _other_columns(index: int, found: list[str], names: list[str]) -> str:
-    missing = [name for name in names if name not in found]
-    unknown = [name for name in found if name not in names]
-    what = "; ".join(
-        f"{said}: {', '.join(columns[:5])}"
-        for said, columns in (("missing", missing), ("unknown to the model", unknown))
-        if columns
-    )
-    return (
-        f"Element {index} of the batch has other columns than the model was trained with "
-        f"({what or 'the same in another order'}). Select them before RunInference, for example "
-        f"frame[{names[:5]!r}{' + ...' if len(names) > 5 else ''}]."
-    )
+def _check(tables: Sequence[Any], model: Any) -> None:
+    """What cannot be told of a model is left to it."""
+    if (booster := _booster(model)) is not None:
+        check_columns(tables, booster.num_features(), booster.feature_names)
 
 
 def _booster(model: Any) -> Any:
