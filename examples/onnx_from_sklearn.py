@@ -1,10 +1,10 @@
-"""Runs a scikit-learn pipeline and its ONNX export on the same rows, and says where their answers differ.
+"""Compares the answers of a scikit-learn pipeline and of its ONNX export, row by row.
 
     python examples/onnx_from_sklearn.py --input rows.csv --output answers.csv \\
         --original_path model.pickle --model_path model.onnx
 
-Without arguments it trains a pipeline that tells three kinds of wine apart, exports it with skl2onnx, and compares
-the two on wines that the pipeline was not trained on.
+Without arguments it trains a pipeline that tells three kinds of wine apart, exports it
+with skl2onnx, and compares the two on wines that the pipeline was not trained on.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import KeyedModelHandler, RunInference
 from runinference.onnx_inference import OnnxModelHandlerNumpy
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
@@ -26,7 +25,7 @@ COLUMNS = ["row", "label", "original_label", "difference"]
 
 
 def run(argv=None):
-    """Runs the pipeline; rows travel with their numbers, by which the answers meet again."""
+    """Runs the pipeline; rows travel with numbers, by which their answers meet."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     folder = Path(tempfile.mkdtemp(prefix="onnx-"))
@@ -79,11 +78,10 @@ def labels_and_probabilities(model, batch, inference_args=None):
 
 
 def compare(answers):
-    """The number of a row, both labels, and the greatest difference of its probabilities."""
+    """The number of a row, both labels, the greatest difference of probabilities."""
     number, by_model = answers
-    [onnx], [original] = (
-        [result.inference for result in by_model[k]] for k in ("onnx", "original")
-    )
+    [onnx] = [result.inference for result in by_model["onnx"]]
+    [original] = [result.inference for result in by_model["original"]]
     difference = np.abs(onnx["probabilities"] - original["probabilities"]).max()
     return number, onnx["label"], original["label"], f"{difference:.1e}"
 
@@ -92,7 +90,10 @@ def sum_up(lines):
     """One line on all rows."""
     same = sum(label == original for _, label, original, _ in lines)
     most = max(float(difference) for *_, difference in lines)
-    return f"{same} of {len(lines)} labels are the same; probabilities differ by {most:.0e} at most"
+    return (
+        f"{same} of {len(lines)} labels are the same; "
+        f"probabilities differ by {most:.0e} at most"
+    )
 
 
 def read_rows(path):
@@ -105,7 +106,7 @@ def read_rows(path):
 
 
 def train_and_export(folder):
-    """Writes a trained pipeline to a folder, as a pickle and as ONNX, with the wines it has not seen as CSV."""
+    """Writes a pipeline as pickle and as ONNX, and wines it has not seen as CSV."""
     from skl2onnx import to_onnx
     from sklearn.datasets import load_wine
     from sklearn.linear_model import LogisticRegression
