@@ -84,7 +84,7 @@ browser: $(FULL)
 	@$(DOCS) docs.browser
 
 serve: $(FULL) ## the site on localhost, live
-	@$(SITE) serve --livereload
+	@$(SITE) serve --livereload --dirty $(if $(ADDRESS),--dev-addr $(ADDRESS))
 
 bench: $(FULL) ## measure against the bare loop, the bare pipeline and Beam (ONLY="W3 W4": these workloads)
 	$(call say,benchmarks)

@@ -22,6 +22,12 @@ _HTML = re.compile(r"^</?div[^>]*>\n", re.MULTILINE)
 _OBJECT = re.compile(r"^::: (?P<path>[\w.]+)\n(?:    .*\n?)*", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)(\{[^}]*\})?")
 _texts: dict[str, str] = {}
+_asked = {"command": "build"}
+
+
+def on_startup(command: str, **_: Any) -> None:
+    """`make serve` is for people, and shows an edit at once; programs read what was built."""
+    _asked["command"] = command
 
 
 def on_pre_build(**_: Any) -> None:
@@ -30,6 +36,8 @@ def on_pre_build(**_: Any) -> None:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> None:
     """Keep what the page says, after the other hooks have done their part."""
+    if _asked["command"] == "serve":
+        return
     comments = page.file.src_uri == "contributing.md"  # which shows how they are written
     text = markdown if comments else _HTML.sub("", _COMMENT.sub("", markdown))
     source = Path(config.config_file_path).parent / "src"
@@ -43,6 +51,8 @@ def on_page_content(html: str, page: Any, **_: Any) -> None:
 
 
 def on_post_build(config: Any, **_: Any) -> None:
+    if _asked["command"] == "serve":
+        return
     site = Path(config.site_dir)
     for page in _nav_pages(config):
         text = _texts[page.file.src_uri].strip() + "\n"
