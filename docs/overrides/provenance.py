@@ -95,7 +95,7 @@ def last_run(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"The last whole run of the tests was on {_date(last['when'])}: {last['tests']} tests in "
-            f"{last['seconds'] / 60:.0f} minutes. It ran {sum(counts.values())} programs of "
+            f"{last['seconds'] / 60:.0f} minutes. It ran {sum(counts.values())} different programs of "
             f"{len(counts)} files. {failed}",
             "",
             "| file | programs | seconds |",

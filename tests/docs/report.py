@@ -79,8 +79,8 @@ class Report:
         if report.when != "call":
             return
         self.tests += 1
-        block = dict(report.user_properties).get("block")
-        if block:
+        recorded = dict(report.user_properties)
+        for block in recorded.get("blocks", [recorded["block"]] if "block" in recorded else []):
             self.blocks[block["key"]] = block
             if not report.passed:
                 self.failed.add(block["key"])

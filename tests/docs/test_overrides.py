@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from html import escape
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from docs.blocks import ROOT, Block
-from docs.report import told
+from docs.report import Report, told
 from docs.run import Ran
 
 
@@ -86,7 +87,9 @@ def test_the_page_about_the_tests_tells_of_the_last_whole_run() -> None:
     last = {"when": RAN.when, "seconds": 600, "tests": 9, "failed": []}
     entry = {"block": "docs/why.md:3", "seconds": 1.0}
     text = last_run({"last": last, "blocks": {"k": entry, "l": entry}})
-    assert "24 November 2026: 9 tests in 10 minutes. It ran 2 programs of 1 files." in text
+    assert (
+        "24 November 2026: 9 tests in 10 minutes. It ran 2 different programs of 1 files." in text
+    )
     assert "| `docs/why.md` | 2 | 2 |" in text
 
 
@@ -139,3 +142,21 @@ def test_a_marked_line_is_folded_whole() -> None:
         "two\n",
         '<span class="hll">three\n</span>',
     ]
+
+
+def test_the_report_keeps_what_it_knew_of_other_pages(tmp_path: Path) -> None:
+    def ran(*names: str, passed: bool = True) -> dict[str, Any]:
+        report = Report(tmp_path, whole=False)
+        for name in names:
+            block = {"key": name, "block": f"docs/{name[0]}.md:{name[1]}"}
+            report.pytest_runtest_logreport(
+                SimpleNamespace(when="call", passed=passed, user_properties=[("block", block)])
+            )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("PYTEST_XDIST_WORKER", raising=False)
+            report.pytest_sessionfinish()
+        return json.loads((tmp_path / report.file).read_text("utf-8"))["blocks"]
+
+    assert list(ran("a1", "a2", "b1")) == ["a1", "a2", "b1"]
+    assert list(ran("a1", "a3")) == ["a1", "a3", "b1"]  # a2 is gone from its page
+    assert list(ran("b1", passed=False)) == ["a1", "a3"]  # what failed is no proof

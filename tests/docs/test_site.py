@@ -5,14 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from playwright.sync_api import Browser
 
-from docs import clipboard
+from docs import clipboard, report
 from docs.blocks import ROOT
 from docs.chosen import chosen
 from docs.compare import faults_of
@@ -82,6 +82,7 @@ def test_what_the_clipboard_held_runs_and_prints_what_the_browser_shows(
     interpreter: Interpreter,
     env: dict[str, str],
     runs: Store,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Every copy button is clicked; the text runs by itself, in an empty directory.
 
@@ -96,11 +97,16 @@ def test_what_the_clipboard_held_runs_and_prints_what_the_browser_shows(
     faults = [] if "\n::: " in f"\n{file.read_text('utf-8')}" else clipboard.differing(file, seen)
     programs, wrong = clipboard.programs(file, seen)
     faults += wrong
-    for program in programs:
-        if not program.block.skip:
-            faults += faults_of(program, runs.run(program, interpreter, env))
+    ran = [
+        (program, runs.run(program, interpreter, env))
+        for program in programs
+        if not program.block.skip
+    ]
+    for program, each in ran:
+        faults += faults_of(program, each)
     if faults:
         pytest.fail("\n" + "\n".join(map(str, faults)), pytrace=False)
+    record_property("blocks", [report.told(program.block, each) for program, each in ran])
 
 
 SEARCHES = {
