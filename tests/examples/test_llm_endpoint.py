@@ -1,0 +1,66 @@
+"""examples/llm_endpoint.py: answers of a language model about the lines of a file."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from runinference import sample_servers
+
+KEY = "sk-secret-of-the-example"
+
+
+def records(path):
+    lines = Path(path).read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda record: record["line"])
+
+
+def test_by_default_it_asks_its_own_server_about_three_reviews(run_program):
+    printed = run_program("llm_endpoint")
+    written = records(re.search(r"Answers: (\S+\.jsonl)", printed)[1])
+    assert written[0] == {
+        "line": 1,
+        "text": "The soup was cold.",
+        "answer": "THE SOUP WAS COLD.",
+        "finish": "stop",
+    }
+    assert [record["line"] for record in written] == [1, 2, 3]
+    tokens = dict(re.findall(r"(\w+_tokens): (\d+)", printed))
+    assert int(tokens["total_tokens"]) == int(tokens["prompt_tokens"]) + int(
+        tokens["completion_tokens"]
+    )
+
+
+def test_it_takes_a_file_a_server_and_a_key_and_sets_aside_what_is_refused(
+    load_example, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    (tmp_path / "in.txt").write_text("good\n\n" + "word " * 200 + "\nlast")
+    with sample_servers.llm(key=KEY, troubles=[503]) as base_url:
+        load_example("llm_endpoint").run(
+            [
+                *("--input", str(tmp_path / "in.txt")),
+                *("--output", str(tmp_path / "out.jsonl")),
+                *("--base_url", base_url),
+                *("--model", "shout"),
+                *("--api_key_env", "SOME_KEY"),
+                "--job_name=passed-through-to-beam",
+            ]
+        )
+    first, long, last = records(tmp_path / "out.jsonl")
+    assert (first["line"], first["answer"]) == (1, "GOOD")
+    assert (last["line"], last["answer"]) == (4, "LAST")
+    assert "answered 400: The context holds 100 words" in long["error"]
+    assert KEY not in (tmp_path / "out.jsonl").read_text() + capsys.readouterr().out
+
+
+def test_a_server_needs_the_name_of_its_model(load_example, capsys):
+    with pytest.raises(SystemExit):
+        load_example("llm_endpoint").run(["--base_url", "http://localhost:1/v1"])
+    assert "--base_url needs --model" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(load_example, tmp_path):
+    with pytest.raises(Exception, match=r"FileNotFoundError.*nowhere\.txt"):
+        load_example("llm_endpoint").run(["--input", str(tmp_path / "nowhere.txt")])
