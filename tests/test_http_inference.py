@@ -32,6 +32,7 @@ from runinference.http_inference import (
 )
 from runinference.local_server import Refused, serving
 from runinference.remote import Backoff
+from runinference.testing import check_handler
 from tiny import run
 
 AT_ONCE = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
@@ -308,6 +309,34 @@ def test_another_version_may_take_over_while_the_pipeline_runs():
         handler.update_model_path("m/2")
         [result] = handler.predict(np.ones((1, 2)))
     assert result.model_id == "m/2"
+
+
+@PROTOCOLS
+def test_it_passes_the_conformance_kit(kind):
+    def answer(path, headers, body):
+        if body is None:
+            raise Refused(404, {"error": "no description here"})
+        times = 3 if "another" in path else 2
+        if "not a number" in str(body):
+            raise Refused(400, {"error": "not a number"})
+        if isinstance(body, list):
+            return [times * x for x in body]
+        if "instances" in body:
+            return {"predictions": [[times * x for x in row] for row in body["instances"]]}
+        if isinstance(body["inputs"][0], dict):
+            [one] = body["inputs"]
+            return {"outputs": [{**one, "data": [times * x for x in one["data"]]}]}
+        return {"outputs": [[times * x for x in row] for row in body["inputs"]]}
+
+    with serving(answer) as url:
+        report = check_handler(
+            handler_of(url, kind("m")),
+            [np.array([1.0, 2.0]), np.array([5.0, 3.0]), np.array([4.0, 0.0])],
+            inference_args=None if kind is TorchServe else {"top": 1},
+            bad_example=np.array(["not a number"] * 2),
+            updated_path="another",
+        )
+    assert report.skipped == {}
 
 
 def test_keys_and_no_batching_go_around_it(digits, labels):

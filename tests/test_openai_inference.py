@@ -29,6 +29,7 @@ from runinference.openai_inference import (
     OpenAIEmbeddingsModelHandler,
 )
 from runinference.remote import Backoff
+from runinference.testing import check_handler
 from tiny import RUNNER, run
 
 KEY = "sk-very-secret-0123456789"
@@ -369,6 +370,33 @@ def test_no_dead_letter_log_annotation_or_pickle_tells_the_key(monkeypatch, capl
 
 
 # --- among the other handlers
+
+
+def every_kind(body):
+    """Answers chats, completions and embeddings, each by the text and by the model's name."""
+    given = body.get("input") or body.get("prompt") or body["messages"][-1]["content"]
+    given = [given] if isinstance(given, str) else given
+    if "bad" in given:
+        return Say(400, {"error": "the text is bad"})
+    texts = [f"{body['model']}: {text}" for text in given]
+    return {
+        "choices": [{**choice(text, i), "text": text} for i, text in enumerate(texts)],
+        "data": [{"index": i, "embedding": [len(text), 1]} for i, text in enumerate(texts)],
+    }
+
+
+@KINDS
+def test_it_passes_the_conformance_kit(kind):
+    with faulty(then=every_kind) as server:
+        handler = kind(server.url, "m", None, **AT_ONCE)
+        report = check_handler(
+            handler,
+            ["a", "bcd", "ef"],
+            inference_args={"temperature": 0},
+            bad_example="bad",
+            updated_path="another",
+        )
+    assert report.skipped == {}
 
 
 def test_keys_and_functions_go_around_it():
