@@ -1,11 +1,11 @@
-"""Asks a language model about each line of a file, and writes its answers as JSON lines.
+"""Asks a language model about each line of a file; writes the answers as JSON lines.
 
-    OPENAI_API_KEY=... python examples/llm_endpoint.py --input reviews.txt --output answers.jsonl \\
-        --base_url https://api.openai.com/v1 --model MODEL --api_key_env OPENAI_API_KEY \\
-        --prompt "Is this review good or bad? Say one word."
+    python examples/llm_endpoint.py --input reviews.txt --output answers.jsonl \\
+        --base_url https://api.openai.com/v1 --model MODEL \\
+        --api_key_env OPENAI_API_KEY --prompt "Is this good or bad? Say one word."
 
-Without arguments it starts a stand-in for a language model on this machine, which says everything in
-capitals, and asks that about three reviews.
+Without arguments it starts a stand-in for a language model on this machine, which says
+everything in capitals, and asks that about three reviews.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
-
 from runinference import KeyedModelHandler, RunInference, sample_servers
 from runinference.openai_inference import OpenAIChatModelHandler
 
@@ -26,7 +25,7 @@ REVIEWS = ["The soup was cold.", "We will come back!", "A bit loud, but a good c
 
 
 def run(argv=None):
-    """Runs the pipeline; each line travels with its number, so that the answers can be put in order."""
+    """Runs the pipeline; each line travels with its number."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_reviews()
@@ -111,7 +110,7 @@ def write_reviews():
 
 @contextlib.contextmanager
 def endpoint(args):
-    """The address of the server and the name of its model: what was asked for, or the stand-in."""
+    """The address of the server and the name of its model; the stand-in by default."""
     if args.base_url:
         yield args.base_url, args.model
     else:
