@@ -62,6 +62,7 @@ FLOORS = {
         "torch_calling",
         "pytorch_inference",
         "huggingface_loading",
+        "huggingface_inputs",
         "huggingface_tokens",
         "huggingface_text",
         "huggingface_embedding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ from runinference.huggingface_inference import (
     PipelineTask,
 )
 from runinference.pytorch_inference import make_keyed_tensor_model_fn
-from tiny import run
+from tiny import RUNNER, Catch, run
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "good", "bad"]
@@ -396,6 +398,10 @@ class TestTensors:
     def test_frameworks(self, base):
         with pytest.raises(OptionError, match="'pt' for PyTorch"):
             HuggingFaceModelHandlerKeyedTensor(base, AutoModel, "flax")
+        if transformers.__version__ >= "5":
+            with pytest.raises(OptionError, match=r"needs Transformers 4.*transformers<5"):
+                HuggingFaceModelHandlerKeyedTensor(base, AutoModel, "tf")
+            return
         handler = HuggingFaceModelHandlerKeyedTensor(base, AutoModel, "tf")
         hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name == "tensorflow"}
         sys.modules["tensorflow"] = None  # type: ignore[assignment]
@@ -405,6 +411,157 @@ class TestTensors:
         finally:
             del sys.modules["tensorflow"]
             sys.modules.update(hidden)
+
+
+class TestInputsThatAreWrong:
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [
+            (torch.tensor([2.0, 5.0, 3.0]), r"Element 1 .* of torch\.float32.*ids\.long\(\)"),
+            (torch.tensor([[2, 5, 3]]), r"Element 1 .* of shape \(1, 3\).*ids\[0\]"),
+            (torch.tensor([2, 99, 3]), "Element 1 .* from 2 to 99, .* from 0 to 16"),
+            (torch.tensor([2, -1, 3]), "Element 1 .* from -1 to 3"),
+        ],
+    )
+    def test_ids_are_looked_at_when_a_call_fails(self, ids, message, base):
+        good = torch.tensor([2, 5, 3]).reshape(ids.shape).to(ids.dtype)
+        model = HuggingFaceModelHandlerTensor(base, AutoModel, min_batch_size=2)
+        if ids.dtype.is_floating_point or ids.ndim > 1:
+            message = message.replace("Element 1", "Element 0")
+        with pytest.raises(ElementError, match=message):
+            model.predict([good, ids])
+
+    def test_more_tokens_than_the_model_takes(self, base):
+        handler = HuggingFaceModelHandlerTensor(base, AutoModel)
+        with pytest.raises(ElementError, match=r"of 33 tokens, .* 32 at most.*truncation=True"):
+            handler.predict([torch.full((33,), 5)])
+
+    def test_names_are_told_with_the_nearest(self, base):
+        handler = HuggingFaceModelHandlerKeyedTensor(base, AutoModel)
+        for wrong, near in (("inputs_ids", "input_ids"), ("atention_mask", "attention_mask")):
+            example = {"input_ids": IDS[0], wrong: IDS[0]}
+            with pytest.raises(ElementError, match=rf"BertModel has no input '{wrong}'.*'{near}'"):
+                handler.predict([example])
+
+    def test_numbers_of_another_precision(self, base):
+        handler = HuggingFaceModelHandlerKeyedTensor(base, AutoModel)
+        vectors = torch.zeros(4, 16)
+        [result] = handler.predict([{"inputs_embeds": vectors}])
+        assert result.inference["last_hidden_state"].shape == (4, 16)
+        with pytest.raises(ElementError, match=r"inputs_embeds of torch\.float64.*torch\.float32"):
+            handler.predict([{"inputs_embeds": vectors.double()}])
+
+    def test_tensors_of_several_shapes_and_what_is_no_tensor(self, base):
+        handler = HuggingFaceModelHandlerTensor(base, AutoModel, min_batch_size=2)
+        with pytest.raises(BatchShapeError, match="padding=Padding"):
+            handler.predict([IDS[0], IDS[0][:2]])
+        with pytest.raises(BatchShapeError, match="not a torch.Tensor"):
+            handler.predict([[2, 5, 3], IDS[0]])
+
+    def test_other_errors_pass_as_they_are(self, base):
+        def fail(*given):
+            raise RuntimeError("out of memory")
+
+        handler = HuggingFaceModelHandlerTensor(base, AutoModel, inference_fn=fail)
+        with pytest.raises(RuntimeError, match="^out of memory$"):
+            handler.predict(IDS)
+
+    @pytest.mark.parametrize("kind", ["tensor", "text", "pipeline", "embedding"])
+    def test_one_bad_element_goes_alone_to_the_dead_letters(self, kind, base, classifier):
+        handler, elements, bad = {
+            "tensor": (
+                HuggingFaceModelHandlerTensor(base, AutoModel, min_batch_size=7),
+                [*IDS, torch.tensor([2, 99, 7, 3])],
+                "from 2 to 99",
+            ),
+            "text": (HuggingFaceModelHandlerText(base, min_batch_size=7), [*TEXTS, 5], "a text"),
+            "embedding": (
+                HuggingFaceModelHandlerEmbedding(base, max_padded_size=64),
+                [*TEXTS, None],
+                "a text",
+            ),
+            "pipeline": (
+                HuggingFacePipelineModelHandler("text-classification", classifier),
+                [*TEXTS, 5],
+                "",
+            ),
+        }[kind]
+        good: list[Any] = []
+        dead: list[Any] = []
+        with beam.Pipeline(runner=RUNNER) as pipeline:
+            results, letters = (
+                pipeline
+                | beam.Create(elements, reshuffle=False)
+                | RunInference(handler).with_exception_handling()
+            )
+            results | "good" >> beam.ParDo(Catch(good))
+            letters.failed_inferences | "dead" >> beam.ParDo(Catch(dead))
+        good, dead = Catch.take(good), Catch.take(dead)
+        assert sorted(repr(x.example) for x in good) == sorted(map(repr, elements[:-1]))
+        [(element, (_, message, _))] = dead
+        assert repr(element) == repr(elements[-1])
+        assert bad in message
+
+
+class TestEveryPromise:
+    """What holds for all handlers, on each of these."""
+
+    @pytest.fixture(params=["pipeline", "tensor", "keyed tensor", "text", "embedding"])
+    def case(self, request, classifier, base):
+        kind = request.param
+        keyed = [{"input_ids": ids} for ids in IDS]
+        return {
+            "pipeline": lambda: (
+                HuggingFacePipelineModelHandler("text-classification", classifier),
+                TEXTS,
+                classifier,
+            ),
+            "tensor": lambda: (HuggingFaceModelHandlerTensor(base, AutoModel), IDS, base),
+            "keyed tensor": lambda: (
+                HuggingFaceModelHandlerKeyedTensor(base, AutoModel),
+                keyed,
+                base,
+            ),
+            "text": lambda: (HuggingFaceModelHandlerText(base), TEXTS, base),
+            "embedding": lambda: (HuggingFaceModelHandlerEmbedding(base), TEXTS, base),
+        }[kind]()
+
+    def test_functions_go_around_it(self, case):
+        handler, elements, model = case
+        around = handler.with_preprocess_fn(lambda pair: pair[1]).with_postprocess_fn(
+            lambda result: result.model_id
+        )
+        assert run(list(enumerate(elements)), RunInference(around)) == [model] * len(elements)
+
+    def test_batches_may_be_ones_own(self, case):
+        handler, elements, _ = case
+        found = run([elements[:4], elements[4:]], RunInference(handler.with_no_batching()))
+        assert [repr(x.example) for x in found] == [repr(x) for x in elements]
+
+    def test_it_travels_to_workers(self, case):
+        handler, elements, model = case
+        [result] = pickle.loads(pickle.dumps(handler)).predict(elements[:1])
+        assert result.model_id == model
+
+    def test_an_update_is_a_value(self, case, folder):
+        handler, elements, model = case
+        named = "text-classification" if "Pipeline" in type(handler).__name__ else None
+        other = copy.copy(handler)
+        moved = shutil.copytree(model, folder / f"moved-{type(handler).__name__}")
+        other.update_model_path(str(moved))
+        [result] = other.predict(elements[:1])
+        assert result.model_id == str(moved)
+        other.update_model_path(None)
+        assert other.predict(elements[:1])[0].model_id == str(moved)
+        assert handler.predict(elements[:1])[0].model_id == model
+        assert named is None or handler._task == named
+
+    def test_bytes_are_counted(self, case):
+        handler, elements, _ = case
+        size = handler.get_num_bytes(elements)
+        assert size > 0
+        if isinstance(elements[0], torch.Tensor):
+            assert size == len(elements) * 4 * 8
 
 
 class TestWhatCannotBeLoaded:

@@ -11,7 +11,8 @@ from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
 from runinference.huggingface_embedding import HuggingFaceModelHandlerEmbedding
-from runinference.huggingface_loading import load_model
+from runinference.huggingface_inputs import check_names, inputs_explained
+from runinference.huggingface_loading import VERSION, load_model
 from runinference.huggingface_pipeline import (
     HuggingFacePipelineModelHandler,
     default_pipeline_inference_fn,
@@ -76,6 +77,11 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
             raise OptionError(
                 f"framework must be 'pt' for PyTorch or 'tf' for TensorFlow, and is {framework!r}."
             )
+        if framework == "tf" and VERSION >= (5,):
+            raise OptionError(
+                "framework='tf' needs Transformers 4: version 5 has no models of TensorFlow. Leave framework out, "
+                "which takes the PyTorch weights, or install transformers<5."
+            )
         device_named(device)
         self._model_uri = model_uri
         self._model_class = model_class
@@ -107,8 +113,10 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
         if self._inference_fn is None and (self._framework == "tf" or _of_tensorflow(batch[0])):
             return _infer_tensorflow(batch, model, device, args, self._model_uri)
         if self._inference_fn is None:
+            check_names(model, batch[0])
             args = {**without_cache(model), **args}
-        return self._call()(batch, model, device, args, self._model_uri)
+        with inputs_explained(model, batch):
+            return self._call()(batch, model, device, args, self._model_uri)
 
     def may_join_threads(self) -> bool:
         return True

@@ -13,6 +13,14 @@ from runinference.extras import need
 
 transformers = need("transformers", extra="transformers")
 
+#: The version of Transformers, such as (4, 57).
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+if VERSION < (4, 40):
+    raise ImportError(
+        f"Transformers {transformers.__version__} is too old: 4.40 or later is needed. Install it with: "
+        'pip install -U "runinference[transformers]".'
+    )
+
 #: Keywords of ``from_pretrained`` that say where a repository is: they hold for all its files.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
