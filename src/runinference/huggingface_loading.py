@@ -134,25 +134,27 @@ def explained(uri: str, option: str, what: str) -> Iterator[None]:
             "private model needs HF_TOKEN."
         ) from error
     except Exception as error:
-        raise ModelLoadError(
-            f"{uri!r} ({option}) cannot be loaded by {what} ({_first_line(error)}). {_cure(str(error), what)}"
-        ) from error
+        raise ModelLoadError(f"{uri!r} ({option}) {_cure(error, what)}") from error
 
 
-def _cure(said: str, what: str) -> str:
+def _cure(error: Exception, what: str) -> str:
+    """What is wrong with a model that is there, and what helps."""
+    said = str(error)
     option = "load_pipeline_args" if what.startswith("pipeline") else "load_model_args"
     if "trust_remote_code" in said or "custom code" in said:
         return (
-            "The repository brings code of its own, which is not run unless you say so: read it, pin its "
-            f"revision, and give {option}={{'trust_remote_code': True, 'revision': …}}."
+            "brings Python code of its own, which is not run unless you say so: read it, pin its revision, and "
+            f"give {option}={{'trust_remote_code': True, 'revision': …}}."
         )
     if what == "AutoTokenizer":
-        return "Save the tokenizer to the directory of the model: tokenizer.save_pretrained(path)."
-    if "Unrecognized configuration class" in said:
-        return "The model is of another kind: take the class for what it was trained for, or AutoModel."
-    if "unexpected keyword" in said:
-        return f"Check the keywords in {option}."
-    return f"Check that {what} fits the model, and that its files are complete."
+        cure = "Save the tokenizer to the directory of the model: tokenizer.save_pretrained(path)."
+    elif "Unrecognized configuration class" in said:
+        cure = "The model is of another kind: take the class for what it was trained for, or AutoModel."
+    elif "unexpected keyword" in said:
+        cure = f"Check the keywords in {option}."
+    else:
+        cure = f"Check that {what} fits the model, and that its files are complete."
+    return f"cannot be loaded by {what} ({_first_line(error)}). {cure}"
 
 
 def _refuse_missing_directory(uri: str, option: str) -> None:
