@@ -13,7 +13,7 @@ _BOOST = {
     "reference/": 0.3,
     "tested.md": 0.3,
     "architecture.md": 0.6,
-    "batching.md": 2,
+    "batching.md": 1.5,
     "model-refresh.md": 2,
 }
 """How much a page counts in the search; others count 1. A guide stands before the reference."""

@@ -9,13 +9,14 @@ import re
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from docs.blocks import Block
+from docs.blocks import Block, shown
 from docs.run import Ran
 from docs.store import key
 
@@ -47,6 +48,19 @@ def told(block: Block, ran: Ran) -> dict[str, Any]:
         "seconds": round(ran.seconds, 2),
         "when": ran.when,
         "versions": versions(block.text) if block.language == "python" else {},
+    }
+
+
+def told_of_notebook(notebook: Path, seconds: float) -> dict[str, Any]:
+    """The same of a notebook, which is known by the whole of its file."""
+    text = notebook.read_text("utf-8")
+    return {
+        "block": shown(notebook) + ":1",
+        "key": sha256(text.encode()).hexdigest()[:16],
+        "language": "notebook",
+        "seconds": round(seconds, 2),
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(text),
     }
 
 

@@ -67,3 +67,10 @@ def test_what_pip_was_told_is_passed_on_to_uv(monkeypatch: pytest.MonkeyPatch) -
 def test_ci_runs_make_test_and_nothing_else() -> None:
     lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
     assert [line for line in lines[1:] if not line.startswith(("cd ", "set "))] == ["make test"]
+
+
+def test_the_first_page_names_every_extra() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")[1]
+    extras = set(re.findall(r"^([\w-]+) = \[", text.split("\n[")[0], re.MULTILINE))
+    page = (ROOT / "docs" / "index.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == extras - {"docs", "test"}

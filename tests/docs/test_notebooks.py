@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from docs import report
 from docs.blocks import ROOT, shown
 from docs.chosen import chosen
 from docs.notebooks import execute, faults_of, notebooks, store, tidy
@@ -24,7 +26,9 @@ def test_a_run_of_the_notebook_gives_what_is_stored_in_it(
     notebook: Path, env: dict[str, str], record_property: Callable[[str, object], None]
 ) -> None:
     stored = nbformat.read(notebook, as_version=4)
+    began = time.perf_counter()
     ran, faults = execute(notebook, env)
+    record_property("block", report.told_of_notebook(notebook, time.perf_counter() - began))
     faults = faults or faults_of(notebook, stored, ran)
     if faults:
         pytest.fail("\n" + "\n".join(map(str, faults)), pytrace=False)

@@ -119,7 +119,8 @@ def test_links_of_notebooks_lead_to_pages_and_dead_ones_are_told(
     html = (
         f'<script src="https://elsewhere"></script><div class="jupyter-wrapper"><a href="{link}">'
     )
-    mended = override("notebooks").on_page_content(html, page=page, files=Files())
+    config = SimpleNamespace(config_file_path=str(tmp_path / "mkdocs.yml"))
+    mended = override("notebooks").on_page_content(html, page=page, files=Files(), config=config)
     assert f'href="{becomes}"' in mended
     assert "elsewhere" not in mended
     assert ("there is no such page" in caplog.text) == ("gone" in link)
