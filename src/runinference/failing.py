@@ -22,6 +22,11 @@ from runinference.errors import (
 Call = Callable[[Any], list[Any]]
 
 
+#: How often a batch is tried again whole after an error that may pass, and how long the first pause is.
+RETRIES = 3
+FIRST_PAUSE_SECS = 0.1
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why an element has no result."""
@@ -67,19 +72,19 @@ class SetErrorsAside:
         """One result or Failure for each element of a batch: of anything that can be sliced."""
         return self._retried(call, batch, _Patience(len(batch)))
 
-    def _retried(self, call: Call, batch: Any, patience: _Patience) -> list[Any]:
+    def _retried(
+        self, call: Call, batch: Any, patience: _Patience, retries: int = RETRIES
+    ) -> list[Any]:
         pause = FIRST_PAUSE_SECS
-        for _ in range(RETRIES):
+        for _ in range(retries):
             try:
                 return call(batch)
             except self.caught as error:
                 if parts_of(error) or not is_transient(error):  # parts were tried again already
                     return self._divided(call, batch, error, patience)
-                self._sleep(pause * random.uniform(0.5, 1.5))
-                pause *= 2
-        return self._whole(call, batch, patience)
-
-    def _whole(self, call: Call, batch: Any, patience: _Patience) -> list[Any]:
+                if retries > 1:
+                    self._sleep(pause * random.uniform(0.5, 1.5))
+                    pause *= 2
         try:
             return call(batch)
         except self.caught as error:
@@ -94,12 +99,15 @@ class SetErrorsAside:
             return [Failure(error.__cause__ or error)] * len(batch)
         if len(batch) == 1 or not patience.spend(error):
             return [Failure(error)] * len(batch)
-        # What was tried again whole already is not so once more; what passes may still hide in a half of another.
-        once = self._whole if is_transient(error) else self._retried
         middle = (len(batch) + 1) // 2
+        halves = batch[:middle], batch[middle:]
+        # Where all was tried again in vain, it is so once more, at once, only for each element alone.
+        tried = is_transient(error)
+        retries = [int(len(half) == 1) if tried else RETRIES for half in halves]
         return [
-            *once(call, batch[:middle], patience),
-            *once(call, batch[middle:], patience),
+            outcome
+            for half, n in zip(halves, retries, strict=True)
+            for outcome in self._retried(call, half, patience, n)
         ]
 
     def _by_part(self, call: Call, batch: Any, parts: list[Part], patience: _Patience) -> list[Any]:
@@ -119,7 +127,7 @@ class SetErrorsAside:
                 continue
             if unsent:
                 its = batch[len(outcomes) : len(outcomes) + unsent]
-                outcomes += self._whole(call, its, patience)
+                outcomes += self._retried(call, its, patience, 0)
                 unsent = 0
             if error is not None:
                 its = batch[len(outcomes) : len(outcomes) + size]
@@ -139,10 +147,6 @@ class _Patience:
             self._left -= 1
         return self._left > 0
 
-
-#: How often a batch is tried again whole after an error that may pass, and how long the first pause is.
-RETRIES = 3
-FIRST_PAUSE_SECS = 0.1
 
 _TRANSIENT = (ConnectionError, TimeoutError, RateLimitExceeded)
 _TRANSIENT_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
