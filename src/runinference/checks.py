@@ -249,4 +249,4 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
 
 
 def _snapshot(value: Any) -> Any:
-    return copy.deepcopy(value) if isinstance(value, (dict, list, set)) else value
+    return copy.copy(value) if isinstance(value, (dict, list, set)) else value

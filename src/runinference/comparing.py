@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +16,15 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-5) or (
-            one != one and other != other
-        )
-    if hasattr(one, "shape") and hasattr(other, "shape"):
+    if hasattr(one, "toarray") and hasattr(other, "toarray"):  # sparse matrices
+        return same(one.toarray(), other.toarray())
+    if _is_numeric(one) and _is_numeric(other):
         return _same_arrays(np.asarray(one), np.asarray(other))
-    return bool(one == other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _is_numeric(value: Any) -> bool:
+    return hasattr(value, "shape") or isinstance(value, (int, float, complex))
 
 
 def _same_arrays(one: Any, other: Any) -> bool:

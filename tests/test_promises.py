@@ -1,0 +1,511 @@
+"""One table of promises, and every handler keeps it: on small real models, each with its real framework."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+import xgboost
+from sklearn.linear_model import BayesianRidge
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+from runinference import KeyedModelHandler, PredictionResult, RunInference, sample_servers, samples
+from runinference import huggingface_inference as hf
+from runinference.comparing import same
+from runinference.http_inference import HTTPModelHandler, KServeV2
+from runinference.onnx_inference import OnnxModelHandlerNumpy
+from runinference.openai_inference import OpenAIChatModelHandler, OpenAIEmbeddingsModelHandler
+from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
+from runinference.remote import RemoteModelHandler
+from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
+from runinference.testing import check_handler
+from runinference.xgboost_inference import (
+    XGBoostModelHandlerNumpy,
+    XGBoostModelHandlerPandas,
+    XGBoostModelHandlerSciPy,
+)
+from test_huggingface_inference import TEXTS, bert, saved
+from test_onnx_inference import arithmetic, written
+from tiny import RUNNER, Catch
+
+FOUR = np.array([[0.0, 1.0], [5.0, 2.0], [1.0, 7.0], [3.0, 3.0]], np.float32)
+NAMES = ["width", "height"]
+FRAMES = [pd.DataFrame([row], columns=NAMES) for row in FOUR]
+
+
+class Case(NamedTuple):
+    """A handler, and what it is tried with.
+
+    Attributes:
+        handler: The handler.
+        examples: What it takes.
+        bad: What it cannot take.
+        model_id: What its results say made them.
+        updated: The path of another model.
+        arguments: Inference arguments that make other results.
+        dictionary: The handler with a model that returns a dictionary for a batch.
+        n_bytes: The bytes of the examples.
+    """
+
+    handler: Any
+    examples: list[Any]
+    bad: Any
+    model_id: str
+    updated: str | None = None
+    arguments: dict[str, Any] | None = None
+    dictionary: Any = None
+    n_bytes: int | None = None
+
+
+def pickled(path: Path, rows: Any, slope: float) -> str:
+    path.write_bytes(pickle.dumps(BayesianRidge().fit(rows, slope * FOUR[:, 0] + FOUR[:, 1])))
+    return str(path)
+
+
+def sklearn_numpy(folder: Path) -> Case:
+    one, other = (pickled(folder / f"rows{n}", FOUR, n) for n in (1, 3))
+
+    def by_name(model, batch, inference_args=None):
+        return {"progress": model.predict(np.stack(batch)), "unit": "cm"}
+
+    return Case(
+        SklearnModelHandlerNumpy(one),
+        list(FOUR),
+        np.ones(3, np.float32),
+        one,
+        updated=other,
+        arguments={"return_std": True},
+        dictionary=SklearnModelHandlerNumpy(one, inference_fn=by_name),
+        n_bytes=FOUR.nbytes,
+    )
+
+
+def sklearn_pandas(folder: Path) -> Case:
+    one, other = (pickled(folder / f"frames{n}", pd.concat(FRAMES), n) for n in (1, 3))
+
+    def by_name(model, batch, inference_args=None):
+        return {"progress": model.predict(pd.concat(batch)), "unit": "cm"}, batch
+
+    return Case(
+        SklearnModelHandlerPandas(one),
+        FRAMES,
+        pd.DataFrame([[1.0]], columns=["depth"]),
+        one,
+        updated=other,
+        arguments={"return_std": True},
+        dictionary=SklearnModelHandlerPandas(one, inference_fn=by_name),
+    )
+
+
+class Scaled(torch.nn.Linear):
+    """Takes an argument at each call."""
+
+    def forward(self, x, scale=1.0):
+        return super().forward(x) * scale
+
+
+class Named(Scaled):
+    """Answers with a dictionary."""
+
+    def forward(self, x, scale=1.0):
+        return {"scaled": super().forward(x, scale), "scale": scale}
+
+
+def weights(path: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    torch.save(Scaled(2, 3).state_dict(), path)
+    return str(path)
+
+
+def pytorch_tensor(folder: Path, kind=PytorchModelHandlerTensor, examples=None, bad=None) -> Case:
+    one, other = (weights(folder / f"{kind.__name__}{seed}", seed) for seed in (0, 1))
+    size = {"in_features": 2, "out_features": 3}
+    return Case(
+        kind(one, Scaled, size),
+        [torch.from_numpy(row) for row in FOUR] if examples is None else examples,
+        torch.ones(3) if bad is None else bad,
+        one,
+        updated=other,
+        arguments={"scale": 3.0},
+        dictionary=kind(one, Named, size),
+        n_bytes=FOUR.nbytes if examples is None else None,
+    )
+
+
+def pytorch_keyed_tensor(folder: Path) -> Case:
+    examples = [{"x": torch.from_numpy(row)} for row in FOUR]
+    return pytorch_tensor(folder, PytorchModelHandlerKeyedTensor, examples, {"x": torch.ones(3)})
+
+
+def two(folder: Path, model: Any) -> Iterator[str]:
+    """The directories of two models of one kind, with other weights."""
+    made = model()
+    yield saved(folder / "one", made)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(-0.5)
+    yield saved(folder / "other", made)
+
+
+def classifiers(folder: Path) -> list[str]:
+    return list(two(folder, lambda: BertForSequenceClassification(bert(num_labels=3))))
+
+
+def encoders(folder: Path) -> list[str]:
+    return list(two(folder, lambda: BertModel(bert())))
+
+
+def huggingface_pipeline(folder: Path) -> Case:
+    one, other = classifiers(folder)
+    return Case(
+        hf.HuggingFacePipelineModelHandler("text-classification", one),
+        TEXTS,
+        3,
+        one,
+        updated=other,
+        arguments={"top_k": None},
+        dictionary=hf.HuggingFacePipelineModelHandler("text-classification", one),
+    )
+
+
+IDS = [torch.tensor([2, n, 7, 3]) for n in range(5, 9)]
+
+
+def huggingface_tensor(folder: Path) -> Case:
+    one, other = encoders(folder)
+    handler = hf.HuggingFaceModelHandlerTensor(one, AutoModel)
+    return Case(
+        handler,
+        IDS,
+        torch.tensor([2, 999, 7, 3]),
+        one,
+        updated=other,
+        arguments={"output_hidden_states": True},
+        dictionary=handler,
+        n_bytes=4 * 4 * 8,
+    )
+
+
+def huggingface_keyed_tensor(folder: Path) -> Case:
+    one, other = encoders(folder)
+    handler = hf.HuggingFaceModelHandlerKeyedTensor(one, AutoModel, "pt")
+    return Case(
+        handler,
+        [{"input_ids": ids, "attention_mask": torch.ones(4, dtype=torch.long)} for ids in IDS],
+        {
+            "input_ids": torch.tensor([2, 999, 7, 3]),
+            "attention_mask": torch.ones(4, dtype=torch.long),
+        },
+        one,
+        updated=other,
+        arguments={"output_hidden_states": True},
+        dictionary=handler,
+    )
+
+
+def huggingface_text(folder: Path) -> Case:
+    one, other = classifiers(folder)
+    handler = hf.HuggingFaceModelHandlerText(one, AutoModelForSequenceClassification)
+    return Case(
+        handler,
+        TEXTS,
+        3,
+        one,
+        updated=other,
+        arguments={"output_hidden_states": True},
+        dictionary=handler,
+    )
+
+
+def huggingface_embedding(folder: Path) -> Case:
+    one, other = encoders(folder)
+    return Case(hf.HuggingFaceModelHandlerEmbedding(one), TEXTS, 3, one, updated=other)
+
+
+def onnx(folder: Path) -> Case:
+    one = written(folder / "one", arithmetic())
+    product = arithmetic()
+    product.graph.node[0].op_type = "Mul"
+    other = written(folder / "other", product)
+    return Case(
+        OnnxModelHandlerNumpy(one, output_names="sum"),
+        [{"a": row, "b": row} for row in FOUR],
+        {"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)},
+        one,
+        updated=other,
+        arguments={"factor": 3.0},
+        dictionary=OnnxModelHandlerNumpy(one, output_names=["sum", "difference"]),
+    )
+
+
+def booster(path: Path, rows: Any, slope: float) -> str:
+    model = xgboost.XGBRegressor(n_estimators=20, max_depth=2, min_child_weight=0)
+    model.fit(rows, slope * FOUR[:, 0] + FOUR[:, 1])
+    model.save_model(path)
+    return str(path)
+
+
+def of_xgboost(folder: Path, kind: Any, rows: Any, examples: list[Any], bad: Any) -> Case:
+    one, other = (booster(folder / f"{n}.json", rows, n) for n in (1, 3))
+
+    def by_name(batch, model, inference_args=None):
+        join = pd.concat if isinstance(batch[0], pd.DataFrame) else np.vstack
+        tables = [row.toarray() if scipy.sparse.issparse(row) else row for row in batch]
+        return {"progress": model.predict(join(tables)), "unit": "cm"}
+
+    return Case(
+        kind(xgboost.XGBRegressor, one),
+        examples,
+        bad,
+        one,
+        updated=other,
+        arguments={"iteration_range": (0, 5)},
+        dictionary=kind(xgboost.XGBRegressor, one, by_name),
+        n_bytes=FOUR.nbytes if kind is XGBoostModelHandlerNumpy else None,
+    )
+
+
+def xgboost_numpy(folder: Path) -> Case:
+    return of_xgboost(folder, XGBoostModelHandlerNumpy, FOUR, list(FOUR), np.ones(3, np.float32))
+
+
+def xgboost_pandas(folder: Path) -> Case:
+    bad = pd.DataFrame([[1.0]], columns=["depth"])
+    return of_xgboost(folder, XGBoostModelHandlerPandas, pd.concat(FRAMES), FRAMES, bad)
+
+
+def xgboost_scipy(folder: Path) -> Case:
+    sparse = [scipy.sparse.csr_matrix(row[None]) for row in FOUR]
+    bad = scipy.sparse.csr_matrix(np.ones((1, 3)))
+    return of_xgboost(folder, XGBoostModelHandlerSciPy, FOUR, sparse, bad)
+
+
+def of_tensorflow(folder: Path, name: str, handler: str, examples: Any, bad: Any) -> Case:
+    keras = importlib.import_module("keras")
+    module = importlib.import_module("runinference.tensorflow_inference")
+
+    def model(factor, by_name=False):
+        x = keras.Input((2,), name="x")
+        y = keras.layers.Dense(3, kernel_initializer=keras.initializers.Constant(factor))(x)
+        kept = keras.layers.Dropout(0.9, seed=0)(y)
+        return keras.Model(x, {"kept": kept, "all": y} if by_name else kept)
+
+    def path(file, made):
+        if name:
+            made.save(folder / f"{file}{name}")
+        else:
+            made.export(folder / file, verbose=False)
+        return str(folder / f"{file}{name}")
+
+    kind = getattr(module, handler)
+    one = path("one", model(1.0))
+    return Case(
+        kind(one),
+        list(examples),
+        bad,
+        one,
+        updated=path("other", model(3.0)),
+        dictionary=kind(path("named", model(1.0, by_name=True))),
+        n_bytes=FOUR.nbytes,
+    )
+
+
+def tensorflow_numpy(folder: Path) -> Case:
+    return of_tensorflow(folder, ".keras", "TFModelHandlerNumpy", FOUR, np.ones(3))
+
+
+def tensorflow_tensor(folder: Path) -> Case:
+    tf = importlib.import_module("tensorflow")
+    return of_tensorflow(folder, "", "TFModelHandlerTensor", map(tf.constant, FOUR), tf.ones(3))
+
+
+class Doubled(RemoteModelHandler):
+    """Asks a function that stands for a service."""
+
+    def __init__(self, path="2", **options):
+        super().__init__(namespace="doubled", throttle_delay_secs=0, **options)
+        self.path = path
+
+    def create_client(self):
+        return float(self.path)
+
+    def update_model_path(self, model_path=None):
+        self.path = model_path or self.path
+
+    def request(self, batch, model, inference_args=None):
+        plus = (inference_args or {}).get("plus", 0)
+        return [PredictionResult(x, model * x + plus, self.path) for x in batch]
+
+
+class DoubledByName(Doubled):
+    def request(self, batch, model, inference_args=None):
+        return {"doubled": [model * x for x in batch]}
+
+
+def remote(folder: Path) -> Case:
+    return Case(
+        Doubled(), [1.0, 4.0, 2.0], "x", "2", "3", arguments={"plus": 1}, dictionary=DoubledByName()
+    )
+
+
+@contextmanager
+def openai_chat(folder: Path) -> Iterator[Case]:
+    with sample_servers.llm() as url:
+        handler = OpenAIChatModelHandler(url, "shout", None, throttle_delay_secs=0)
+        yield Case(handler, ["who", "is", "there"], 3, "shout")
+
+
+@contextmanager
+def openai_embeddings(folder: Path) -> Iterator[Case]:
+    with sample_servers.llm() as url:
+        handler = OpenAIEmbeddingsModelHandler(url, "words", None, throttle_delay_secs=0)
+        yield Case(handler, ["who", "is", "there"], 3, "words")
+
+
+@contextmanager
+def http(folder: Path) -> Iterator[Case]:
+    images, _ = samples.held_out_digits()
+    with sample_servers.digits() as url:
+        handler = HTTPModelHandler(url, KServeV2("digits"), throttle_delay_secs=0)
+        yield Case(handler, list(images[:4]), np.ones(3), "digits", n_bytes=images[:4].nbytes)
+
+
+def keyed(folder: Path) -> Case:
+    case = sklearn_numpy(folder)
+    return case._replace(
+        handler=KeyedModelHandler(case.handler),
+        examples=list(zip("abca", case.examples, strict=True)),
+        bad=("d", case.bad),
+        dictionary=KeyedModelHandler(case.dictionary),
+        n_bytes=None,
+    )
+
+
+TENSORFLOW = pytest.mark.xdist_group("tensorflow")
+FACTORIES: list[Any] = [
+    sklearn_numpy,
+    sklearn_pandas,
+    pytorch_tensor,
+    pytorch_keyed_tensor,
+    huggingface_pipeline,
+    huggingface_tensor,
+    huggingface_keyed_tensor,
+    huggingface_text,
+    huggingface_embedding,
+    onnx,
+    xgboost_numpy,
+    xgboost_pandas,
+    xgboost_scipy,
+    pytest.param(tensorflow_numpy, marks=TENSORFLOW),
+    pytest.param(tensorflow_tensor, marks=TENSORFLOW),
+    remote,
+    openai_chat,
+    openai_embeddings,
+    http,
+    keyed,
+]
+
+
+@pytest.fixture(scope="module", params=FACTORIES, ids=lambda factory: factory.__name__)
+def case(request, tmp_path_factory):
+    factory: Callable[[Path], Any] = request.param
+    made = factory(tmp_path_factory.mktemp(factory.__name__))
+    if isinstance(made, Case):
+        yield made
+    else:
+        with made as served:
+            yield served
+
+
+def test_it_passes_the_conformance_kit(case):
+    report = check_handler(
+        case.handler,
+        case.examples,
+        inference_args=case.arguments,
+        bad_example=case.bad,
+        updated_path=case.updated,
+    )
+    assert set(report.skipped) == (set() if case.updated else {"updates"})
+
+
+def prediction(result):
+    """A result without its key."""
+    return result[1] if type(result) is tuple else result
+
+
+def inference(result):
+    """What the model said, also where the handler gives nothing else."""
+    return getattr(prediction(result), "inference", result)
+
+
+def test_its_results_say_which_model_made_them(case):
+    results = case.handler.predict(case.examples)
+    assert {prediction(result).model_id for result in results} == {case.model_id}
+
+
+def test_inference_args_reach_the_model(case):
+    if case.arguments is None:
+        pytest.skip("its call takes none that change results")
+    without = case.handler.predict(case.examples)
+    found = case.handler.predict(case.examples, case.arguments)
+    assert not any(map(same, found, without))
+
+
+def test_the_dictionary_of_a_batch_becomes_one_for_each_element(case):
+    if case.dictionary is None:
+        pytest.skip("its answers have one form")
+    singly = [case.dictionary.predict([example])[0] for example in case.examples]
+    for result, alone in zip(case.dictionary.predict(case.examples), singly, strict=True):
+        assert len(dict(inference(result))) > 0
+        assert same(inference(result), inference(alone))
+
+
+def test_the_bytes_of_a_batch_are_those_of_its_data(case):
+    n_bytes = case.handler.get_num_bytes(case.examples)
+    assert n_bytes == case.n_bytes if case.n_bytes is not None else n_bytes > 0
+
+
+def test_one_bad_element_is_set_aside_alone_and_what_happens_is_counted(case):
+    good: list[Any] = []
+    bad: list[Any] = []
+    pipeline = beam.Pipeline(runner=RUNNER)
+    elements = [*case.examples[:2], case.bad, *case.examples[2:]]
+    created = pipeline | "some bad" >> beam.Create(elements, reshuffle=False)
+    results, failed = created | RunInference(case.handler).with_exception_handling()
+    _ = results | "good" >> beam.ParDo(Catch(good))
+    _ = failed.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    created = pipeline | "all good" >> beam.Create(case.examples, reshuffle=False)
+    _ = created | "all of them" >> RunInference(case.handler)
+    running = pipeline.run()
+    running.wait_until_finish()
+
+    found, [(element, (_, message, _))] = Catch.take(good), Catch.take(bad)
+    assert len(found) == len(case.examples)
+    assert {prediction(result).model_id for result in found} == {case.model_id}
+    assert type(element) is type(case.bad)
+    assert message
+    metrics = running.metrics().query()
+    assert summed(metrics["counters"], "num_inferences") == 2 * len(case.examples)
+    n_bytes = summed(metrics["distributions"], "inference_request_batch_byte_size")
+    assert n_bytes >= (case.n_bytes or 1)
+
+
+def summed(metrics, name):
+    """The sum of a metric over all steps."""
+    found = [metric.committed for metric in metrics if metric.key.metric.name == name]
+    return sum(getattr(committed, "sum", committed) for committed in found)
