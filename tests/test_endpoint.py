@@ -21,7 +21,14 @@ def test_a_key_goes_over_https_or_stays_on_this_machine(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://api.example.com/v1", "http://10.0.0.1", "http://localhost.example.com"]
+    "url",
+    [
+        "http://api.example.com/v1",
+        "http://10.0.0.1",
+        "HTTP://models.example.com",
+        "http://[2001:db8::1]:80",
+        "http://localhost.example.com",
+    ],
 )
 def test_a_key_over_plain_http_to_another_machine_is_refused_with_three_cures(url):
     with pytest.raises(OptionError, match="anyone on the way could read the key of KEY") as raised:
@@ -42,6 +49,9 @@ def test_a_key_over_plain_http_to_another_machine_is_refused_with_three_cures(ur
         ("api.example.com/v1", "must be an address such as http://localhost:8000"),
         ("localhost:8000", "must be an address"),
         ("ftp://api.example.com", "must be an address"),
+        ("http://localhost:99999", "must be an address"),
+        (f"http://[{KEY}", "must be an address"),
+        (None, "must be an address"),
         ("", "must be an address"),
     ],
 )

@@ -116,6 +116,14 @@ def test_a_server_that_is_down_is_told_with_its_address_and_may_come_back(open_c
     assert is_transient(raised.value)
 
 
+def test_a_server_that_does_not_encrypt_is_told_from_one_that_is_down(open_client):
+    with (
+        faulty() as server,
+        pytest.raises(EndpointUnreachableError, match="begins with http; if its"),
+    ):
+        open_client(server.url.replace("http:", "https:")).post("/x", {}, itself)
+
+
 @pytest.mark.parametrize("line", [Silence(), Trickle()], ids=["silent", "trickling"])
 def test_a_server_that_takes_too_long_is_given_up(open_client, line):
     with (

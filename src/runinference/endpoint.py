@@ -18,6 +18,8 @@ from runinference.posting import Client
 from runinference.remote import RemoteModelHandler, RemoteOptions
 from runinference.results import PredictionResult
 
+_NO_ADDRESS = "base_url must be an address such as http://localhost:8000."
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -58,8 +60,8 @@ key_over_http=True, if you trust the network.
                 f"headers has {secret!r}, and what it holds would travel with the pipeline. Put the key into an "
                 "environment variable of the workers, and name that: api_key_env."
             )
-        unsafe = self.api_key_env and self.base_url.startswith("http:") and not self.is_local
-        if unsafe and not self.key_over_http:
+        encrypted = urlsplit(self.base_url).scheme == "https"
+        if self.api_key_env and not (encrypted or self.is_local or self.key_over_http):
             raise OptionError(
                 f"base_url is {self.base_url}: over http anyone on the way could read the key of "
                 f"{self.api_key_env} (api_key_env). Use https; or api_key_env=None, if the server asks for no "
@@ -151,10 +153,14 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         return self._endpoint.open()
 
 
-def _checked_url(url: str) -> str:
+def _checked_url(url: Any) -> str:
     """An address without a slash at its end."""
-    parts = urlsplit(url)
-    if parts.username or parts.password:
+    try:
+        parts = urlsplit(str(url))
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port, or of brackets
+        raise OptionError(_NO_ADDRESS) from None
+    if "@" in parts.netloc:
         raise OptionError(
             "base_url holds a user name or a password, which would travel with the pipeline and show in errors. "
             "Put the key into an environment variable, and name that: api_key_env."
@@ -164,11 +170,9 @@ def _checked_url(url: str) -> str:
             "base_url has a query (what follows '?') or a fragment: give the address without it. A key belongs "
             "into an environment variable: api_key_env."
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise OptionError(
-            f"base_url must be an address such as http://localhost:8000, and is {url!r}."
-        )
-    return url.rstrip("/")
+    if not right:
+        raise OptionError(f"{_NO_ADDRESS} It is {url!r}.")
+    return str(url).rstrip("/")
 
 
 def _holds_a_secret(header: str) -> bool:

@@ -139,6 +139,11 @@ class Client:
 
     def _no_answer(self, url: str, error: Exception) -> EndpointError:
         httpx, said = self._httpx, self._quoted(str(error))
+        if isinstance(error, httpx.ConnectError) and "SSL" in said:
+            return EndpointUnreachableError(
+                f"No encrypted connection to {url} ({said}). If the server does not encrypt, its address begins "
+                "with http; if its certificate is of an authority of your own, name that in SSL_CERT_FILE."
+            )
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
             return EndpointUnreachableError(
                 f"No server answers at {url} ({said or 'it took too long to connect'}). Start it, or correct "
