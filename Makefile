@@ -32,7 +32,7 @@ demo: $(DEMO) ## classify handwritten digits with two models, in one pipeline
 
 test: format-check lint types browser ## everything that must hold before a commit
 	$(call say,unit tests and doc tests)
-	@$(PYTEST) --numprocesses $(WORKERS) --quiet
+	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup --quiet
 	@$(MAKE) --no-print-directory site
 
 format-check: $(FULL)

@@ -263,6 +263,24 @@ def test_a_notebook_shows_its_pictures_and_can_be_downloaded(
             assert Path(download.value.path()).read_bytes() == notebook.read_bytes()
 
 
+FAULTY = """<!doctype html><html lang="en"><title>A page</title><body>
+<main><h1>A page</h1><p style="width: 600px">wide</p><img src="http://127.0.0.1:9/abroad.png">
+<div class="highlight"><pre style="background: white"><code><span class="k" style="color: #ddd">if</span>
+</code></pre></div></main><script>undefinedFunction()</script>"""
+
+
+def test_a_look_finds_what_it_looks_for(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(FAULTY, "utf-8")
+    with served(tmp_path) as address:
+        seen = look(chromium, address, "")
+    assert any("undefinedFunction is not defined" in error for error in seen.errors)
+    assert seen.abroad == ["http://127.0.0.1:9/abroad.png"]
+    assert any("wide" in each for each in seen.too_wide)
+    told = " ".join(seen.barriers)
+    assert "image-alt" in told
+    assert "contrast of k|" in told
+
+
 def test_a_dead_anchor_fails_the_build(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
