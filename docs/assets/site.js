@@ -9,7 +9,8 @@ function nameLandmarks() {
 
 // What scrolls sideways (code, tables, tabs) can be reached, and so scrolled, with the keyboard.
 function reachWhatScrolls() {
-  document.querySelectorAll(".md-typeset pre > code, .md-typeset__scrollwrap, .tabbed-labels").forEach((box) => {
+  const boxes = ".md-typeset pre > code, .md-typeset__scrollwrap, .tabbed-labels, .jp-OutputArea pre, .jp-RenderedHTML";
+  document.querySelectorAll(boxes).forEach((box) => {
     if (box.scrollWidth > box.clientWidth) box.setAttribute("tabindex", "0");
     else box.removeAttribute("tabindex");
   });
