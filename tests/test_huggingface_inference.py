@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -599,12 +601,37 @@ class TestWhatCannotBeLoaded:
             with pytest.raises(ModelLoadError, match="tokenizer"):
                 handler.load_model()
 
-    def test_weights_that_are_cut_off(self, base, tmp_path):
-        shutil.copytree(base, tmp_path / "cut")
-        weights = tmp_path / "cut" / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1000])
+    @pytest.mark.parametrize("keep", [0, 5, -1000])
+    def test_weights_that_are_cut_off(self, keep, base, tmp_path):
+        path = Path(shutil.copytree(base, tmp_path / "cut"))
+        weights = (path / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(weights[:keep])
         with pytest.raises(ModelLoadError, match="files are complete"):
-            HuggingFaceModelHandlerTensor(str(tmp_path / "cut"), AutoModel).load_model()
+            HuggingFaceModelHandlerTensor(str(path), AutoModel).load_model()
+
+    def test_files_of_another_format(self, base, tmp_path):
+        path = Path(shutil.copytree(base, tmp_path / "other"))
+        (path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+        with pytest.raises(ModelLoadError, match="files are complete"):
+            HuggingFaceModelHandlerTensor(str(path), AutoModel).load_model()
+        (path / "config.json").write_text("no JSON")
+        with pytest.raises(ModelLoadError, match=r"'.*other' \(model_uri\)"):
+            HuggingFaceModelHandlerTensor(str(path), AutoModel).load_model()
+
+    def test_transformers_that_is_missing_or_too_old(self, monkeypatch):
+        def import_anew():
+            path = sys.modules["runinference.huggingface_loading"].__file__
+            spec = importlib.util.spec_from_file_location("anew", path)
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(ImportError, match=r'pip install "runinference\[transformers\]"'):
+            import_anew()
+        old = types.ModuleType("transformers")
+        old.__version__ = "4.39.3"
+        monkeypatch.setitem(sys.modules, "transformers", old)
+        with pytest.raises(ImportError, match=r"4\.39\.3 is too old: 4\.40 .* pip install -U"):
+            import_anew()
 
     def test_a_class_for_other_models(self, base):
         handler = HuggingFaceModelHandlerTensor(base, transformers.AutoModelForSpeechSeq2Seq)

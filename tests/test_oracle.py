@@ -6,9 +6,13 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import itertools
 import pickle
+import sys
 from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -16,10 +20,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from apache_beam.metrics import MetricsFilter
 from sklearn.linear_model import LinearRegression
 
 from defects.packages import BEAM, BOTH, OURS, Package
+from runinference import samples
 from tiny import RUNNER, Catch
 
 OF_FRAMEWORKS = ("sklearn", "pytorch", "huggingface", "onnx", "xgboost", "tensorflow")
@@ -401,6 +407,64 @@ def _scaled_by_a_side_input(package: Package, options: dict[str, Any]) -> Any:
 class Scaling(Doubling):
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
         return [number * inference_args["scale"] for number in batch]
+
+
+@pytest.fixture
+def hugging_face(monkeypatch):
+    """Both packages' handlers. Beam's import names that no pipeline of PyTorch needs, and that are put there:
+    TensorFlow's, and a class that Transformers 5 has no more."""
+    tensorflow = ModuleType("tensorflow")
+    tensorflow.__spec__ = ModuleSpec("tensorflow", None)
+    tensorflow.Tensor = object  # type: ignore[attr-defined]
+    with monkeypatch.context() as during:
+        assert (
+            transformers.Pipeline
+        )  # imports much, and puts another module in the place of the first
+        during.setattr(sys.modules["transformers"], "TFAutoModel", object, raising=False)
+        during.setitem(sys.modules, "tensorflow", tensorflow)
+        return {package: package.module("huggingface_inference") for package in BOTH}
+
+
+def test_pipelines_of_hugging_face_answer_alike_in_both(hugging_face):
+    model, (texts, _) = samples.review_classifier(), samples.held_out_reviews()
+    answers = []
+    for transform, handler in itertools.product(BOTH, BOTH):
+        module = hugging_face[handler]
+        step = transform.base.RunInference(
+            module.HuggingFacePipelineModelHandler(
+                module.PipelineTask.TextClassification, model=model, device="CPU"
+            ),
+            inference_args={"top_k": 1},
+        )
+        found, _, _ = run(texts[:10], step | beam.Map(_rounded))
+        answers.append(found)
+    assert len(answers[0]) == 10
+    assert answers == answers[:1] * 4
+
+
+def _rounded(result: Any) -> Any:
+    [label] = result.inference
+    return result.example, {**label, "score": round(label["score"], 4)}
+
+
+def test_models_of_hugging_face_run_in_both_transforms(hugging_face):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(samples.review_classifier())
+    examples = [
+        {name: torch.tensor(ids) for name, ids in tokenizer(f"a {word} film").items()}
+        for word in ("good", "bad", "dull")
+    ]
+    handler = hugging_face[OURS].HuggingFaceModelHandlerKeyedTensor(
+        samples.review_classifier(),
+        transformers.AutoModelForSequenceClassification,
+        framework="pt",
+        device="CPU",
+        max_batch_size=2,
+    )
+    ours, theirs = (
+        run(examples, package.base.RunInference(handler))[0] for package in (OURS, BEAM)
+    )
+    assert len(ours) == 3
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("handler", BOTH, ids=str)
