@@ -92,8 +92,9 @@ def check_shape(array: Any, wanted: Input, n_elements: int) -> None:
     if not sizes:
         return
     if isinstance(sizes[0], int) and sizes[0] != n_elements:
+        elements = f"{n_elements} element{'s' * (n_elements != 1)}"
         raise BatchShapeError(
-            f"The batch has {n_elements} elements, and the model's input {wanted.name!r} was exported for exactly "
+            f"The batch has {elements}, and the model's input {wanted.name!r} was exported for exactly "
             f"{sizes[0]}. Export it with a free first dimension, or set min_batch_size={sizes[0]} and "
             f"max_batch_size={sizes[0]}."
         )
