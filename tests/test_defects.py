@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from defects.packages import BEAM, OURS
+from defects.promises import PROMISES
 from defects.row import Row, agrees
 from defects.table import PAGE, TABLES, shown
 
@@ -54,3 +56,19 @@ def test_the_page_shows_what_both_packages_print(name):
 def test_a_promise_and_a_defect_are_not_the_same():
     for row in ROWS:
         assert row.in_beam != row.here, row.what
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_each_promise_is_tested_by_what_it_names(promise):
+    looks = {row.look.__name__ for row in ROWS}
+    for name in PROMISES[promise]:
+        file, _, test = name.partition("::")
+        if test:
+            assert f"def {test}(" in (Path(__file__).parent / file).read_text("utf-8"), name
+        else:
+            assert name in looks
+
+
+def test_each_row_of_the_tables_keeps_a_promise():
+    named = {name for names in PROMISES.values() for name in names}
+    assert {row.look.__name__ for row in ROWS} <= named

@@ -615,6 +615,14 @@ def test_without_a_budget_it_is_three_quarters_of_the_memory():
     assert room_of({"max_models": 2}).n_bytes is None
 
 
+def test_where_there_is_a_gpu_the_budget_is_of_its_memory(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu = mock.Mock(total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    assert room_of({}).n_bytes == 12 << 30
+
+
 def test_an_argument_of_the_manager_that_is_not_known_names_the_nearest():
     with pytest.raises(UnknownOptionError, match="Did you mean 'max_models'"):
         managed("x", max_model=2)

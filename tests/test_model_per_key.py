@@ -1,0 +1,127 @@
+"""A model for each key: composed with everything, within a budget, and clear about mappings that make no sense."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from runinference import KeyedModelHandler, KeyModelMapping, RunInference
+from runinference.errors import OptionError, UnknownKeyError
+from tiny import Doubler, run
+
+
+def doublers(**options):
+    """Keys "a" and "b" with one model, "c" with another."""
+    return KeyedModelHandler(
+        [
+            KeyModelMapping(["a", "b"], Doubler("ab", **options)),
+            KeyModelMapping(["c"], Doubler("c", **options)),
+        ]
+    )
+
+
+def plus_one(pair):
+    return pair[0], pair[1] + 1
+
+
+def plus_one_each(pairs):
+    return [plus_one(pair) for pair in pairs]
+
+
+def number(pair):
+    return pair[0], pair[1].inference
+
+
+CHANGES = ("preprocess", "postprocess", "no batching")
+
+
+@pytest.mark.parametrize(
+    "order",
+    [order for n in range(4) for order in itertools.permutations(CHANGES, n)],
+    ids=lambda order: " then ".join(order) or "none",
+)
+def test_it_composes_with_every_change_in_any_order(order):
+    batched = "no batching" in order
+    handler = doublers()
+    for change in order:
+        if change == "preprocess":
+            handler = handler.with_preprocess_fn(plus_one_each if batched else plus_one)
+        elif change == "postprocess":
+            handler = handler.with_postprocess_fn(number)
+        else:
+            handler = handler.with_no_batching()
+    pairs = [("a", 1), ("c", 2), ("b", 3)]
+    found = run([pairs] if batched else pairs, RunInference(handler))
+    if "postprocess" not in order:
+        found = [number(pair) for pair in found]
+    more = "preprocess" in order
+    assert sorted(found) == [(key, 2 * (n + more)) for key, n in (("a", 1), ("b", 3), ("c", 2))]
+
+
+def test_options_of_each_model_hold_for_it_and_batches_are_cut_by_model():
+    handler = doublers(min_batch_size=2, max_batch_size=2)
+    run([("a", 1), ("c", 2), ("b", 3), ("a", 4), ("c", 5)], RunInference(handler))
+    sizes = [mapping.mh.sizes for mapping in handler.mappings]
+    assert sizes == [[2, 1], [2]]
+
+
+WRONG = Doubler("wrong")
+
+
+@pytest.mark.parametrize(
+    ("mappings", "message"),
+    [
+        (
+            [KeyModelMapping(["a"], WRONG), KeyModelMapping(["a"], WRONG)],
+            "The key 'a' is in KeyModelMapping number 0",
+        ),
+        ([KeyModelMapping(["a", "a"], WRONG)], "number 0 and number 0. Each key has one model"),
+        ([KeyModelMapping([], WRONG)], "needs a list of one or more keys"),
+        ([KeyModelMapping("abc", WRONG)], "needs a list of one or more keys, has 'abc'"),
+        ([("a", WRONG)], "item 0 is a tuple"),
+        ([KeyModelMapping(["a"], WRONG.with_preprocess_fn(str))], "already has preprocessing"),
+        ([KeyModelMapping(["a"], WRONG.with_postprocess_fn(str))], "already has postprocessing"),
+        (
+            [KeyModelMapping(["a"], WRONG.with_no_batching())],
+            "cannot skip batching for its keys alone",
+        ),
+    ],
+)
+def test_mappings_that_make_no_sense_are_refused_at_construction(mappings, message):
+    with pytest.raises(OptionError, match=message):
+        KeyedModelHandler(mappings)
+
+
+@pytest.mark.parametrize(
+    "room", [{"max_models_per_worker_hint": 0}, {"max_model_bytes_per_worker": -1}]
+)
+def test_room_for_no_model_is_refused(room):
+    with pytest.raises(OptionError, match="must be at least 1"):
+        KeyedModelHandler([KeyModelMapping(["a"], WRONG)], **room)
+
+
+def test_a_budget_for_several_models_is_refused_where_there_is_one():
+    with pytest.raises(OptionError, match="are for several models"):
+        KeyedModelHandler(WRONG, max_models_per_worker_hint=2)
+
+
+def test_a_key_without_a_model_is_named_with_the_nearest_one():
+    oslo = KeyedModelHandler([KeyModelMapping(["oslo"], Doubler("oslo"))])
+    with pytest.raises(
+        UnknownKeyError, match="No model is mapped to the key 'olso'. Did you mean 'oslo'"
+    ):
+        run([("olso", 1)], RunInference(oslo))
+
+
+class Hinted(Doubler):
+    def get_resource_hints(self):
+        return {"min_ram": self.name}
+
+
+def test_resource_hints_of_the_models_must_agree():
+    same = [KeyModelMapping([key], Hinted("8GB")) for key in "ab"]
+    assert KeyedModelHandler(same).get_resource_hints() == {"min_ram": "8GB"}
+    other = KeyModelMapping(["c"], Hinted("9GB"))
+    with pytest.raises(OptionError, match="the resource hint min_ram as '8GB' and '9GB'"):
+        KeyedModelHandler([*same, other]).get_resource_hints()
