@@ -153,6 +153,8 @@ class _Copy:
         proxy = share.acquire()
         if (server := getattr(share, "_server", None)) is not None:  # this process holds it
             send_at_once(server.listener._listener._socket.fileno())
+        if (own := getattr(proxy, "_proxyObject", None)) is not None:
+            own._Client = _AtOnce(own._Client)
         proxy.learn(self._handler_name, self._handler)
         return share, proxy
 
@@ -171,6 +173,18 @@ def send_at_once(socket_number: int) -> None:
     """
     with socket.socket(fileno=os.dup(socket_number)) as twin:
         twin.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class _AtOnce:
+    """Makes connections that hold nothing back."""
+
+    def __init__(self, connect: Callable[..., Any]) -> None:
+        self._connect = connect
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        connection = self._connect(*arguments, **options)
+        send_at_once(connection.fileno())
+        return connection
 
 
 class _Host:

@@ -88,7 +88,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_xgboost_inference.py::test_the_model_is_called_once_a_batch",
     ),
     "a model of another process is an RPC a call": (
-        "test_sharing.py::test_answers_between_processes_are_not_held_back",
+        "test_sharing.py::test_nothing_that_goes_between_processes_is_held_back",
     ),
     "a remote failure costs seconds, and requests wait for each other": ("transient", "together"),
     "batches grow whatever they weigh": ("heavy_batches",),
