@@ -47,12 +47,12 @@ def keep(path, measured, args):
     """Writes the cases of one workload in the place of what the file holds of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text())["cases"] if path.exists() else []
-    new = [as_json(one) for one in measured]
+    new = [{**as_json(one), "clock": args.clock, "scale": args.scale} for one in measured]
     names = {case["workload"] for case in new}
     kept = [case for case in before if case["workload"] not in names]
     order = list(MODULES)
     ordered = sorted([*kept, *new], key=lambda case: order.index(case["workload"]))
-    numbers = {**machine(), "scale": args.scale, "clock": args.clock, "cases": ordered}
+    numbers = {**machine(), "cases": ordered}
     path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
 
 
