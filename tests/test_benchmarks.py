@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import pages
 from benchmarks.__main__ import main
 from benchmarks.harness import Case, Outcome, measure
 from benchmarks.registry import MODULES, cases
@@ -83,6 +84,11 @@ def test_a_figure_is_the_median_of_the_rounds_ratios():
     assert figures["ours of the ideal"].median == 0.75
     assert figures["ours ÷ Beam"].rounds == [2, 1.5, 1.2]
     assert figures["bytes, ours"].rounds == [5, 5, 5]
+
+
+def test_the_performance_page_shows_what_was_measured():
+    page = pages.PAGE.read_text(encoding="utf-8")
+    assert page == pages.rendered(page, json.loads(pages.NUMBERS.read_text(encoding="utf-8")))
 
 
 def test_an_outcome_that_is_not_right_stops_the_measurement():

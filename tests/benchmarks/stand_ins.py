@@ -1,6 +1,7 @@
 """What Beam's modules import and do not use here: a name in the place of a package that is not installed."""
 
 import contextlib
+import importlib.machinery
 import sys
 import types
 
@@ -12,6 +13,7 @@ def standing_in(package, name):
         yield
         return
     module = types.ModuleType(package)
+    module.__spec__ = importlib.machinery.ModuleSpec(package, None)
     setattr(module, name, type(name, (), {}))
     sys.modules[package] = module
     try:

@@ -2,6 +2,7 @@
 
 import functools
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -60,8 +61,9 @@ def cases(scale):
 
 def handler_of_beam():
     """Beam's, whose module names TensorFlow and a class that Transformers 5 no longer has: it gets stand-ins."""
-    transformers.TFAutoModel = type("TFAutoModel", (), {})
     with standing_in("tensorflow", "Tensor"):
+        _ = transformers.AutoModel, transformers.Pipeline
+        sys.modules["transformers"].TFAutoModel = type("TFAutoModel", (), {})
         from apache_beam.ml.inference import huggingface_inference
     return huggingface_inference.HuggingFacePipelineModelHandler
 

@@ -49,7 +49,6 @@ def cases(scale):
                 goals = {
                     "ours of the ideal": ("≥", 0.5),
                     "ours ÷ Beam": ("≥", 2),
-                    "p99 latency, ours ÷ Beam": ("≤", 0.5),
                 }
             elif n_threads == 1:
                 goals = {"ours ÷ Beam": ("≥", 1)}
