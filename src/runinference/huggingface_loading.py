@@ -153,7 +153,8 @@ def _cure(error: Exception, what: str) -> str:
     elif "unexpected keyword" in said:
         cure = f"Check the keywords in {option}."
     else:
-        cure = f"Check that {what} fits the model, and that its files are complete."
+        also = ", also those of its tokenizer" if what.startswith("pipeline") else ""
+        cure = f"Check that {what} fits the model, and that its files are complete{also}."
     return f"cannot be loaded by {what} ({_first_line(error)}). {cure}"
 
 
