@@ -13,8 +13,14 @@ _BOOST = {
     "reference/": 0.3,
     "tested.md": 0.3,
     "architecture.md": 0.6,
+    "examples/": 0.5,
+    "changelog.md": 0.3,
+    "contributing.md": 0.3,
     "batching.md": 1.5,
+    "coming-from-beam.md": 2,
     "model-refresh.md": 2,
+    "pre-trained-models.md": 1.5,
+    "prediction-results.md": 2,
 }
 """How much a page counts in the search; others count 1. A guide stands before the reference."""
 

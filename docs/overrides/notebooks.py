@@ -38,6 +38,7 @@ _LINK = re.compile(r'(?<=href=")(?P<path>[^":#]+\.(?:md|ipynb))(?P<anchor>#[^"]*
 def on_page_content(html: str, page: Any, files: Any, config: Any, **_: Any) -> str:
     if not page.file.src_uri.endswith(".ipynb") or _WRAPPER not in html:
         return html
+    page.meta.setdefault("search", {"boost": 0.5})  # a guide stands before it
     html = _STYLE.sub("", html[html.index(_WRAPPER) :])
     html = _CODE.sub(_SHOWN, html)
     html = html.replace(' tabindex="0"', "").replace('class="anchor-link"', 'class="headerlink"')

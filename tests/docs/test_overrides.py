@@ -114,7 +114,7 @@ def test_links_of_notebooks_lead_to_pages_and_dead_ones_are_told(
     notebook = tmp_path / "a.ipynb"
     notebook.write_text('{"cells": []}', "utf-8")
     page = SimpleNamespace(
-        file=SimpleNamespace(src_uri="notebooks/a.ipynb", abs_src_path=str(notebook))
+        file=SimpleNamespace(src_uri="notebooks/a.ipynb", abs_src_path=str(notebook)), meta={}
     )
     html = (
         f'<script src="https://elsewhere"></script><div class="jupyter-wrapper"><a href="{link}">'
