@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import lightgbm
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,6 +29,11 @@ from runinference import KeyedModelHandler, PredictionResult, RunInference, samp
 from runinference import huggingface_inference as hf
 from runinference.comparing import same
 from runinference.http_inference import HTTPModelHandler, KServeV2
+from runinference.lightgbm_inference import (
+    LightGBMModelHandlerNumpy,
+    LightGBMModelHandlerPandas,
+    LightGBMModelHandlerSciPy,
+)
 from runinference.onnx_inference import OnnxModelHandlerNumpy
 from runinference.openai_inference import OpenAIChatModelHandler, OpenAIEmbeddingsModelHandler
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
@@ -295,6 +301,41 @@ def xgboost_scipy(folder: Path) -> Case:
     return of_xgboost(folder, XGBoostModelHandlerSciPy, FOUR, sparse, bad)
 
 
+def of_lightgbm(folder: Path, kind: Any, rows: Any, examples: list[Any], bad: Any) -> Case:
+    def path(slope):
+        progress = slope * FOUR[:, 0] + FOUR[:, 1]
+        model = lightgbm.LGBMRegressor(
+            n_estimators=5, min_child_samples=1, min_data_in_bin=1, verbose=-1
+        )
+        model.fit(rows, progress).booster_.save_model(folder / f"{slope}.txt")
+        return str(folder / f"{slope}.txt")
+
+    one = path(1)
+    return Case(
+        kind(one),
+        examples,
+        bad,
+        one,
+        updated=path(3),
+        arguments={"num_iteration": 1, "raw_score": True},
+    )
+
+
+def lightgbm_numpy(folder: Path) -> Case:
+    return of_lightgbm(folder, LightGBMModelHandlerNumpy, FOUR, list(FOUR), np.ones(3, np.float32))
+
+
+def lightgbm_pandas(folder: Path) -> Case:
+    bad = pd.DataFrame([[1.0]], columns=["depth"])
+    return of_lightgbm(folder, LightGBMModelHandlerPandas, pd.concat(FRAMES), FRAMES, bad)
+
+
+def lightgbm_scipy(folder: Path) -> Case:
+    sparse = [scipy.sparse.csr_matrix(row[None]) for row in FOUR]
+    bad = scipy.sparse.csr_matrix(np.ones((1, 3)))
+    return of_lightgbm(folder, LightGBMModelHandlerSciPy, FOUR, sparse, bad)
+
+
 def of_tensorflow(folder: Path, name: str, handler: str, examples: Any, bad: Any) -> Case:
     keras = importlib.import_module("keras")
     module = importlib.import_module("runinference.tensorflow_inference")
@@ -411,6 +452,9 @@ FACTORIES: list[Any] = [
     xgboost_numpy,
     xgboost_pandas,
     xgboost_scipy,
+    lightgbm_numpy,
+    lightgbm_pandas,
+    lightgbm_scipy,
     pytest.param(tensorflow_numpy, marks=TENSORFLOW),
     pytest.param(tensorflow_tensor, marks=TENSORFLOW),
     remote,

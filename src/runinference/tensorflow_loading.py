@@ -131,28 +131,15 @@ def _suffix(path: str, option: str, weights: bool = False) -> str:
         return ".keras"
     if head != _HDF5:
         found = f"begins with {head!r}" if head else "is empty"
-        kinds = (
-            ".weights.h5 or .keras file"
-            if weights
-            else ".keras file, HDF5 file or folder of a SavedModel"
-        )
         raise ModelLoadError(
-            f"The file {path!r} ({option}) is no {kinds}: it {found}. It may be truncated, or of another kind."
+            f"The file {path!r} ({option}) is neither a .keras nor an HDF5 file: it {found}. It may be truncated, "
+            "or of another kind."
         )
-    return ".weights.h5" if weights and not _is_of_keras_2(path, option) else ".h5"
-
-
-def _is_of_keras_2(path: str, option: str) -> bool:
-    """Whether an HDF5 file holds weights by the names of layers, as Keras 2 wrote them."""
-    with local_file(path, option, ".h5") as local:
-        return bool(
-            _in_hdf5(
-                local,
-                path,
-                option,
-                lambda file: "layer_names" in file.attrs or "model_weights" in file,
-            )
-        )
+    if not weights:
+        return ".h5"
+    with local_file(path, option, ".h5") as local:  # Keras 2 wrote weights by the names of layers
+        by_layer = _in_hdf5(local, path, option, lambda file: {*file.attrs, *file})
+    return ".h5" if by_layer & {"layer_names", "model_weights"} else ".weights.h5"
 
 
 def _in_hdf5(local: str, path: str, option: str, look: Callable[[Any], Any]) -> Any:
