@@ -79,6 +79,7 @@ WRONG = Doubler("wrong")
         ([KeyModelMapping(["a", "a"], WRONG)], "number 0 and number 0. Each key has one model"),
         ([KeyModelMapping([], WRONG)], "needs a list of one or more keys"),
         ([KeyModelMapping("abc", WRONG)], "needs a list of one or more keys, has 'abc'"),
+        ([], "got an empty list"),
         ([("a", WRONG)], "item 0 is a tuple"),
         ([KeyModelMapping(["a"], WRONG.with_preprocess_fn(str))], "already has preprocessing"),
         ([KeyModelMapping(["a"], WRONG.with_postprocess_fn(str))], "already has postprocessing"),

@@ -339,6 +339,10 @@ def _keyed_parts(keys: list[Any], parts: list[Part]) -> list[Part]:
 
 def check_mappings(mappings: Sequence[Any]) -> None:
     """Raises unless each key has one model, and each handler is one for examples without functions."""
+    if not mappings:
+        raise OptionError(
+            "KeyedModelHandler got an empty list. Give it a handler, or a list of KeyModelMapping(keys, handler)."
+        )
     taken: dict[Any, int] = {}
     for number, mapping in enumerate(mappings):
         if not hasattr(mapping, "keys") or not hasattr(mapping, "mh"):
