@@ -69,6 +69,7 @@ FLOORS = {
         "huggingface_tasks",
         "huggingface_pipeline",
         "huggingface_inference",
+        "onnx_loading",
         "onnx_inference",
         "xgboost_inference",
         "lightgbm_inference",

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import functools
-import logging
-import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from apache_beam.io.filesystem import CompressionTypes
 from typing_extensions import Unpack
 
-from runinference.errors import ModelLoadError, OptionError, nearest
-from runinference.extras import need
+from runinference.errors import OptionError, nearest
 from runinference.fitting import Input, inputs_of
 from runinference.handler import ModelHandler
-from runinference.model_file import open_model
+from runinference.onnx_loading import check_providers, check_session_options, load_session
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
 from runinference.splitting import to_results
 
-ort = need("onnxruntime", extra="onnx")
-
 __all__ = ["OnnxModelHandlerNumpy"]
 
-_LOGGER = logging.getLogger(__name__)
 NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
 
 
@@ -102,8 +94,8 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
                 no function; output names together with an ``inference_fn`` of your own.
         """
         super().__init__(**options)
-        _check_session_options(session_options)
-        _check_providers(providers, provider_options)
+        check_session_options(session_options)
+        check_providers(providers, provider_options)
         if output_names is not None and inference_fn is not default_numpy_inference_fn:
             raise OptionError(
                 "output_names has no effect on an inference_fn of your own, which runs the model itself. Leave it "
@@ -124,21 +116,9 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             ModelNotFoundError: There is no such file.
             ModelLoadError: The file is no ONNX model, is truncated, or needs a later onnxruntime.
         """
-        source = _source(self._model_uri)
-        make = self._session_options
-        start = functools.partial(
-            ort.InferenceSession,
-            source,
-            sess_options=make() if callable(make) else make,
-            enable_fallback=0,  # it would tell of it on stdout, in the middle of a batch
+        return load_session(
+            self._model_uri, self._session_options, self._providers, self._provider_options
         )
-        chosen = _usable(self._providers, self._provider_options)
-        try:
-            return start(providers=chosen)
-        except Exception as error:
-            if (session := _on_the_cpu(start, chosen, error)) is None:
-                raise _cannot_load(self._model_uri, error) from error
-            return session
 
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model_uri = model_path or self._model_uri
@@ -212,86 +192,3 @@ _NUMPY_TYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
-
-
-def _check_session_options(session_options: Any) -> None:
-    if session_options is not None and not callable(session_options):
-        raise OptionError(
-            f"session_options must be a function that makes them, and is a {type(session_options).__name__}, "
-            "which cannot be sent to workers. Make it in a function: session_options=make_options."
-        )
-
-
-def _check_providers(providers: Sequence[Any], provider_options: Sequence[Any] | None) -> None:
-    known = ort.get_all_providers()
-    for name in map(_name, providers):
-        if name not in known:
-            raise OptionError(
-                f"onnxruntime knows no provider {name!r}.{nearest(name, known)} Some that it knows: "
-                "CPUExecutionProvider, CUDAExecutionProvider, TensorrtExecutionProvider."
-            )
-    if provider_options is None:
-        return
-    if len(provider_options) != len(providers):
-        raise OptionError(
-            f"provider_options has {len(provider_options)} entries, and providers has {len(providers)}. Give one "
-            "dictionary for each provider; an empty one where there is nothing to say."
-        )
-    if not all(isinstance(provider, str) for provider in providers):
-        raise OptionError(
-            "Options stand in providers and in provider_options. Give them in one place: providers=["
-            '("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"].'
-        )
-
-
-def _name(provider: Any) -> str:
-    return provider if isinstance(provider, str) else str(provider[0])
-
-
-def _usable(providers: Sequence[Any], provider_options: Sequence[Any] | None) -> list[Any]:
-    """Those providers that this machine's onnxruntime has, each with its options."""
-    if provider_options is not None:
-        providers = list(zip(providers, provider_options, strict=True))
-    there = ort.get_available_providers()
-    usable = [provider for provider in providers if _name(provider) in there]
-    if not usable:
-        _LOGGER.warning(
-            "The model runs on the CPU: of %s there is none here, only %s.",
-            [_name(provider) for provider in providers],
-            there,
-        )
-    return usable or ["CPUExecutionProvider"]
-
-
-def _on_the_cpu(start: Callable[..., Any], chosen: Sequence[Any], error: Exception) -> Any:
-    """A session on the CPU, where the chosen providers are at fault; None where the model is."""
-    if [*map(_name, chosen)] == ["CPUExecutionProvider"]:
-        return None
-    try:
-        session = start(providers=["CPUExecutionProvider"])
-    except Exception:
-        return None
-    names = [_name(provider) for provider in chosen]
-    _LOGGER.warning("The model runs on the CPU: %s cannot be used (%s).", names, error)
-    return session
-
-
-def _source(path: str) -> Any:
-    """The path, where onnxruntime can read it itself, with the files of weights beside it; else the bytes."""
-    with open_model(path, "model_uri") as file:
-        plain = CompressionTypes.detect_compression_type(path) == CompressionTypes.UNCOMPRESSED
-        return path if plain and os.path.isfile(path) else file.read()
-
-
-def _cannot_load(path: str, error: Exception) -> ModelLoadError:
-    said = str(error).partition("\n")[0].rpartition(" : ")[2]
-    said = re.sub(r"^Load model from .* failed:|\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", said)[:200]
-    if "opset" in str(error) or "IR version" in str(error):
-        cure = f"Export it for an earlier opset, or install a later onnxruntime than {ort.__version__}."
-    elif "external" in str(error).lower():
-        cure = "Its weights are in files of their own: put them beside it, on a local disk."
-    else:
-        cure = "It may be truncated, or of another kind than an ONNX model."
-    return ModelLoadError(
-        f"The file {path!r} (model_uri) cannot be loaded ({said.strip(' .')}). {cure}"
-    )
