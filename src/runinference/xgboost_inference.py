@@ -190,8 +190,8 @@ class XGBoostModelHandlerSciPy(XGBoostModelHandler[Any, PredictionResult, Any]):
 class XGBoostModelHandlerDatatable(XGBoostModelHandler[Any, PredictionResult, Any]):
     """Runs an XGBoost model on frames of the package datatable, for programs that have such.
 
-    XGBoost itself no longer knows them: they are converted with their ``to_numpy``. That package has had no
-    release for years, and none for Python 3.12 and later; new programs take pandas.
+    XGBoost itself no longer knows them: they are converted with their ``to_numpy``. The last release of
+    that package, 1.1.0 of 2023, is not built for Python 3.13 and later; new programs take pandas.
     """
 
 
