@@ -42,6 +42,7 @@ def on_page_content(html: str, page: Any, files: Any, config: Any, **_: Any) -> 
     html = _STYLE.sub("", html[html.index(_WRAPPER) :])
     html = _CODE.sub(_SHOWN, html)
     html = html.replace(' tabindex="0"', "").replace('class="anchor-link"', 'class="headerlink"')
+    html = html.replace('id="cell-id=', 'id="cell-')  # the theme's copy button takes no other
     html = html.replace('<table border="1" class="dataframe">', "<table>")
     for alt in alternatives(Path(page.file.abs_src_path)):
         html = html.replace(_NO_ALT, f'alt="{escape(alt, quote=True)}"', 1)

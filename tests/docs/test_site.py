@@ -128,7 +128,7 @@ SEARCHES = {
     "openai": "llm-endpoints/",
     "retry": "remote-models/",
     "state_dict": "pre-trained-models/",
-    "joblib": "pre-trained-models/",
+    "saved model": "pre-trained-models/",
     "a/b test": "multi-model/",
     "migrate from beam": "coming-from-beam/",
     "stack expects each tensor to be equal size": "troubleshooting/",
@@ -168,8 +168,7 @@ def test_each_page_is_also_plain_markdown_and_llms_txt_lists_them(built: Path) -
         assert not re.search(r"^<!-- (?:varies|skip|draws|shows):", text, re.MULTILINE) or (
             place == "contributing/index.md"
         )
-        if place not in ("contributing/index.md", "changelog/index.md", "architecture/index.md"):
-            assert "```" in text or place.startswith(("reference/errors", "tested")), place
+        assert len(text) > 200, f"{place} says next to nothing"
 
 
 def test_a_page_names_its_plain_text_as_an_alternate(chromium: Browser, address: str) -> None:
