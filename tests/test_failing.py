@@ -85,6 +85,13 @@ def test_one_element_on_which_the_model_hangs_is_found():
     assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)] == [5]
 
 
+@pytest.mark.parametrize("error", [ConnectionError, TimeoutError, InferenceTimeoutError])
+def test_many_elements_that_are_always_refused_take_no_good_one_with_them(error):
+    bad = set(range(0, 64, 5))
+    outcomes = aside()[0].attempt(Call(bad, error), list(range(64)))
+    assert {n for n, outcome in enumerate(outcomes) if isinstance(outcome, Failure)} == bad
+
+
 def test_a_model_that_always_hangs_costs_few_timeouts():
     call = Call(range(1000), InferenceTimeoutError)
     outcomes = aside()[0].attempt(call, list(range(1000)))

@@ -57,7 +57,8 @@ class SetErrorsAside:
 
     A batch that fails is divided until what fails stands alone. An error that may pass, such as a broken
     connection, is tried again on the whole batch first. Where each failure costs much, because the model is
-    stuck or an endpoint is down, only so many are spent on a batch, and what is then undecided is set aside.
+    stuck or an endpoint is down, only so many are spent in a row; if none of a batch's elements gets a result
+    meanwhile, what is then undecided is set aside.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SetErrorsAside:
         pause = FIRST_PAUSE_SECS
         for _ in range(retries):
             try:
-                return call(batch)
+                return patience.renewed_by(call(batch))
             except self.caught as error:
                 if parts_of(error) or not is_transient(error):  # parts were tried again already
                     return self._divided(call, batch, error, patience)
@@ -86,7 +87,7 @@ class SetErrorsAside:
                     self._sleep(pause * random.uniform(0.5, 1.5))
                     pause *= 2
         try:
-            return call(batch)
+            return patience.renewed_by(call(batch))
         except self.caught as error:
             return self._divided(call, batch, error, patience)
 
@@ -137,10 +138,15 @@ class SetErrorsAside:
 
 
 class _Patience:
-    """How many dear failures a batch may still have: enough to find two single elements among it."""
+    """How many dear failures a batch may still have before one of its calls succeeds."""
 
     def __init__(self, n_elements: int) -> None:
-        self._left = 4 * n_elements.bit_length()
+        self._most = self._left = 4 * n_elements.bit_length()
+
+    def renewed_by(self, results: list[Any]) -> list[Any]:
+        """The results of a call, which show that the model answers."""
+        self._left = self._most
+        return results
 
     def spend(self, error: BaseException) -> bool:
         if isinstance(error, InferenceTimeoutError) or is_transient(error):
