@@ -41,12 +41,21 @@ def test_a_call_that_gets_dearer_with_size_settles_where_it_was_cheapest():
 def test_a_few_slow_calls_do_not_settle_the_size_for_good():
     size = AdaptiveSize(BatchPolicy(max_size=32))
     size.record(1, 1.0)
-    for noise in (0, 0, 0, 0.4, 0.4, 0.4, 0.8, 0.8, 0.8):
+    for noise in (0, 0.4, 0.4, 0.4, 0.8, 0.8, 0.8):
         size.record(size.now, 0.003 + 0.0003 * size.now + noise)
     assert (size.settled, size.now) == (True, 1)
     for _ in range(100):
         size.record(size.now, 0.003 + 0.0003 * size.now)
     assert size.now == 32
+
+
+def test_where_larger_is_much_cheaper_one_call_is_enough_to_go_on():
+    size = AdaptiveSize(BatchPolicy(max_size=1024))
+    sizes = []
+    for _ in range(12):
+        sizes.append(size.now)
+        size.record(size.now, 5e-3 + 1e-7 * size.now)
+    assert sizes == [1, *(2**n for n in range(11))]
 
 
 @pytest.mark.parametrize(("low", "high"), [(3, 100), (1, 7), (5, 5)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -58,6 +60,7 @@ def test_an_exported_program_is_compiled(tmp_path):
     assert len(compiled) >= 2
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for a CPU with g++")
 def test_true_means_the_compiler_of_pytorch(weights):
     handler = PytorchModelHandlerTensor(weights, make, compile=True, min_batch_size=6)
     found = torch.stack([result.inference for result in handler.predict(ROWS)])

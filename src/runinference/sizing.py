@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 
 from runinference.batching import BatchPolicy
 
@@ -10,11 +11,12 @@ from runinference.batching import BatchPolicy
 class AdaptiveSize:
     """How many elements to put in a batch, found by measuring; one for each model of a process.
 
-    Sizes double from the smallest allowed while a larger one makes an element at least a tenth cheaper. The
-    size settles on the smallest that is within a twentieth of the best seen: on a processor, a large model
-    is often fastest in small batches. The first call of a model is not counted: it warms caches up. As a call
-    may have been slow for reasons of its own, the search begins anew after 64 calls, from half the size, then
-    after twice as many, and so on.
+    Sizes double from the smallest allowed while a larger one makes an element at least a tenth cheaper: after
+    one call where it is much cheaper, else after three, of which the fastest counts. The size settles on the
+    smallest that is within a twentieth of the best seen: on a processor, a large model is often fastest in
+    small batches. The first call of a model is not counted: it warms caches up. As a call may have been slow
+    for reasons of its own, the search begins anew after 64 calls, from half the size, then after twice as
+    many, and so on.
 
     A policy with a budget on padded size needs no search: the budget decides, up to the most elements.
 
@@ -91,7 +93,10 @@ class AdaptiveSize:
             return
         self._cost[self._wanted] = min(cost, self._cost.get(self._wanted, cost))
         self._calls += 1
-        if self._calls >= _CALLS_PER_SIZE:
+        if (
+            self._calls >= _CALLS_PER_SIZE
+            or self._cost[self._wanted] < _MUCH * self._best_smaller()
+        ):
             self._grow()
 
     def _search_again(self) -> None:
@@ -104,8 +109,7 @@ class AdaptiveSize:
 
     def _grow(self) -> None:
         self._calls = 0
-        smaller = [cost for size, cost in self._cost.items() if size < self._wanted]
-        gained = not smaller or self._cost[self._wanted] < 0.9 * min(smaller)
+        gained = self._cost[self._wanted] < 0.9 * self._best_smaller()
         self._worse = 0 if gained else self._worse + 1
         if self._worse == _WORSE_IN_A_ROW or self._wanted >= self._most:
             best = min(self._cost.values())
@@ -113,6 +117,10 @@ class AdaptiveSize:
             self.settled = True
         else:
             self._wanted = min(2 * self._wanted, self._most)
+
+    def _best_smaller(self) -> float:
+        """The least cost of an element in smaller batches; infinite for the smallest size."""
+        return min((cost for size, cost in self._cost.items() if size < self._wanted), default=inf)
 
 
 class _Limit:
@@ -144,6 +152,7 @@ class _Limit:
 
 
 _CALLS_PER_SIZE = 3
+_MUCH = 0.7
 _FIRST_REST = 64
 _LONGEST_REST = 8_192
 _WORSE_IN_A_ROW = 2
