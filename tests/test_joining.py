@@ -2,10 +2,14 @@
 
 import threading
 
+import apache_beam as beam
 import pytest
 
+from runinference import RunInference
 from runinference.batching import BatchPolicy
 from runinference.joining import Joiner
+from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from tiny import RUNNER, linear_regression
 
 
 class Model:
@@ -115,3 +119,11 @@ def test_many_threads_each_get_their_own():
     for thread in threads:
         thread.join(60)
     assert not wrong
+
+
+def test_calls_whose_arguments_may_differ_are_not_shared(tmp_path):
+    handler = SklearnModelHandlerNumpy(model_uri=linear_regression(tmp_path / "model.pickle"))
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        arguments = beam.pvalue.AsDict(pipeline | beam.Create([("a", 1)]))
+        assert RunInference(handler, inference_args={"a": 1})._step().joins
+        assert not RunInference(handler, inference_args=arguments)._step().joins

@@ -247,9 +247,14 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         )
 
     def _joins(self) -> bool:
-        """Whether threads may call the model together: it is here, nobody is given up, batches are ours."""
+        """Whether threads may call the model together: it is here, nobody is given up, batches are ours.
+
+        And all calls have the same arguments, which those that come from the pipeline may not be.
+        """
         handler = self._model_handler
         if handler.should_skip_batching() or handler.share_model_across_processes():
+            return False
+        if come_from_pipeline(self._inference_args):
             return False
         if self._handling is not None and (self._handling.use_subprocess or self._handling.timeout):
             return False
