@@ -417,13 +417,15 @@ def connections() -> dict[tuple[int, int | None], bool]:
     found: dict[tuple[int, int | None], bool] = {}
     for name in os.listdir("/proc/self/fd"):
         try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue  # a twin of anything else would keep it open
             with socket.socket(fileno=os.dup(int(name))) as twin:
                 at_once = bool(twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
                 own, other = twin.getsockname()[1], None
                 with suppress(OSError):
                     other = twin.getpeername()[1]
                 found[own, other] = at_once
-        except OSError:  # no socket, or one of another kind
+        except OSError:  # closed already, or a socket of another kind
             continue
     return found
 

@@ -19,6 +19,8 @@ function reachWhatScrolls() {
 nameLandmarks();
 reachWhatScrolls();
 addEventListener("resize", reachWhatScrolls);
+addEventListener("load", reachWhatScrolls);
+document.fonts.ready.then(reachWhatScrolls); // other letters are wider
 
 // A program of which a part is shown: the button under it shows the rest, and hides it again.
 document.querySelectorAll(".unfold").forEach((button) => {

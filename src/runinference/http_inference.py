@@ -42,7 +42,7 @@ class HTTPModelHandler(EndpointModelHandler):
     >>> images, _ = samples.held_out_digits()
     >>> with sample_servers.digits() as base_url:
     ...     handler = HTTPModelHandler(base_url, KServeV2("digits"))
-    ...     [int(result.inference) for result in handler.predict(images[:3])]
+    ...     print([int(result.inference) for result in handler.predict(images[:3])])
     [1, 4, 0]
     """
 

@@ -122,7 +122,7 @@ class LightGBMModelHandlerNumpy(_LightGBMModelHandler):
     array of their probabilities. An array of shape ``(rows, features)`` gets an array of predictions, one for each
     of its rows. The model is called once for a whole batch.
 
-    >>> import os, tempfile
+    >>> import lightgbm, os, tempfile
     >>> from sklearn.datasets import load_iris
     >>> rows, kinds = load_iris(return_X_y=True)
     >>> path = os.path.join(tempfile.mkdtemp(), "iris.txt")

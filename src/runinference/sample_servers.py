@@ -39,7 +39,7 @@ def digits() -> Iterator[str]:
 
     >>> import httpx
     >>> with digits() as base_url:
-    ...     httpx.get(f"{base_url}/v2/models/digits").json()["inputs"]
+    ...     print(httpx.get(f"{base_url}/v2/models/digits").json()["inputs"])
     [{'name': 'pixels', 'datatype': 'FP32', 'shape': [-1, 64]}]
     """
     need("sklearn", extra="sklearn")

@@ -132,6 +132,7 @@ def look(chromium: Browser, address: str, page: str) -> Look:
         seen.barriers += barriers(tab, COLOUR_RULES)
         seen.barriers += tab.evaluate(CODE_CONTRAST)
         tab.set_viewport_size(PHONE)
+        tab.evaluate(_NEXT_FRAME)
         seen.too_wide += tab.evaluate(WIDER)
         seen.barriers += barriers(tab, NARROW_RULES)
     return seen
@@ -154,6 +155,9 @@ _QUIET = """() => {
     style.textContent = "* { transition: none !important; animation: none !important; }";
     document.head.append(style);
 }"""
+
+#: The page hears of its new width before it is drawn.
+_NEXT_FRAME = "() => new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))"
 
 CLICK_ALL = """async () => {
     const found = [];
