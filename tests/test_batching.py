@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,3 +80,18 @@ def test_an_unknown_option_is_refused_with_the_nearest_one():
 
 def test_what_tunes_beams_batches_is_understood():
     assert BatchPolicy.of({"target_batch_overhead": 0.1, "variance": 0.2}) == BatchPolicy()
+
+
+def test_sparse_tensors_are_measured():
+    sparse = torch.eye(3).to_sparse()
+    assert size_in_bytes(sparse) == 3 * (4 + 2 * 8)
+    assert size_in_bytes(torch.eye(3).to_sparse_csr()) > 0
+
+
+def test_a_field_that_is_called_nbytes_is_no_size():
+    class File(NamedTuple):
+        name: str
+        nbytes: Any
+
+    assert size_in_bytes(File("a", None)) == size_in_bytes(("a", None))
+    assert size_in_bytes(File("a", "7")) == size_in_bytes(("a", "7"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,3 +167,11 @@ def test_a_handler_predicts_within_its_budget_and_keeps_the_order():
     results = handler.predict([1, 6, 2, 5, 20])
     assert [result.inference for result in results] == [2, 12, 4, 10, 40]
     assert handler.sizes == [1, 2, 2]
+
+
+def test_elements_whose_bytes_are_hard_to_tell_are_gathered_too():
+    policy = BatchPolicy(min_size=3, max_size=3)
+    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    elements = [SimpleNamespace(nbytes=None), torch.eye(3).to_sparse(), np.zeros(3)]
+    full = [batch for element in elements for batch in gatherer.add(element, id(element))]
+    assert full == [[id(element) for element in elements]]

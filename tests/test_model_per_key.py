@@ -126,3 +126,16 @@ def test_resource_hints_of_the_models_must_agree():
     other = KeyModelMapping(["c"], Hinted("9GB"))
     with pytest.raises(OptionError, match="the resource hint min_ram as '8GB' and '9GB'"):
         KeyedModelHandler([*same, other]).get_resource_hints()
+
+
+def test_keys_that_print_alike_have_their_own_models():
+    keyed = KeyedModelHandler(
+        [KeyModelMapping([1], Doubler("number")), KeyModelMapping(["1"], Doubler("text"))]
+    )
+    results = run([(1, 1), ("1", 2)], RunInference(keyed))
+    assert {key: result.model_id for key, result in results} == {1: "number", "1": "text"}
+
+
+def test_keys_may_come_in_a_set():
+    keyed = KeyedModelHandler([KeyModelMapping({"a", "b"}, Doubler("set"))])  # type: ignore[arg-type]
+    assert sorted(key for key, _ in run([("a", 1), ("b", 2)], RunInference(keyed))) == ["a", "b"]

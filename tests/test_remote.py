@@ -32,7 +32,7 @@ from apache_beam.ml.inference import base as beam_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runinference import KeyedModelHandler, RunInference
+from runinference import KeyedModelHandler, ModelHandler, RunInference
 from runinference.errors import (
     OptionError,
     RateLimitExceeded,
@@ -40,7 +40,7 @@ from runinference.errors import (
     UnknownOptionError,
 )
 from runinference.remote import Backoff, RemoteModelHandler
-from tiny import RUNNER, run
+from tiny import RUNNER, Catch, run
 
 AT_ONCE = Backoff(initial_secs=0)
 SECONDS = 30  # until a test gives up on threads that should have met
@@ -979,3 +979,43 @@ def test_an_error_of_the_server_ends_the_pipeline_with_its_own_name():
 def test_what_a_broken_connection_raises_is_worth_another_try():
     asked = Script(http.client.RemoteDisconnected("gone"), http.client.IncompleteRead(b""))
     assert Local(asked).ask([1]) == [2]
+
+
+class Sorting(ModelHandler):
+    """Asks another handler about a sorted batch, and puts its answers into the order of the batch."""
+
+    def __init__(self, inside, **options):
+        super().__init__(**options)
+        self.inside = inside
+
+    def load_model(self):
+        return self.inside.load_model()
+
+    def run_inference(self, batch, model, inference_args=None):
+        unique = sorted(set(batch))
+        answers = self.inside.run_inference(unique, model, inference_args)
+        found = dict(zip(unique, answers, strict=True))
+        return [(word, found[word]) for word in batch]
+
+
+class Shouting(RemoteModelHandler):
+    def create_client(self):
+        return str.upper
+
+    def request(self, batch, model, inference_args=None):
+        if "bad" in batch:
+            raise TypeError("a bad word")
+        return [model(word) for word in batch]
+
+
+def test_what_became_of_parts_is_not_believed_where_another_handler_cut_the_batch_anew():
+    handler = Sorting(Shouting(max_request_size=1, num_retries=0), min_batch_size=6)
+    words = ["z", "bad", "c", "a", "a", "y"]
+    good, bad = [], []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        elements = pipeline | beam.Create(words, reshuffle=False)
+        results, letters = elements | RunInference(handler).with_exception_handling()
+        _ = results | "good" >> beam.ParDo(Catch(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    assert Catch.take(good) == [(word, word.upper()) for word in words if word != "bad"]
+    assert [word for word, _ in Catch.take(bad)] == ["bad"]

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import scipy.sparse
 import torch
@@ -164,3 +165,8 @@ def test_a_handler_called_on_its_own_gives_what_its_function_gave_and_predict_sa
         ResultMismatchError, match=f"returned {n} results? for a batch of 3 elements"
     ):
         Miscounting(min_batch_size=3).predict([1, 2, 3])
+
+
+def test_a_table_of_arrow_is_split_in_rows_and_not_in_columns():
+    table = pyarrow.table({"a": [1, 2], "b": [3, 4]})
+    assert [row.to_pylist() for row in split(table, 2)] == [[{"a": 1, "b": 3}], [{"a": 2, "b": 4}]]

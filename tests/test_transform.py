@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 from apache_beam.internal import pickler
 from apache_beam.metrics import MetricsFilter
 from apache_beam.ml.inference import base as beam_base
@@ -259,3 +262,58 @@ def test_resource_hints_of_the_handler_reach_the_step():
 def test_what_is_no_handler_is_refused_at_construction(handler, message):
     with pytest.raises(OptionError, match=message):
         RunInference(handler)
+
+
+@pytest.mark.parametrize("options", [{"model_identifier": "one"}, {"use_model_manager": True}])
+def test_steps_that_share_models_or_memory_keep_their_own_batch_sizes(options):
+    two = Doubler("by two", min_batch_size=2, max_batch_size=2)
+    five = Doubler("by five", min_batch_size=5, max_batch_size=5)
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        numbers = pipeline | beam.Create(range(10), reshuffle=False)
+        _ = numbers | "two" >> RunInference(two, **options)
+        _ = numbers | "five" >> RunInference(five, **options)
+    assert set(two.sizes) == {2}
+    assert set(five.sizes) == {5}
+
+
+def test_annotations_that_name_what_cannot_be_found_do_no_harm():
+    class Row:
+        pass
+
+    class Annotated(Saying):
+        def run_inference(self, batch: list[Row], model: Any, inference_args: Any = None) -> Any:
+            return model(batch)
+
+    assert run([1, 2], RunInference(Annotated(list))) == [1, 2]
+
+
+def test_a_data_frame_is_a_batch_of_its_rows():
+    def say(frame):
+        if (frame["number"] < 0).any():
+            raise ValueError("a negative number")
+        return list(2 * frame["number"])
+
+    frame = pd.DataFrame({"number": [1, -2, 3], "name": list("abc")})
+    handler = Saying(say).with_no_batching()
+    assert run([frame[:1], frame[2:]], RunInference(handler)) == [2, 6]
+    good, bad = [], []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        frames = pipeline | beam.Create([frame], reshuffle=False)
+        results, letters = frames | RunInference(handler).with_exception_handling()
+        _ = results | "good" >> beam.ParDo(Catch(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    assert Catch.take(good) == [2, 6]
+    [(row, _)] = Catch.take(bad)
+    assert row.to_dict("list") == {"number": [-2], "name": ["b"]}
+
+
+def test_a_sparse_matrix_may_be_a_batch():
+    handler = Saying(lambda matrix: matrix.sum(axis=1).A1).with_no_batching()
+    matrix = scipy.sparse.csr_matrix(np.eye(3))
+    assert run([matrix], RunInference(handler)) == [1, 1, 1]
+    good = []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        matrices = pipeline | beam.Create([matrix], reshuffle=False)
+        results, _ = matrices | RunInference(handler).with_exception_handling()
+        _ = results | beam.ParDo(Catch(good))
+    assert Catch.take(good) == [1, 1, 1]

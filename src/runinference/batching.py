@@ -9,6 +9,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from runinference.errors import OptionError, UnknownOptionError, nearest
@@ -40,11 +41,15 @@ def size_in_bytes(value: Any) -> int:
     >>> size_in_bytes([np.zeros(8), {1: np.zeros(8)}]) - size_in_bytes(1)
     128
     """
-    nbytes = getattr(value, "nbytes", None)
-    if nbytes is not None:
+    try:
+        nbytes = getattr(value, "nbytes", None)
+    except RuntimeError:  # a sparse tensor of PyTorch's: its values, and where they stand
+        return int(value._nnz() * (value.element_size() + 8 * value.dim()))
+    if isinstance(nbytes, Integral):  # else it is a field of the user's
         return int(nbytes)
-    if hasattr(getattr(value, "shape", None), "num_elements"):  # a tensor of TensorFlow's
-        return int(value.shape.num_elements() * value.dtype.size)
+    num_elements = getattr(getattr(value, "shape", None), "num_elements", None)
+    if num_elements is not None and num_elements() is not None:  # a tensor of TensorFlow's
+        return int(num_elements() * value.dtype.size)
     if isinstance(value, (tuple, list)):
         return sum(map(size_in_bytes, value))
     if isinstance(value, Mapping):

@@ -110,7 +110,7 @@ def result_type(handler: Any, element_type: Any) -> Any:
         handler: Any object with Beam's handler methods.
         element_type: The type of what goes in, whose key a keyed handler keeps.
     """
-    returned = typing.get_type_hints(type(handler).run_inference).get("return")
+    returned = _returned(handler)
     if typing.get_args(returned) == (PredictionResult,):
         return PredictionResult
     if getattr(handler, "keeps_keys", False):
@@ -118,6 +118,14 @@ def result_type(handler: Any, element_type: Any) -> Any:
         results = {result_type(inside, Any) for inside in handler.handlers_inside()}
         return beam.typehints.Tuple[key, results.pop() if len(results) == 1 else Any]
     return Any
+
+
+def _returned(handler: Any) -> Any:
+    """The annotation of what a handler returns; None where it has none, or names what cannot be found."""
+    try:
+        return typing.get_type_hints(type(handler).run_inference).get("return")
+    except (AttributeError, NameError, TypeError):
+        return None
 
 
 def _write_array(array: np.ndarray[Any, Any], out: Any) -> None:

@@ -67,10 +67,11 @@ class _PlainGatherer(Gatherer[ItemT]):
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
         try:
             own = element.nbytes
-        except AttributeError:
+            n_bytes = self._n_bytes + own
+        except (AttributeError, TypeError, RuntimeError):
             own = size_in_bytes(element)
+            n_bytes = self._n_bytes + own
         full: Sequence[list[ItemT]] = ()
-        n_bytes = self._n_bytes + own
         if n_bytes > self._max_bytes and self._items:
             full, n_bytes = self.flush(), own
         items = self._items

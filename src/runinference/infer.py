@@ -16,6 +16,8 @@ from runinference.gathering import Gatherer
 from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
 from runinference.routing import Edition, Routes, routes_of
+from runinference.sizing import AdaptiveSize
+from runinference.splitting import length_of, row_of
 from runinference.step import Step
 
 FAILED = "failed_inferences"
@@ -114,7 +116,7 @@ class Infer(beam.DoFn):  # type: ignore[misc]
         name = edition.name
         self._since[name] = self._step.clock.time_ns()
         self._editions[name] = edition
-        size = self._models.size_for(name, edition)
+        size = self._size_for(edition)
         self._gatherers[name] = Gatherer(edition.policy, size)
         return self._gatherers[name]
 
@@ -152,7 +154,7 @@ class Infer(beam.DoFn):  # type: ignore[misc]
 
     def _call(self, edition: Edition, batch: Any) -> list[Any]:
         """The results of a batch, in as many calls of the model as memory needs."""
-        size = self._models.size_for(edition.name, edition)
+        size = self._size_for(edition)
         once = partial(self._call_once, edition)
 
         def too_large(batch: Any) -> None:
@@ -167,10 +169,13 @@ class Infer(beam.DoFn):  # type: ignore[misc]
             for metrics in self._metrics_of(edition):
                 metrics.batch_failed()
             raise
-        self._models.size_for(edition.name, edition).record(len(results), took)
+        self._size_for(edition).record(len(results), took)
         for metrics in self._metrics_of(edition):
             metrics.batch_done(len(results), edition.handler.get_num_bytes(batch), took)
         return results
+
+    def _size_for(self, edition: Edition) -> AdaptiveSize:
+        return self._models.size_for(self._step.models.name, edition)
 
     def _given(self) -> dict[str, Any] | None:
         """The arguments for a call."""
@@ -257,15 +262,12 @@ class InferPrebatched(Infer):
             yield from self._whole(edition, part, origin)
 
     def _whole(self, edition: Edition, batch: Any, origin: WindowedValue) -> Iterator[Any]:
-        if isinstance(batch, (list, tuple)) or hasattr(batch, "shape"):
-            outcomes = self._outcomes(edition, batch)
-            examples: Iterable[Any] = batch
-        else:
-            outcomes = self._undivided(edition, batch)
-            examples = [batch] * len(outcomes)
-        for example, outcome in zip(examples, outcomes, strict=True):
+        divisible = isinstance(batch, (list, tuple)) or hasattr(batch, "shape")
+        divisible = divisible and length_of(batch) is not None
+        outcomes = (self._outcomes if divisible else self._undivided)(edition, batch)
+        for index, outcome in enumerate(outcomes):
             if type(outcome) is Failure:
-                its = origin.with_value(example)
+                its = origin.with_value(row_of(batch, index) if divisible else batch)
                 yield self._aside(its, outcome, self._metrics_of(edition))
             else:
                 yield origin.with_value(outcome)

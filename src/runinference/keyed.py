@@ -35,6 +35,11 @@ class _Around(ModelHandler[Any, Any, Any]):
         self._env_vars = getattr(unkeyed, "_env_vars", {})
         self._max_batch_bytes = getattr(unkeyed, "_max_batch_bytes", None)
 
+    @property
+    def tells_parts(self) -> bool:
+        """Whether an error of ``run_inference`` tells what became of the parts of the batch."""
+        return bool(getattr(self._unkeyed, "tells_parts", False))
+
     def load_model(self) -> Any:
         return self._unkeyed.load_model()
 
@@ -98,7 +103,7 @@ class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
     """The model of some keys: examples with one of ``keys`` go through the handler ``mh``."""
 
     def __init__(self, keys: list[KeyT], mh: ModelHandler[ExampleT, PredictionT, ModelT]) -> None:
-        self.keys = keys
+        self.keys = keys if isinstance(keys, str) else list(keys)  # a text is refused later
         self.mh = mh
 
 

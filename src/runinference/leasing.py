@@ -104,7 +104,7 @@ class Lender:
         """What ``run`` makes of a batch; a small one may share its call with those of other threads."""
         if not (self._step.joins and edition.policy.plain):
             return run(batch)
-        size = self._models.size_for(edition.name, edition)
+        size = self._models.size_for(self._step.models.name, edition)
         if len(batch) >= size.now:
             return run(batch)
         joiner = self._models.joiner_for(self._step.models.name, edition.name, edition)

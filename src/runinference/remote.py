@@ -65,6 +65,9 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
     [2, 4, 6]
     """
 
+    #: Whether an error of ``run_inference`` tells what became of the parts of the batch.
+    tells_parts = True
+
     # What holds in a subclass that does not call the constructor.
     num_retries = 5
     retry_filter: Callable[[Exception], bool] = staticmethod(worth_retrying)

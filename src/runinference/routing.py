@@ -78,8 +78,10 @@ class ModelPerKey:
         editions = {}
         for mapping in handler.mappings:
             inside = handler.handler_for(mapping.keys[0])
-            name = str(mapping.keys[0])
-            edition = Edition(name, inside, policy_of(inside), tuple(mapping.keys), f"{name}-")
+            first = mapping.keys[0]  # 1 and "1" are two keys
+            edition = Edition(
+                repr(first), inside, policy_of(inside), tuple(mapping.keys), f"{first}-"
+            )
             editions.update(dict.fromkeys(mapping.keys, edition))
         return cls(handler, editions)
 
@@ -104,7 +106,7 @@ class ModelPerKey:
             inside = _copied(self._handler.handler_for(keys[0]))
             inside.update_model_path(path)
             prefix = f"{keys[0]}-{paths[keys[0]].model_id}-"
-            name = f"{keys[0]}={path}"
+            name = f"{keys[0]!r}={path}"
             edition = Edition(name, inside, policy_of(inside), tuple(keys), prefix)
             editions.update(dict.fromkeys(keys, edition))
         return ModelPerKey(self._handler, editions)

@@ -240,7 +240,7 @@ class ModelsOfProcess:
 
     def __init__(self, room: Room) -> None:
         self.shelf = Shelf(room)
-        self._sizes: dict[str, AdaptiveSize] = {}
+        self._sizes: dict[tuple[str, str], AdaptiveSize] = {}
         self._joiners: dict[tuple[str, str], Joiner] = {}
         self._watchers: dict[Watch, Watcher] = {}
         self._lock = threading.Lock()
@@ -257,12 +257,16 @@ class ModelsOfProcess:
                 self._joiners[step, name] = Joiner(edition.policy)
             return self._joiners[step, name]
 
-    def size_for(self, name: str, edition: Edition) -> AdaptiveSize:
-        """The batch size of a model, learnt by all threads together; kept while the model is not."""
+    def size_for(self, step: str, edition: Edition) -> AdaptiveSize:
+        """The batch size of a model, learnt by all threads of a step together; kept while the model is not.
+
+        Steps that share a model, or a budget of memory, each have their own options for batching.
+        """
+        key = step, edition.name
         with self._lock:
-            if name not in self._sizes:
-                self._sizes[name] = AdaptiveSize(edition.policy)
-            return self._sizes[name]
+            if key not in self._sizes:
+                self._sizes[key] = AdaptiveSize(edition.policy)
+            return self._sizes[key]
 
 
 class FoundAgain:

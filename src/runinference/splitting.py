@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from runinference.errors import ResultMismatchError
+from runinference.errors import Part, ResultMismatchError, parts_of, tell_parts
 from runinference.results import PredictionResult
 
 _Rows = list[Any]
@@ -68,14 +68,36 @@ def run_batch(
     Raises:
         ResultMismatchError: The handler gave more or fewer results than the batch has elements.
     """
-    output = handler.run_inference(
-        batch, model, dict(inference_args) if inference_args else inference_args
-    )
-    if isinstance(batch, Mapping) or not hasattr(
-        batch, "__len__"
-    ):  # batched by the user, length unknown
-        return list(output)
-    return split(output, len(batch))
+    size = length_of(batch)
+    try:
+        output = handler.run_inference(
+            batch, model, dict(inference_args) if inference_args else inference_args
+        )
+        return list(output) if size is None else split(output, size)
+    except Exception as error:
+        # Who calls another handler may have sorted the batch, or change its results.
+        if parts_of(error) and not getattr(handler, "tells_parts", False):
+            tell_parts(error, [Part(size or 1, None, error)])
+        raise
+
+
+def length_of(batch: Any) -> int | None:
+    """How many examples a batch has; None where that is unknown, as of a dictionary or a sparse matrix."""
+    if isinstance(batch, Mapping):
+        return None
+    try:
+        return len(batch)
+    except TypeError:
+        return None
+
+
+def row_of(value: Any, index: int) -> Any:
+    """The entry of an array, or the row of a table as a table of one row."""
+    if hasattr(value, "iloc"):
+        return value.iloc[[index]] if len(value.shape) > 1 else value.iloc[index]
+    if hasattr(value, "num_rows") and hasattr(value, "take"):  # a table of Arrow's
+        return value.take([index])
+    return value[index]
 
 
 def _split(value: Any, size: int, where: str) -> _Rows | None:
@@ -127,12 +149,12 @@ def _split_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Ro
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and isinstance(value, tensorflow.Tensor):
         return [tensorflow.raw_ops.DeepCopy(x=row) for row in tensorflow.unstack(value)]
-    if hasattr(value, "iloc"):
-        frame = len(shape) > 1
-        return [value.iloc[[i]] for i in range(size)] if frame else list(value)
     if len(shape) == 1:
         return list(value)
-    return [row.copy() if hasattr(row, "copy") else row for row in (value[i] for i in range(size))]
+    rows = (row_of(value, i) for i in range(size))
+    if hasattr(value, "iloc"):
+        return list(rows)
+    return [row.copy() if hasattr(row, "copy") else row for row in rows]
 
 
 def _checked(rows: _Rows, size: int, where: str) -> _Rows:

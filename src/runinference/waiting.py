@@ -124,7 +124,7 @@ class InferWaiting(Infer):
         n_elements, n_bytes, weight, length = totals
         policy = edition.policy
         return (
-            n_elements >= self._models.size_for(edition.name, edition).now
+            n_elements >= self._size_for(edition).now
             or n_bytes >= policy.max_bytes
             or (policy.max_weight is not None and weight >= policy.max_weight)
             or (policy.max_padded is not None and length >= policy.max_padded)
@@ -142,7 +142,7 @@ class InferWaiting(Infer):
             try:
                 edition = self._routes.of(element)
                 if edition.name not in gatherers:
-                    size = self._models.size_for(edition.name, edition)
+                    size = self._size_for(edition)
                     gatherers[edition.name] = edition, Gatherer(edition.policy, size)
                 full = gatherers[edition.name][1].add(element, origin)
             except self._step.errors.caught as error:
