@@ -60,6 +60,13 @@ def test_a_tensor_that_contradicts_itself_is_told(wrong):
         array_of({"name": "x", **wrong})
 
 
+def test_bytes_that_json_cannot_hold_are_told_with_the_cure():
+    with pytest.raises(
+        ElementError, match="'image' holds bytes that are no UTF-8.*base64.b64encode"
+    ):
+        tensor("image", np.array([b"\xff\xd8"], object))
+
+
 def test_a_type_that_the_protocol_does_not_know_is_told():
     with pytest.raises(ElementError, match="'x' has the type complex128"):
         tensor("x", np.array([1j]))

@@ -87,8 +87,21 @@ def tensor(name: str, array: Any) -> dict[str, Any]:
         )
     data = array.ravel().tolist()
     if datatype == "BYTES":
-        data = [one.decode() if isinstance(one, bytes) else one for one in data]
+        data = [_text(name, one) for one in data]
     return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
+
+
+def _text(name: str, value: Any) -> Any:
+    """Bytes as the text that JSON can hold."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ElementError(
+            f"The input {name!r} holds bytes that are no UTF-8, which JSON cannot hold ({error}). Encode them "
+            "with with_preprocess_fn, for example base64.b64encode, in the form that the model takes."
+        ) from None
 
 
 def array_of(tensor: Mapping[str, Any]) -> Any:
