@@ -36,16 +36,14 @@ def test_beam_shows_the_defect(row):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=named)
-def test_the_promise_is_kept_here(row, request):
-    if row.waits_for:
-        request.applymarker(pytest.mark.xfail(reason=row.waits_for, strict=True))
+def test_the_promise_is_kept_here(row):
     assert agrees(row.here, row.look(OURS))
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_page_shows_what_both_packages_print(name):
     """``PYTHONPATH=tests python -m defects`` writes the tables anew."""
-    rows = [row for row in TABLES[name] if not row.waits_for]
+    rows = TABLES[name]
     cells = shown(PAGE.read_text("utf-8"), name)
     assert [what for what, _, _ in cells] == [row.what for row in rows]
     for (what, in_beam, here), row in zip(cells, rows, strict=True):

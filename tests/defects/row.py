@@ -18,14 +18,12 @@ class Row:
         look: Runs it with a package, and says what came of it.
         in_beam: What comes of it in Beam: a text, or a pattern where a number varies.
         here: The same for this package.
-        waits_for: What has to be mended in this package first; the row then stands in no table.
     """
 
     what: str
     look: Callable[[Package], str]
     in_beam: str | re.Pattern[str]
     here: str | re.Pattern[str]
-    waits_for: str = ""
 
 
 def agrees(expected: str | re.Pattern[str], said: str) -> bool:
