@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from docs import report
+
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401 - its LLVM aborts the process where TensorFlow's was loaded before it
 
 HOME = "RUNINFERENCE_DOCS_HOME"
 

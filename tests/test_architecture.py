@@ -22,6 +22,7 @@ FLOORS = {
         "sizing",
         "gathering",
         "joining",
+        "rows",
         "splitting",
         "stacking",
         "fitting",

@@ -16,8 +16,9 @@ from runinference.gathering import Gatherer
 from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
 from runinference.routing import Edition, Routes, routes_of
+from runinference.rows import row_of
 from runinference.sizing import AdaptiveSize
-from runinference.splitting import length_of, row_of
+from runinference.splitting import length_of
 from runinference.step import Step
 
 FAILED = "failed_inferences"

@@ -3,11 +3,11 @@
 =====================================  ===============================================================
 output                                 element ``i`` gets
 =====================================  ===============================================================
-tensor, array, sparse matrix, frame    row ``i``, as a copy that owns its memory
+tensor, array, sparse matrix, frame    row ``i``, as a copy that owns its memory (see `rows`)
 list, range, iterator                  item ``i``
 mapping                                a dictionary of the same keys, each value split
 tuple, named tuple, dataclass          the same structure, each field split
-scalar, string, ``None``               nothing of its own: as a field of a structure it is given to each
+scalar, string, set, ``None``          nothing of its own: as a field of a structure it is given to each
 =====================================  ===============================================================
 
 A list is a batch of results; a tuple is one structure, such as ``(logits, hidden_states)``, unless no part of
@@ -17,12 +17,12 @@ it has a leading dimension: then its items are the results.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from runinference.errors import Part, ResultMismatchError, parts_of, tell_parts
 from runinference.results import PredictionResult
+from runinference.rows import rows_of, shape_of
 
 _Rows = list[Any]
 
@@ -91,22 +91,15 @@ def length_of(batch: Any) -> int | None:
         return None
 
 
-def row_of(value: Any, index: int) -> Any:
-    """The entry of an array, or the row of a table as a table of one row."""
-    if hasattr(value, "iloc"):
-        return value.iloc[[index]] if len(value.shape) > 1 else value.iloc[index]
-    if hasattr(value, "num_rows") and hasattr(value, "take"):  # a table of Arrow's
-        return value.take([index])
-    return value[index]
-
-
 def _split(value: Any, size: int, where: str) -> _Rows | None:
     """The rows of a value, or None when it has no leading dimension."""
-    if value is None or isinstance(value, (str, bytes, bytearray, PredictionResult)):
+    if value is None or isinstance(value, _WHOLE):
         return None
     if isinstance(value, list):
         return _checked(value, size, where)
-    if isinstance(value, Mapping):
+    if (
+        isinstance(value, Mapping) and shape_of(value) is None
+    ):  # a DOK matrix of SciPy's is one, too
         return _split_fields(value, size, where, dict)
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
@@ -118,11 +111,15 @@ def _split(value: Any, size: int, where: str) -> _Rows | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
         return _split_fields(named, size, where, lambda row: dataclasses.replace(value, **row))
-    if (shape := getattr(value, "shape", None)) is not None:
+    if (shape := shape_of(value)) is not None:
         return _split_array(value, shape, size, where)
     if isinstance(value, Iterable):
         return _checked(list(value), size, where)
     return None
+
+
+#: What is one value, and what has no order by which its items could belong to the elements.
+_WHOLE = (str, bytes, bytearray, PredictionResult, set, frozenset)
 
 
 def _split_fields(
@@ -143,18 +140,16 @@ def _split_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Ro
         return None
     if shape[0] != size:
         raise _mismatch(shape[0], size, where, value)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return [row.clone() for row in value.detach().unbind(0)]
-    tensorflow = sys.modules.get("tensorflow")
-    if tensorflow is not None and isinstance(value, tensorflow.Tensor):
-        return [tensorflow.raw_ops.DeepCopy(x=row) for row in tensorflow.unstack(value)]
-    if len(shape) == 1:
-        return list(value)
-    rows = (row_of(value, i) for i in range(size))
-    if hasattr(value, "iloc"):
-        return list(rows)
-    return [row.copy() if hasattr(row, "copy") else row for row in rows]
+    try:
+        return _checked(rows_of(value), size, where)
+    except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+        if isinstance(error, ResultMismatchError):
+            raise
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ResultMismatchError(
+            f"The model returned {_kind(value)} for a batch of {size}, which cannot be cut in rows ({why}). "
+            "Return a dense array or tensor, or a list with one entry for each element."
+        ) from error
 
 
 def _checked(rows: _Rows, size: int, where: str) -> _Rows:
@@ -175,14 +170,12 @@ def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchEr
 
 
 def _leads_with(part: Any, size: int) -> bool:
-    shape: Sequence[int] = getattr(part, "shape", ())
-    return len(shape) > 0 and shape[0] == size
+    return bool((shape_of(part) or (None,))[0] == size)
 
 
 def _kind(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"{type(value).__name__} of shape {tuple(shape)}"
+    if (shape := shape_of(value)) is not None:
+        return f"{type(value).__name__} of shape {shape}"
     if value is None or isinstance(value, (str, bytes, int, float)):
         return repr(value)[:40]
     return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")
