@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import apache_beam as beam
+import numpy as np
 import pytest
 
 from runinference import KeyedModelHandler, KeyModelMapping, RunInference
-from runinference.errors import OptionError, UnknownKeyError
-from tiny import Doubler, run
+from runinference.errors import ElementError, OptionError, UnknownKeyError
+from tiny import RUNNER, Catch, Doubler, run
 
 
 def doublers(**options):
@@ -78,6 +80,7 @@ WRONG = Doubler("wrong")
         ),
         ([KeyModelMapping(["a", "a"], WRONG)], "number 0 and number 0. Each key has one model"),
         ([KeyModelMapping([], WRONG)], "needs a list of one or more keys"),
+        ([KeyModelMapping([["a"]], WRONG)], "of type list can .* a tuple of such"),
         ([KeyModelMapping("abc", WRONG)], "needs a list of one or more keys, has 'abc'"),
         ([], "got an empty list"),
         ([("a", WRONG)], "item 0 is a tuple"),
@@ -113,6 +116,41 @@ def test_a_key_without_a_model_is_named_with_the_nearest_one():
         UnknownKeyError, match="No model is mapped to the key 'olso'. Did you mean 'oslo'"
     ):
         run([("olso", 1)], RunInference(oslo))
+
+
+CHANGING = [["a"], {"a": 1}, np.array(["a"]), np.array(1), {"a"}, ("a", ["b"])]
+
+
+@pytest.mark.parametrize("key", CHANGING, ids=repr)
+def test_a_key_that_can_change_is_an_error_that_names_its_type_and_the_cure(key):
+    message = f"of type {type(key).__name__} can .*a tuple of such"
+    with pytest.raises(ElementError, match=message):
+        run([(key, 1)], RunInference(doublers()))
+    with pytest.raises(ElementError, match=message):
+        doublers().predict([(key, 1)])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_element_whose_key_can_change_is_set_aside_alone(batched):
+    handler = doublers().with_no_batching() if batched else doublers()
+    pairs = [("a", 1), *[(key, 2) for key in CHANGING], ("c", 3)]
+    results, errors = RunInference(handler).with_exception_handling(), []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        main, failed = pipeline | beam.Create([pairs] if batched else pairs) | results
+        found = []
+        main | "main" >> beam.ParDo(Catch(found))
+        failed.failed_inferences | "failed" >> beam.ParDo(Catch(errors))
+    assert sorted(number(pair) for pair in Catch.take(found)) == [("a", 2), ("c", 6)]
+    errors = Catch.take(errors)
+    assert {error[0] for _, error in errors} == {ElementError}
+    assert sorted(type(key).__name__ for (key, _), _ in errors) == sorted(
+        type(key).__name__ for key in CHANGING
+    )
+
+
+def test_keys_that_can_change_are_kept_where_no_model_is_looked_up_by_them():
+    found = run([(["a"], 1), ({"b": 2}, 2)], RunInference(KeyedModelHandler(Doubler("one"))))
+    assert sorted(map(number, found), key=repr) == [(["a"], 2), ({"b": 2}, 4)]
 
 
 class Hinted(Doubler):

@@ -171,6 +171,7 @@ class KeyedModelHandler(_Around):
 
         Raises:
             UnknownKeyError: No model is mapped to the key.
+            ElementError: The key cannot be looked up, because it can change, such as a list.
         """
         if self._single_model:
             return self
@@ -186,6 +187,8 @@ class KeyedModelHandler(_Around):
             raise UnknownKeyError(
                 f"No model is mapped to the key {key!r}.{near} Add it to the keys of a KeyModelMapping."
             ) from None
+        except TypeError as error:
+            raise ElementError(_no_hash(key, error)) from None
 
     _handlers: dict[Any, KeyedModelHandler] | None = None
 
@@ -360,6 +363,10 @@ def check_mappings(mappings: Sequence[Any]) -> None:
                 f"KeyModelMapping number {number} needs a list of one or more keys, has {mapping.keys!r}."
             )
         for key in mapping.keys:
+            try:
+                hash(key)
+            except TypeError as error:
+                raise OptionError(_no_hash(key, error)) from None
             if key in taken:
                 raise OptionError(
                     f"The key {key!r} is in KeyModelMapping number {taken[key]} and number {number}. Each key has "
@@ -389,6 +396,13 @@ class _of_example:  # noqa: N801 - reads as a function
 
 def _example(element: Any) -> Any:
     return element[1] if isinstance(element, tuple) and len(element) == 2 else element
+
+
+def _no_hash(key: Any, error: TypeError) -> str:
+    return (
+        f"A key must not be able to change, and {repr(key)[:60]} of type {type(key).__name__} can ({error}). Make it "
+        "a text, a number or a tuple of such, for example with beam.Map(lambda pair: (tuple(pair[0]), pair[1]))."
+    )
 
 
 def no_key(element: Any) -> ElementError:

@@ -91,7 +91,7 @@ class ModelPerKey:
         try:
             return self._editions[element[0]]
         except (KeyError, TypeError):
-            self._handler.handler_for(element[0])  # raises, and names the nearest key
+            self._handler.handler_for(element[0])  # raises, and says why
             raise
 
     def updated(self, update: Any) -> ModelPerKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -67,6 +68,11 @@ def paths_by_key(update: Any, known: set[Any]) -> dict[Any, Any]:
         if not mapping.update_path:
             raise OptionError(f"The model refresh has an empty path for the keys {mapping.keys}.")
         for key in mapping.keys:
+            if not isinstance(key, Hashable):
+                raise OptionError(
+                    f"The model refresh names the key {key!r}, and no model can be mapped to a "
+                    f"{type(key).__name__}: name the keys of the KeyModelMapping."
+                )
             if key in found:
                 raise OptionError(f"The model refresh names the key {key!r} twice.")
             found[key] = mapping
