@@ -1,12 +1,15 @@
 """Small batches of several threads share a call, and each thread gets its own results or its own error."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import apache_beam as beam
 import pytest
 
-from runinference import RunInference
+from runinference import ModelHandler, RunInference
 from runinference.batching import BatchPolicy
+from runinference.infer import Infer
 from runinference.joining import Joiner
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from tiny import RUNNER, linear_regression
@@ -15,7 +18,8 @@ from tiny import RUNNER, linear_regression
 class Model:
     """Doubles numbers; its first call waits until it is let go, so that others form a line."""
 
-    def __init__(self):
+    def __init__(self, memory=1_000):
+        self.memory = memory
         self.calls = []
         self.entered = threading.Event()
         self.let_go = threading.Event()
@@ -27,19 +31,21 @@ class Model:
             assert self.let_go.wait(30)
         if -1 in numbers:
             raise ValueError("minus one")
-        return [2 * number for number in numbers], 100 * len(numbers)
+        if len(numbers) > self.memory:
+            raise MemoryError
+        return [2 * number for number in numbers]
 
 
-def together(batches, most=64, policy=None):
+def together(batches, most=64, policy=None, memory=1_000):
     """The model, and what each batch got: the first while the model is free, the others while it is busy."""
-    model, joiner = Model(), Joiner(policy or BatchPolicy())
+    model, joiner = Model(memory), Joiner(policy or BatchPolicy())
     got = {}
 
     def work(batch):
         try:
             got[tuple(batch)] = joiner.call(batch, most, model)
-        except ValueError as error:
-            got[tuple(batch)] = str(error)
+        except (ValueError, MemoryError) as error:
+            got[tuple(batch)] = str(error) or type(error).__name__
 
     threads = [threading.Thread(target=work, args=(batch,)) for batch in batches]
     threads[0].start()
@@ -59,20 +65,23 @@ def test_a_single_thread_calls_the_model_itself():
     calls = []
     joiner = Joiner(BatchPolicy())
     for _ in range(3):
-        results, took = joiner.call([1], 64, lambda batch: (calls.append(batch) or batch, 5))
-        assert (results, took) == ([1], 5)
+        assert joiner.call([1], 64, lambda batch: calls.append(batch) or batch) == [1]
     assert calls == [[1], [1], [1]]
 
 
-def test_who_waits_shares_the_next_call_and_gets_its_own_results_and_share_of_the_time():
+def test_who_waits_shares_the_next_call_and_gets_its_own_results():
     model, got = together([[1, 2], [3], [4, 5], [6]])
     assert model.calls == [[1, 2], [3, 4, 5, 6]]
-    assert got == {
-        (1, 2): ([2, 4], 200),
-        (3,): ([6], 100),
-        (4, 5): ([8, 10], 200),
-        (6,): ([12], 100),
-    }
+    assert got == {(1, 2): [2, 4], (3,): [6], (4, 5): [8, 10], (6,): [12]}
+
+
+def test_a_shared_call_that_runs_out_of_memory_is_made_again_in_halves():
+    batches = [[1], [2, 3], [4, 5], [6, 7], [8, 9, 10, 11, 12]]
+    model, got = together(batches, memory=4)
+    assert model.calls[1] == list(range(2, 13))
+    assert [2, 3, 4, 5] in model.calls  # a half that fits
+    assert got.pop((8, 9, 10, 11, 12)) == "MemoryError"  # its own; who called divides it
+    assert got == {tuple(batch): [2 * n for n in batch] for batch in batches[:4]}
 
 
 def test_a_call_holds_no_more_than_a_batch_may():
@@ -86,7 +95,7 @@ def test_a_call_holds_no_more_than_a_batch_may():
 
 def test_an_error_is_met_by_the_thread_whose_batch_it_is_and_by_no_other():
     model, got = together([[1], [2], [-1], [3]])
-    assert got == {(1,): ([2], 100), (2,): ([4], 100), (-1,): "minus one", (3,): ([6], 100)}
+    assert got == {(1,): [2], (2,): [4], (-1,): "minus one", (3,): [6]}
     assert model.calls[1] == [2, -1, 3]
 
 
@@ -99,7 +108,7 @@ def test_after_an_error_the_model_is_free_again():
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
             joiner.call([1], 64, fail)
-    assert joiner.call([1], 64, lambda batch: (batch, 1)) == ([1], 1)
+    assert joiner.call([1], 64, list) == [1]
 
 
 def test_many_threads_each_get_their_own():
@@ -109,7 +118,7 @@ def test_many_threads_each_get_their_own():
     def work(thread):
         for number in range(200):
             batch = [(thread, number), (thread, -number)]
-            results, _ = joiner.call(batch, 8, lambda joined: (list(joined), len(joined)))
+            results = joiner.call(batch, 8, list)
             if results != batch:
                 wrong.append((batch, results))
 
@@ -119,6 +128,98 @@ def test_many_threads_each_get_their_own():
     for thread in threads:
         thread.join(60)
     assert not wrong
+
+
+class Gated(ModelHandler):
+    """Doubles up to ``memory`` numbers at a time; where there is a gate, its next call waits until it opens."""
+
+    calls: list[int] = []
+    memory = 1_000
+    gate = None
+    entered = threading.Event()
+
+    def load_model(self):
+        return None
+
+    def may_join_threads(self):
+        return True
+
+    def run_inference(self, batch, model, inference_args=None):
+        self.calls.append(len(batch))
+        gate, Gated.gate = Gated.gate, None
+        if gate is not None:
+            self.entered.set()
+            assert gate.wait(30)
+        if len(batch) > self.memory:
+            raise MemoryError
+        return [2 * number for number in batch]
+
+
+class Noting(Infer):
+    """Notes the metrics of its calls instead of reporting them."""
+
+    def setup(self):
+        super().setup()
+        self.noted = Mock()
+
+    def _metrics_of(self, edition):
+        return [self.noted]
+
+    def sizes(self):
+        return [call.args[0] for call in self.noted.batch_sized.call_args_list]
+
+
+def threads_of_a_step(n, memory=1_000):
+    """The DoFns of ``n`` threads that share a model, and what calls them together: 4 numbers each."""
+    Gated.calls, Gated.memory = [], memory
+    step = RunInference(Gated(min_batch_size=16, max_batch_size=16))._step()
+    threads = [Noting(step) for _ in range(n)]
+    for thread in threads:
+        thread.setup()
+    edition = threads[0]._routes.of(None)
+
+    def call_together():
+        Gated.gate = gate = threading.Event()
+        Gated.entered.clear()
+        with ThreadPoolExecutor(n) as pool:
+            outcomes = [pool.submit(threads[0]._outcomes, edition, [0, 0, 0, 0])]
+            assert Gated.entered.wait(30)
+            line = threads[0]._models.joiner_for(step.models.name, edition.name, edition)._line
+            for number, thread in enumerate(threads[1:], start=1):
+                outcomes.append(pool.submit(thread._outcomes, edition, [number] * 4))
+                while len(line) < number:
+                    pass
+            gate.set()
+        assert [each.result() for each in outcomes] == [[2 * k] * 4 for k in range(n)]
+
+    return threads, edition, call_together
+
+
+def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones_fit():
+    threads, edition, call_together = threads_of_a_step(4, memory=8)
+    call_together()
+    assert Gated.calls == [4, 12, 8, 4]
+    assert threads[0]._size_for(edition).most == 6
+    Gated.calls.clear()
+    call_together()
+    assert Gated.calls == [4, 4, 4, 4]
+
+
+def test_a_shared_call_that_fits_raises_the_size_again():
+    threads, edition, call_together = threads_of_a_step(3, memory=8)
+    threads[0]._size_for(edition).out_of_memory(16)
+    for _ in range(32):
+        call_together()
+    assert threads[0]._size_for(edition).most == 16
+
+
+def test_a_shared_call_is_measured_once_with_the_elements_of_all():
+    threads, _, call_together = threads_of_a_step(4)
+    call_together()
+    assert Gated.calls == [4, 12]
+    assert sorted(size for thread in threads for size in thread.sizes()) == [4, 12]
+    assert sum(thread.noted.batch_timed.call_count for thread in threads) == 2
+    assert [thread.noted.inferred.call_args.args for thread in threads] == [(4,)] * 4
 
 
 def test_calls_whose_arguments_may_differ_are_not_shared(tmp_path):

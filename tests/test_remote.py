@@ -1008,6 +1008,25 @@ class Shouting(RemoteModelHandler):
         return [model(word) for word in batch]
 
 
+def test_sizes_and_bytes_are_measured_of_requests_that_went_well_where_others_failed():
+    words = [f"{n:04}" for n in range(9)]
+    pipeline = beam.Pipeline(runner=RUNNER)
+    handler = Shouting(num_retries=0, max_request_size=2, min_batch_size=10)
+    transform = RunInference(handler).with_exception_handling()
+    _ = pipeline | beam.Create([*words, "bad"], reshuffle=False) | transform
+    result = pipeline.run()
+    result.wait_until_finish()
+
+    def total(name):
+        [found] = result.metrics().query(beam.metrics.MetricsFilter().with_name(name))[
+            "distributions"
+        ]
+        return found.committed.sum
+
+    assert total("inference_request_batch_size") == len(words)
+    assert total("inference_request_batch_byte_size") == handler.get_num_bytes(words)
+
+
 def test_what_became_of_parts_is_not_believed_where_another_handler_cut_the_batch_anew():
     handler = Sorting(Shouting(max_request_size=1, num_retries=0), min_batch_size=6)
     words = ["z", "bad", "c", "a", "a", "y"]

@@ -82,6 +82,16 @@ def parts_of(error: BaseException) -> list[Part]:
     return getattr(error, "parts_of_batch", [])
 
 
+def kept_of(batch: Any, parts: list[Part]) -> list[Any]:
+    """The elements of a batch that have results, as its parts tell."""
+    kept, start = [], 0
+    for size, results, _ in parts:
+        if results is not None:
+            kept += list(batch[start : start + size])
+        start += size
+    return kept
+
+
 def tell_parts(error: Exception, parts: list[Part]) -> Exception:
     """The error, which from now on tells what became of the parts of its batch."""
     error.parts_of_batch = parts  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.arguments import are_equal, checked
+from runinference.errors import kept_of, parts_of
 from runinference.failing import Failure, halved_on_out_of_memory
 from runinference.gathering import Gatherer
 from runinference.leasing import Lender
@@ -165,15 +166,25 @@ class Infer(beam.DoFn):  # type: ignore[misc]
 
     def _call_once(self, edition: Edition, batch: Any) -> list[Any]:
         try:
-            results, took = self._lender.call(edition, batch, self._given())
-        except BaseException:
+            results, calls = self._lender.call(edition, batch, self._given())
+        except BaseException as error:
             for metrics in self._metrics_of(edition):
                 metrics.batch_failed()
+            if kept := kept_of(batch, parts_of(error)):
+                self._sized(edition, kept, len(kept))
             raise
-        self._size_for(edition).record(len(results), took)
-        for metrics in self._metrics_of(edition):
-            metrics.batch_done(len(results), edition.handler.get_num_bytes(batch), took)
+        for its, n_results, took in calls:
+            self._size_for(edition).record(n_results, took)
+            self._sized(edition, its, n_results)
+            for metrics in self._metrics_of(edition):
+                metrics.batch_timed(took)
         return results
+
+    def _sized(self, edition: Edition, batch: Any, n_results: int) -> None:
+        if every := self._metrics_of(edition):
+            n_bytes = edition.handler.get_num_bytes(batch)
+            for metrics in every:
+                metrics.batch_sized(n_results, n_bytes)
 
     def _size_for(self, edition: Edition) -> AdaptiveSize:
         return self._models.size_for(self._step.models.name, edition)

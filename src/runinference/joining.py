@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from runinference.batching import BatchPolicy, size_in_bytes
-
-#: Calls the model on a batch: one result for each element, and the nanoseconds it took.
-Call = Callable[[list[Any]], tuple[list[Any], int]]
+from runinference.failing import Call, is_out_of_memory
 
 
 class Joiner:
@@ -19,11 +17,11 @@ class Joiner:
     A thread that finds the model free calls it at once, so that a single thread loses nothing. Those that come
     meanwhile stand in a line; when the call ends, the first of them calls the model for as many of the line as
     one batch may hold. So each thread makes at most one call for others. If a call for several fails, each
-    calls for itself, and meets its own error.
+    calls for itself, and meets its own error; if it ran out of memory, it is made again in halves.
 
     >>> joiner = Joiner(BatchPolicy(max_size=64))
-    >>> joiner.call([1, 2], 64, lambda numbers: ([2 * n for n in numbers], 1_000))
-    ([2, 4], 1000)
+    >>> joiner.call([1, 2], 64, lambda numbers: [2 * n for n in numbers])
+    [2, 4]
     """
 
     def __init__(self, policy: BatchPolicy) -> None:
@@ -32,13 +30,13 @@ class Joiner:
         self._line: deque[_Waiting] = deque()
         self._busy = False
 
-    def call(self, batch: list[Any], most: int, call: Call) -> tuple[list[Any], int]:
-        """The results of a batch, and its share of the nanoseconds that the call took.
+    def call(self, batch: list[Any], most: int, call: Call) -> list[Any]:
+        """The results of a batch.
 
         Args:
             batch: The elements of this thread.
             most: The most elements that a call may have.
-            call: Calls the model.
+            call: Calls the model, for this thread or for several.
         """
         with self._lock:
             own = None if not self._busy else _Waiting(batch)
@@ -58,6 +56,8 @@ class Joiner:
                     return call(batch)
                 _call_for(own.group, call)
             finally:
+                for waiting in own.group[1:]:
+                    waiting.ready.release()
                 self._pass_on(most)
         return call(batch) if own.outcome is None else own.outcome
 
@@ -89,24 +89,21 @@ class _Waiting:
         self.batch = batch
         self.n_bytes = size_in_bytes(batch)
         self.group: list[_Waiting] = []
-        self.outcome: tuple[list[Any], int] | None = None
+        self.outcome: list[Any] | None = None
         self.ready = threading.Lock()
         self.ready.acquire()
 
 
 def _call_for(group: list[_Waiting], call: Call) -> None:
-    """Calls the model once for a group, whose first member is this thread, and wakes the others."""
+    """Calls the model once for a group; in halves where memory does not suffice for more."""
     joined = [element for waiting in group for element in waiting.batch]
     try:
-        results, took = call(joined)
-        start = 0
-        for waiting in group:
-            end = start + len(waiting.batch)
-            waiting.outcome = results[start:end], took * len(waiting.batch) // len(joined)
-            start = end
-    except Exception:
-        for waiting in group:
-            waiting.outcome = None
-    finally:
-        for waiting in group[1:]:
-            waiting.ready.release()
+        results = iter(call(joined))
+    except Exception as error:
+        if len(group) > 1 and is_out_of_memory(error):
+            middle = (len(group) + 1) // 2
+            _call_for(group[:middle], call)
+            _call_for(group[middle:], call)
+        return
+    for waiting in group:
+        waiting.outcome = list(islice(results, len(waiting.batch)))

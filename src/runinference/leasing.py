@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 
 from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
-from runinference.joining import Call
+from runinference.failing import Call, is_out_of_memory
 from runinference.routing import Edition
 from runinference.sharing import Model, ModelsOfProcess
 from runinference.step import Step
@@ -22,6 +22,23 @@ _LOGGER = logging.getLogger(__name__)
 
 #: How long a new model that could not be loaded is not tried again.
 RETRY_REFRESH_SECS = 30
+
+
+class Called(NamedTuple):
+    """A call of the model that went well.
+
+    Attributes:
+        batch: What it was called with.
+        n_results: How many results it gave.
+        nanoseconds: How long it took.
+    """
+
+    batch: Any
+    n_results: int
+    nanoseconds: int
+
+
+_Outcome = tuple[list[Any], list[Called]]
 
 
 class Lender:
@@ -42,10 +59,10 @@ class Lender:
         self._loads: list[tuple[Edition, int, int]] = []
         self._events: Counter[str] = Counter()
 
-    def call(
-        self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None
-    ) -> tuple[list[Any], int]:
-        """The results of a batch, and the nanoseconds that the model took.
+    def call(self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None) -> _Outcome:
+        """The results of a batch, and the calls of the model that this thread made for it.
+
+        Where threads share a call, one of them made it: with the elements of all.
 
         Raises:
             ModelUnavailableError: The model cannot be loaded.
@@ -81,34 +98,46 @@ class Lender:
 
     def _run(
         self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None, use: _Use
-    ) -> tuple[list[Any], int]:
-        clock = self._step.clock
+    ) -> _Outcome:
+        clock, calls = self._step.clock, list[Called]()
         while True:
             with self._borrow(edition) as (serving, model):
                 use.serving, use.model = serving, model
 
-                def run(batch: Any, model: Model = model, handler: Any = serving.handler) -> Any:
+                def run(
+                    batch: Any, model: Model = model, handler: Any = serving.handler
+                ) -> list[Any]:
                     start = clock.time_ns()
                     results = model.run(handler, batch, inference_args)
-                    return results, clock.time_ns() - start
+                    calls.append(Called(batch, len(results), clock.time_ns() - start))
+                    return results
 
                 try:
-                    return self._joined(serving, batch, run)
+                    return self._joined(serving, batch, run), calls
                 except ChildDiedError:
                     self._give_up(serving, model)
                     if use.over or not model.abandoned:
                         raise
             # Another thread was stuck in it and gave it up: this batch has nothing to do with that.
 
-    def _joined(self, edition: Edition, batch: Any, run: Call) -> tuple[list[Any], int]:
+    def _joined(self, edition: Edition, batch: Any, run: Call) -> list[Any]:
         """What ``run`` makes of a batch; a small one may share its call with those of other threads."""
         if not (self._step.joins and edition.policy.plain):
             return run(batch)
         size = self._models.size_for(self._step.models.name, edition)
         if len(batch) >= size.now:
             return run(batch)
+
+        def run_together(joined: Any) -> list[Any]:
+            try:
+                return run(joined)
+            except Exception as error:
+                if len(joined) > len(batch) and is_out_of_memory(error):
+                    size.out_of_memory(len(joined))
+                raise
+
         joiner = self._models.joiner_for(self._step.models.name, edition.name, edition)
-        return joiner.call(batch, size.most, run)
+        return joiner.call(batch, size.most, run_together)
 
     @contextmanager
     def _borrow(self, edition: Edition) -> Iterator[tuple[Edition, Model]]:
@@ -182,9 +211,7 @@ class Lender:
     def _name(self, name: str) -> str:
         return f"{self._step.tag}{name}"
 
-    def _in_time(
-        self, use: _Use, run: Callable[[], tuple[list[Any], int]], timeout: float
-    ) -> tuple[list[Any], int]:
+    def _in_time(self, use: _Use, run: Callable[[], _Outcome], timeout: float) -> _Outcome:
         call = _InThread(run)
         while not call.ended_within(timeout):
             if use.model is None or use.model.works_for(call.ident):
@@ -220,9 +247,9 @@ class _Use:
 class _InThread:
     """A call in a thread that does not keep the process alive."""
 
-    def __init__(self, run: Callable[[], tuple[list[Any], int]]) -> None:
+    def __init__(self, run: Callable[[], _Outcome]) -> None:
         self._run = run
-        self._result: tuple[list[Any], int] = ([], 0)
+        self._result: _Outcome = ([], [])
         self._error: BaseException | None = None
         self._tracker = get_current_tracker()
         self._thread = threading.Thread(target=self._work, daemon=True, name="runinference-call")
@@ -245,7 +272,7 @@ class _InThread:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def outcome(self) -> tuple[list[Any], int]:
+    def outcome(self) -> _Outcome:
         if self._error is not None:
             raise self._error
         return self._result

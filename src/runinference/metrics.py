@@ -56,10 +56,12 @@ class InferenceMetrics:
         self._queue_time = distribution(namespace, name("queue_time_micro_secs"))
         self._ours = {event: counter(namespace, name(event)) for event in EVENTS}
 
-    def batch_done(self, n_elements: int, n_bytes: int, nanoseconds: int) -> None:
-        self._latency.update(nanoseconds // 1000)
+    def batch_sized(self, n_elements: int, n_bytes: int) -> None:
         self._batch_size.update(n_elements)
         self._batch_bytes.update(n_bytes)
+
+    def batch_timed(self, nanoseconds: int) -> None:
+        self._latency.update(nanoseconds // 1000)
 
     def inferred(self, n_elements: int) -> None:
         self._inferences.inc(n_elements)
