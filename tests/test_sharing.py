@@ -618,6 +618,57 @@ def test_without_a_budget_it_is_three_quarters_of_the_memory():
     assert room_of({"max_models": 2}).n_bytes is None
 
 
+GIB = 1 << 30
+NO_LIMIT = 9_223_372_036_854_771_712  # how version 1 says so
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{GIB}\n"}, GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/pod/container\n",
+                "sys/fs/cgroup/pod/memory.max": str(GIB),
+                "sys/fs/cgroup/pod/container/memory.max": "max",
+            },
+            GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "2:cpu:/x\n1:memory:/docker/a:b\n0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": str(NO_LIMIT),
+                "sys/fs/cgroup/memory/docker/a:b/memory.limit_in_bytes": str(GIB),
+            },
+            GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:memory,cpu:/seen/from/outside\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": str(GIB),
+            },
+            GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": str(GIB),
+            },
+            None,
+        ),
+        ({}, None),
+    ],
+    ids=["v2", "v2 max", "v2 of the pod", "v1", "v1 from outside", "not ours", "no groups"],
+)
+def test_in_a_container_the_budget_is_of_its_limit(tmp_path, files, limit):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_bytes(tmp_path) == (limit or machine)
+
+
 def test_where_there_is_a_gpu_the_budget_is_of_its_memory(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -169,6 +169,28 @@ def test_a_stuck_model_is_forgotten_and_a_fresh_one_loaded():
     assert library.shelf.names() == ["a"]
 
 
+def test_a_model_whose_last_lease_ends_while_it_is_given_up_is_closed_once():
+    library = Library()
+    lease = library.lease("a")
+    stuck = lease.__enter__()
+    lock = library.shelf._changed
+
+    class LeaseEndsWhenLockIsFree:
+        notify_all = lock.notify_all
+
+        def __enter__(self):
+            lock.acquire()
+
+        def __exit__(self, *error):
+            lock.release()
+            library.shelf._changed = lock
+            lease.__exit__(None, None, None)
+
+    library.shelf._changed = LeaseEndsWhenLockIsFree()
+    library.shelf.give_up("a", stuck)
+    assert library.closed == ["a"]
+
+
 def test_one_load_at_a_time_for_a_model_and_others_need_not_wait():
     library = Library()
     loading, go_on = threading.Event(), threading.Event()

@@ -400,8 +400,9 @@ def _example(element: Any) -> Any:
 
 def _no_hash(key: Any, error: TypeError) -> str:
     return (
-        f"A key must not be able to change, and {repr(key)[:60]} of type {type(key).__name__} can ({error}). Make "
-        "it a text, a number or a tuple of such, for example with beam.Map(lambda pair: (tuple(pair[0]), pair[1]))."
+        f"A key must not be able to change, and {repr(key)[:60]} of type {type(key).__name__} can ({error}). "
+        "Make it a text, a number or a tuple of such, for example with "
+        "beam.Map(lambda pair: (tuple(pair[0]), pair[1]))."
     )
 
 

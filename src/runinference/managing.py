@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runinference.errors import UnknownOptionError, nearest
@@ -52,9 +54,41 @@ def room_of(arguments: Mapping[str, Any]) -> Room:
     return Room(**fields)
 
 
-def memory_bytes() -> int:
-    """The memory models can live in: of the first GPU if PyTorch sees one, else of the machine."""
+def memory_bytes(root: Path = Path("/")) -> int:
+    """The memory models can live in: of the first GPU if PyTorch sees one, else of the machine or the container.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_limits_of_container(root)])
+
+
+def _limits_of_container(root: Path) -> Iterator[int]:
+    """The bytes that the control groups of this process may use, those around them too; versions 1 and 2.
+
+    In a container the path of a group may be that outside of it; then the mounted root is the container's own.
+    """
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mounts = (
+            ["sys/fs/cgroup/memory"] if controllers else ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
+        )
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = PurePosixPath(path.lstrip("/"))
+        for mount, each in product(mounts, [group, *group.parents]):
+            limit = _read(root / mount / each / name).strip()
+            if limit.isdecimal():  # else there is none, or it is "max"
+                yield int(limit)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -106,8 +106,9 @@ class Shelf:
             if slot is None or slot.model is not model:
                 return
             del self._slots[name]
+            unused = slot.leases == 0 and model is not None
             self._changed.notify_all()
-        if slot.leases == 0:
+        if unused:  # else who leaves last closes it
             model.close()
 
     def take_evictions(self) -> int:
