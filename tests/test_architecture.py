@@ -21,7 +21,6 @@ FLOORS = {
         "batching",
         "sizing",
         "gathering",
-        "joining",
         "rows",
         "splitting",
         "stacking",
@@ -37,6 +36,7 @@ FLOORS = {
         "updates",
         "shelf",
         "failing",
+        "joining",
         "retrying",
     ],
     "files": [
