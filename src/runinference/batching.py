@@ -34,6 +34,9 @@ _TUNING = frozenset(
     }
 )
 
+# What has neither parts nor `nbytes`: told by a look at the type, as elements and their keys mostly are.
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+
 
 def size_in_bytes(value: Any) -> int:
     """The bytes of data in one element: of arrays and tensors exactly, of the rest as Python holds it.
@@ -41,10 +44,17 @@ def size_in_bytes(value: Any) -> int:
     >>> size_in_bytes([np.zeros(8), {1: np.zeros(8)}]) - size_in_bytes(1)
     128
     """
+    kind = type(value)
+    if kind in _PLAIN:
+        return sys.getsizeof(value)
+    if kind is tuple or kind is list:
+        return sum(map(size_in_bytes, value))
     try:
         nbytes = getattr(value, "nbytes", None)
     except RuntimeError:  # a sparse tensor of PyTorch's: its values, and where they stand
         return int(value._nnz() * (value.element_size() + 8 * value.dim()))
+    if type(nbytes) is int:
+        return nbytes
     if isinstance(nbytes, Integral):  # else it is a field of the user's
         return int(nbytes)
     num_elements = getattr(getattr(value, "shape", None), "num_elements", None)

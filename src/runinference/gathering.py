@@ -65,12 +65,8 @@ class _PlainGatherer(Gatherer[ItemT]):
         self._n_bytes = 0
 
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
-        try:
-            own = element.nbytes
-            n_bytes = self._n_bytes + own
-        except (AttributeError, TypeError, RuntimeError):
-            own = size_in_bytes(element)
-            n_bytes = self._n_bytes + own
+        own = size_in_bytes(element)
+        n_bytes = self._n_bytes + own
         full: Sequence[list[ItemT]] = ()
         if n_bytes > self._max_bytes and self._items:
             full, n_bytes = self.flush(), own
