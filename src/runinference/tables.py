@@ -9,6 +9,7 @@ import numpy as np
 
 from runinference.errors import BatchShapeError, ResultMismatchError
 from runinference.extras import need
+from runinference.splitting import split
 from runinference.stacking import refuse_keyed
 
 
@@ -20,13 +21,17 @@ def examples_of(batch: Any) -> list[Any]:
 
 
 def tables_of(examples: Sequence[Any]) -> list[Any]:
-    """Each example as a table: a data frame, a sparse matrix of rows, or an array of two dimensions.
+    """The examples as tables: data frames, sparse matrices of rows, or arrays of two dimensions.
+
+    Arrays of one dimension and one length are the rows of one table; of other examples each is a table.
 
     Raises:
         BatchShapeError: An example has no or more than two dimensions, or is of another type than the first.
         ElementError: The examples are pairs, which a handler without keys cannot take.
     """
     refuse_keyed(examples)
+    if _are_rows(examples):
+        return [np.stack(examples)]
     tables = [_table(example, index) for index, example in enumerate(examples)]
     kinds = [_kind(table) for table in tables]
     for index, kind in enumerate(kinds):
@@ -87,6 +92,8 @@ def joined(tables: Sequence[Any]) -> Any:
                 f"Element {index} of the batch has {width} features, and element 0 has {widths[0]}. Select the "
                 "same columns, in the same order, before RunInference."
             )
+    if len(tables) == 1:
+        return tables[0]
     if is_frame(tables[0]):
         return _joined_frames(tables)
     if _is_sparse(tables[0]):
@@ -106,6 +113,8 @@ def dealt_out(predictions: Any, examples: Sequence[Any], tables: Sequence[Any]) 
             f"The model returned {len(predictions)} predictions for a batch of {sum(lengths)} rows. Each row "
             "needs exactly one: check inference_args."
         )
+    if len(tables) == 1 and len(_shape(examples[0])) == 1:  # its rows are the examples
+        return split(predictions, len(examples))
     parts = np.split(predictions, np.cumsum(lengths)[:-1])
     return [
         part[0].copy() if len(_shape(example)) == 1 else part.copy()
@@ -141,6 +150,12 @@ def _other_columns(index: int, found: list[str], names: list[str]) -> str:
 
 def _is_sparse(value: Any) -> bool:
     return hasattr(value, "tocsr")
+
+
+def _are_rows(examples: Sequence[Any]) -> bool:
+    """Whether the examples are arrays of one dimension and one length."""
+    shapes = {example.shape if type(example) is np.ndarray else () for example in examples}
+    return len(shapes) == 1 and len(*shapes) == 1
 
 
 def _shape(example: Any) -> tuple[int, ...]:
