@@ -9,6 +9,7 @@ _DIRECTIVE = re.compile(
     r"^[ \t]*<!--\s*(?:raises|varies|draws|skip)\s*:.*?-->[ \t]*\n", re.MULTILINE
 )
 _ERROR = re.compile(r'(<div class="language-text highlight)("><span class="filename">Error</span>)')
+_NAME = re.compile(r'(<h1 id="runinference\.[^>]*>(?:(?!</h1>).)*?runinference\.)(?=\w)', re.DOTALL)
 _BOOST = {
     "reference/": 0.3,
     "tested.md": 0.3,
@@ -39,7 +40,8 @@ def on_page_content(html: str, **_: Any) -> str:
     """Mark what shows an error, and what is no program.
 
     An error's message is prose, and wraps, so that nobody misses the cure. A signature cannot be run, and
-    has no button that copies it.
+    has no button that copies it. The name of a module may be broken after its dot.
     """
+    html = _NAME.sub(r"\1<wbr>", html, count=1)
     html = _ERROR.sub(r"\1 error\2", _DIRECTIVE.sub("", html))
     return html.replace("doc-signature highlight", "doc-signature highlight no-copy")

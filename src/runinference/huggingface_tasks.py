@@ -12,7 +12,11 @@ transformers = need("transformers", extra="transformers")
 
 
 class PipelineTask(str, Enum):
-    """The tasks of pipelines, by the names of Beam; any other task can be given as a string."""
+    """The tasks of pipelines, by the names of Beam; any other task can be given as a string.
+
+    A task is its string: ``PipelineTask.TextClassification`` is ``"text-classification"``, and
+    ``PipelineTask("fill-mask")`` is ``PipelineTask.FillMask``. ``list(PipelineTask)`` has them all.
+    """
 
     AudioClassification = "audio-classification"
     AutomaticSpeechRecognition = "automatic-speech-recognition"

@@ -64,7 +64,13 @@ def held_out_reviews() -> tuple[list[str], list[str]]:
 
 
 class Question(NamedTuple):
-    """A question about a text, and the answer, which is a part of the text."""
+    """A question about a text, and the answer, which is a part of the text.
+
+    Attributes:
+        question: Asks for one part of the text.
+        context: The text.
+        answer: The part, as it stands in the text.
+    """
 
     question: str
     context: str

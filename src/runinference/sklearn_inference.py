@@ -26,6 +26,11 @@ class ModelFileType(enum.Enum):
 
     Loading a pickle or joblib file runs whatever code it holds: load only files you trust, and pin them with
     ``model_sha256``. A skops file runs none: it holds types, and only those that you trust are built.
+
+    Attributes:
+        PICKLE: ``pickle.dump`` wrote it; the default.
+        JOBLIB: ``joblib.dump`` wrote it.
+        SKOPS: ``skops.io.dump`` wrote it.
     """
 
     PICKLE = 1

@@ -24,11 +24,14 @@ TensorInferenceFn = Callable[
 
 
 class ModelType(enum.Enum):
-    """What is in the model's file."""
+    """What is in the model's file.
 
-    #: A whole model: the folder of a SavedModel, a ``.keras`` file, or an HDF5 file.
+    Attributes:
+        SAVED_MODEL: A whole model: the folder of a SavedModel, a ``.keras`` file, or an HDF5 file.
+        SAVED_WEIGHTS: Weights alone, for a model that ``create_model_fn`` builds.
+    """
+
     SAVED_MODEL = 1
-    #: Weights alone, for a model that ``create_model_fn`` builds.
     SAVED_WEIGHTS = 2
 
 

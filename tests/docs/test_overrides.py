@@ -145,6 +145,42 @@ def test_a_marked_line_is_folded_whole() -> None:
     ]
 
 
+def table(*rows: list[str]) -> str:
+    import markdown
+
+    lines = ["|" + "|".join(row) + "|" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
+    return markdown.markdown("\n".join(lines), extensions=["tables"])
+
+
+def test_a_table_of_three_columns_knows_the_column_of_each_cell() -> None:
+    html = table(["you have", '`say` "so"', "costs"], ["one", "", "2"], ["two", "<b>this</b>", "3"])
+    shown = override("tables").on_page_content(html)
+    assert shown.startswith('<table data-columns="3">')
+    assert shown.count('data-label="say &quot;so&quot;"') == 2
+    assert '<td data-label="costs">3</td>' in shown
+    assert shown.count("<td>") == 2
+    assert shown.replace(' data-columns="3"', "").count("<tr>") == html.count("<tr>")
+
+
+def test_a_table_of_two_columns_needs_no_names_and_wider_ones_keep_their_shape() -> None:
+    html = table(["option", "says"], ["a", "b"])
+    assert override("tables").on_page_content(html) == html.replace(
+        "<table>", '<table data-columns="2">'
+    )
+    wide = table(["a", "b", "c", "d"], ["1", "2", "3", "4"])
+    assert override("tables").on_page_content(wide) == wide
+    frame = html.replace("<td>a</td>", "<th>0</th>")
+    assert override("tables").on_page_content(frame) == frame
+
+
+def test_the_name_of_a_module_may_break_after_its_dot() -> None:
+    title = '<h1 id="runinference.errors" class="doc"><span>runinference.errors</span></h1>'
+    text = "<p>runinference.errors</p>"
+    assert override("hooks").on_page_content(title + text) == (
+        title.replace("<span>runinference.", "<span>runinference.<wbr>") + text
+    )
+
+
 def test_the_report_keeps_what_it_knew_of_other_pages(tmp_path: Path) -> None:
     def ran(*names: str, passed: bool = True) -> dict[str, Any]:
         report = Report(tmp_path, whole=False)

@@ -18,7 +18,19 @@ from docs.chosen import chosen
 from docs.compare import faults_of
 from docs.notebooks import notebooks
 from docs.run import Interpreter
-from docs.site import Look, browser, build, copied, dead_links, look, opened, searched, served
+from docs.site import (
+    DESKTOP,
+    PHONE,
+    Look,
+    browser,
+    build,
+    copied,
+    dead_links,
+    look,
+    opened,
+    searched,
+    served,
+)
 from docs.store import Store
 
 DOCS = ROOT / "docs"
@@ -237,6 +249,23 @@ def test_a_reader_can_unfold_the_whole_program(chromium: Browser, address: str) 
         assert button.get_attribute("aria-expanded") == "true"
         tab.keyboard.press("Enter")
         assert not line.is_visible()
+
+
+def test_on_a_phone_the_rows_of_a_table_are_read_without_scrolling_sideways(
+    chromium: Browser, address: str
+) -> None:
+    scrolls = """[...document.querySelectorAll('.md-typeset__scrollwrap:has([data-columns])')]
+        .map((box) => box.scrollWidth - box.clientWidth)"""
+    label = "getComputedStyle(document.querySelector('[data-label]'), '::before').content"
+    with opened(chromium, address, size=PHONE) as tab:
+        for page in ("coming-from-beam/", "hugging-face/", "sharing-and-memory/", "metrics/"):
+            tab.goto(address + page, wait_until="load")
+            found = tab.evaluate(scrolls)
+            assert found, page
+            assert not any(found), page
+            assert tab.evaluate(label) != "none", page
+        tab.set_viewport_size(DESKTOP)
+        assert tab.evaluate(label) == "none"
 
 
 def test_a_notebook_shows_its_pictures_and_can_be_downloaded(
