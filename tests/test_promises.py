@@ -27,7 +27,8 @@ from transformers import (
 
 from runinference import KeyedModelHandler, PredictionResult, RunInference, sample_servers, samples
 from runinference import huggingface_inference as hf
-from runinference.comparing import same
+from runinference.comparing import held, same
+from runinference.errors import OptionError
 from runinference.http_inference import HTTPModelHandler, KServeV2
 from runinference.lightgbm_inference import (
     LightGBMModelHandlerNumpy,
@@ -39,6 +40,7 @@ from runinference.openai_inference import OpenAIChatModelHandler, OpenAIEmbeddin
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.remote import RemoteModelHandler
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
+from runinference.structure import parts
 from runinference.testing import check_handler
 from runinference.xgboost_inference import (
     XGBoostModelHandlerNumpy,
@@ -47,7 +49,7 @@ from runinference.xgboost_inference import (
 )
 from test_huggingface_inference import TEXTS, bert, saved
 from test_onnx_inference import arithmetic, written
-from tiny import RUNNER, Catch
+from tiny import RUNNER, Catch, run
 
 FOUR = np.array([[0.0, 1.0], [5.0, 2.0], [1.0, 7.0], [3.0, 3.0]], np.float32)
 NAMES = ["width", "height"]
@@ -553,3 +555,82 @@ def summed(metrics, name):
     """The sum of a metric over all steps."""
     found = [metric.committed for metric in metrics if metric.key.metric.name == name]
     return sum(getattr(committed, "sum", committed) for committed in found)
+
+
+def stacked(examples):
+    """The examples as one element: an array, a table, a dictionary of arrays; of texts their list."""
+    first = examples[0]
+    if isinstance(first, tuple):  # with keys: the rows of one
+        return first[0], stacked([example for _, example in examples])
+    if isinstance(first, dict):
+        return {name: stacked([example[name] for example in examples]) for name in first}
+    if isinstance(first, pd.DataFrame):
+        return pd.concat(examples)
+    if scipy.sparse.issparse(first):
+        return scipy.sparse.vstack(examples, format="csr")
+    if isinstance(first, torch.Tensor):
+        return torch.stack(examples)
+    if type(first).__module__.startswith("tensorflow"):
+        return importlib.import_module("tensorflow").stack(examples)
+    return np.stack(examples) if isinstance(first, np.ndarray) else list(examples)
+
+
+def rows_of(inference, n):
+    """The rows of a whole result, or of one of a dictionary's arrays."""
+    if isinstance(inference, dict):
+        arrays = {name: part for name, part in inference.items() if np.ndim(part) > 0}
+        return [{name: part[i] for name, part in arrays.items()} for i in range(n)]
+    return list(inference)
+
+
+#: Those whose examples have several lengths, or are sent in requests.
+NO_WHOLE_RESULTS = (RemoteModelHandler, hf.HuggingFaceModelHandlerText)
+
+
+@pytest.fixture
+def whole(case):
+    """The handler with whole results, where it has such."""
+    if isinstance(case.handler, NO_WHOLE_RESULTS):
+        with pytest.raises(OptionError, match="leave whole_results out"):
+            case.handler.with_no_batching(whole_results=True)
+        pytest.skip("it has no whole results")
+    return case.handler.with_no_batching(whole_results=True)
+
+
+def test_a_whole_array_gets_one_result_whose_rows_are_those_of_single_elements(case, whole):
+    element, n = stacked(case.examples), len(case.examples)
+    [result] = run([element], RunInference(whole))
+    [predicted] = whole.predict([element])
+    assert type(prediction(result)) is PredictionResult
+    assert prediction(result).model_id == case.model_id
+    assert type(prediction(result).example) is type(prediction(element))
+    assert same(predicted, result)
+    singly = [inference(one) for one in case.handler.predict(case.examples)]
+    singly = [np.ravel(one) if np.ndim(one) == 1 and len(one) == 1 else one for one in singly]
+    for row, one in zip(rows_of(inference(result), n), singly, strict=True):
+        assert same(np.ravel(row), np.ravel(one)) if np.ndim(one) else same(row, one)
+    for _, part in parts(inference(result)):
+        assert held(part) <= getattr(part, "nbytes", 0)
+
+
+def test_a_whole_array_that_fails_is_one_dead_letter_and_its_rows_are_counted(case, whole):
+    good, bad = [], []
+    element = stacked(case.examples)
+    wrong = stacked([case.bad, case.bad]) if not isinstance(case.bad, int) else [3, 3]
+    pipeline = beam.Pipeline(runner=RUNNER)
+    created = pipeline | beam.Create([wrong, element, element], reshuffle=False)
+    results, letters = created | RunInference(whole).with_exception_handling()
+    _ = results | "good" >> beam.ParDo(Catch(good))
+    _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    running = pipeline.run()
+    running.wait_until_finish()
+    [(failed, _)] = Catch.take(bad)
+    assert same(failed, wrong) if not isinstance(failed, pd.DataFrame) else failed.equals(wrong)
+    assert len(Catch.take(good)) == 2
+    metrics = running.metrics().query()
+    assert summed(metrics["counters"], "num_inferences") == 2 * len(case.examples)
+    assert summed(metrics["counters"], "failed_elements") == 1
+    sizes = summed(metrics["distributions"], "inference_request_batch_size")
+    assert sizes == 2 * len(case.examples)
+    n_bytes = summed(metrics["distributions"], "inference_request_batch_byte_size")
+    assert n_bytes >= 2 * (case.n_bytes or 1)

@@ -10,7 +10,7 @@ from apache_beam.internal import pickler
 
 from runinference.comparing import held, permuted, same, short, told
 from runinference.failing import Failure, SetErrorsAside
-from runinference.splitting import run_batch
+from runinference.running import run_batch
 from runinference.structure import parts
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from apache_beam.coders import coder_impl
 
 from runinference.results import PredictionResult
+from runinference.whole import gives_whole_results
 
 _ARRAY, _SCALAR, _TENSOR, _OTHER = range(4)
 
@@ -111,6 +112,10 @@ def result_type(handler: Any, element_type: Any) -> Any:
         element_type: The type of what goes in, whose key a keyed handler keeps.
     """
     returned = _returned(handler)
+    if gives_whole_results(handler) and not getattr(handler, "keeps_keys", False):
+        # A handler of the user's gives for an array what it returns, which may be a list of results.
+        ours = type(handler).run_inference.__module__.startswith("runinference.")
+        return PredictionResult if ours or returned is PredictionResult else Any
     if typing.get_args(returned) == (PredictionResult,):
         return PredictionResult
     if getattr(handler, "keeps_keys", False):

@@ -47,6 +47,10 @@ class ResultMismatchError(RunInferenceError, ValueError):
     """The model's output does not match the batch, one result an element."""
 
 
+class OutOfMemoryError(RunInferenceError, MemoryError):
+    """Memory did not suffice for an element that is a whole batch and is not divided; the cause says where."""
+
+
 class ModelUnavailableError(RunInferenceError, RuntimeError):
     """A model could not be loaded; the cause says why. Dividing the batch does not help."""
 

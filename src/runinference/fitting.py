@@ -52,8 +52,9 @@ def inputs_of(
         first = next((name for name in known if name not in others), inputs[0].name)
         columns = {first: columns}
     check_names([*columns, *others], inputs)
+    n_elements = len(next(iter(columns.values()))) if isinstance(batch, Mapping) else len(batch)
     for name, array in columns.items():
-        check_shape(array, known[name], len(batch))
+        check_shape(array, known[name], n_elements)
     return {name: _typed(array, known[name]) for name, array in {**columns, **others}.items()}
 
 
@@ -111,11 +112,13 @@ def check_shape(array: Any, wanted: Input, n_elements: int) -> None:
 
 
 def columns_of(batch: Sequence[Any]) -> Any:
-    """The batch as one array; a batch of dictionaries as one array for each of their names.
+    """The batch as one array; a batch of dictionaries as one array for each of their names, as it may be already.
 
     Raises:
         BatchShapeError: The examples have several shapes, or other names than the first.
     """
+    if isinstance(batch, Mapping):
+        return dict(batch)
     first = batch[0]
     if not isinstance(first, Mapping):
         return np.asarray(stack_arrays(batch))

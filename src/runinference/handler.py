@@ -11,7 +11,9 @@ from typing_extensions import Self, Unpack
 
 from runinference.batching import policy_of, size_in_bytes
 from runinference.options import HandlerOptions, refuse_unknown, show_signature, spell_out
+from runinference.splitting import to_results
 from runinference.trying import predict
+from runinference.whole import whole_result
 
 ExampleT = TypeVar("ExampleT")
 PredictionT = TypeVar("PredictionT")
@@ -147,6 +149,26 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         """Whether elements are batches already."""
         return False
 
+    def gives_whole_results(self) -> bool:
+        """Whether elements are batches already, and each gets one result for all of its rows."""
+        return False
+
+    def validate_whole_results(self) -> None:
+        """Raises if this handler cannot give one result for a whole array of rows."""
+
+    def results_of(self, batch: Any, output: Any, model_id: str | None = None) -> Iterable[Any]:
+        """What ``run_inference`` returns for a batch and the model's output for it.
+
+        One ``PredictionResult`` for each example, with its own part of the output; where the handler gives whole
+        results, one for the whole batch.
+
+        Raises:
+            ResultMismatchError: The output's leading dimension is not the batch's.
+        """
+        if self.gives_whole_results():
+            return whole_result(batch, output, model_id)
+        return to_results(batch, output, model_id)
+
     def set_environment_vars(self) -> None:
         """Sets the variables of ``env_vars``; called before the model loads."""
         os.environ.update(getattr(self, "_env_vars", {}))
@@ -163,12 +185,33 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         """A copy that applies ``fn`` to each result, after what this handler applies already."""
         return _but(self, get_postprocess_fns=[*self.get_postprocess_fns(), fn])
 
-    def with_no_batching(self) -> ModelHandler[Any, PredictionT, ModelT]:
+    def with_no_batching(
+        self, *, whole_results: bool = False
+    ) -> ModelHandler[Any, PredictionT, ModelT]:
         """A copy whose elements are batches already: lists of examples, or arrays of rows.
 
         Functions given to ``with_preprocess_fn`` then take a batch; results are still one for each example.
+
+        >>> from runinference import samples
+        >>> from runinference.sklearn_inference import SklearnModelHandlerNumpy
+        >>> handler = SklearnModelHandlerNumpy(samples.digits_classifier())
+        >>> images, labels = samples.held_out_digits()
+        >>> [result] = handler.with_no_batching(whole_results=True).predict([images[:3]])
+        >>> result.example.shape, result.inference
+        ((3, 64), array([1, 4, 0]))
+
+        Args:
+            whole_results: Whether results stay whole, too: one ``PredictionResult`` for each element, of the
+                whole array and the model's whole output for it, and nothing is done row by row. Keys then go
+                around arrays, ``(key, array)``. A handler that makes its results without ``results_of`` gives
+                for each element what its ``run_inference`` returns.
+
+        Raises:
+            OptionError: This handler has no whole results.
         """
-        return _but(self, should_skip_batching=True)
+        if whole_results:
+            self.validate_whole_results()
+        return _but(self, should_skip_batching=True, gives_whole_results=whole_results)
 
     def share_model_across_processes(self) -> bool:
         """Whether all processes of a machine share the model."""

@@ -26,12 +26,13 @@ from runinference.huggingface_text import (
 from runinference.options import HandlerOptions
 from runinference.padding import Padding
 from runinference.results import PredictionResult
-from runinference.splitting import to_results
 from runinference.torch_calling import (
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
     needs_lengths,
     padded,
+    refuse_padding,
+    unsplit,
 )
 from runinference.torch_devices import device_named, device_of, usable
 
@@ -110,10 +111,11 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """Results for a batch; ``inference_args`` are keywords of the model's call."""
         args = inference_args or {}
         device = device_of(model, device_named(self._device))
-        if self._inference_fn is None and (self._framework == "tf" or _of_tensorflow(batch[0])):
-            return _infer_tensorflow(batch, model, device, args, self._model_uri)
+        first = batch if isinstance(batch, Mapping) else batch[0]
+        if self._inference_fn is None and (self._framework == "tf" or _of_tensorflow(first)):
+            return self.results_of(batch, _call_tensorflow(batch, model, args), self._model_uri)
         if self._inference_fn is None:
-            check_names(model, batch[0])
+            check_names(model, first)
             args = {**without_cache(model), **args}
         with inputs_explained(model, batch):
             return self._call()(batch, model, device, args, self._model_uri)
@@ -126,7 +128,12 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
     def _call(self) -> Callable[..., Iterable[PredictionResult]]:
         function = self._inference_fn or type(self)._default_inference_fn
+        if self.gives_whole_results():
+            return unsplit(function, self.results_of)
         return function if self._padding is None else padded(function, self._padding)
+
+    def validate_whole_results(self) -> None:
+        refuse_padding(self._padding)
 
 
 class HuggingFaceModelHandlerTensor(_HuggingFaceModelHandler):
@@ -227,20 +234,17 @@ class HuggingFaceModelHandlerKeyedTensor(_HuggingFaceModelHandler):
         return "BeamML_HuggingFaceModelHandler_KeyedTensor"
 
 
-def _infer_tensorflow(
-    batch: Sequence[Any],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
-    model_id: str | None = None,
-) -> Iterable[PredictionResult]:
-    stack = need("tensorflow", extra="tensorflow").stack
-    args = inference_args or {}
+def _call_tensorflow(batch: Any, model: Any, args: dict[str, Any]) -> Any:
+    tensorflow = need("tensorflow", extra="tensorflow")
+
+    def stack(tensors: Any) -> Any:
+        return tensors if tensorflow.is_tensor(tensors) else tensorflow.stack(list(tensors))
+
+    if isinstance(batch, Mapping):
+        return model(**batch, **args)
     if isinstance(batch[0], Mapping):
-        output = model(**{key: stack([x[key] for x in batch]) for key in batch[0]}, **args)
-    else:
-        output = model(stack(list(batch)), **args)
-    return to_results(batch, output, model_id)
+        return model(**{key: stack([x[key] for x in batch]) for key in batch[0]}, **args)
+    return model(stack(batch), **args)
 
 
 def _of_tensorflow(example: Any) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from runinference.errors import ElementError, RunInferenceError, nearest
+from runinference.splitting import split
 
 
 @contextmanager
@@ -56,7 +57,10 @@ def check_names(model: Any, example: Any) -> None:
 def _wrong_tensor(model: Any, batch: Sequence[Any]) -> str | None:
     """What is wrong with the first tensor that the model cannot take."""
     main = getattr(model, "main_input_name", "")
-    for index, example in enumerate(batch):
+    examples = (
+        split(batch, len(next(iter(batch.values())))) if isinstance(batch, Mapping) else batch
+    )
+    for index, example in enumerate(examples):
         for name, tensor in (example if isinstance(example, Mapping) else {main: example}).items():
             wrong = (
                 _wrong_ids(tensor, model.config)

@@ -17,7 +17,6 @@ from runinference.huggingface_tasks import PipelineTask, refuse_unknown
 from runinference.huggingface_tokens import ready_for_batches
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
-from runinference.splitting import to_results
 from runinference.torch_devices import device_named, usable
 
 torch = need("torch", extra="transformers")
@@ -170,7 +169,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """Results for a batch; ``inference_args`` are keywords of the pipeline's call."""
         output = self._inference_fn(batch, model, inference_args or {})
         model_id = self._model or getattr(getattr(model, "model", None), "name_or_path", None)
-        return to_results(batch, _one_each(output, len(batch)), model_id)
+        return self.results_of(batch, _one_each(output, len(batch)), model_id)
 
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model = model_path or self._model

@@ -123,6 +123,13 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
             inferences = tokens.decode([row[given:] for row in inferences])
         return to_results(batch, inferences, self._model_uri)
 
+    def validate_whole_results(self) -> None:
+        raise OptionError(
+            f"{type(self).__name__} pads texts of several lengths and cuts their results back, so it has no whole "
+            "results: leave whole_results out. Arrays of tokens of one length are for "
+            "HuggingFaceModelHandlerKeyedTensor."
+        )
+
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model_uri = model_path or self._model_uri
 

@@ -17,9 +17,7 @@ from runinference.gathering import Gatherer
 from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
 from runinference.routing import Edition, Routes, routes_of
-from runinference.rows import row_of
 from runinference.sizing import AdaptiveSize
-from runinference.splitting import length_of
 from runinference.step import Step
 
 FAILED = "failed_inferences"
@@ -164,7 +162,8 @@ class Infer(beam.DoFn):  # type: ignore[misc]
 
         return list(halved_on_out_of_memory(once, batch, too_large))
 
-    def _call_once(self, edition: Edition, batch: Any) -> list[Any]:
+    def _call_once(self, edition: Edition, batch: Any, n_elements: int | None = None) -> list[Any]:
+        """The results of one call; as many as elements, unless one result is for all of them."""
         try:
             results, calls = self._lender.call(edition, batch, self._given())
         except BaseException as error:
@@ -174,8 +173,9 @@ class Infer(beam.DoFn):  # type: ignore[misc]
                 self._sized(edition, kept, len(kept))
             raise
         for its, n_results, took in calls:
-            self._size_for(edition).record(n_results, took)
-            self._sized(edition, its, n_results)
+            n = n_results if n_elements is None else n_elements
+            self._size_for(edition).record(n, took)
+            self._sized(edition, its, n)
             for metrics in self._metrics_of(edition):
                 metrics.batch_timed(took)
         return results
@@ -233,79 +233,6 @@ class InferEachWindow(Infer):
         update: Any = None,
         arguments: Any = None,
     ) -> Iterable[Any] | None:
-        return super().process(element, origin, update, arguments)
-
-
-class InferPrebatched(Infer):
-    """Elements are batches already: each is handed to the model as it is."""
-
-    def process(
-        self,
-        element: Any,
-        origin: Any = beam.DoFn.WindowedValueParam,
-        update: Any = None,
-        arguments: Any = None,
-    ) -> Iterable[Any]:
-        self._arguments = arguments
-        try:
-            self._refresh(update)
-        except self._step.errors.caught as error:
-            return [self._aside(origin, Failure(error), self._base_metrics())]
-        if getattr(self._step.handler, "mappings", None):
-            return self._each_model(element, origin)
-        return self._whole(self._routes.of(None), element, origin)
-
-    def _each_model(self, batch: Any, origin: WindowedValue) -> Iterator[Any]:
-        """A batch for several models: to each its part."""
-        parts: dict[str, tuple[Edition, list[Any]]] = {}
-        try:
-            examples = list(batch)
-        except self._step.errors.caught as error:
-            yield self._aside(origin, Failure(error), self._base_metrics())
-            return
-        for example in examples:
-            try:
-                edition = self._routes.of(example)
-            except self._step.errors.caught as error:
-                yield self._aside(origin.with_value(example), Failure(error), self._base_metrics())
-            else:
-                parts.setdefault(edition.name, (edition, []))[1].append(example)
-        for edition, part in parts.values():
-            yield from self._whole(edition, part, origin)
-
-    def _whole(self, edition: Edition, batch: Any, origin: WindowedValue) -> Iterator[Any]:
-        divisible = isinstance(batch, (list, tuple)) or hasattr(batch, "shape")
-        divisible = divisible and length_of(batch) is not None
-        outcomes = (self._outcomes if divisible else self._undivided)(edition, batch)
-        for index, outcome in enumerate(outcomes):
-            if type(outcome) is Failure:
-                its = origin.with_value(row_of(batch, index) if divisible else batch)
-                yield self._aside(its, outcome, self._metrics_of(edition))
-            else:
-                yield origin.with_value(outcome)
-
-    def _undivided(self, edition: Edition, batch: Any) -> list[Any]:
-        """The results of a batch that cannot be sliced: all of them, or one Failure."""
-        errors = self._step.errors
-        [outcome] = errors.attempt(lambda one: [self._call_once(edition, one[0])], [batch])
-        if type(outcome) is Failure:
-            return [outcome]
-        for metrics in self._metrics_of(edition):
-            metrics.inferred(len(outcome))
-        return list(outcome)
-
-
-class InferPrebatchedEachWindow(InferPrebatched):
-    """For batches that may be in several windows."""
-
-    def process(  # type: ignore[override]
-        self,
-        element: Any,
-        origin: Any = beam.DoFn.WindowedValueParam,
-        window: Any = beam.DoFn.WindowParam,
-        update: Any = None,
-        arguments: Any = None,
-    ) -> Iterable[Any]:
         return super().process(element, origin, update, arguments)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,7 @@ from runinference.errors import (
 from runinference.handler import ModelHandler
 from runinference.shelf import Room, Shelf
 from runinference.splitting import split
+from runinference.whole import gives_whole_results, run_whole
 
 KeyT = TypeVar("KeyT")
 ExampleT = TypeVar("ExampleT")
@@ -67,6 +68,25 @@ class _Around(ModelHandler[Any, Any, Any]):
     def should_skip_batching(self) -> bool:
         return bool(self._unkeyed.should_skip_batching())
 
+    def gives_whole_results(self) -> bool:
+        return gives_whole_results(self._unkeyed)
+
+    def validate_whole_results(self) -> None:
+        for handler in self.handlers_inside():
+            getattr(handler, "validate_whole_results", lambda: None)()
+
+    def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
+        changed: Any = super().with_no_batching(whole_results=whole_results)
+        changed._set_inside(partial(_whole, whole_results=whole_results))
+        return changed  # type: ignore[no-any-return]
+
+    def handlers_inside(self) -> list[Any]:
+        """The handler inside, or those of all keys."""
+        return [self._unkeyed]
+
+    def _set_inside(self, change: Callable[[Any], Any]) -> None:
+        self._unkeyed = change(self._unkeyed)
+
     def set_environment_vars(self) -> None:
         self._unkeyed.set_environment_vars()
 
@@ -84,6 +104,13 @@ class _Around(ModelHandler[Any, Any, Any]):
 
     def should_garbage_collect_on_timeout(self) -> bool:
         return bool(self._unkeyed.should_garbage_collect_on_timeout())
+
+    def _run_whole(
+        self, element: Any, model: Any, inference_args: dict[str, Any] | None
+    ) -> tuple[Any, Any]:
+        """The result of one element, a key and an array of rows: the key, and the result for all rows."""
+        key, rows = _pair(element)
+        return key, run_whole(self._unkeyed, rows, model, inference_args)
 
     def _run_unkeyed(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
@@ -178,7 +205,10 @@ class KeyedModelHandler(_Around):
         if self._handlers is None:
             handlers = {}
             for mapping in self.mappings:
-                handlers.update(dict.fromkeys(mapping.keys, KeyedModelHandler(mapping.mh)))
+                inside: Any = KeyedModelHandler(mapping.mh)
+                if self.gives_whole_results():
+                    inside = inside.with_no_batching(whole_results=True)
+                handlers.update(dict.fromkeys(mapping.keys, inside))
             self._handlers = handlers
         try:
             return self._handlers[key]
@@ -199,9 +229,14 @@ class KeyedModelHandler(_Around):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:
+        if self.gives_whole_results():
+            if self._single_model:
+                return self._run_whole(batch, model, inference_args)
+            handler = self.handler_for(_pair(batch)[0])
+            with model.lease(str(id(handler)), partial(_Lent.load, handler)) as lent:
+                return handler._run_whole(batch, lent.model, inference_args)
         for element in batch:
-            if not (isinstance(element, tuple) and len(element) == 2):
-                raise no_key(element)
+            _pair(element)
         if self._single_model:
             return self._run_unkeyed(batch, model, inference_args)
         return self._run_each(batch, model, inference_args)
@@ -221,6 +256,9 @@ class KeyedModelHandler(_Around):
         return [results[number] for number in range(len(batch))]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        if self.gives_whole_results():
+            key, rows = _pair(batch)
+            return int(self.handler_for(key)._unkeyed.get_num_bytes(rows))
         if self._single_model:
             return super().get_num_bytes([example for _, example in batch])
         return sum(self.handler_for(element[0]).get_num_bytes([element]) for element in batch)
@@ -249,6 +287,9 @@ class KeyedModelHandler(_Around):
     def should_skip_batching(self) -> bool:
         return self._single_model and super().should_skip_batching()
 
+    def gives_whole_results(self) -> bool:
+        return self._single_model and super().gives_whole_results()
+
     def set_environment_vars(self) -> None:
         for handler in self.handlers_inside():
             handler.set_environment_vars()
@@ -271,6 +312,13 @@ class KeyedModelHandler(_Around):
     def handlers_inside(self) -> list[Any]:
         """The handler inside, or those of all keys."""
         return [self._unkeyed] if self._single_model else [mapping.mh for mapping in self.mappings]
+
+    def _set_inside(self, change: Callable[[Any], Any]) -> None:
+        if self._single_model:
+            super()._set_inside(change)
+            return
+        self.mappings = [KeyModelMapping(m.keys, change(m.mh)) for m in self.mappings]
+        self._handlers = None
 
     def _agreed_hints(self) -> dict[str, Any]:
         hints: dict[str, Any] = {}
@@ -306,6 +354,10 @@ class MaybeKeyedModelHandler(_Around):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:
+        if self.gives_whole_results():
+            with_key = isinstance(batch, tuple)
+            run: Any = self._run_whole if with_key else partial(run_whole, self._unkeyed)
+            return run(batch, model, inference_args)  # type: ignore[no-any-return]
         keyed = [isinstance(element, tuple) for element in batch]
         if all(keyed):
             return self._run_unkeyed(batch, model, inference_args)
@@ -317,7 +369,16 @@ class MaybeKeyedModelHandler(_Around):
         return split(self._unkeyed.run_inference(batch, model, inference_args), len(batch))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        if self.gives_whole_results():
+            return super().get_num_bytes(_example(batch))
         return super().get_num_bytes([_example(element) for element in batch])
+
+
+def _whole(handler: Any, whole_results: bool) -> Any:
+    """The handler inside, which makes whole results or none; one of Beam's makes whatever it makes."""
+    if gives_whole_results(handler) == whole_results or not isinstance(handler, ModelHandler):
+        return handler
+    return handler.with_no_batching(whole_results=whole_results)
 
 
 def refuse_functions(unkeyed: Any, wrapper: str) -> None:
@@ -375,9 +436,10 @@ def check_mappings(mappings: Sequence[Any]) -> None:
             taken[key] = number
         refuse_functions(mapping.mh, "KeyedModelHandler")
         if mapping.mh.should_skip_batching():
+            whole = "whole_results=True" if gives_whole_results(mapping.mh) else ""
             raise OptionError(
                 "A handler inside a KeyModelMapping cannot skip batching for its keys alone. Say it for all: "
-                "KeyedModelHandler([...]).with_no_batching()."
+                f"KeyedModelHandler([...]).with_no_batching({whole})."
             )
 
 
@@ -404,6 +466,17 @@ def _no_hash(key: Any, error: TypeError) -> str:
         "Make it a text, a number or a tuple of such, for example with "
         "beam.Map(lambda pair: (tuple(pair[0]), pair[1]))."
     )
+
+
+def _pair(element: Any) -> tuple[Any, Any]:
+    """A key and what it belongs to.
+
+    Raises:
+        ElementError: It is no pair.
+    """
+    if not (isinstance(element, tuple) and len(element) == 2):
+        raise no_key(element)
+    return element
 
 
 def no_key(element: Any) -> ElementError:

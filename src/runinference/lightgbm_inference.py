@@ -106,6 +106,11 @@ class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Results for a batch; ``inference_args`` are keywords of the model's ``predict``."""
+        if self.gives_whole_results() and self._inference_fn is default_lightgbm_inference_fn:
+            [result] = default_lightgbm_inference_fn(
+                [batch], model, inference_args
+            )  # a table is an example
+            return self.results_of(batch, result.inference, self._model_uri)
         results: Any = self._inference_fn(batch, model, inference_args)
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
@@ -149,6 +154,8 @@ class LightGBMModelHandlerSciPy(_LightGBMModelHandler):
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """The bytes of the values stored in a batch, and of the indices that say where they stand."""
+        if hasattr(batch, "tocsr"):
+            return sparse_bytes(batch)
         return sum(sparse_bytes(example) for example in batch)
 
 

@@ -15,7 +15,6 @@ from runinference.handler import ModelHandler
 from runinference.onnx_loading import check_providers, check_session_options, load_session
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
-from runinference.splitting import to_results
 
 __all__ = ["OnnxModelHandlerNumpy"]
 
@@ -137,7 +136,7 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             ResultMismatchError: An output does not have one row for each example.
         """
         outputs = self._model_inference_fn(inference_session, batch, inference_args)
-        return to_results(batch, outputs, self._model_uri)
+        return self.results_of(batch, outputs, self._model_uri)
 
     def may_join_threads(self) -> bool:
         return True

@@ -248,6 +248,19 @@ class NoPadding:
         return split(call(batch), len(batch))
 
 
+class Unsplit(NoPadding):
+    """For a batch that is one element: what is joined stays so, and the output stays whole."""
+
+    def join_keys(self, batch: Any, stack: Stack) -> dict[str, Any]:
+        """Tensors of all rows under each key, as they are; or a list of dictionaries, joined."""
+        if not isinstance(batch, Mapping):
+            return super().join_keys(batch, stack)
+        return {key: stack(array, f"the batch's {key!r}") for key, array in batch.items()}
+
+    def rows(self, batch: Any, call: Callable[[Any], Any], known: dict[Path, bool]) -> Any:
+        return call(batch)
+
+
 def _shape(value: Any) -> tuple[int, ...]:
     shape = getattr(value, "shape", None)
     return tuple(shape) if shape is not None else np.shape(value)

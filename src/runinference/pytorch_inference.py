@@ -19,6 +19,9 @@ from runinference.torch_calling import (
     make_tensor_model_fn,
     needs_lengths,
     padded,
+    padding_of,
+    refuse_padding,
+    unsplit,
 )
 from runinference.torch_compiling import compile_args, compile_model
 from runinference.torch_devices import (
@@ -164,9 +167,14 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
     ) -> Iterable[PredictionResult]:
         """Results for a batch; ``inference_args`` are keywords of the model's call."""
-        device = device_of(model, self._device)
+        device, call = device_of(model, self._device), self._inference_fn
+        if self.gives_whole_results():
+            call = unsplit(call, self.results_of)
         with autocast(device, self._autocast):
-            return self._inference_fn(batch, model, device, inference_args or {}, self._model_id())
+            return call(batch, model, device, inference_args or {}, self._model_id())
+
+    def validate_whole_results(self) -> None:
+        refuse_padding(padding_of(self._inference_fn))
 
     def may_join_threads(self) -> bool:
         return True

@@ -198,6 +198,12 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
             return send(parts[0])
         return [result for results in outbox.together(send, parts) for result in results]
 
+    def validate_whole_results(self) -> None:
+        raise OptionError(
+            f"{type(self).__name__} cuts batches into requests of max_request_size examples, and has no whole "
+            "results: leave whole_results out, and it gives a result for each example."
+        )
+
     def _answer(
         self, outbox: Outbox, part: Any, model: ModelT, args: dict[str, Any] | None
     ) -> Iterable[PredictionT]:

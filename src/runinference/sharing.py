@@ -25,9 +25,9 @@ from runinference.crossing import answer_of, opened, packed
 from runinference.joining import Joiner
 from runinference.metrics import resident_bytes
 from runinference.routing import Edition
+from runinference.running import run_batch
 from runinference.shelf import Room, Shelf
 from runinference.sizing import AdaptiveSize
-from runinference.splitting import run_batch
 from runinference.watching import Watch, Watcher
 
 

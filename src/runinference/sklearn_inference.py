@@ -15,8 +15,9 @@ from runinference.handler import ModelHandler
 from runinference.model_file import open_model
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
-from runinference.splitting import split, to_results
+from runinference.splitting import split
 from runinference.stacking import stack_arrays
+from runinference.tables import examples_of, is_frame
 
 __all__ = ["ModelFileType", "SklearnModelHandlerNumpy", "SklearnModelHandlerPandas"]
 
@@ -49,6 +50,8 @@ def _predict_frames(
 ) -> Any:
     import pandas as pd
 
+    if is_frame(batch):
+        return model.predict(batch, **(inference_args or {})), batch
     frame = pd.concat(batch, axis=0)
     return model.predict(frame, **(inference_args or {})), [
         frame.iloc[[i]] for i in range(len(frame))
@@ -157,7 +160,7 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
             ResultMismatchError: The estimator gave more or fewer predictions than there are arrays.
         """
         predictions = self._model_inference_fn(model, batch, inference_args)
-        return to_results(batch, predictions, self._model_uri)
+        return self.results_of(batch, predictions, self._model_uri)
 
 
 class SklearnModelHandlerPandas(_SklearnModelHandler):
@@ -179,12 +182,16 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Predictions for a batch of frames of one row each, with the same columns.
+        """Predictions for a batch of frames of one row each, with the same columns; or for the rows of a frame.
 
         Raises:
             BatchShapeError: A frame has not one row, or has other columns than the first.
             ResultMismatchError: The estimator gave more or fewer predictions than there are frames.
         """
+        if self.gives_whole_results():
+            predictions, _ = self._model_inference_fn(model, batch, inference_args)
+            return self.results_of(batch, predictions, self._model_uri)
+        batch = examples_of(batch)
         _check_frames(batch)
         predictions, rows = self._model_inference_fn(model, batch, inference_args)
         inferences = split(predictions, len(batch))

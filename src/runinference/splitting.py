@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from runinference.errors import Part, ResultMismatchError, parts_of, tell_parts
+from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
 from runinference.rows import rows_of, shape_of
 
@@ -42,7 +42,7 @@ def split(output: Any, size: int) -> list[Any]:
         return list(output)
     if rows is None:
         raise ResultMismatchError(
-            f"The model returned {_kind(output)} for a batch of {size}: nothing in it has a leading dimension, "
+            f"The model returned {kind_of(output)} for a batch of {size}: nothing in it has a leading dimension, "
             "so it cannot be told which element each part belongs to. Return a tensor, array or list with one "
             "entry for each element, or a dictionary of such."
         )
@@ -58,27 +58,6 @@ def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[
     rows = output if isinstance(output, list) else split(output, len(batch))
     examples = [*batch, *[None] * (len(rows) - len(batch))]
     return [PredictionResult(x, y, model_id) for x, y in zip(examples, rows, strict=False)]
-
-
-def run_batch(
-    handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
-) -> list[Any]:
-    """Calls a handler on a batch; one result for each element, consumed here if they come lazily.
-
-    Raises:
-        ResultMismatchError: The handler gave more or fewer results than the batch has elements.
-    """
-    size = length_of(batch)
-    try:
-        output = handler.run_inference(
-            batch, model, dict(inference_args) if inference_args else inference_args
-        )
-        return list(output) if size is None else split(output, size)
-    except Exception as error:
-        # Who calls another handler may have sorted the batch, or change its results.
-        if parts_of(error) and not getattr(handler, "tells_parts", False):
-            tell_parts(error, [Part(size or 1, None, error)])
-        raise
 
 
 def length_of(batch: Any) -> int | None:
@@ -147,7 +126,7 @@ def _split_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Ro
             raise
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ResultMismatchError(
-            f"The model returned {_kind(value)} for a batch of {size}, which cannot be cut in rows ({why}). "
+            f"The model returned {kind_of(value)} for a batch of {size}, which cannot be cut in rows ({why}). "
             "Return a dense array or tensor, or a list with one entry for each element."
         ) from error
 
@@ -164,7 +143,7 @@ def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchEr
         hint = " Its items each have the batch's length: if they are the model's several outputs, return a tuple."
     return ResultMismatchError(
         f"The model returned {found} result{'s' * (found != 1)} for a batch of {size} elements"
-        f" ({where} is {_kind(value)}). Each element needs exactly one: check that the model keeps the"
+        f" ({where} is {kind_of(value)}). Each element needs exactly one: check that the model keeps the"
         f" leading dimension, and that inference_fn does not merge, drop or add rows.{hint}"
     )
 
@@ -173,7 +152,8 @@ def _leads_with(part: Any, size: int) -> bool:
     return bool((shape_of(part) or (None,))[0] == size)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, for a message."""
     if (shape := shape_of(value)) is not None:
         return f"{type(value).__name__} of shape {shape}"
     if value is None or isinstance(value, (str, bytes, int, float)):

@@ -144,7 +144,10 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
             ElementError: An input is missing, unknown, or of a type that the model does not take.
             ResultMismatchError: An output does not have one row for each example.
         """
-        return self._inference_fn(model, batch, inference_args or {}, self._model_uri)
+        args = inference_args or {}
+        if self._inference_fn in (default_numpy_inference_fn, default_tensor_inference_fn):
+            return self.results_of(batch, output_of(model, batch, args), self._model_uri)
+        return self._inference_fn(model, batch, args, self._model_uri)
 
 
 class TFModelHandlerNumpy(_TFModelHandler):

@@ -8,7 +8,7 @@ from typing import Any
 
 from runinference.errors import BatchShapeError, OptionError, nearest
 from runinference.extras import need
-from runinference.padding import NoPadding, Padding
+from runinference.padding import NoPadding, Padding, Unsplit
 from runinference.results import PredictionResult
 from runinference.splitting import to_results
 from runinference.stacking import refuse_keyed, stacked
@@ -18,6 +18,7 @@ from runinference.torch_devices import stack_for, to_cpu, to_device
 torch = need("torch", extra="torch")
 
 _InferenceArgs = dict[str, Any] | None
+Results = Callable[[Any, Any, "str | None"], Iterable[Any]]
 
 
 def default_tensor_inference_fn(
@@ -70,6 +71,7 @@ def infer(
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
     padding: Padding | NoPadding = NoPadding(),
+    results: Results = to_results,
 ) -> Iterable[PredictionResult]:
     """One result for each tensor, from one call of the model or of its method."""
     stack = functools.partial(_stack, stack_for(device))
@@ -81,7 +83,7 @@ def infer(
             output = _method(model, method)(inputs, **masks, **(inference_args or {}))
             return to_cpu(output, device)
 
-    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
+    return results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
 
 
 def infer_keyed(
@@ -92,6 +94,7 @@ def infer_keyed(
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
     padding: Padding | NoPadding = NoPadding(),
+    results: Results = to_results,
 ) -> Iterable[PredictionResult]:
     """One result for each dictionary of tensors, from one call of the model or of its method."""
     stack = functools.partial(_stack, stack_for(device))
@@ -102,14 +105,14 @@ def infer_keyed(
             output = _method(model, method)(**inputs, **(inference_args or {}))
             return to_cpu(output, device)
 
-    _check_keys(batch)
-    return to_results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
+    if not isinstance(batch, Mapping):
+        _check_keys(batch)
+    return results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
 
 
 def padded(inference_fn: Any, padding: Padding) -> Callable[..., Iterable[PredictionResult]]:
     """The same function of ours, with padding."""
-    inference_fn = _WITHOUT_METHOD.get(inference_fn, inference_fn)
-    function = getattr(inference_fn, "func", None)
+    inference_fn, function = _as_ours(inference_fn)
     if function is infer and isinstance(padding.value, Mapping):
         raise OptionError(
             "The value of Padding must be a number here: these examples are tensors, which have no keys. "
@@ -121,6 +124,34 @@ def padded(inference_fn: Any, padding: Padding) -> Callable[..., Iterable[Predic
             "padding out, or take make_tensor_model_fn or make_keyed_tensor_model_fn."
         )
     return functools.partial(inference_fn, padding=padding)
+
+
+def unsplit(inference_fn: Any, results: Results) -> Callable[..., Iterable[PredictionResult]]:
+    """The same function of ours, whose results ``results`` makes of the whole output; any other as it is."""
+    inference_fn, function = _as_ours(inference_fn)
+    if function not in (infer, infer_keyed):
+        return inference_fn  # type: ignore[no-any-return]
+    return functools.partial(inference_fn, padding=Unsplit(), results=results)
+
+
+def padding_of(inference_fn: Any) -> Padding | None:
+    """The padding that a function of ours was given."""
+    return (getattr(inference_fn, "keywords", None) or {}).get("padding")
+
+
+def refuse_padding(padding: Padding | None) -> None:
+    """Raises where there is padding: the rows of one tensor have one length."""
+    if padding is not None:
+        raise OptionError(
+            "whole_results=True is for arrays of rows, which have one length, and padding is for rows of several. "
+            "Leave padding out and give padded arrays; or leave whole_results out, and give lists of rows."
+        )
+
+
+def _as_ours(inference_fn: Any) -> tuple[Any, Any]:
+    """A function, and which of ours it calls, if it does."""
+    inference_fn = _WITHOUT_METHOD.get(inference_fn, inference_fn)
+    return inference_fn, getattr(inference_fn, "func", None)
 
 
 _WITHOUT_METHOD = {
@@ -146,6 +177,8 @@ def _stack(
     what: str = "the batch",
     cure: Callable[[int], str] | None = None,
 ) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch
     for index, example in enumerate(batch):
         if not isinstance(example, torch.Tensor):
             refuse_keyed(batch)

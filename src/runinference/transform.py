@@ -17,15 +17,10 @@ from runinference.coding import result_type
 from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
 from runinference.errors import OptionError
 from runinference.failing import LetErrorsRaise, SetErrorsAside
-from runinference.infer import (
-    FAILED,
-    Infer,
-    InferEachWindow,
-    InferPrebatched,
-    InferPrebatchedEachWindow,
-)
+from runinference.infer import FAILED, Infer, InferEachWindow
 from runinference.managing import room_of
 from runinference.options import refuse_unknown, show_signature
+from runinference.prebatched import infer_prebatched
 from runinference.refresh import AsLatest
 from runinference.sharing import FoundAgain, Place, as_its_handler_asks
 from runinference.shelf import Room
@@ -208,7 +203,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         handler, step = self._model_handler, self._step()
         one = isinstance(windows, (GlobalWindows, FixedWindows, Sessions))
         if handler.should_skip_batching():
-            return InferPrebatched(step) if one else InferPrebatchedEachWindow(step)
+            return infer_prebatched(step, one)
         duration = longest_wait(handler)
         if duration is not None:
             return InferWaiting(step, duration)

@@ -10,8 +10,8 @@ from typing import Any
 
 from runinference.batching import policy_of
 from runinference.gathering import Gatherer
+from runinference.running import run_batch
 from runinference.sizing import AdaptiveSize
-from runinference.splitting import run_batch
 
 
 def predict(

@@ -138,6 +138,11 @@ class XGBoostModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             BatchShapeError: An example is of another kind or has other columns than the model or the other
                 examples.
         """
+        if self.gives_whole_results() and self._inference_fn is default_xgboost_inference_fn:
+            [result] = default_xgboost_inference_fn(
+                [batch], model, inference_args
+            )  # a table is an example
+            return self.results_of(batch, result.inference, self._model_state)
         results: Any = self._inference_fn(batch, model, inference_args)
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
@@ -184,6 +189,8 @@ class XGBoostModelHandlerSciPy(XGBoostModelHandler[Any, PredictionResult, Any]):
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """The bytes of the values stored in a batch, and of the indices that say where they stand."""
+        if hasattr(batch, "tocsr"):
+            return sparse_bytes(batch)
         return sum(sparse_bytes(example) for example in batch)
 
 

@@ -18,7 +18,7 @@ ROWS = 1_024
 def cases(scale):
     n = max(4 * ROWS, int(1_000_000 * scale))
     model, path = trained()
-    ours = SklearnModelHandlerNumpy(model_uri=path).with_no_batching()
+    ours = SklearnModelHandlerNumpy(model_uri=path).with_no_batching(whole_results=True)
     peer = beam_sklearn.SklearnModelHandlerNumpy(model_uri=path, inference_fn=predict_array)
     yield Case(
         workload="W1c",

@@ -13,7 +13,8 @@ from apache_beam.transforms.window import WindowedValue
 
 from pipelines.case import WINDOWS, Case, Outcome, name
 from pipelines.rows import told
-from runinference.infer import InferEachWindow, InferPrebatchedEachWindow
+from runinference.infer import InferEachWindow
+from runinference.prebatched import InferPrebatchedEachWindow
 from runinference.waiting import InferWaiting, Shard
 
 

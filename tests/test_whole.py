@@ -1,0 +1,155 @@
+"""One result for a whole array of rows: checked, owning its memory, and made without looking at a row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from runinference import ModelHandler, PredictionResult
+from runinference.errors import OutOfMemoryError, ResultMismatchError
+from runinference.whole import rows_in, run_whole, whole_result
+from tiny import Saying
+
+ROWS = np.arange(6.0).reshape(3, 2)
+
+
+def test_the_array_and_the_output_are_the_very_objects():
+    output = np.zeros(3)
+    result = whole_result(ROWS, output, "m")
+    assert type(result) is PredictionResult
+    assert result.inference is output
+    assert result.example is ROWS
+    assert result.model_id == "m"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS,
+        torch.zeros(3, 2),
+        pd.DataFrame(ROWS),
+        scipy.sparse.csr_matrix(ROWS),
+        {"scale": 2.0, "x": ROWS},
+        ("a key", ROWS),
+        ROWS.tolist(),
+    ],
+    ids=lambda rows: type(rows).__name__,
+)
+def test_the_rows_of_any_array_are_its_leading_dimension(rows):
+    assert rows_in(rows) == 3
+
+
+@pytest.mark.parametrize("value", [None, "text", 3, np.float32(1), {"scale": 2.0}, ("key", 1)])
+def test_what_has_no_leading_dimension_has_no_rows(value):
+    assert rows_in(value) is None
+
+
+def test_no_row_of_an_array_is_looked_at():
+    class Columnar(np.ndarray):
+        def __iter__(self):
+            raise AssertionError("the rows were looked at")
+
+        __getitem__ = __iter__
+
+    rows = ROWS.view(Columnar)
+    result = Saying(lambda batch: batch.sum(axis=1)).with_no_batching(whole_results=True)
+    assert result.predict([rows])[0].tolist() == [1, 5, 9]
+    assert whole_result(rows, np.zeros(3), "m").example is rows
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (
+            np.zeros(2),
+            r"returned 2 results for an array of 3 rows \(the output is ndarray of shape",
+        ),
+        ([1, 2, 3, 4], r"returned 4 results for an array of 3 rows \(the output is a list of 4"),
+        (
+            {"a": np.zeros(3), "b": np.zeros((1, 5))},
+            r"returned 1 result for .* \(the output\['b'\]",
+        ),
+        ((torch.zeros(3), torch.zeros(5)), r"returned 5 results .* \(the output\[1\] is Tensor"),
+    ],
+)
+def test_another_length_is_an_error_that_says_both(output, says):
+    with pytest.raises(ResultMismatchError, match=says):
+        whole_result(ROWS, output, None)
+
+
+def test_a_scalar_beside_the_rows_is_no_mismatch():
+    output = {"logits": np.zeros((3, 2)), "loss": np.float32(0.5), "unit": "cm", "none": None}
+    assert whole_result(ROWS, output, None).inference == output
+    assert whole_result(ROWS, 0.5, None).inference == 0.5
+
+
+def test_a_view_becomes_a_copy_that_does_not_drag_the_rest_along():
+    wide = torch.zeros(3, 100, requires_grad=True)
+    output = SequenceClassifierOutput(logits=wide[:, 0], hidden_states=(np.zeros((3, 9))[:, :1],))
+    inference = whole_result(ROWS, output, None).inference
+    assert inference["logits"].untyped_storage().nbytes() == 3 * 4
+    assert not inference["logits"].requires_grad
+    assert inference["hidden_states"][0].base is None
+
+
+def test_a_tensor_made_in_inference_mode_becomes_an_ordinary_one():
+    with torch.inference_mode():
+        output = torch.ones(3, 2)
+    inference = whole_result(ROWS, output, None).inference
+    inference += 1  # an inference tensor would refuse
+    assert inference[0].tolist() == [2, 2]
+
+
+def test_memory_that_does_not_suffice_is_told_with_a_cure():
+    def say(batch):
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(
+        OutOfMemoryError, match="an element of 3 rows .*give the model smaller"
+    ) as told:
+        run_whole(Saying(say), ROWS, say, None)
+    assert isinstance(told.value, MemoryError)
+    assert "CUDA" in str(told.value.__cause__)
+
+
+def test_a_handler_of_ones_own_gives_what_it_returns():
+    def one_each(batch):
+        yield from (PredictionResult(row, 0) for row in batch)
+
+    [results] = Saying(one_each).with_no_batching(whole_results=True).predict([ROWS])
+    assert [result.inference for result in results] == [0, 0, 0]
+
+
+class Sums(ModelHandler):
+    """A handler of one's own that makes its results as the others do."""
+
+    def load_model(self):
+        return lambda rows: np.sum(rows, axis=1)
+
+    def run_inference(self, batch, model, inference_args=None):
+        return self.results_of(batch, model(batch), "sums")
+
+
+def test_a_handler_of_ones_own_may_make_both_kinds_of_results():
+    assert [r.inference for r in Sums().predict(list(ROWS))] == [1, 5, 9]
+    [result] = Sums().with_no_batching(whole_results=True).predict([ROWS])
+    assert result.inference.tolist() == [1, 5, 9]
+    rows = Sums().with_no_batching(whole_results=True).with_no_batching().predict([ROWS])
+    assert [r.inference for r in rows] == [1, 5, 9]
+
+
+def test_inference_args_are_a_copy_of_each_call():
+    seen = []
+
+    class Adding(Sums):
+        def run_inference(self, batch, model, inference_args=None):
+            inference_args["plus"] += 1
+            seen.append(inference_args["plus"])
+            return super().run_inference(batch, model)
+
+    Adding().with_no_batching(whole_results=True).predict([ROWS, ROWS], {"plus": 1})
+    assert seen == [2, 2]
