@@ -75,6 +75,7 @@ FLOORS = {
         "onnx_loading",
         "onnx_inference",
         "xgboost_inference",
+        "lightgbm_file",
         "lightgbm_inference",
         "tensorflow_loading",
         "tensorflow_calling",

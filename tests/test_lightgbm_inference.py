@@ -145,6 +145,62 @@ def test_a_truncated_file_is_named_and_does_not_end_the_process(models, tmp_path
         LightGBMModelHandlerNumpy(str(tmp_path / "half.txt")).predict(ROWS)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (b"left_child=", b"left_child=9 ", "other sizes than its header says"),
+        (b"tree_sizes=", b"no_sizes=", "left_child has"),
+        (b"leaf_value=", b"leaf_vxlue=", "in tree 0, leaf_value is missing"),
+        (b"threshold=", b"threshold ", "there is a line 'threshold "),
+        (b"leaf_value=-0", b"leaf_value=-x", "leaf_value does not hold numbers"),
+        (b"left_child=1", b"left_child=0", "left_child and right_child are no tree"),
+    ],
+    ids=["longer", "without sizes", "renamed", "no field", "no number", "no tree"],
+)
+def test_a_file_damaged_inside_a_tree_is_named_and_does_not_end_the_process(
+    models, tmp_path, old, new, why
+):
+    path, _ = pick(models, "arrays")
+    with open(path, "rb") as file:
+        whole = file.read()
+    damaged = whole.replace(old, new, 1)
+    assert damaged != whole
+    if b"no_sizes" in new:
+        damaged = damaged.replace(b"left_child=", b"left_child=9 ", 1)
+    (tmp_path / "odd.txt").write_bytes(damaged)
+    with pytest.raises(ModelLoadError, match=rf"odd\.txt.* is damaged: .*{why}"):
+        LightGBMModelHandlerNumpy(str(tmp_path / "odd.txt")).predict(ROWS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"linear_tree": True},
+        {"boosting_type": "dart"},
+        {"num_leaves": 2},
+        {"min_data_per_group": 1, "cat_smooth": 0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("labels", [LABELS, np.ones(len(LABELS))], ids=["trees", "one leaf"])
+def test_models_of_every_kind_are_whole(tmp_path, options, labels):
+    rows = np.round(ROWS)
+    model = lightgbm.LGBMRegressor(n_estimators=3, n_jobs=1, verbose=-1, **options)
+    booster = model.fit(rows, labels, categorical_feature=[3]).booster_
+    booster.save_model(tmp_path / "model.txt")
+    results = LightGBMModelHandlerNumpy(str(tmp_path / "model.txt")).predict(rows)
+    np.testing.assert_array_equal([r.inference for r in results], booster.predict(rows))
+
+
+def test_threads_share_a_call_which_gives_each_its_own(models):
+    path, model = pick(models, "arrays")
+    handler = LightGBMModelHandlerNumpy(path)
+    assert RunInference(handler)._step().joins
+    together = handler.run_inference(list(ROWS), handler.load_model())
+    alone = [model.predict(row[None])[0] for row in ROWS]
+    np.testing.assert_array_equal([result.inference for result in together], alone)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x80\x04}", b'{"name": "tree"}'])
 def test_junk_in_place_of_a_model_is_named(tmp_path, content):
     (tmp_path / "junk").write_bytes(content)

@@ -496,3 +496,8 @@ def test_without_tensorflow_the_error_names_the_extra():
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert 'pip install "runinference[tensorflow]"' in ended.stderr
+
+
+@pytest.mark.parametrize("handler", [Numpy, Tensor])
+def test_threads_may_share_a_call(handler):
+    assert RunInference(handler("model.keras"))._step().joins

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from runinference.errors import ModelLoadError
 from runinference.extras import need
 from runinference.handler import ModelHandler
+from runinference.lightgbm_file import check_whole
 from runinference.model_file import open_model
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult, signed
@@ -86,11 +87,11 @@ class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
         Raises:
             ModelNotFoundError: There is no such file.
-            ModelLoadError: The file is empty, truncated or no model of LightGBM's.
+            ModelLoadError: The file is empty, truncated, damaged or no model of LightGBM's.
         """
         with open_model(self._model_uri, "model_uri") as file:
             state = file.read()
-        _check_whole(state, self._model_uri)
+        check_whole(state, self._model_uri)
         try:
             return lightgbm.Booster(model_str=state.decode("utf-8"))
         except Exception as error:
@@ -115,6 +116,9 @@ class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
         return [signed(result, self._model_uri) for result in results]
+
+    def may_join_threads(self) -> bool:
+        return True
 
     def get_metrics_namespace(self) -> str:
         return "BeamML_LightGBM"
@@ -168,18 +172,3 @@ def _names(model: Any) -> list[str] | None:
 
 def _spelt(name: str) -> str:
     return name.replace(" ", "_")  # so does LightGBM
-
-
-def _check_whole(state: bytes, path: str) -> None:
-    """Refuses what would end the process: LightGBM aborts on the half of a tree."""
-    if not state.startswith(b"tree\n"):
-        raise ModelLoadError(
-            f"The file {path!r} (model_uri) is no model of LightGBM's: it begins with {state[:12]!r}. Write it "
-            'with booster.save_model("model.txt"), where booster is model.booster_ of an LGBMClassifier.'
-        )
-    begun = b"\nparameters:" in state
-    if b"\nend of trees" not in state or (begun and b"\nend of parameters" not in state):
-        raise ModelLoadError(
-            f"The file {path!r} (model_uri) is truncated: it begins like a model of LightGBM's, and does not end "
-            "like one. Copy it again."
-        )

@@ -149,6 +149,9 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
             return self.results_of(batch, output_of(model, batch, args), self._model_uri)
         return self._inference_fn(model, batch, args, self._model_uri)
 
+    def may_join_threads(self) -> bool:
+        return True
+
 
 class TFModelHandlerNumpy(_TFModelHandler):
     """Runs a model of TensorFlow or Keras on NumPy arrays, or on dictionaries of arrays by input name.
