@@ -1,4 +1,4 @@
-"""Tables that a phone can show: of two or three columns, each row can stand as a short list.
+"""Tables that a phone can show: of two to four columns, each row can stand as a short list.
 
 The page stays a table; on a narrow screen the style sheet sets the cells of a row below each other, and says
 beside each what its column is called. Wider tables keep their shape, and scroll.
@@ -22,7 +22,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _stacking(table: re.Match[str]) -> str:
     names = [unescape(_TAG.sub("", name)).strip() for name in _COLUMN.findall(table["head"])]
-    if len(names) not in (2, 3) or "<th" in table["body"]:
+    if len(names) not in (2, 3, 4) or "<th" in table["body"]:
         return table[0]
     rows = _ROW.sub(lambda row: _labelled(row[0], names), table["body"]) if names[2:] else None
     return f'<table data-columns="{len(names)}">{table["head"]}{rows or table["body"]}'

@@ -167,7 +167,7 @@ def test_a_table_of_two_columns_needs_no_names_and_wider_ones_keep_their_shape()
     assert override("tables").on_page_content(html) == html.replace(
         "<table>", '<table data-columns="2">'
     )
-    wide = table(["a", "b", "c", "d"], ["1", "2", "3", "4"])
+    wide = table(["a", "b", "c", "d", "e"], ["1", "2", "3", "4", "5"])
     assert override("tables").on_page_content(wide) == wide
     frame = html.replace("<td>a</td>", "<th>0</th>")
     assert override("tables").on_page_content(frame) == frame
