@@ -109,6 +109,18 @@ def test_an_example_may_be_a_table_and_gets_a_prediction_for_each_row(folder):
     assert row.inference == expected[149]
 
 
+@pytest.mark.parametrize(
+    "examples",
+    [list(ROWS), [row.tolist() for row in ROWS], [ROWS[0].tolist(), *ROWS[1:]]],
+    ids=["arrays", "lists", "both"],
+)
+def test_rows_get_the_same_predictions_whatever_holds_them(folder, examples):
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    margins = [result.inference for result in handler.predict(examples, {"output_margin": True})]
+    np.testing.assert_array_equal(margins, classifier().predict(ROWS, output_margin=True))
+    assert all(margin.base is None for margin in margins)
+
+
 def test_results_own_their_memory(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.Booster, str(folder / "arrays.ubj"))
     assert all(result.inference.base is None for result in handler.predict(ROWS))
