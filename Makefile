@@ -6,7 +6,7 @@ VENV := .venv
 BENCHMARKS := docs/assets/benchmarks.json
 BIN := $(VENV)/bin
 PAGES := $(PAGE)
-WORKERS ?= 2
+WORKERS ?= 3
 
 # Once the full environment is there, it serves for everything: no target ever takes from another.
 FULL := $(VENV)/.full
@@ -51,7 +51,7 @@ unit: $(FULL) ## the unit tests alone
 	$(call say,unit tests)
 	@$(PYTEST) --numprocesses $(WORKERS) --quiet --ignore tests/docs
 
-CHOSEN = $(if $(FRESH),--fresh,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
+CHOSEN = $(if $(FRESH),,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
 
 fuzz: $(FULL) ## 10,000 random pipelines against a plain loop
 	$(call say,random pipelines)
@@ -69,7 +69,7 @@ site-test: $(FULL) ## look at the site in a browser (PAGE=docs/why.md; CHANGED=1
 docs-update: $(FULL) ## rewrite the outputs that the pages show (PAGE=docs/why.md: that one shows)
 	$(call say,outputs of the pages)
 	@$(DOCS) docs.gallery
-	@$(DOCS) docs.update $(if $(FRESH),--fresh) $(PAGES)
+	@$(DOCS) docs.update $(PAGES)
 
 docs-format: $(FULL) ## format the code that the pages show
 	$(call say,code of the pages)

@@ -20,8 +20,9 @@ HOME = "RUNINFERENCE_DOCS_HOME"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("documentation")
-    group.addoption("--fresh", action="store_true", help="a new interpreter for every block")
-    group.addoption("--cached", action="store_true", help="skip the blocks that ran as they are")
+    group.addoption(
+        "--cached", action="store_true", help="at the desk: forks, and only what has changed"
+    )
     group.addoption("--changed", action="store_true", help="test only pages that differ from main")
     group.addoption("--page", action="append", default=[], help="test only this page")
 

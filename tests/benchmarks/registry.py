@@ -4,6 +4,7 @@ from importlib import import_module
 
 MODULES = {
     "start": "start",
+    "sizes": "batch_sizes",
     "W1": "w1_rows",
     "W1c": "w1c_arrays_of_rows",
     "W2": "w2_images",

@@ -46,7 +46,6 @@ def cases(scale):
         "limit": "import pickle, sklearn.linear_model, numpy as np\n"
         f"model = pickle.load(open({path!r}, 'rb'))\n"
         "print(len(model.predict(np.zeros((1, 32), np.float32))))",
-        "floor": FIRST.format(imports="", step="beam.Map(lambda row: row)"),
         "ours": FIRST.format(imports=ours, step=step),
         "Beam": FIRST.format(imports=peer, step=step),
     }

@@ -1,4 +1,8 @@
-"""The interpreter that the blocks of a session share, and the memory of what it ran."""
+"""The interpreter that the blocks of a session share, and the memory of what it ran.
+
+A whole run starts a new interpreter for every program. At the desk (`--cached`) programs run in forks of one that
+has imported Beam already, and what ran before as it is now does not run again.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +38,28 @@ class WhenNeeded:
 
 
 @pytest.fixture(scope="session")
-def interpreter(env: dict[str, str], pytestconfig: pytest.Config) -> Iterator[Interpreter]:
+def forked(env: dict[str, str]) -> Iterator[Interpreter]:
     with ExitStack() as stack:
-        yield Fresh(env) if pytestconfig.getoption("--fresh") else WhenNeeded(env, stack)
+        yield WhenNeeded(env, stack)
+
+
+@pytest.fixture(scope="session")
+def interpreter(
+    env: dict[str, str], forked: Interpreter, pytestconfig: pytest.Config
+) -> Interpreter:
+    return forked if at_desk(pytestconfig) else Fresh(env, drawing=forked)
 
 
 @pytest.fixture(scope="session")
 def runs(pytestconfig: pytest.Config) -> store.Store:
     """What was run already: in this session or, with `--cached`, earlier on this desk."""
-    fresh = pytestconfig.getoption("--fresh")
-    at_desk = pytestconfig.getoption("--cached") and not fresh and not os.environ.get("CI")
-    if at_desk:
-        store.tidy_desk()
-    directory = store.DESK if at_desk else Path(os.environ["RUNINFERENCE_DOCS_HOME"]) / "runs"
-    return store.Store(directory, store.surroundings("fresh" if fresh else "forked"))
+    if not at_desk(pytestconfig):
+        directory = Path(os.environ["RUNINFERENCE_DOCS_HOME"]) / "runs"
+        return store.Store(directory, store.surroundings("fresh"))
+    store.tidy_desk()
+    return store.Store(store.DESK, store.surroundings("forked"))
+
+
+def at_desk(config: pytest.Config) -> bool:
+    """Whether forks and earlier runs will do: somebody is writing, and waits."""
+    return config.getoption("--cached") and not os.environ.get("CI")

@@ -49,11 +49,14 @@ class Interpreter(Protocol):
 
 @dataclass(frozen=True)
 class Fresh:
-    """A new interpreter for every program, exactly as a reader's. It draws nothing."""
+    """A new interpreter for every program, exactly as a reader's. It cannot draw; another one does."""
 
     env: dict[str, str]
+    drawing: Interpreter
 
     def run(self, file: Path, limit: float, draw: str | None = None) -> Ran:
+        if draw:
+            return self.drawing.run(file, limit, draw)
         return execute([sys.executable, file.name], file.parent, self.env, limit)
 
 

@@ -35,13 +35,13 @@ def page(tmp_path: Path) -> Page:
 
 
 @pytest.fixture
-def check(page: Page, interpreter: Interpreter, env: dict[str, str]) -> Check:
+def check(page: Page, forked: Interpreter, env: dict[str, str]) -> Check:
     """All that is wrong with a page, as the doc tests find it."""
 
     def faults(text: str) -> list[Fault]:
         programs, _, found = read_all([page(text)])
         for program in programs:
-            found += faults_of(program, run(program, interpreter, env))
+            found += faults_of(program, run(program, forked, env))
         return found
 
     return faults
@@ -84,10 +84,12 @@ def test_a_good_page_passes(check: Check) -> None:
     assert not check(GOOD)
 
 
-def test_a_good_page_passes_in_fresh_interpreters_too(page: Page, env: dict[str, str]) -> None:
+def test_a_good_page_passes_in_fresh_interpreters_too(
+    page: Page, forked: Interpreter, env: dict[str, str]
+) -> None:
     programs, _, faults = read_all([page(GOOD)])
     for program in programs:
-        faults += faults_of(program, run(program, Fresh(env), env))
+        faults += faults_of(program, run(program, Fresh(env, drawing=forked), env))
     assert not faults
 
 
@@ -502,7 +504,7 @@ def test_code_that_is_not_formatted_is_told_at_its_line(page: Page) -> None:
 
 
 def test_updating_writes_what_was_printed_and_keeps_every_other_byte(
-    page: Page, interpreter: Interpreter, env: dict[str, str]
+    page: Page, forked: Interpreter, env: dict[str, str]
 ) -> None:
     before = (
         "# Title  \r\n\n1. A list\n\n    ```python\n    print('a')\n    print()\n    print('b')\n"
@@ -512,14 +514,14 @@ def test_updating_writes_what_was_printed_and_keeps_every_other_byte(
     path.write_bytes(before.encode())
     (program,), _, faults = read_all([path])
     assert not faults
-    changes, faults = wanted(program, run(program, interpreter, env))
+    changes, faults = wanted(program, run(program, forked, env))
     rewrite(path, changes)
     assert not faults
     assert path.read_bytes().decode() == before.replace("    old\n", "    a\n\n    b\n")
 
 
 def test_updating_leaves_an_output_that_only_varies(
-    page: Page, interpreter: Interpreter, env: dict[str, str]
+    page: Page, forked: Interpreter, env: dict[str, str]
 ) -> None:
     text = """
         ```python
@@ -532,7 +534,7 @@ def test_updating_leaves_an_output_that_only_varies(
         ```
         """
     (program,), _, _ = read_all([page(text)])
-    assert wanted(program, run(program, interpreter, env)) == ([], [])
+    assert wanted(program, run(program, forked, env)) == ([], [])
 
 
 PICTURE = """
@@ -613,20 +615,20 @@ def test_a_program_is_its_main_module_and_ends_with_its_exit_code(check: Check) 
 
 
 def test_one_run_proves_the_same_text_wherever_it_stands(
-    page: Page, tmp_path: Path, interpreter: Interpreter, env: dict[str, str]
+    page: Page, tmp_path: Path, forked: Interpreter, env: dict[str, str]
 ) -> None:
     text = '# One\n\n```python\nimport time\n\nprint(time.time_ns())\n```\n\n```text title="Output"\n1\n```\n'
     runs = Store(tmp_path / "runs", "here")
     (program,), _, _ = read_all([page(text)])
     (moved,), _, _ = read_all([page(text.replace("# One", "# One\n\nMore."))])
     (edited,), _, _ = read_all([page(text.replace("print(", "print('', "))])
-    first = runs.run(program, interpreter, env)
-    assert runs.run(moved, interpreter, env) == first
-    assert runs.run(edited, interpreter, env).stdout != first.stdout
+    first = runs.run(program, forked, env)
+    assert runs.run(moved, forked, env) == first
+    assert runs.run(edited, forked, env).stdout != first.stdout
     elsewhere = Store(tmp_path / "runs", "another library, or other pins")
-    assert elsewhere.run(program, interpreter, env).stdout != first.stdout
+    assert elsewhere.run(program, forked, env).stdout != first.stdout
     runs.forget(program)
-    assert runs.run(program, interpreter, env).stdout != first.stdout
+    assert runs.run(program, forked, env).stdout != first.stdout
 
 
 def test_the_surroundings_change_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Rewrite the outputs (or, with --format, the code) that pages show; every other byte stays.
 
-python -m docs.update [--format] [--fresh] [page ...]
+python -m docs.update [--format] [page ...]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from docs import compare, ledger, notebooks
 from docs.agree import read_all, sources
 from docs.blocks import Block, Fault, Program
 from docs.lint import formatted
-from docs.run import Fresh, Interpreter, Ran, environment, forking, run
+from docs.run import Interpreter, Ran, environment, forking, run
 
 Change = tuple[Block, str]
 
@@ -48,20 +48,20 @@ def wanted(program: Program, ran: Ran) -> tuple[list[Change], list[Fault]]:
 
 
 @contextmanager
-def interpreters(fresh: bool, env: dict[str, str]) -> Iterator[SimpleQueue[Interpreter]]:
+def interpreters(env: dict[str, str]) -> Iterator[SimpleQueue[Interpreter]]:
     """As many interpreters as there are processors to run them, at most four."""
     free: SimpleQueue[Interpreter] = SimpleQueue()
     with ExitStack() as stack:
         for _ in range(min(os.cpu_count() or 1, 4)):
-            free.put(Fresh(env) if fresh else stack.enter_context(forking(env)))
+            free.put(stack.enter_context(forking(env)))
         yield free
 
 
-def update(programs: list[Program], fresh: bool = False) -> list[Fault]:
+def update(programs: list[Program]) -> list[Fault]:
     """Run the programs and rewrite their pages."""
     with tempfile.TemporaryDirectory(prefix="docs-home-") as home:
         env = environment(Path(home))
-        with interpreters(fresh, env) as free, ThreadPoolExecutor(free.qsize()) as pool:
+        with interpreters(env) as free, ThreadPoolExecutor(free.qsize()) as pool:
 
             def one(program: Program) -> tuple[list[Change], list[Fault]]:
                 interpreter = free.get()
@@ -112,7 +112,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="*", type=Path)
     parser.add_argument("--format", action="store_true")
-    parser.add_argument("--fresh", action="store_true")
     asked = parser.parse_args()
     paths = [page.resolve() for page in asked.pages]
     books = [path for path in paths if path.suffix == ".ipynb"] or (
@@ -124,7 +123,7 @@ def main() -> int:
     if asked.format:
         reformat([block for block in blocks if block.path not in faulty])
     else:
-        faults += update([each for each in programs if each.block.path not in faulty], asked.fresh)
+        faults += update([each for each in programs if each.block.path not in faulty])
         faults += update_notebooks(books)
         write_ledger()
     for fault in faults:

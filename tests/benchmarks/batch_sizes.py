@@ -1,0 +1,52 @@
+"""Sizes: the images of W2 in batches of 1, 2, 4 … 128: what a larger batch gains, and how long its call takes."""
+
+import functools
+import time
+
+import numpy as np
+import torch
+from torchvision.models import mobilenet_v3_small
+
+from benchmarks.harness import Case, Outcome, batches
+from benchmarks.w2_images import CLASSES, SIZES, check, floor, images, run_with, saved
+from runinference import RunInference
+from runinference.pytorch_inference import PytorchModelHandlerTensor
+
+CALL = "milliseconds a call"
+
+
+def cases(scale):
+    torch.set_num_threads(1)
+    model, path = saved()
+    n = max(16, int(256 * scale))
+    for size in SIZES:
+        handler = PytorchModelHandlerTensor(
+            state_dict_path=path,
+            model_class=mobilenet_v3_small,
+            model_params={"num_classes": CLASSES},
+            min_batch_size=size,
+            max_batch_size=size,
+        )
+        yield Case(
+            workload="sizes",
+            variant=str(size),
+            n=n,
+            runs={
+                "limit": functools.partial(bare_loop, model, n, size),
+                "floor": functools.partial(floor, n),
+                "ours": functools.partial(run_with, n, RunInference, handler),
+            },
+            check=functools.partial(check, model, n),
+            goals={},
+        )
+
+
+def bare_loop(model, n, size):
+    """The loop, and how long a call of it took."""
+    results, seconds = [], []
+    with torch.inference_mode():
+        for batch in batches(images(n), size):
+            start = time.perf_counter()
+            results.extend(model(torch.stack(batch)).clone().unbind(0))
+            seconds.append(time.perf_counter() - start)
+    return Outcome(images(n), results, {CALL: 1_000 * float(np.median(seconds))})

@@ -1,0 +1,104 @@
+"""Plots of what was measured, as SVG that takes its colour from the page and can be read on a phone."""
+
+import math
+from html import escape
+
+import numpy as np
+
+WIDTH = 420
+
+_BAR, _ROW = 11, 46
+_LEFT, _TOP, _PANEL, _BETWEEN = 52, 26, 130, 70
+
+
+def bars(cases):
+    """The share of the ideal time that ours and Beam's reach, a pair of bars for each workload."""
+    share = {
+        (row, who): case["figures"][f"{who} of the ideal"]["median"]
+        for row, case in enumerate(cases)
+        for who in ("ours", "Beam")
+    }
+    scale = (WIDTH - 75) / max(1.0, *share.values())
+    height = _ROW * len(cases) + 24
+    parts = []
+    for row, case in enumerate(cases):
+        top = row * _ROW
+        parts.append(_text(0, top + 12, f"{case['workload']} {case['variant']}"))
+        for number, (who, opacity) in enumerate((("ours", 0.95), ("Beam", 0.4))):
+            y, width = top + 17 + number * (_BAR + 1), share[row, who] * scale
+            parts.append(
+                f'<rect x="0" y="{y}" width="{width:.0f}" height="{_BAR}" opacity="{opacity}"/>'
+            )
+            parts.append(_text(width + 5, y + 10, f"{share[row, who]:.2f} {who}", size=11))
+    parts.append(_line(scale, 0, scale, height - 20, dashed=True))
+    parts.append(_text(scale, height - 6, "ideal", anchor="middle"))
+    return _svg(height, "Share of the ideal time: ours and Beam's, for each workload", parts)
+
+
+def curves(sizes, panels):
+    """Panels under one another, over the same sizes of batches, each with its curves.
+
+    A panel is a title and its curves, by name: a number for each size.
+    """
+    parts = []
+    step = (WIDTH - _LEFT - 20) / (len(sizes) - 1)
+    for number, (title, named) in enumerate(panels.items()):
+        top = _TOP + number * (_PANEL + _BETWEEN)
+        bottom = top + _PANEL
+        most, mark = _marked(max(map(max, named.values())))
+        parts.append(_text(0, top - 10, title))
+        for value in np.arange(0, most + mark / 2, mark):
+            y = bottom - value / most * _PANEL
+            parts.append(_line(_LEFT, y, WIDTH - 20, y, opacity=0.2))
+            parts.append(_text(_LEFT - 8, y + 4, f"{value:,.10g}", size=11, anchor="end"))
+        for at, size in enumerate(sizes):
+            x = _LEFT + at * step
+            parts.append(_text(x, bottom + 17, str(size), size=11, anchor="middle"))
+        for order, (name, values) in enumerate(named.items()):
+            points = [
+                (_LEFT + at * step, bottom - value / most * _PANEL)
+                for at, value in enumerate(values)
+            ]
+            parts += _curve(points, dashed=order > 0)
+            if len(named) > 1:
+                x, y = points[-1]
+                parts.append(_text(x, y + (18 if order else -10), name, size=11, anchor="end"))
+    bottom = _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN
+    parts.append(
+        _text((_LEFT + WIDTH - 20) / 2, bottom + 36, "elements in a batch", anchor="middle")
+    )
+    return _svg(bottom + 44, f"{' and '.join(panels)}, over the size of batches", parts)
+
+
+def _marked(most):
+    """The end of an axis that holds ``most``, and the distance of its marks: 1, 2 or 5 times a power of ten."""
+    power = 10 ** math.floor(math.log10(most / 4))
+    mark = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= most / 4)
+    return mark * math.ceil(most / mark), mark
+
+
+def _curve(points, dashed):
+    path = " ".join(f"{x:.0f},{y:.1f}" for x, y in points)
+    style = ' stroke-dasharray="4 3" opacity="0.6"' if dashed else ' stroke-width="2"'
+    line = f'<polyline points="{path}" fill="none" stroke="currentColor"{style}/>'
+    dots = [] if dashed else [f'<circle cx="{x:.0f}" cy="{y:.1f}" r="3"/>' for x, y in points]
+    return [line, *dots]
+
+
+def _line(x1, y1, x2, y2, opacity=1.0, dashed=False):
+    style = ' stroke-dasharray="3 3"' if dashed else f' opacity="{opacity}"'
+    return f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" stroke="currentColor"{style}/>'
+
+
+def _text(x, y, text, size=12, anchor="start"):
+    # A per cent sign would be the beginning of an operator to Python's formatting of the site.
+    shown = escape(text).replace("%", "&#37;")
+    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" text-anchor="{anchor}">{shown}</text>'
+
+
+def _svg(height, label, parts):
+    head = (
+        f'<svg class="benchmark" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{label}" '
+        'fill="currentColor">'
+    )
+    return "\n".join([head, *parts]) + "</svg>"
