@@ -58,13 +58,13 @@ def _missed(case, name):
 
 
 def facts(numbers):
-    """What else was measured: ours, and Beam's where it has it."""
+    """What else was measured, if it has a goal or if Beam's differs."""
     lines = ["| workload | | ours | Beam |", "|---|---|--:|--:|"]
     for case in _compared(numbers):
         for name, figure in case["figures"].items():
             what, _, who = name.rpartition(", ")
-            if who == "ours":
-                beams = case["figures"].get(f"{what}, Beam")
+            beams = case["figures"].get(f"{what}, Beam")
+            if who == "ours" and (name in case["goals"] or beams != figure):
                 shown = f"{_short(figure['median'])}{_missed(case, name)}"
                 shown_beams = _short(beams["median"]) if beams else ""
                 lines.append(f"| {_name(case)} | {what} | {shown} | {shown_beams} |")

@@ -49,6 +49,7 @@ def cases(scale):
                 goals = {
                     "ours of the ideal": ("≥", 0.5),
                     "ours ÷ Beam": ("≥", 2),
+                    "models loaded, ours": ("≤", 1),
                 }
             elif n_threads == 1:
                 goals = {"ours ÷ Beam": ("≥", 1)}
