@@ -47,7 +47,7 @@ def forked(env: dict[str, str]) -> Iterator[Interpreter]:
 def interpreter(
     env: dict[str, str], forked: Interpreter, pytestconfig: pytest.Config
 ) -> Interpreter:
-    return forked if at_desk(pytestconfig) else Fresh(env, drawing=forked)
+    return forked if at_desk(pytestconfig) else Fresh(env)
 
 
 @pytest.fixture(scope="session")

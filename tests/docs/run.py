@@ -9,16 +9,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from docs import shell
 from docs.blocks import Program
+from runinference import sample_files
 
 LIMIT = 120.0
 _SERVER = Path(__file__).with_name("fork_server.py")
+_DRAWS = Path(__file__).with_name("drawing")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,19 @@ class Interpreter(Protocol):
 
 @dataclass(frozen=True)
 class Fresh:
-    """A new interpreter for every program, exactly as a reader's. It cannot draw; another one does."""
+    """A new interpreter for every program, exactly as a reader's; one that draws is told so by its environment."""
 
     env: dict[str, str]
-    drawing: Interpreter
 
     def run(self, file: Path, limit: float, draw: str | None = None) -> Ran:
-        if draw:
-            return self.drawing.run(file, limit, draw)
-        return execute([sys.executable, file.name], file.parent, self.env, limit)
+        command = [sys.executable, file.name]
+        if not draw:
+            return execute(command, file.parent, self.env, limit)
+        drawn = file.parent.with_name("drawn.mmd")
+        path = os.pathsep.join([str(_DRAWS), self.env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        env = {**self.env, "PYTHONPATH": path, "DRAW": draw, "DRAW_INTO": str(drawn)}
+        ran = execute(command, file.parent, env, limit)
+        return replace(ran, picture=drawn.read_text("utf-8") if drawn.exists() else "")
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,15 @@ def environment(home: Path) -> dict[str, str]:
     Beam's default runner first tries to download the Prism binary into the home, and falls back to
     the embedded runner where it cannot. The pages must print the same with and without a network,
     so a file lies where Prism's directory would be, and the attempt fails at once.
+
+    Of this user's cache it has the sample models alone, which no two of the tests need train.
     """
     (home / ".apache_beam").touch()
+    samples = sample_files.cache()
+    samples.mkdir(parents=True, exist_ok=True)
+    (home / "cache").mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        (home / "cache" / samples.name).symlink_to(samples)
     keep = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
     env = {name: os.environ[name] for name in keep if name in os.environ}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"

@@ -24,7 +24,7 @@ from docs.blocks import ROOT, Block, Program
 from docs.run import Interpreter, Ran, run
 
 DESK = ROOT / ".cache" / "docs-runs"
-_MACHINERY = ("run", "fork_server", "picture", "shell", "stand_in")
+_MACHINERY = ("run", "fork_server", "picture", "drawing/sitecustomize", "shell", "stand_in")
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class Store:
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         ran = replace(run(program, interpreter, env), when=when)
         self.directory.mkdir(parents=True, exist_ok=True)
-        written = file.with_name(f"{file.name}.{id(ran)}")
-        written.write_text(json.dumps(asdict(ran)), "utf-8")
-        written.replace(file)  # at once: another process may look
+        for each in {file, self._file(replace(program, picture=None))}:
+            written = each.with_name(f"{each.name}.{id(ran)}")
+            written.write_text(json.dumps(asdict(ran)), "utf-8")
+            written.replace(each)  # at once: another process may look
         return ran
 
     def forget(self, program: Program) -> None:
         """A run that was not what the page shows is no proof of anything: run it anew."""
-        self._file(program).unlink(missing_ok=True)
+        for each in {program, replace(program, picture=None)}:
+            self._file(each).unlink(missing_ok=True)
 
     def _file(self, program: Program) -> Path:
         drawn = program.picture.draws if program.picture else None
@@ -70,7 +72,7 @@ def surroundings(interpreter: str) -> str:
     files = [
         *sorted((ROOT / "src").rglob("*.py")),
         ROOT / "requirements" / "full.txt",
-        *(Path(__file__).with_name(f"{name}.py") for name in _MACHINERY),
+        *(Path(__file__).parent / f"{name}.py" for name in _MACHINERY),
     ]
     return f"{interpreter} {platform.python_version()} {platform.machine()} {_digest(tuple(files))}"
 

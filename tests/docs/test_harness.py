@@ -84,12 +84,13 @@ def test_a_good_page_passes(check: Check) -> None:
     assert not check(GOOD)
 
 
+@pytest.mark.parametrize("text", ["GOOD", "PICTURE"])
 def test_a_good_page_passes_in_fresh_interpreters_too(
-    page: Page, forked: Interpreter, env: dict[str, str]
+    text: str, page: Page, env: dict[str, str]
 ) -> None:
-    programs, _, faults = read_all([page(GOOD)])
+    programs, _, faults = read_all([page(globals()[text])])
     for program in programs:
-        faults += faults_of(program, run(program, Fresh(env, drawing=forked), env))
+        faults += faults_of(program, run(program, Fresh(env), env))
     assert not faults
 
 
