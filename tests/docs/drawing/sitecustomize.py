@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import picture  # noqa: E402
+import picture
 
 del sys.path[0]  # no program of a page sees it
 picture.remember_the_first(Path(os.environ["DRAW_INTO"]), os.environ["DRAW"])
