@@ -197,3 +197,25 @@ def test_the_report_keeps_what_it_knew_of_other_pages(tmp_path: Path) -> None:
     assert list(ran("a1", "a2", "b1")) == ["a1", "a2", "b1"]
     assert list(ran("a1", "a3")) == ["a1", "a3", "b1"]  # a2 is gone from its page
     assert list(ran("b1", passed=False)) == ["a1", "a3"]  # what failed is no proof
+
+
+def needs(markdown: str, place: str = "guides/one.md") -> str:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=place))
+    return override("needs").on_page_markdown(markdown, page=page)
+
+
+def test_a_page_names_the_extras_and_packages_of_its_programs() -> None:
+    page = "# One\n\nWords.\n\n```python\n{}\n```\n"
+    imports = "import spacy\nfrom runinference import RunInference, samples\nimport xgboost"
+    told = "the extras `sklearn` and `xgboost` and the package `spacy`: [install](../index.md#install)"
+    assert needs(page.format(imports)) == page.format(imports).replace(
+        "# One\n\n", f"# One\n\n*The programs of this page need {told}.*\n\n"
+    )
+    assert "the extra `transformers`:" in needs(page.format("import torch, transformers"), "one.md")
+    for nothing in ("import apache_beam, os", "import runinference", "this is no Python"):
+        assert needs(page.format(nothing)) == page.format(nothing)
+
+
+def test_a_module_that_no_extra_brings_fails_the_build() -> None:
+    with pytest.raises(LookupError, match="what brings seaborn"):
+        needs("# One\n\n```python\nimport seaborn.objects\n```\n")
