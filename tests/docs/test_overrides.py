@@ -207,7 +207,9 @@ def needs(markdown: str, place: str = "guides/one.md") -> str:
 def test_a_page_names_the_extras_and_packages_of_its_programs() -> None:
     page = "# One\n\nWords.\n\n```python\n{}\n```\n"
     imports = "import spacy\nfrom runinference import RunInference, samples\nimport xgboost"
-    told = "the extras `sklearn` and `xgboost` and the package `spacy`: [install](../index.md#install)"
+    told = (
+        "the extras `sklearn` and `xgboost` and the package `spacy`: [install](../index.md#install)"
+    )
     assert needs(page.format(imports)) == page.format(imports).replace(
         "# One\n\n", f"# One\n\n*The programs of this page need {told}.*\n\n"
     )
