@@ -19,7 +19,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
+.PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
 	serve bench bench-pages format lock clean
 .DEFAULT_GOAL := help
 
@@ -30,10 +30,12 @@ demo: $(DEMO) ## classify handwritten digits with two models, in one pipeline
 	$(call say,examples/quickstart.py)
 	@$(BIN)/python examples/quickstart.py
 
-test: format-check lint types browser ## everything that must hold before a commit
+test: format-check lint browser ## everything that must hold before a commit
+	@$(MAKE) --no-print-directory --jobs 2 types whole
+
+whole: $(FULL)
 	$(call say,unit tests and doc tests)
 	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup --quiet
-	@$(MAKE) --no-print-directory site
 
 format-check: $(FULL)
 	$(call say,format)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from runinference.errors import ResultMismatchError
@@ -57,7 +58,8 @@ def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[
     """
     rows = output if isinstance(output, list) else split(output, len(batch))
     examples = [*batch, *[None] * (len(rows) - len(batch))]
-    return [PredictionResult(x, y, model_id) for x, y in zip(examples, rows, strict=False)]
+    # Made by tuple itself, in C: at half the price of a call of the class for each.
+    return list(map(tuple.__new__, repeat(PredictionResult), zip(examples, rows, repeat(model_id))))
 
 
 def length_of(batch: Any) -> int | None:

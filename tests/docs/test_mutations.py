@@ -31,8 +31,8 @@ class Mutation:
 MUTATIONS = {
     "a result does not say which model spoke": Mutation(
         "splitting.py",
-        "PredictionResult(x, y, model_id)",
-        "PredictionResult(x, y, None)",
+        "zip(examples, rows, repeat(model_id))",
+        "zip(examples, rows, repeat(None))",
         "docs/model-per-key.md",
         "says",
     ),

@@ -1,1 +1,4 @@
-"""The example programs, run as a reader would run them."""
+"""What the example programs write, by default and from what they are given.
+
+They run in this process; the tests of their pages run each as a program of its own, from the shell and from the clipboard.
+"""

@@ -1,38 +1,29 @@
-"""How the tests run an example: as a program of its own, or in this process."""
+"""How the tests run an example: its function ``run``, in this process."""
 
 import importlib.util
-import os
-import subprocess
+import io
 import sys
+import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# On a busy machine, threads that wait for each other cost more than they bring.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
 
 @pytest.fixture(scope="session")
 def run_program(tmp_path_factory):
-    """Runs an example in a fresh process and an empty folder, without a terminal; gives its stdout."""
+    """Runs an example from an empty folder; gives what it printed."""
 
     def run(name, *arguments):
-        folder = tmp_path_factory.mktemp("empty")
-        temporary = str(tmp_path_factory.mktemp("temporary"))
-        done = subprocess.run(
-            [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
-            cwd=folder,
-            env={**os.environ, **ONE_THREAD, "TMPDIR": temporary, "PYTHONIOENCODING": "utf-8"},
-            capture_output=True,
-            encoding="utf-8",
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        folder, printed = tmp_path_factory.mktemp("empty"), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+            patch.chdir(folder)
+            patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+            imported(name, patch).run([str(argument) for argument in arguments])
         assert not list(folder.iterdir()), "it left something in the folder it was started from"
-        return done.stdout
+        return printed.getvalue()
 
     return run
 
@@ -40,12 +31,12 @@ def run_program(tmp_path_factory):
 @pytest.fixture
 def load_example(monkeypatch):
     """Imports an example as a module, by its name, for this test."""
+    return lambda name: imported(name, monkeypatch)
 
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
 
-    return load
+def imported(name, patch):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
