@@ -50,7 +50,7 @@ class Store:
 
     def forget(self, program: Program) -> None:
         """A run that was not what the page shows is no proof of anything: run it anew."""
-        for each in {program, replace(program, picture=None)}:
+        for each in (program, replace(program, picture=None)):
             self._file(each).unlink(missing_ok=True)
 
     def _file(self, program: Program) -> Path:
