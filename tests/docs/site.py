@@ -113,6 +113,19 @@ def opened(
         context.close()
 
 
+@contextmanager
+def visited(chromium: Browser) -> Iterator[Page]:
+    """A tab for one page among many: what the site's pages have in common is fetched and compiled once."""
+    if not chromium.contexts:
+        allowed = ["clipboard-read", "clipboard-write"]
+        chromium.new_context(viewport=DESKTOP, color_scheme="light", permissions=allowed)
+    tab = chromium.contexts[0].new_page()
+    try:
+        yield tab
+    finally:
+        tab.close()
+
+
 def look(chromium: Browser, address: str, page: str) -> Look:
     """Open a page once, and note what is wrong with it: on a desktop and a phone, light and dark.
 
@@ -120,7 +133,7 @@ def look(chromium: Browser, address: str, page: str) -> Look:
     has a test of its own.
     """
     seen = Look()
-    with opened(chromium, address) as tab:
+    with visited(chromium) as tab:
         listen(tab, address, seen)
         tab.goto(address + page, wait_until="load")
         tab.wait_for_function("!document.querySelector('pre.mermaid')")
@@ -189,7 +202,7 @@ CLICK_ALL = """async () => {
 
 def copied(chromium: Browser, address: str, page: str) -> list[Copied]:
     """Each block of a page, and what the real clipboard held after a click on its copy button."""
-    with opened(chromium, address, permissions=["clipboard-read", "clipboard-write"]) as tab:
+    with visited(chromium) as tab:
         tab.goto(address + page, wait_until="load")
         return [Copied(**each) for each in tab.evaluate(CLICK_ALL)]
 
