@@ -130,6 +130,17 @@ def test_a_report_has_type_message_and_traceback():
     assert any("in __call__" in line for line in lines)
 
 
+def test_a_report_tells_of_its_own_error_alone():
+    """The errors of the batches that it was in are no cause of it."""
+    outcomes = aside()[0].attempt(Call({5, 6}), list(range(64)))
+    for bad in (5, 6):
+        _, message, lines = outcomes[bad].report()
+        assert message == f"ValueError('bad {bad}')"
+        told = "".join(lines)
+        assert told.count("Traceback") == 1
+        assert told.count("ValueError") == 1
+
+
 @pytest.mark.parametrize(
     ("error", "transient"),
     [

@@ -77,19 +77,18 @@ class SetErrorsAside:
         self, call: Call, batch: Any, patience: _Patience, retries: int = RETRIES
     ) -> list[Any]:
         pause = FIRST_PAUSE_SECS
-        for _ in range(retries):
+        for left in reversed(range(retries + 1)):
             try:
                 return patience.renewed_by(call(batch))
             except self.caught as error:
-                if parts_of(error) or not is_transient(error):  # parts were tried again already
-                    return self._divided(call, batch, error, patience)
-                if retries > 1:
-                    self._sleep(pause * random.uniform(0.5, 1.5))
-                    pause *= 2
-        try:
-            return patience.renewed_by(call(batch))
-        except self.caught as error:
-            return self._divided(call, batch, error, patience)
+                failed = error
+            if parts_of(failed) or not is_transient(failed):  # parts were tried again already
+                break
+            if left and retries > 1:
+                self._sleep(pause * random.uniform(0.5, 1.5))
+                pause *= 2
+        # Not while the error is handled: those that follow have nothing to do with it, and would tell of it.
+        return self._divided(call, batch, failed, patience)
 
     def _divided(
         self, call: Call, batch: Any, error: BaseException, patience: _Patience
