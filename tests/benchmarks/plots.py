@@ -60,9 +60,10 @@ def curves(sizes, panels):
                 for at, value in enumerate(values)
             ]
             parts += _curve(points, dashed=order > 0)
-            if len(named) > 1:
+            if len(named) > 1:  # the highest at its end is named above it, the others below
                 x, y = points[-1]
-                parts.append(_text(x, y + (18 if order else -10), name, size=11, anchor="end"))
+                above = values[-1] == max(each[-1] for each in named.values())
+                parts.append(_text(x, y + (-10 if above else 18), name, size=11, anchor="end"))
     bottom = _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN
     parts.append(
         _text((_LEFT + WIDTH - 20) / 2, bottom + 36, "elements in a batch", anchor="middle")
