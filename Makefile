@@ -6,7 +6,7 @@ VENV := .venv
 BENCHMARKS := docs/assets/benchmarks.json
 BIN := $(VENV)/bin
 PAGES := $(PAGE)
-WORKERS ?= 4
+WORKERS ?= 3
 
 # Once the full environment is there, it serves for everything: no target ever takes from another.
 FULL := $(VENV)/.full

@@ -265,8 +265,9 @@ def _axe() -> str:
 
 
 def barriers(tab: Page, rules: list[str] | None = None) -> list[str]:
-    """What axe finds serious or critical, asked for these rules, or for all of them."""
-    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+    """What axe finds serious or critical, asked for these rules, or for all but those of a narrow page."""
+    later = {"rules": {rule: {"enabled": False} for rule in NARROW_RULES}}
+    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else later)}
     asked = "(options) => axe.run({exclude: [['pre > code > *']]}, options)"
     found = tab.evaluate(asked, options)["violations"]
     return [
