@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 PAGES := $(PAGE)
 WORKERS ?= 3
 
+# Hundreds of programs import the same packages: what the first one compiled, the others read.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Once the full environment is there, it serves for everything: no target ever takes from another.
 FULL := $(VENV)/.full
 DEMO := $(if $(wildcard $(FULL)),$(FULL),$(VENV)/.demo)

@@ -222,10 +222,13 @@ class Infer(beam.DoFn):  # type: ignore[misc]
                 metrics.count(event, n)
 
 
-class InferEachWindow(Infer):
-    """For elements that may be in several windows: each is gathered once in each of them."""
+class EachWindow:
+    """Before an Infer, for elements that may be in several windows: each is taken once in each of them.
 
-    def process(  # type: ignore[override]
+    Asking for the window is what makes Beam do so, and costs: those that are in one window do without.
+    """
+
+    def process(
         self,
         element: Any,
         origin: Any = beam.DoFn.WindowedValueParam,
@@ -233,7 +236,11 @@ class InferEachWindow(Infer):
         update: Any = None,
         arguments: Any = None,
     ) -> Iterable[Any] | None:
-        return super().process(element, origin, update, arguments)
+        return super().process(element, origin, update, arguments)  # type: ignore[misc,no-any-return]
+
+
+class InferEachWindow(EachWindow, Infer):  # type: ignore[misc]
+    """Gathers each element once in each of its windows."""
 
 
 class _Counting:

@@ -10,7 +10,7 @@ import apache_beam as beam
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.failing import Failure
-from runinference.infer import Infer
+from runinference.infer import EachWindow, Infer
 from runinference.routing import Edition
 from runinference.rows import row_of
 from runinference.splitting import length_of
@@ -38,8 +38,11 @@ class InferPrebatched(Infer):
         self._arguments = arguments
         try:
             self._refresh(update)
+            return self._results(element, origin)
         except self._step.errors.caught as error:
             return [self._aside(origin, Failure(error), self._base_metrics())]
+
+    def _results(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
         if getattr(self._step.handler, "mappings", None):
             return self._each_model(element, origin)
         return self._whole(self._routes.of(None), element, origin)
@@ -84,36 +87,11 @@ class InferPrebatched(Infer):
         return list(outcome)
 
 
-class InferPrebatchedEachWindow(InferPrebatched):
-    """For batches that may be in several windows."""
-
-    def process(  # type: ignore[override]
-        self,
-        element: Any,
-        origin: Any = beam.DoFn.WindowedValueParam,
-        window: Any = beam.DoFn.WindowParam,
-        update: Any = None,
-        arguments: Any = None,
-    ) -> Iterable[Any]:
-        return super().process(element, origin, update, arguments)
-
-
-class InferWhole(Infer):
+class InferWhole(InferPrebatched):
     """Elements are arrays of rows: each is handed to the model as it is, and gets one result for all of them."""
 
-    def process(
-        self,
-        element: Any,
-        origin: Any = beam.DoFn.WindowedValueParam,
-        update: Any = None,
-        arguments: Any = None,
-    ) -> Iterable[Any]:
-        self._arguments = arguments
-        try:
-            self._refresh(update)
-            edition = self._routes.of(element)
-        except self._step.errors.caught as error:
-            return [self._aside(origin, Failure(error), self._base_metrics())]
+    def _results(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
+        edition = self._routes.of(element)
         [outcome] = self._step.errors.attempt(partial(self._call_whole, edition), [element])
         if type(outcome) is Failure:
             return [self._aside(origin, outcome, self._metrics_of(edition))]
@@ -129,15 +107,9 @@ class InferWhole(Infer):
         return results
 
 
-class InferWholeEachWindow(InferWhole):
-    """For arrays of rows that may be in several windows."""
+class InferPrebatchedEachWindow(EachWindow, InferPrebatched):  # type: ignore[misc]
+    """For batches that may be in several windows."""
 
-    def process(  # type: ignore[override]
-        self,
-        element: Any,
-        origin: Any = beam.DoFn.WindowedValueParam,
-        window: Any = beam.DoFn.WindowParam,
-        update: Any = None,
-        arguments: Any = None,
-    ) -> Iterable[Any]:
-        return super().process(element, origin, update, arguments)
+
+class InferWholeEachWindow(EachWindow, InferWhole):  # type: ignore[misc]
+    """For arrays of rows that may be in several windows."""
