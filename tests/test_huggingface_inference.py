@@ -768,7 +768,8 @@ SENTENCES = ["A cat", "", LONG, "  Hello   World ", "Ein Kätzchen 漢字", "x"]
 
 @pytest.fixture(scope="module")
 def reference():
-    library = pytest.importorskip("sentence_transformers")
+    import sentence_transformers as library
+
     return library.SentenceTransformer(MINILM, device="cpu")
 
 
@@ -786,8 +787,9 @@ class TestEmbeddings:
     @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
     @pytest.mark.parametrize("normalize", [True, False])
     def test_each_pooling_is_that_of_the_reference(self, pooling, normalize, base):
-        library = pytest.importorskip("sentence_transformers")
-        modules = pytest.importorskip("sentence_transformers.models")
+        import sentence_transformers as library
+        from sentence_transformers import models as modules
+
         layers = [modules.Transformer(base), modules.Pooling(16, pooling_mode=pooling)]
         layers += [modules.Normalize()] * normalize
         model = library.SentenceTransformer(modules=layers, device="cpu")
@@ -797,8 +799,9 @@ class TestEmbeddings:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
     def test_the_models_own_files_say_how(self, base, tmp_path):
-        library = pytest.importorskip("sentence_transformers")
-        modules = pytest.importorskip("sentence_transformers.models")
+        import sentence_transformers as library
+        from sentence_transformers import models as modules
+
         layers = [modules.Transformer(base), modules.Pooling(16, pooling_mode="cls")]
         model = library.SentenceTransformer(
             modules=layers, device="cpu", prompts={"q": "good "}, default_prompt_name="q"
