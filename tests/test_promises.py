@@ -471,9 +471,9 @@ _OF_TENSORFLOW = (tensorflow_numpy, tensorflow_tensor)
 _OF_LIGHTGBM = (lightgbm_numpy, lightgbm_pandas, lightgbm_scipy)
 _OF_SERVERS = (openai_chat, openai_embeddings, http)
 
-# What a promise does not speak of: models whose call takes no arguments that change results (those of these servers,
-# and of this Keras), whose answers have one form (LightGBM's, embeddings, what these servers say), and handlers whose
-# examples have several lengths or are sent in requests, which refuse whole results.
+# What a promise does not speak of: models whose call takes no arguments that change results (those of these
+# servers, and of this Keras), whose answers have one form (LightGBM's, embeddings, what these servers say), and
+# handlers whose examples have several lengths or are sent in requests, which refuse whole results.
 LEFT_OUT = {
     "test_inference_args_reach_the_model": (
         *_OF_SERVERS,

@@ -615,6 +615,26 @@ def test_a_program_is_its_main_module_and_ends_with_its_exit_code(check: Check) 
     assert "the program fails" in told(check(text.format(3)))
 
 
+def test_the_name_of_what_varies_may_stand_in_its_place(check: Check) -> None:
+    text = """
+        # One
+
+        ```python
+        import tempfile
+
+        print("In", tempfile.mkdtemp() + "/one.txt")
+        ```
+
+        <!-- varies: folder="/\\S+(?=/one)" -->
+        ```text title="Output"
+        In <folder>/one.txt
+        ```
+    """
+    assert not check(text)
+    assert "two.txt" in told(check(text.replace("/one.txt", "/two.txt", 1)))
+    assert "matches nothing" in told(check(text.replace("<folder>/", "<directory>/")))
+
+
 def test_one_run_proves_the_same_text_wherever_it_stands(
     page: Page, tmp_path: Path, forked: Interpreter, env: dict[str, str]
 ) -> None:
