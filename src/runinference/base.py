@@ -10,7 +10,8 @@ from runinference.handler import (
     PredictionT,
     PreProcessT,
 )
-from runinference.keyed import KeyedModelHandler, KeyModelMapping, KeyT, MaybeKeyedModelHandler
+from runinference.keyed import KeyedModelHandler, MaybeKeyedModelHandler
+from runinference.mapped import KeyModelMapping, KeyT
 from runinference.remote import RemoteModelHandler
 from runinference.results import PredictionResult
 from runinference.transform import RunInference

@@ -154,3 +154,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     spelt = {choice.lower(): choice for choice in choices}
     found = difflib.get_close_matches(word.lower(), spelt, n=1, cutoff=0.6)
     return f" Did you mean {spelt[found[0]]!r}?" if found else ""
+
+
+def no_key(element: Any) -> ElementError:
+    """The error for an element that should have a key, and has none."""
+    return ElementError(
+        f"KeyedModelHandler takes (key, example), and got {type(element).__name__} {repr(element)[:60]}. "
+        "Add a key, for example with beam.Map(lambda x: (x.name, x)), or use the handler without "
+        "KeyedModelHandler."
+    )
