@@ -78,9 +78,7 @@ def _split(value: Any, size: int, where: str) -> _Rows | None:
         return None
     if isinstance(value, list):
         return _checked(value, size, where)
-    if (
-        isinstance(value, Mapping) and shape_of(value) is None
-    ):  # a DOK matrix of SciPy's is one, too
+    if isinstance(value, Mapping) and shape_of(value) is None:  # as a DOK matrix of SciPy's is
         return _split_fields(value, size, where, dict)
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
