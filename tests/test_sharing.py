@@ -23,6 +23,7 @@ from unittest import mock
 import apache_beam as beam
 import numpy as np
 import pytest
+import torch
 from apache_beam.internal import pickler
 from apache_beam.metrics import MetricsFilter
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
@@ -670,7 +671,6 @@ def test_in_a_container_the_budget_is_of_its_limit(tmp_path, files, limit):
 
 
 def test_where_there_is_a_gpu_the_budget_is_of_its_memory(monkeypatch):
-    torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu = mock.Mock(total_memory=16 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
@@ -694,7 +694,6 @@ def test_what_tunes_beams_manager_is_understood():
 
 
 def test_the_bytes_of_a_network_are_its_parameters_and_buffers():
-    torch = pytest.importorskip("torch")
     assert bytes_of(torch.nn.Linear(10, 5)) == 4 * (10 * 5 + 5)
     assert bytes_of(torch.nn.BatchNorm1d(4)) == 4 * 4 * 4 + 8
     assert bytes_of({"net": torch.nn.Linear(1000, 100)}) >= 4 * 1000 * 100

@@ -15,13 +15,16 @@ import weakref
 import zipfile
 
 import apache_beam as beam
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from apache_beam.io.filesystem import FileMetadata
 
 from defects.packages import BEAM, OURS
 from refreshing import refreshed
 from runinference import RunInference
+from runinference import tensorflow_inference as ours
 from runinference.batching import size_in_bytes
 from runinference.errors import (
     BatchShapeError,
@@ -36,9 +39,6 @@ from test_sklearn_inference import InMemory
 from tiny import RUNNER, Catch, run
 
 pytestmark = pytest.mark.xdist_group("tensorflow")  # one process pays for the import
-keras = pytest.importorskip("keras")
-tf = importlib.import_module("tensorflow")
-ours = importlib.import_module("runinference.tensorflow_inference")
 Numpy, Tensor, ModelType = ours.TFModelHandlerNumpy, ours.TFModelHandlerTensor, ours.ModelType
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)

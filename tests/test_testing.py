@@ -6,6 +6,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+import torch
 
 from runinference import KeyedModelHandler, ModelHandler, PredictionResult
 from runinference.testing import HandlerFaultsError, check_handler
@@ -118,7 +119,6 @@ class GivesViews(Good):
 
 class GivesTensorViews(GivesViews):
     def run_inference(self, batch, model, inference_args=None):
-        torch = pytest.importorskip("torch")
         rows = torch.outer(torch.tensor(batch), torch.ones(3))
         return [PredictionResult(x, row, self.path) for x, row in zip(batch, rows, strict=True)]
 
