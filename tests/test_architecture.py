@@ -1,107 +1,31 @@
-"""Each module imports only what stands below it, and no framework is imported before it is used."""
+"""Imports between packages point downwards, and no framework is imported before it is needed."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import runinference
 
 SOURCES = Path(runinference.__file__).parent
-
-# From the ground up: a module may import modules of its own floor that stand before it, and of lower floors.
-FLOORS = {
-    "words": [
-        "errors",
-        "extras",
-        "results",
-        "options",
-        "batching",
-        "sizing",
-        "gathering",
-        "rows",
-        "splitting",
-        "stacking",
-        "fitting",
-        "json_tensors",
-        "protocols",
-        "openai_protocol",
-        "tables",
-        "structure",
-        "failing",
-        "whole",
-        "running",
-        "padding",
-        "trying",
-        "handler",
-        "updates",
-        "shelf",
-        "joining",
-        "retrying",
-    ],
-    "files": [
-        "model_file",
-        "sample_files",
-        "sample_texts",
-        "samples",
-        "local_server",
-        "sample_servers",
-    ],
-    "handlers": [
-        "mapped",
-        "keyed",
-        "sending",
-        "remote",
-        "posting",
-        "endpoint",
-        "openai_inference",
-        "http_inference",
-        "sklearn_inference",
-        "torch_devices",
-        "torch_loading",
-        "torch_exported",
-        "torch_compiling",
-        "torch_calling",
-        "pytorch_inference",
-        "huggingface_loading",
-        "huggingface_inputs",
-        "huggingface_tokens",
-        "huggingface_text",
-        "huggingface_embedding",
-        "huggingface_tasks",
-        "huggingface_pipeline",
-        "huggingface_inference",
-        "onnx_loading",
-        "onnx_inference",
-        "xgboost_inference",
-        "lightgbm_file",
-        "lightgbm_inference",
-        "tensorflow_loading",
-        "tensorflow_calling",
-        "tensorflow_inference",
-    ],
-    "engine": [
-        "metrics",
-        "coding",
-        "arguments",
-        "routing",
-        "watching",
-        "crossing",
-        "sharing",
-        "child",
-        "step",
-        "leasing",
-        "infer",
-        "prebatched",
-        "waiting",
-        "managing",
-        "refresh",
-    ],
-    "transform": ["dead_letters", "transform"],
-    "façade": ["base", "utils", "comparing", "checks", "testing", "__init__"],
-}
+#: Packages from the top layer down. A module imports from its own package and from lower layers only.
+LAYERS = [
+    {"facade", "testing", "samples"},
+    {"transforms"},
+    {"public handlers"},
+    {"frameworks", "remote", "serving"},
+    {"handlers"},
+    {"batching", "caching", "collate"},
+    {"shared"},
+]
+FACADE = {"runinference", "runinference.base", "runinference.utils"}
+SHARED = {f"runinference.{name}" for name in ("errors", "results", "extras", "model_file")}
+PURE = {"batching", "caching", "collate", "shared"}
 FRAMEWORKS = {
     "sklearn",
     "joblib",
@@ -118,48 +42,75 @@ FRAMEWORKS = {
 }
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCES.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCES.rglob("*.py"))}
+
+
 def imports(module: str) -> set[str]:
-    tree = ast.parse((SOURCES / f"{module}.py").read_text())
+    """The modules that a module imports, wherever in its text; names of other packages in full."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            if node.module == "runinference":
-                found |= {f"runinference.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (submodules & MODULES.keys()) or {node.module}
     return found
 
 
-def test_every_module_has_its_floor():
-    modules = {path.stem for path in SOURCES.glob("*.py")}
-    assert modules == {module for floor in FLOORS.values() for module in floor}
+def own_imports(module: str) -> set[str]:
+    return imports(module) & MODULES.keys()
 
 
-def test_modules_import_only_what_stands_below_them():
-    below: list[str] = []
-    for floor, modules in FLOORS.items():
-        for module in modules:
-            own = {
-                name.partition(".")[2]
-                for name in imports(module)
-                if name.startswith("runinference.")
-            }
-            if floor == "engine":  # the engine knows handlers by their methods alone
-                assert not own & set(FLOORS["handlers"]), f"{module} imports a handler"
-            assert own <= {*below}, f"{module} imports what stands above it: {own - {*below}}"
-            below.append(module)
+def package(module: str) -> str:
+    if module in FACADE:
+        return "facade"
+    if module in SHARED:
+        return "shared"
+    if module.endswith("_inference"):
+        return "public handlers"
+    return module.split(".")[1]
 
 
-def test_words_know_neither_beam_nor_a_framework():
-    for module in FLOORS["words"]:
-        roots = {name.partition(".")[0] for name in imports(module)}
-        assert not roots & (FRAMEWORKS | {"apache_beam"}), module
+def layer(module: str) -> int | None:
+    """The number of the layer of a module, from the top; None for a module that has not moved yet."""
+    return next((n for n, names in enumerate(LAYERS) if package(module) in names), None)
 
 
-def test_nothing_imports_beams_own_inference():
-    for path in SOURCES.glob("*.py"):
-        assert not any(name.startswith("apache_beam.ml") for name in imports(path.stem)), path.name
+def test_imports_between_packages_point_downwards():
+    offending = [
+        f"{module} imports {other}"
+        for module in MODULES
+        for other in own_imports(module)
+        if None not in (layer(module), layer(other))
+        and package(module) != package(other)
+        and layer(module) >= layer(other)
+    ]
+    assert not offending, "\n".join(offending)
+
+
+def test_no_modules_import_each_other():
+    graph = {module: own_imports(module) - {module} for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(error.args[1]))
+
+
+def test_the_lower_packages_import_neither_beam_nor_a_framework():
+    for module in MODULES:
+        if package(module) in PURE and module != "runinference.model_file":
+            roots = {name.partition(".")[0] for name in imports(module)}
+            assert not roots & (FRAMEWORKS - {"pandas"} | {"apache_beam"}), module
+
+
+def test_no_module_imports_beams_own_inference():
+    for module in MODULES:
+        assert not any(name.startswith("apache_beam.ml") for name in imports(module)), module
 
 
 def test_importing_the_package_imports_no_framework():
@@ -174,11 +125,3 @@ def test_importing_the_package_imports_no_framework():
         check=True,
     )
     assert not (set(loaded.stdout.split()) - set(before.stdout.split())) & FRAMEWORKS
-
-
-def test_the_page_for_contributors_names_every_module():
-    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
-    frameworks = {module for module in FLOORS["handlers"] if module.endswith("_inference")}
-    for modules in FLOORS.values():
-        for module in set(modules) - frameworks:
-            assert f"`{module}`" in page, f"docs/architecture.md does not name {module}"

@@ -12,19 +12,20 @@ import pytest
 import runinference
 
 TENSORFLOW = pytest.mark.xdist_group("tensorflow")  # one process pays for the import
-MODULES = sorted(path.stem for path in Path(runinference.__file__).parent.glob("*.py"))
+SOURCES = Path(runinference.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(SOURCES.parent).with_suffix("").parts)
+    for path in SOURCES.rglob("*.py")
+    if path.stem != "__init__"
+)
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=TENSORFLOW) if name.startswith("tensorflow") else name
-        for name in MODULES
-        if name != "__init__"
-    ],
+    [pytest.param(name, marks=TENSORFLOW) if "tensorflow" in name else name for name in MODULES],
 )
 def test_the_examples_of_a_module_print_what_they_say(name):
-    module = importlib.import_module(f"runinference.{name}")
+    module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, extraglobs={"np": np}, verbose=False)
     assert failed == 0
 
@@ -32,5 +33,5 @@ def test_the_examples_of_a_module_print_what_they_say(name):
 @TENSORFLOW
 def test_there_are_examples():
     finder = doctest.DocTestFinder()
-    modules = [importlib.import_module(f"runinference.{name}") for name in MODULES]
+    modules = [importlib.import_module(name) for name in MODULES]
     assert sum(bool(test.examples) for module in modules for test in finder.find(module)) >= 10
