@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runinference import KeyedModelHandler
-from runinference.batching import BatchPolicy, policy_of, size_in_bytes
+from runinference.batching.policy import BatchPolicy, policy_of, size_in_bytes
 from runinference.errors import OptionError, UnknownOptionError
 from tiny import Doubler
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runinference.batching import BatchPolicy
-from runinference.gathering import Gatherer
-from runinference.sizing import AdaptiveSize
+from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.batcher import Gatherer
+from runinference.batching.policy import BatchPolicy
 from tiny import Doubler
 
 

@@ -8,7 +8,7 @@ import apache_beam as beam
 import pytest
 
 from runinference import ModelHandler, RunInference
-from runinference.batching import BatchPolicy
+from runinference.batching.policy import BatchPolicy
 from runinference.infer import Infer
 from runinference.joining import Joiner
 from runinference.sklearn_inference import SklearnModelHandlerNumpy

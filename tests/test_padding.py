@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from runinference import KeyedModelHandler, RunInference
-from runinference.batching import policy_of
+from runinference.batching.policy import policy_of
 from runinference.errors import BatchShapeError, OptionError, UnknownOptionError
 from runinference.padding import Padding
 from runinference.pytorch_inference import (

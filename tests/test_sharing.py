@@ -35,7 +35,7 @@ from runinference import (
     ModelMetadata,
     RunInference,
 )
-from runinference.batching import policy_of
+from runinference.batching.policy import policy_of
 from runinference.child import InAChild
 from runinference.crossing import answer_of, opened, packed
 from runinference.errors import ChildDiedError, OptionError, UnknownOptionError

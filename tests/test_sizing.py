@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from runinference.batching import BatchPolicy
-from runinference.gathering import Gatherer
-from runinference.sizing import AdaptiveSize
+from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.batcher import Gatherer
+from runinference.batching.policy import BatchPolicy
 
 
 def fixed(size: int, **fields) -> BatchPolicy:

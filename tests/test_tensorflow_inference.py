@@ -25,7 +25,7 @@ from defects.packages import BEAM, OURS
 from refreshing import refreshed
 from runinference import RunInference
 from runinference import tensorflow_inference as ours
-from runinference.batching import size_in_bytes
+from runinference.batching.policy import size_in_bytes
 from runinference.errors import (
     BatchShapeError,
     ElementError,

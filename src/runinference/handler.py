@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from runinference.batching import policy_of, size_in_bytes
+from runinference.batching.policy import policy_of, size_in_bytes
 from runinference.options import HandlerOptions, refuse_unknown, show_signature, spell_out
 from runinference.splitting import to_results
 from runinference.trying import predict

@@ -11,13 +11,13 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.arguments import are_equal, checked
+from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.batcher import Gatherer
 from runinference.errors import kept_of, parts_of
 from runinference.failing import Failure, halved_on_out_of_memory
-from runinference.gathering import Gatherer
 from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
 from runinference.routing import Edition, Routes, routes_of
-from runinference.sizing import AdaptiveSize
 from runinference.step import Step
 
 FAILED = "failed_inferences"

@@ -7,7 +7,7 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from runinference.batching import BatchPolicy, size_in_bytes
+from runinference.batching.policy import BatchPolicy, size_in_bytes
 from runinference.failing import Call, is_out_of_memory
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from typing_extensions import Self, Unpack
 
-from runinference.batching import MOST_ELEMENTS
+from runinference.batching.policy import MOST_ELEMENTS
 from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
 from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT

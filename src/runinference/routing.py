@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from apache_beam.internal import pickler
 
-from runinference.batching import BatchPolicy, policy_of
+from runinference.batching.policy import BatchPolicy, policy_of
 from runinference.errors import no_key
 from runinference.updates import check_metadata, paths_by_key
 

@@ -8,10 +8,10 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from runinference.batching import policy_of
-from runinference.gathering import Gatherer
+from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.batcher import Gatherer
+from runinference.batching.policy import policy_of
 from runinference.running import run_batch
-from runinference.sizing import AdaptiveSize
 
 
 def predict(

@@ -18,9 +18,9 @@ from apache_beam.transforms.userstate import (
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from runinference.batching import policy_of, size_in_bytes
+from runinference.batching.batcher import Gatherer
+from runinference.batching.policy import policy_of, size_in_bytes
 from runinference.failing import Failure
-from runinference.gathering import Gatherer
 from runinference.infer import Infer
 from runinference.routing import Edition, routes_of
 from runinference.step import Step

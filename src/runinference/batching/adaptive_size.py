@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from math import inf
 
-from runinference.batching import BatchPolicy
+from runinference.batching.policy import BatchPolicy
 
 
 class AdaptiveSize:

@@ -8,8 +8,8 @@ from math import inf
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
-from runinference.batching import MOST_BYTES, MOST_ELEMENTS, BatchPolicy, size_in_bytes
-from runinference.sizing import AdaptiveSize
+from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.policy import MOST_BYTES, MOST_ELEMENTS, BatchPolicy, size_in_bytes
 
 ItemT = TypeVar("ItemT")
 
