@@ -36,11 +36,11 @@ from runinference import (
     RunInference,
 )
 from runinference.batching.policy import policy_of
+from runinference.caching.memory_budget import memory_bytes, room_of
 from runinference.child import InAChild
 from runinference.crossing import answer_of, opened, packed
 from runinference.errors import ChildDiedError, OptionError, UnknownOptionError
 from runinference.infer import Infer
-from runinference.managing import memory_bytes, room_of
 from runinference.routing import Edition, routes_of
 from runinference.sharing import InThisProcess, OnThisMachine, bytes_of
 from tiny import RUNNER, Catch, Doubler, Saying, run

@@ -8,8 +8,8 @@ import weakref
 
 import pytest
 
+from runinference.caching.model_cache import Room, Shelf
 from runinference.errors import OptionError
-from runinference.shelf import Room, Shelf
 
 
 class Model:

@@ -7,10 +7,10 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from runinference.caching.model_cache import Room
 from runinference.errors import ElementError, OptionError, Part, parts_of, tell_parts
 from runinference.handler import ModelHandler
 from runinference.mapped import KeyModelMapping, Mapped, pair, refuse_functions, wholly
-from runinference.shelf import Room
 from runinference.splitting import split
 from runinference.whole import gives_whole_results, run_whole
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from runinference.caching.model_cache import Room, Shelf
 from runinference.errors import ElementError, OptionError, UnknownKeyError, nearest, no_key
 from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
-from runinference.shelf import Room, Shelf
 from runinference.whole import gives_whole_results
 
 KeyT = TypeVar("KeyT")

@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from runinference.caching.model_cache import Room
 from runinference.errors import UnknownOptionError, nearest
-from runinference.shelf import Room
 
 _FIELDS = {
     "max_models": "models",
