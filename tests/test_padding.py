@@ -15,8 +15,9 @@ from transformers import BertConfig, BertModel
 
 from runinference import KeyedModelHandler, RunInference
 from runinference.batching.policy import policy_of
+from runinference.collate.padding import Padding
+from runinference.collate.stack import stack_arrays
 from runinference.errors import BatchShapeError, OptionError, UnknownOptionError
-from runinference.padding import Padding
 from runinference.pytorch_inference import (
     PytorchModelHandlerKeyedTensor,
     PytorchModelHandlerTensor,
@@ -24,7 +25,6 @@ from runinference.pytorch_inference import (
     make_tensor_model_fn,
 )
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from runinference.stacking import stack_arrays
 from tiny import run
 
 WIDTH = 8  # of the hidden states, and the length of the longest text

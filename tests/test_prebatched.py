@@ -23,8 +23,8 @@ from runinference import (
     RunInference,
 )
 from runinference.coding import result_type
+from runinference.collate.padding import Padding
 from runinference.errors import InferenceTimeoutError, OptionError, OutOfMemoryError
-from runinference.padding import Padding
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from test_whole import Sums

@@ -27,6 +27,7 @@ from transformers import (
 
 from runinference import KeyedModelHandler, PredictionResult, RunInference, sample_servers, samples
 from runinference import huggingface_inference as hf
+from runinference.collate.pytree import parts
 from runinference.comparing import held, same
 from runinference.errors import OptionError
 from runinference.http_inference import HTTPModelHandler, KServeV2
@@ -40,7 +41,6 @@ from runinference.openai_inference import OpenAIChatModelHandler, OpenAIEmbeddin
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.remote import RemoteModelHandler
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
-from runinference.structure import parts
 from runinference.testing import check_handler
 from runinference.xgboost_inference import (
     XGBoostModelHandlerNumpy,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from runinference.collate.named_inputs import Input
 from runinference.errors import BatchShapeError, ElementError, OptionError, UnusableAnswerError
-from runinference.fitting import Input
 from runinference.protocols import KServeV2, TFServing, TFServingColumns, TorchServe
 
 ROWS = [np.array([1.0, 2.0]), np.array([3.0, 4.0])]

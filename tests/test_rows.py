@@ -11,9 +11,9 @@ import pytest
 import scipy.sparse
 import torch
 
+from runinference.collate.rows import shape_of
+from runinference.collate.unbatch import split
 from runinference.errors import ResultMismatchError
-from runinference.rows import shape_of
-from runinference.splitting import split
 
 pytestmark = pytest.mark.xdist_group("tensorflow")  # one process pays for the import
 tf = importlib.import_module("tensorflow")

@@ -14,9 +14,9 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from runinference import ModelHandler
+from runinference.collate.unbatch import split, to_results
 from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
-from runinference.splitting import split, to_results
 
 Named = collections.namedtuple("Named", ["logits", "loss"])
 

@@ -10,8 +10,8 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from runinference import ModelHandler, PredictionResult
+from runinference.collate.unsplit import rows_in, run_whole, whole_result
 from runinference.errors import OutOfMemoryError, ResultMismatchError
-from runinference.whole import rows_in, run_whole, whole_result
 from tiny import Saying
 
 ROWS = np.arange(6.0).reshape(3, 2)

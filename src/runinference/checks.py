@@ -8,10 +8,10 @@ from typing import Any
 
 from apache_beam.internal import pickler
 
+from runinference.collate.pytree import parts
 from runinference.comparing import held, permuted, same, short, told
 from runinference.failing import Failure, SetErrorsAside
 from runinference.running import run_batch
-from runinference.structure import parts
 
 
 class Wrong(Exception):  # noqa: N818 - no error

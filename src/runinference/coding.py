@@ -10,8 +10,8 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.coders import coder_impl
 
+from runinference.collate.unsplit import gives_whole_results
 from runinference.results import PredictionResult
-from runinference.whole import gives_whole_results
 
 _ARRAY, _SCALAR, _TENSOR, _OTHER = range(4)
 

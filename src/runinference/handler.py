@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 from typing_extensions import Self, Unpack
 
 from runinference.batching.policy import policy_of, size_in_bytes
+from runinference.collate.unbatch import to_results
+from runinference.collate.unsplit import whole_result
 from runinference.options import HandlerOptions, refuse_unknown, show_signature, spell_out
-from runinference.splitting import to_results
 from runinference.trying import predict
-from runinference.whole import whole_result
 
 ExampleT = TypeVar("ExampleT")
 PredictionT = TypeVar("PredictionT")

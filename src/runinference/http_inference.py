@@ -8,9 +8,10 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.collate.named_inputs import Input
+from runinference.collate.unbatch import split
 from runinference.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.errors import EndpointRefusedError, UnusableAnswerError
-from runinference.fitting import Input
 from runinference.posting import Client
 from runinference.protocols import (
     KServeV2,
@@ -20,7 +21,6 @@ from runinference.protocols import (
     TorchServe,
 )
 from runinference.results import PredictionResult
-from runinference.splitting import split
 
 __all__ = [
     "HTTPModelHandler",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from typing_extensions import Unpack
 
+from runinference.collate.padding import Padding
 from runinference.errors import ModelLoadError, OptionError, nearest
 from runinference.extras import need
 from runinference.huggingface_loading import read_json
@@ -17,7 +18,6 @@ from runinference.huggingface_text import (
 )
 from runinference.huggingface_tokens import Tokens
 from runinference.options import HandlerOptions
-from runinference.padding import Padding
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")

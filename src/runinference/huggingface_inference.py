@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.collate.padding import Padding
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
@@ -24,7 +25,6 @@ from runinference.huggingface_text import (
     without_cache,
 )
 from runinference.options import HandlerOptions
-from runinference.padding import Padding
 from runinference.results import PredictionResult
 from runinference.torch_calling import (
     default_keyed_tensor_inference_fn,

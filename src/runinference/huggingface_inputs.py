@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from runinference.collate.unbatch import split
 from runinference.errors import ElementError, RunInferenceError, nearest
-from runinference.splitting import split
 
 
 @contextmanager

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
 
+from runinference.collate.padding import Padding
+from runinference.collate.unbatch import to_results
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
 from runinference.huggingface_loading import load_model, read_json, where_of
 from runinference.huggingface_tokens import Tokens, checked, load_tokenizer
 from runinference.options import HandlerOptions
-from runinference.padding import Padding
 from runinference.results import PredictionResult
-from runinference.splitting import to_results
 from runinference.torch_calling import infer_keyed, needs_lengths
 from runinference.torch_devices import device_named, device_of, usable
 

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from runinference.collate.padding import Padding
 from runinference.errors import ElementError, ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.huggingface_loading import explained
-from runinference.padding import Padding
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")

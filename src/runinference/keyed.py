@@ -8,11 +8,11 @@ from itertools import islice
 from typing import Any
 
 from runinference.caching.model_cache import Room
+from runinference.collate.unbatch import split
+from runinference.collate.unsplit import gives_whole_results, run_whole
 from runinference.errors import ElementError, OptionError, Part, parts_of, tell_parts
 from runinference.handler import ModelHandler
 from runinference.mapped import KeyModelMapping, Mapped, pair, refuse_functions, wholly
-from runinference.splitting import split
-from runinference.whole import gives_whole_results, run_whole
 
 
 class _Around(ModelHandler[Any, Any, Any]):

@@ -7,14 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.errors import ModelLoadError
-from runinference.extras import need
-from runinference.handler import ModelHandler
-from runinference.lightgbm_file import check_whole
-from runinference.model_file import open_model
-from runinference.options import HandlerOptions
-from runinference.results import PredictionResult, signed
-from runinference.tables import (
+from runinference.collate.frames import (
     check_columns,
     dealt_out,
     examples_of,
@@ -22,6 +15,13 @@ from runinference.tables import (
     sparse_bytes,
     tables_of,
 )
+from runinference.errors import ModelLoadError
+from runinference.extras import need
+from runinference.handler import ModelHandler
+from runinference.lightgbm_file import check_whole
+from runinference.model_file import open_model
+from runinference.options import HandlerOptions
+from runinference.results import PredictionResult, signed
 
 lightgbm = need("lightgbm", extra="lightgbm")
 

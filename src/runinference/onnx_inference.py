@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
+from runinference.collate.named_inputs import Input, inputs_of
 from runinference.errors import OptionError, nearest
-from runinference.fitting import Input, inputs_of
 from runinference.handler import ModelHandler
 from runinference.onnx_loading import check_providers, check_session_options, load_session
 from runinference.options import HandlerOptions

@@ -9,13 +9,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.transforms.window import WindowedValue
 
+from runinference.collate.rows import row_of
+from runinference.collate.unbatch import length_of
+from runinference.collate.unsplit import gives_whole_results, rows_in
 from runinference.failing import Failure
 from runinference.infer import EachWindow, Infer
 from runinference.routing import Edition
-from runinference.rows import row_of
-from runinference.splitting import length_of
 from runinference.step import Step
-from runinference.whole import gives_whole_results, rows_in
 
 
 def infer_prebatched(step: Step, one_window: bool) -> Infer:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
+from runinference.collate.named_inputs import Input, inputs_of
 from runinference.errors import OptionError, UnusableAnswerError
-from runinference.fitting import Input, inputs_of
 from runinference.json_tensors import TYPES, array_of, as_arrays, field, listed, tensor
 
 

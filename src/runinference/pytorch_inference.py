@@ -7,10 +7,10 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.collate.padding import Padding
 from runinference.errors import OptionError
 from runinference.handler import ModelHandler
 from runinference.options import HandlerOptions
-from runinference.padding import Padding
 from runinference.results import PredictionResult
 from runinference.torch_calling import (
     default_keyed_tensor_inference_fn,

@@ -16,13 +16,13 @@ from typing import Any, cast
 from typing_extensions import Self, Unpack
 
 from runinference.batching.policy import MOST_ELEMENTS
+from runinference.collate.unbatch import split
 from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
 from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.options import HandlerOptions, refuse_unknown
 from runinference.retrying import Backoff, at_least, retry_after, worth_retrying
 from runinference.sending import Outbox, OutboxOfProcess, RateLimiter, throttler
-from runinference.splitting import split
 
 __all__ = [
     "Backoff",

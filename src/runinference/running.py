@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from runinference.collate.unbatch import length_of, split
+from runinference.collate.unsplit import gives_whole_results, run_whole
 from runinference.errors import Part, parts_of, tell_parts
-from runinference.splitting import length_of, split
-from runinference.whole import gives_whole_results, run_whole
 
 
 def run_batch(

@@ -9,15 +9,15 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Unpack
 
+from runinference.collate.frames import examples_of, is_frame
+from runinference.collate.stack import stack_arrays
+from runinference.collate.unbatch import split
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handler import ModelHandler
 from runinference.model_file import open_model
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
-from runinference.splitting import split
-from runinference.stacking import stack_arrays
-from runinference.tables import examples_of, is_frame
 
 __all__ = ["ModelFileType", "SklearnModelHandlerNumpy", "SklearnModelHandlerPandas"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+from runinference.collate.named_inputs import Input, columns_of, inputs_of
 from runinference.errors import BatchShapeError, ElementError
 from runinference.extras import need
-from runinference.fitting import Input, columns_of, inputs_of
 from runinference.tensorflow_loading import reason
 
 tf = need("tensorflow", extra="tensorflow")

@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from runinference.collate.padding import NoPadding, Padding, Unsplit
+from runinference.collate.pytree import known_of
+from runinference.collate.stack import refuse_keyed, stacked
+from runinference.collate.unbatch import to_results
 from runinference.errors import BatchShapeError, OptionError, nearest
 from runinference.extras import need
-from runinference.padding import NoPadding, Padding, Unsplit
 from runinference.results import PredictionResult
-from runinference.splitting import to_results
-from runinference.stacking import refuse_keyed, stacked
-from runinference.structure import known_of
 from runinference.torch_devices import stack_for, to_cpu, to_device
 
 torch = need("torch", extra="torch")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from runinference.collate.pytree import replaced
 from runinference.errors import ModelLoadError, OptionError, nearest
 from runinference.extras import need
-from runinference.structure import replaced
 
 torch = need("torch", extra="torch")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runinference.collate.named_inputs import Input, check_names, check_shape
 from runinference.errors import ModelLoadError
 from runinference.extras import need
-from runinference.fitting import Input, check_names, check_shape
 from runinference.model_file import open_model
 from runinference.torch_loading import first_sentence
 

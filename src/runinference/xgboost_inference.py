@@ -8,13 +8,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.errors import ModelLoadError, OptionError
-from runinference.extras import need
-from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
-from runinference.model_file import open_model
-from runinference.options import HandlerOptions
-from runinference.results import PredictionResult, signed
-from runinference.tables import (
+from runinference.collate.frames import (
     check_columns,
     dealt_out,
     examples_of,
@@ -23,6 +17,12 @@ from runinference.tables import (
     sparse_bytes,
     tables_of,
 )
+from runinference.errors import ModelLoadError, OptionError
+from runinference.extras import need
+from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
+from runinference.model_file import open_model
+from runinference.options import HandlerOptions
+from runinference.results import PredictionResult, signed
 
 xgboost = need("xgboost", extra="xgboost")
 

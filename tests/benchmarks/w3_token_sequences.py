@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.harness import Case, Keep, KeepResult, Outcome, run_pipeline
 from runinference import PredictionResult, RunInference
-from runinference.padding import Padding
+from runinference.collate.padding import Padding
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor
 
 BUDGET = 2_048

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from runinference.collate.pytree import fields_of, rebuilt
+from runinference.collate.rows import shape_of
+from runinference.collate.unbatch import kind_of
 from runinference.errors import OutOfMemoryError, ResultMismatchError
 from runinference.failing import is_out_of_memory
 from runinference.results import PredictionResult
-from runinference.rows import shape_of
-from runinference.splitting import kind_of
-from runinference.structure import fields_of, rebuilt
 
 
 def gives_whole_results(handler: Any) -> bool:

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
+from runinference.collate.rows import rows_of, shape_of
 from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
-from runinference.rows import rows_of, shape_of
 
 _Rows = list[Any]
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from runinference.collate.stack import stack_arrays
 from runinference.errors import BatchShapeError, ElementError, nearest
-from runinference.stacking import stack_arrays
 
 
 class Input(NamedTuple):

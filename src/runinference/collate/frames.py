@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from runinference.collate.stack import refuse_keyed
+from runinference.collate.unbatch import split
 from runinference.errors import BatchShapeError, ResultMismatchError
 from runinference.extras import need
-from runinference.splitting import split
-from runinference.stacking import refuse_keyed
 
 
 def examples_of(batch: Any) -> list[Any]:

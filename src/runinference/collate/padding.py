@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from runinference.collate.pytree import Path, parts, replaced
+from runinference.collate.unbatch import split
 from runinference.errors import BatchShapeError, OptionError
-from runinference.splitting import split
-from runinference.structure import Path, parts, replaced
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,7 +40,7 @@ class Padding:
     part: it is called with a shorter example of the batch alone, twice over, and must give that one's length.
     So ten scores of ten classes stay ten, also in a batch padded to ten.
 
-    >>> from runinference.stacking import stack_arrays
+    >>> from runinference.collate.stack import stack_arrays
     >>> padding = Padding(value=-1, mask="real")
     >>> padding.join_keys([{"ids": np.array([7, 8, 9])}, {"ids": np.array([7])}], stack_arrays)
     {'ids': array([[ 7,  8,  9],
