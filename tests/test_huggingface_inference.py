@@ -620,7 +620,7 @@ class TestWhatCannotBeLoaded:
 
     def test_transformers_that_is_missing_or_too_old(self, monkeypatch):
         def import_anew():
-            path = sys.modules["runinference.huggingface_loading"].__file__
+            path = sys.modules["runinference.frameworks.huggingface.loading"].__file__
             spec = importlib.util.spec_from_file_location("anew", path)
             spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

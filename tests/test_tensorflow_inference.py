@@ -317,7 +317,7 @@ def test_python_in_a_file_is_found_however_deep_and_old(tmp_path):
     keras.Sequential([keras.Input((4,)), inner]).save(tmp_path / "nested.keras")
     with pytest.raises(ModelLoadError, match="the layer 'deep'"):
         Numpy(str(tmp_path / "nested.keras")).load_model()
-    loading = importlib.import_module("runinference.tensorflow_loading")
+    loading = importlib.import_module("runinference.frameworks.tensorflow.loading")
     keras_2 = {"name": "old", "function": ["AAAA", None, None], "function_type": "lambda"}
     found = dict(loading._lambdas({"layers": [{"config": keras_2}]}, "the model"))
     assert found == {"the layer 'old'": "AAAA"}

@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
-from runinference.pytorch_inference import (
-    PytorchModelHandlerKeyedTensor,
-    PytorchModelHandlerTensor,
-)
-from runinference.torch_devices import (
+from runinference.frameworks.torch.devices import (
     autocast,
     device_named,
     dtype_named,
@@ -20,6 +16,10 @@ from runinference.torch_devices import (
     to_cpu,
     to_device,
     usable,
+)
+from runinference.pytorch_inference import (
+    PytorchModelHandlerKeyedTensor,
+    PytorchModelHandlerTensor,
 )
 
 CPU = torch.device("cpu")

@@ -10,23 +10,20 @@ from typing_extensions import Unpack
 from runinference.collate.padding import Padding
 from runinference.errors import OptionError
 from runinference.extras import need
-from runinference.handler import ModelHandler
-from runinference.huggingface_embedding import HuggingFaceModelHandlerEmbedding
-from runinference.huggingface_inputs import check_names, inputs_explained
-from runinference.huggingface_loading import VERSION, load_model
-from runinference.huggingface_pipeline import (
+from runinference.frameworks.huggingface.embedding import HuggingFaceModelHandlerEmbedding
+from runinference.frameworks.huggingface.input_errors import check_names, inputs_explained
+from runinference.frameworks.huggingface.loading import VERSION, load_model
+from runinference.frameworks.huggingface.pipeline import (
     HuggingFacePipelineModelHandler,
     default_pipeline_inference_fn,
 )
-from runinference.huggingface_tasks import PipelineTask
-from runinference.huggingface_text import (
+from runinference.frameworks.huggingface.tasks import PipelineTask
+from runinference.frameworks.huggingface.text import (
     HuggingFaceModelHandlerText,
     check_model,
     without_cache,
 )
-from runinference.options import HandlerOptions
-from runinference.results import PredictionResult
-from runinference.torch_calling import (
+from runinference.frameworks.torch.calling import (
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
     needs_lengths,
@@ -34,7 +31,10 @@ from runinference.torch_calling import (
     refuse_padding,
     unsplit,
 )
-from runinference.torch_devices import device_named, device_of, usable
+from runinference.frameworks.torch.devices import device_named, device_of, usable
+from runinference.handler import ModelHandler
+from runinference.options import HandlerOptions
+from runinference.results import PredictionResult
 
 torch = need("torch", extra="transformers")
 

@@ -11,8 +11,12 @@ from typing_extensions import Unpack
 
 from runinference.collate.named_inputs import Input, inputs_of
 from runinference.errors import OptionError, nearest
+from runinference.frameworks.onnx.session import (
+    check_providers,
+    check_session_options,
+    load_session,
+)
 from runinference.handler import ModelHandler
-from runinference.onnx_loading import check_providers, check_session_options, load_session
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
 

@@ -9,10 +9,7 @@ from typing_extensions import Unpack
 
 from runinference.collate.padding import Padding
 from runinference.errors import OptionError
-from runinference.handler import ModelHandler
-from runinference.options import HandlerOptions
-from runinference.results import PredictionResult
-from runinference.torch_calling import (
+from runinference.frameworks.torch.calling import (
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
     make_keyed_tensor_model_fn,
@@ -23,8 +20,8 @@ from runinference.torch_calling import (
     refuse_padding,
     unsplit,
 )
-from runinference.torch_compiling import compile_args, compile_model
-from runinference.torch_devices import (
+from runinference.frameworks.torch.compile import compile_args, compile_model
+from runinference.frameworks.torch.devices import (
     autocast,
     channels_last,
     device_named,
@@ -32,8 +29,11 @@ from runinference.torch_devices import (
     dtype_named,
     usable,
 )
-from runinference.torch_exported import read_exported
-from runinference.torch_loading import build, read_torch_script
+from runinference.frameworks.torch.exported_program import read_exported
+from runinference.frameworks.torch.loading import build, read_torch_script
+from runinference.handler import ModelHandler
+from runinference.options import HandlerOptions
+from runinference.results import PredictionResult
 
 __all__ = [
     "PytorchModelHandlerKeyedTensor",

@@ -10,11 +10,11 @@ from typing_extensions import Unpack
 
 from runinference.collate.unbatch import to_results
 from runinference.errors import ModelLoadError, OptionError
+from runinference.frameworks.tensorflow.calling import output_of, signature_of
+from runinference.frameworks.tensorflow.loading import load_model, load_weights
 from runinference.handler import ModelHandler
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
-from runinference.tensorflow_calling import output_of, signature_of
-from runinference.tensorflow_loading import load_model, load_weights
 
 __all__ = ["ModelType", "TFModelHandlerNumpy", "TFModelHandlerTensor"]
 

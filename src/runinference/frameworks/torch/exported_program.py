@@ -8,8 +8,8 @@ from typing import Any
 from runinference.collate.named_inputs import Input, check_names, check_shape
 from runinference.errors import ModelLoadError
 from runinference.extras import need
+from runinference.frameworks.torch.loading import first_sentence
 from runinference.model_file import open_model
-from runinference.torch_loading import first_sentence
 
 torch = need("torch", extra="torch")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from runinference.collate.padding import Padding
 from runinference.errors import ElementError, ModelLoadError, OptionError
 from runinference.extras import need
-from runinference.huggingface_loading import explained
+from runinference.frameworks.huggingface.loading import explained
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")

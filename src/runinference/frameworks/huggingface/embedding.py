@@ -10,13 +10,13 @@ from typing_extensions import Unpack
 from runinference.collate.padding import Padding
 from runinference.errors import ModelLoadError, OptionError, nearest
 from runinference.extras import need
-from runinference.huggingface_loading import read_json
-from runinference.huggingface_text import (
+from runinference.frameworks.huggingface.loading import read_json
+from runinference.frameworks.huggingface.text import (
     HuggingFaceModelHandlerText,
     Reader,
     without_cache,
 )
-from runinference.huggingface_tokens import Tokens
+from runinference.frameworks.huggingface.tokenizer import Tokens
 from runinference.options import HandlerOptions
 
 torch = need("torch", extra="transformers")

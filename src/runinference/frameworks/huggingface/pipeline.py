@@ -11,13 +11,18 @@ from typing_extensions import Unpack
 
 from runinference.errors import OptionError
 from runinference.extras import need
+from runinference.frameworks.huggingface.loading import (
+    explained,
+    read_json,
+    refuse_random,
+    where_of,
+)
+from runinference.frameworks.huggingface.tasks import PipelineTask, refuse_unknown
+from runinference.frameworks.huggingface.tokenizer import ready_for_batches
+from runinference.frameworks.torch.devices import device_named, usable
 from runinference.handler import ModelHandler
-from runinference.huggingface_loading import explained, read_json, refuse_random, where_of
-from runinference.huggingface_tasks import PipelineTask, refuse_unknown
-from runinference.huggingface_tokens import ready_for_batches
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
-from runinference.torch_devices import device_named, usable
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")

@@ -13,13 +13,13 @@ from runinference.collate.padding import Padding
 from runinference.collate.unbatch import to_results
 from runinference.errors import OptionError
 from runinference.extras import need
+from runinference.frameworks.huggingface.loading import load_model, read_json, where_of
+from runinference.frameworks.huggingface.tokenizer import Tokens, checked, load_tokenizer
+from runinference.frameworks.torch.calling import infer_keyed, needs_lengths
+from runinference.frameworks.torch.devices import device_named, device_of, usable
 from runinference.handler import ModelHandler
-from runinference.huggingface_loading import load_model, read_json, where_of
-from runinference.huggingface_tokens import Tokens, checked, load_tokenizer
 from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
-from runinference.torch_calling import infer_keyed, needs_lengths
-from runinference.torch_devices import device_named, device_of, usable
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")

@@ -8,7 +8,7 @@ from typing import Any
 
 from runinference.errors import ModelLoadError, OptionError, nearest
 from runinference.extras import need
-from runinference.torch_loading import first_sentence
+from runinference.frameworks.torch.loading import first_sentence
 
 torch = need("torch", extra="torch")
 

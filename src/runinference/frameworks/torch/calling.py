@@ -12,8 +12,8 @@ from runinference.collate.stack import refuse_keyed, stacked
 from runinference.collate.unbatch import to_results
 from runinference.errors import BatchShapeError, OptionError, nearest
 from runinference.extras import need
+from runinference.frameworks.torch.devices import stack_for, to_cpu, to_device
 from runinference.results import PredictionResult
-from runinference.torch_devices import stack_for, to_cpu, to_device
 
 torch = need("torch", extra="torch")
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, ref
 from runinference.collate.named_inputs import Input, columns_of, inputs_of
 from runinference.errors import BatchShapeError, ElementError
 from runinference.extras import need
-from runinference.tensorflow_loading import reason
+from runinference.frameworks.tensorflow.loading import reason
 
 tf = need("tensorflow", extra="tensorflow")
 

@@ -1,0 +1,1 @@
+"""Load and call the models of each framework."""

@@ -1,0 +1,1 @@
+"""Load and call Hugging Face models, pipelines and tokenizers."""

@@ -1,0 +1,1 @@
+"""Check LightGBM model files."""

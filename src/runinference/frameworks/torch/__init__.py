@@ -1,0 +1,1 @@
+"""Load, place, compile and call PyTorch models."""
