@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runinference import KeyedModelHandler
 from runinference.errors import InferenceTimeoutError, ModelUnavailableError, Part, tell_parts
-from runinference.failing import (
+from runinference.handlers.error_policy import (
     RETRIES,
     Failure,
     LetErrorsRaise,

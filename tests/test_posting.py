@@ -20,7 +20,7 @@ from runinference.errors import (
     ResultMismatchError,
     UnusableAnswerError,
 )
-from runinference.failing import is_transient
+from runinference.handlers.error_policy import is_transient
 from runinference.retrying import retry_after, worth_retrying
 
 KEY = "sk-very-secret-0123456789"

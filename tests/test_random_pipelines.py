@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from pipelines import by_hand, in_beam
 from pipelines.case import Case, Outcome, cases, expected
 from pipelines.rows import Row, Rowwise, _Met
-from runinference import failing
+from runinference.handlers import error_policy as failing
 
 MANY = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 

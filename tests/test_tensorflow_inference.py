@@ -34,7 +34,7 @@ from runinference.errors import (
     OptionError,
     ResultMismatchError,
 )
-from runinference.failing import is_out_of_memory
+from runinference.handlers.error_policy import is_out_of_memory
 from test_sklearn_inference import InMemory
 from tiny import RUNNER, Catch, run
 

@@ -2,7 +2,8 @@
 
 from runinference.dead_letters import RunInferenceDLQ
 from runinference.errors import RateLimitExceeded
-from runinference.handler import (
+from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandler
+from runinference.handlers.model_handler import (
     ExampleT,
     ModelHandler,
     ModelT,
@@ -10,12 +11,11 @@ from runinference.handler import (
     PredictionT,
     PreProcessT,
 )
-from runinference.keyed import KeyedModelHandler, MaybeKeyedModelHandler
-from runinference.mapped import KeyModelMapping, KeyT
+from runinference.handlers.model_per_key import KeyModelMapping, KeyT
+from runinference.handlers.model_update import KeyModelPathMapping, ModelMetadata
 from runinference.remote import RemoteModelHandler
 from runinference.results import PredictionResult
 from runinference.transform import RunInference
-from runinference.updates import KeyModelPathMapping, ModelMetadata
 
 __all__ = [
     "ExampleT",

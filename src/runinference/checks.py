@@ -10,8 +10,8 @@ from apache_beam.internal import pickler
 
 from runinference.collate.pytree import parts
 from runinference.comparing import held, permuted, same, short, told
-from runinference.failing import Failure, SetErrorsAside
-from runinference.running import run_batch
+from runinference.handlers.call import run_batch
+from runinference.handlers.error_policy import Failure, SetErrorsAside
 
 
 class Wrong(Exception):  # noqa: N818 - no error

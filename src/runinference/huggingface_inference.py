@@ -32,8 +32,8 @@ from runinference.frameworks.torch.calling import (
     unsplit,
 )
 from runinference.frameworks.torch.devices import device_named, device_of, usable
-from runinference.handler import ModelHandler
-from runinference.options import HandlerOptions
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
 torch = need("torch", extra="transformers")

@@ -14,7 +14,7 @@ from runinference.arguments import are_equal, checked
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Gatherer
 from runinference.errors import kept_of, parts_of
-from runinference.failing import Failure, halved_on_out_of_memory
+from runinference.handlers.error_policy import Failure, halved_on_out_of_memory
 from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
 from runinference.routing import Edition, Routes, routes_of

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 
 from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
-from runinference.failing import Call, is_out_of_memory
+from runinference.handlers.error_policy import Call, is_out_of_memory
 from runinference.routing import Edition
 from runinference.sharing import Model, ModelsOfProcess
 from runinference.step import Step

@@ -18,9 +18,9 @@ from runinference.collate.frames import (
 from runinference.errors import ModelLoadError
 from runinference.extras import need
 from runinference.frameworks.lightgbm.model_text import check_whole
-from runinference.handler import ModelHandler
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.model_file import open_model
-from runinference.options import HandlerOptions
 from runinference.results import PredictionResult, signed
 
 lightgbm = need("lightgbm", extra="lightgbm")

@@ -16,8 +16,8 @@ from runinference.frameworks.onnx.session import (
     check_session_options,
     load_session,
 )
-from runinference.handler import ModelHandler
-from runinference.options import HandlerOptions
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
 __all__ = ["OnnxModelHandlerNumpy"]

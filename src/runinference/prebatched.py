@@ -12,7 +12,7 @@ from apache_beam.transforms.window import WindowedValue
 from runinference.collate.rows import row_of
 from runinference.collate.unbatch import length_of
 from runinference.collate.unsplit import gives_whole_results, rows_in
-from runinference.failing import Failure
+from runinference.handlers.error_policy import Failure
 from runinference.infer import EachWindow, Infer
 from runinference.routing import Edition
 from runinference.step import Step

@@ -31,8 +31,8 @@ from runinference.frameworks.torch.devices import (
 )
 from runinference.frameworks.torch.exported_program import read_exported
 from runinference.frameworks.torch.loading import build, read_torch_script
-from runinference.handler import ModelHandler
-from runinference.options import HandlerOptions
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
 __all__ = [

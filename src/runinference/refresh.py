@@ -11,8 +11,8 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from runinference.errors import OptionError
-from runinference.options import refuse_unknown
-from runinference.updates import ModelMetadata
+from runinference.handlers.model_update import ModelMetadata
+from runinference.handlers.options import refuse_unknown
 from runinference.watching import metadata_of, newest_file
 
 

@@ -19,8 +19,8 @@ from runinference.batching.policy import MOST_ELEMENTS
 from runinference.collate.unbatch import split
 from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
-from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
-from runinference.options import HandlerOptions, refuse_unknown
+from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
+from runinference.handlers.options import HandlerOptions, refuse_unknown
 from runinference.retrying import Backoff, at_least, retry_after, worth_retrying
 from runinference.sending import Outbox, OutboxOfProcess, RateLimiter, throttler
 

@@ -9,7 +9,7 @@ from apache_beam.internal import pickler
 
 from runinference.batching.policy import BatchPolicy, policy_of
 from runinference.errors import no_key
-from runinference.updates import check_metadata, paths_by_key
+from runinference.handlers.model_update import check_metadata, paths_by_key
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from runinference.collate.stack import stack_arrays
 from runinference.collate.unbatch import split
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
 from runinference.extras import need
-from runinference.handler import ModelHandler
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.model_file import open_model
-from runinference.options import HandlerOptions
 from runinference.results import PredictionResult
 
 __all__ = ["ModelFileType", "SklearnModelHandlerNumpy", "SklearnModelHandlerPandas"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from runinference.failing import LetErrorsRaise, SetErrorsAside
+from runinference.handlers.error_policy import LetErrorsRaise, SetErrorsAside
 from runinference.sharing import FoundAgain, Place
 from runinference.watching import Watch
 

@@ -12,8 +12,8 @@ from runinference.collate.unbatch import to_results
 from runinference.errors import ModelLoadError, OptionError
 from runinference.frameworks.tensorflow.calling import output_of, signature_of
 from runinference.frameworks.tensorflow.loading import load_model, load_weights
-from runinference.handler import ModelHandler
-from runinference.options import HandlerOptions
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
 __all__ = ["ModelType", "TFModelHandlerNumpy", "TFModelHandlerTensor"]

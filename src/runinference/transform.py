@@ -18,9 +18,9 @@ from runinference.child import InAChild
 from runinference.coding import result_type
 from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
 from runinference.errors import OptionError
-from runinference.failing import LetErrorsRaise, SetErrorsAside
+from runinference.handlers.error_policy import LetErrorsRaise, SetErrorsAside
+from runinference.handlers.options import refuse_unknown, show_signature
 from runinference.infer import FAILED, Infer, InferEachWindow
-from runinference.options import refuse_unknown, show_signature
 from runinference.prebatched import infer_prebatched
 from runinference.refresh import AsLatest
 from runinference.sharing import FoundAgain, Place, as_its_handler_asks

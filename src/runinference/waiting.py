@@ -20,7 +20,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from runinference.batching.batcher import Gatherer
 from runinference.batching.policy import policy_of, size_in_bytes
-from runinference.failing import Failure
+from runinference.handlers.error_policy import Failure
 from runinference.infer import Infer
 from runinference.routing import Edition, routes_of
 from runinference.step import Step

@@ -12,7 +12,7 @@ from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
-from runinference.updates import ModelMetadata
+from runinference.handlers.model_update import ModelMetadata
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from runinference.collate.frames import (
 )
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
-from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
+from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
+from runinference.handlers.options import HandlerOptions
 from runinference.model_file import open_model
-from runinference.options import HandlerOptions
 from runinference.results import PredictionResult, signed
 
 xgboost = need("xgboost", extra="xgboost")

@@ -12,7 +12,7 @@ from runinference.collate.pytree import fields_of, rebuilt
 from runinference.collate.rows import shape_of
 from runinference.collate.unbatch import kind_of
 from runinference.errors import OutOfMemoryError, ResultMismatchError
-from runinference.failing import is_out_of_memory
+from runinference.handlers.error_policy import is_out_of_memory
 from runinference.results import PredictionResult
 
 

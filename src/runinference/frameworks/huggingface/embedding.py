@@ -17,7 +17,7 @@ from runinference.frameworks.huggingface.text import (
     without_cache,
 )
 from runinference.frameworks.huggingface.tokenizer import Tokens
-from runinference.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")

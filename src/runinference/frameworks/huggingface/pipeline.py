@@ -20,8 +20,8 @@ from runinference.frameworks.huggingface.loading import (
 from runinference.frameworks.huggingface.tasks import PipelineTask, refuse_unknown
 from runinference.frameworks.huggingface.tokenizer import ready_for_batches
 from runinference.frameworks.torch.devices import device_named, usable
-from runinference.handler import ModelHandler
-from runinference.options import HandlerOptions
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
 torch = need("torch", extra="transformers")

@@ -17,8 +17,8 @@ from runinference.frameworks.huggingface.loading import load_model, read_json, w
 from runinference.frameworks.huggingface.tokenizer import Tokens, checked, load_tokenizer
 from runinference.frameworks.torch.calling import infer_keyed, needs_lengths
 from runinference.frameworks.torch.devices import device_named, device_of, usable
-from runinference.handler import ModelHandler
-from runinference.options import HandlerOptions
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
 torch = need("torch", extra="transformers")

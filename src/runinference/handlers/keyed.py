@@ -11,8 +11,14 @@ from runinference.caching.model_cache import Room
 from runinference.collate.unbatch import split
 from runinference.collate.unsplit import gives_whole_results, run_whole
 from runinference.errors import ElementError, OptionError, Part, parts_of, tell_parts
-from runinference.handler import ModelHandler
-from runinference.mapped import KeyModelMapping, Mapped, pair, refuse_functions, wholly
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.model_per_key import (
+    KeyModelMapping,
+    Mapped,
+    pair,
+    refuse_functions,
+    wholly,
+)
 
 
 class _Around(ModelHandler[Any, Any, Any]):

@@ -11,7 +11,7 @@ from typing import Any
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Gatherer
 from runinference.batching.policy import policy_of
-from runinference.running import run_batch
+from runinference.handlers.call import run_batch
 
 
 def predict(

@@ -12,8 +12,8 @@ from typing_extensions import Self, Unpack
 from runinference.batching.policy import policy_of, size_in_bytes
 from runinference.collate.unbatch import to_results
 from runinference.collate.unsplit import whole_result
-from runinference.options import HandlerOptions, refuse_unknown, show_signature, spell_out
-from runinference.trying import predict
+from runinference.handlers.local_predict import predict
+from runinference.handlers.options import HandlerOptions, refuse_unknown, show_signature, spell_out
 
 ExampleT = TypeVar("ExampleT")
 PredictionT = TypeVar("PredictionT")
@@ -59,7 +59,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         show_signature(cls)
 
     def __init__(self, **options: Unpack[HandlerOptions]) -> None:
-        """Takes the shared options; see [HandlerOptions][runinference.options.HandlerOptions].
+        """Takes the shared options; see [HandlerOptions][runinference.handlers.options.HandlerOptions].
 
         Raises:
             UnknownOptionError: An option is not known; the message names the nearest one.

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from runinference.caching.model_cache import Room, Shelf
 from runinference.collate.unsplit import gives_whole_results
 from runinference.errors import ElementError, OptionError, UnknownKeyError, nearest, no_key
-from runinference.handler import ExampleT, ModelHandler, ModelT, PredictionT
+from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 
 KeyT = TypeVar("KeyT")
 

@@ -53,7 +53,7 @@ class LetErrorsRaise:
 
 
 class SetErrorsAside:
-    """A failing element becomes a [Failure][runinference.failing.Failure]; all others get their results.
+    """A failing element becomes a [Failure][runinference.handlers.error_policy.Failure]; all others get their results.
 
     A batch that fails is divided until what fails stands alone. An error that may pass, such as a broken
     connection, is tried again on the whole batch first. Where each failure costs much, because the model is
