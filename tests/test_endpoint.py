@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from runinference.endpoint import Endpoint, EndpointModelHandler
 from runinference.errors import OptionError, UnknownOptionError
+from runinference.remote.endpoint import Endpoint, EndpointModelHandler
 
 KEY = "sk-very-secret-0123456789"
 

@@ -31,7 +31,7 @@ from runinference.http_inference import (
     TorchServe,
 )
 from runinference.local_server import Refused, serving
-from runinference.remote import Backoff
+from runinference.remote.handler import Backoff
 from runinference.testing import check_handler
 from tiny import run
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from runinference.errors import ElementError, UnusableAnswerError
-from runinference.json_tensors import TYPES, array_of, as_arrays, listed, tensor
+from runinference.remote.json_tensors import TYPES, array_of, as_arrays, listed, tensor
 
 ARRAYS = st.sampled_from(list(TYPES.values())).flatmap(
     lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, min_side=0, max_side=4))

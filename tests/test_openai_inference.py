@@ -28,7 +28,7 @@ from runinference.openai_inference import (
     OpenAICompletionsModelHandler,
     OpenAIEmbeddingsModelHandler,
 )
-from runinference.remote import Backoff
+from runinference.remote.handler import Backoff
 from runinference.testing import check_handler
 from tiny import RUNNER, run
 

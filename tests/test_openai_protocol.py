@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from runinference.errors import ElementError, ResultMismatchError, UnusableAnswerError
-from runinference.openai_protocol import conversation, generations, said, texts, vectors, written
+from runinference.remote.openai_protocol import (
+    conversation,
+    generations,
+    said,
+    texts,
+    vectors,
+    written,
+)
 
 
 def chat(content, **fields):

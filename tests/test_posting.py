@@ -9,7 +9,6 @@ import traceback
 import pytest
 
 from faulty import Drop, Half, Say, Silence, Trickle, faulty
-from runinference.endpoint import Endpoint
 from runinference.errors import (
     ElementError,
     EndpointDisconnectedError,
@@ -21,7 +20,8 @@ from runinference.errors import (
     UnusableAnswerError,
 )
 from runinference.handlers.error_policy import is_transient
-from runinference.retrying import retry_after, worth_retrying
+from runinference.remote.endpoint import Endpoint
+from runinference.remote.retry import retry_after, worth_retrying
 
 KEY = "sk-very-secret-0123456789"
 

@@ -39,7 +39,7 @@ from runinference.lightgbm_inference import (
 from runinference.onnx_inference import OnnxModelHandlerNumpy
 from runinference.openai_inference import OpenAIChatModelHandler, OpenAIEmbeddingsModelHandler
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
-from runinference.remote import RemoteModelHandler
+from runinference.remote.handler import RemoteModelHandler
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from runinference.testing import check_handler
 from runinference.xgboost_inference import (

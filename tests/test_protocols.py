@@ -7,7 +7,7 @@ import pytest
 
 from runinference.collate.named_inputs import Input
 from runinference.errors import BatchShapeError, ElementError, OptionError, UnusableAnswerError
-from runinference.protocols import KServeV2, TFServing, TFServingColumns, TorchServe
+from runinference.remote.tensor_protocols import KServeV2, TFServing, TFServingColumns, TorchServe
 
 ROWS = [np.array([1.0, 2.0]), np.array([3.0, 4.0])]
 NAMED = [{"a": np.array([1, 2]), "b": 5}, {"a": np.array([3, 4]), "b": 6}]

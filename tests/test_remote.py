@@ -39,7 +39,7 @@ from runinference.errors import (
     ResultMismatchError,
     UnknownOptionError,
 )
-from runinference.remote import Backoff, RemoteModelHandler
+from runinference.remote.handler import Backoff, RemoteModelHandler
 from tiny import RUNNER, Catch, run
 
 AT_ONCE = Backoff(initial_secs=0)
@@ -577,7 +577,7 @@ def clock(monkeypatch):
     """Time that only sleeping moves on, for Beam's throttler and for us."""
     fake = FakeTime()
     monkeypatch.setattr(adaptive_throttler, "time", fake)
-    monkeypatch.setattr("runinference.remote.time", fake)
+    monkeypatch.setattr("runinference.remote.handler.time", fake)
     return fake
 
 
@@ -723,7 +723,7 @@ def test_a_handler_that_was_used_can_be_pickled_and_is_small():
 def test_a_fork_gets_threads_of_its_own():
     program = """
 import os, signal
-from runinference.remote import RemoteModelHandler
+from runinference.remote.handler import RemoteModelHandler
 
 class Copied(RemoteModelHandler):
     def create_client(self):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runinference.errors import OptionError
-from runinference.retrying import Backoff, retry_after, worth_retrying
+from runinference.remote.retry import Backoff, retry_after, worth_retrying
 
 ERROR = ConnectionError("no answer")
 

@@ -22,7 +22,7 @@ EXTRAS = {
         "runinference.RemoteModelHandler",
         "runinference.http_inference",
         "runinference.openai_inference",
-        "runinference.remote",
+        "runinference.remote.handler",
         "runinference.sample_servers",
     ),
 }

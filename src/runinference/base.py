@@ -13,7 +13,7 @@ from runinference.handlers.model_handler import (
 )
 from runinference.handlers.model_per_key import KeyModelMapping, KeyT
 from runinference.handlers.model_update import KeyModelPathMapping, ModelMetadata
-from runinference.remote import RemoteModelHandler
+from runinference.remote.handler import RemoteModelHandler
 from runinference.results import PredictionResult
 from runinference.transform import RunInference
 

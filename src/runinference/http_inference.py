@@ -10,10 +10,10 @@ from typing_extensions import Unpack
 
 from runinference.collate.named_inputs import Input
 from runinference.collate.unbatch import split
-from runinference.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.errors import EndpointRefusedError, UnusableAnswerError
-from runinference.posting import Client
-from runinference.protocols import (
+from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
+from runinference.remote.http_client import Client
+from runinference.remote.tensor_protocols import (
     KServeV2,
     TensorProtocol,
     TFServing,

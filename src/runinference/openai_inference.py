@@ -10,9 +10,9 @@ from typing import Any
 from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
-from runinference.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.errors import OptionError
-from runinference.openai_protocol import (
+from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
+from runinference.remote.openai_protocol import (
     Generation,
     conversation,
     generations,

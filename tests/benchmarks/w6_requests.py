@@ -15,7 +15,7 @@ from apache_beam.ml.inference import base as beam_base
 
 from benchmarks.harness import Case, Keep, KeepResult, Outcome, batches, run_pipeline
 from runinference import PredictionResult, RunInference
-from runinference.remote import RemoteModelHandler
+from runinference.remote.handler import RemoteModelHandler
 
 ROWS, PLACES = 8, 16
 

@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from runinference.errors import OptionError
 from runinference.extras import need
-from runinference.posting import Client
-from runinference.remote import RemoteModelHandler, RemoteOptions
+from runinference.remote.handler import RemoteModelHandler, RemoteOptions
+from runinference.remote.http_client import Client
 from runinference.results import PredictionResult
 
 _NO_ADDRESS = "base_url must be an address such as http://localhost:8000."

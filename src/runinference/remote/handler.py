@@ -21,8 +21,8 @@ from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, refuse_unknown
-from runinference.retrying import Backoff, at_least, retry_after, worth_retrying
-from runinference.sending import Outbox, OutboxOfProcess, RateLimiter, throttler
+from runinference.remote.request_pool import Outbox, OutboxOfProcess, RateLimiter, throttler
+from runinference.remote.retry import Backoff, at_least, retry_after, worth_retrying
 
 __all__ = [
     "Backoff",

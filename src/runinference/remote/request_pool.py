@@ -13,7 +13,7 @@ from apache_beam.runners.worker.statesampler import get_current_tracker, set_cur
 from apache_beam.utils.shared import Shared
 
 from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
-from runinference.retrying import at_least
+from runinference.remote.retry import at_least
 
 
 class RateLimiter(Protocol):

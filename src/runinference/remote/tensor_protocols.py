@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from runinference.collate.named_inputs import Input, inputs_of
 from runinference.errors import OptionError, UnusableAnswerError
-from runinference.json_tensors import TYPES, array_of, as_arrays, field, listed, tensor
+from runinference.remote.json_tensors import TYPES, array_of, as_arrays, field, listed, tensor
 
 
 class TensorProtocol(Protocol):
