@@ -10,7 +10,7 @@ import pytest
 from runinference import ModelHandler, RunInference
 from runinference.batching.policy import BatchPolicy
 from runinference.infer import Infer
-from runinference.joining import Joiner
+from runinference.serving.batch_coalescer import Joiner
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from tiny import RUNNER, linear_regression
 

@@ -37,12 +37,12 @@ from runinference import (
 )
 from runinference.batching.policy import policy_of
 from runinference.caching.memory_budget import memory_bytes, room_of
-from runinference.child import InAChild
-from runinference.crossing import answer_of, opened, packed
 from runinference.errors import ChildDiedError, OptionError, UnknownOptionError
 from runinference.infer import Infer
-from runinference.routing import Edition, routes_of
-from runinference.sharing import InThisProcess, OnThisMachine, bytes_of
+from runinference.serving.ipc import answer_of, opened, packed
+from runinference.serving.placement import InThisProcess, OnThisMachine, bytes_of
+from runinference.serving.routing import Edition, routes_of
+from runinference.serving.subprocess_model import InAChild
 from tiny import RUNNER, Catch, Doubler, Saying, run
 
 
@@ -315,7 +315,7 @@ def test_an_error_comes_from_the_process_that_holds_the_model_with_its_traceback
     [element, message, trace], result = results_of(second)
     assert (element, result) == (13, 6)
     assert message == "RuntimeError('Unlucky: 13 is an element to avoid')"
-    assert trace.startswith("runinference.crossing._Elsewhere: in anot"[:40])
+    assert trace.startswith("runinference.serving.ipc._Elsewhere: in anot"[:40])
     assert machine.loads() == [first.pid]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runinference.watching import Watch, Watcher
+from runinference.serving.model_watcher import Watch, Watcher
 
 
 class Clock:

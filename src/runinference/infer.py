@@ -15,9 +15,9 @@ from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Gatherer
 from runinference.errors import kept_of, parts_of
 from runinference.handlers.error_policy import Failure, halved_on_out_of_memory
-from runinference.leasing import Lender
 from runinference.metrics import InferenceMetrics
-from runinference.routing import Edition, Routes, routes_of
+from runinference.serving.routing import Edition, Routes, routes_of
+from runinference.serving.session import Lender
 from runinference.step import Step
 
 FAILED = "failed_inferences"

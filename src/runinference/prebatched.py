@@ -14,7 +14,7 @@ from runinference.collate.unbatch import length_of
 from runinference.collate.unsplit import gives_whole_results, rows_in
 from runinference.handlers.error_policy import Failure
 from runinference.infer import EachWindow, Infer
-from runinference.routing import Edition
+from runinference.serving.routing import Edition
 from runinference.step import Step
 
 

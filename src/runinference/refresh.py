@@ -13,7 +13,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from runinference.errors import OptionError
 from runinference.handlers.model_update import ModelMetadata
 from runinference.handlers.options import refuse_unknown
-from runinference.watching import metadata_of, newest_file
+from runinference.serving.model_watcher import metadata_of, newest_file
 
 
 class WatchFilePattern(beam.PTransform):  # type: ignore[misc]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runinference.handlers.error_policy import LetErrorsRaise, SetErrorsAside
-from runinference.sharing import FoundAgain, Place
-from runinference.watching import Watch
+from runinference.serving.model_watcher import Watch
+from runinference.serving.placement import FoundAgain, Place
 
 
 @dataclass(frozen=True)

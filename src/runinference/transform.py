@@ -14,7 +14,6 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP
 from runinference.arguments import come_from_pipeline
 from runinference.caching.memory_budget import room_of
 from runinference.caching.model_cache import Room
-from runinference.child import InAChild
 from runinference.coding import result_type
 from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
 from runinference.errors import OptionError
@@ -23,10 +22,11 @@ from runinference.handlers.options import refuse_unknown, show_signature
 from runinference.infer import FAILED, Infer, InferEachWindow
 from runinference.prebatched import infer_prebatched
 from runinference.refresh import AsLatest
-from runinference.sharing import FoundAgain, Place, as_its_handler_asks
+from runinference.serving.model_watcher import Watch
+from runinference.serving.placement import FoundAgain, Place, as_its_handler_asks
+from runinference.serving.subprocess_model import InAChild
 from runinference.step import Step
 from runinference.waiting import InferWaiting, Shard, longest_wait
-from runinference.watching import Watch
 
 
 class RunInference(beam.PTransform):  # type: ignore[misc]

@@ -22,7 +22,7 @@ from runinference.batching.batcher import Gatherer
 from runinference.batching.policy import policy_of, size_in_bytes
 from runinference.handlers.error_policy import Failure
 from runinference.infer import Infer
-from runinference.routing import Edition, routes_of
+from runinference.serving.routing import Edition, routes_of
 from runinference.step import Step
 
 _PROCESS = uuid.uuid4().hex

@@ -21,7 +21,7 @@ def packed(value: Any) -> bytes:
 
 
 def answer_of(call: Callable[[], Any], caught: type[BaseException] = Exception) -> bytes:
-    """What a call returns or raises, for another process to [open][runinference.crossing.opened]."""
+    """What a call returns or raises, for another process to [open][runinference.serving.ipc.opened]."""
     try:
         return packed((call(), None))
     except caught as error:

@@ -13,10 +13,10 @@ from typing import Any
 
 from apache_beam.internal import pickler
 
-from runinference.crossing import answer_of, opened, packed
 from runinference.errors import ChildDiedError
-from runinference.routing import Edition
-from runinference.sharing import InThisProcess
+from runinference.serving.ipc import answer_of, opened, packed
+from runinference.serving.placement import InThisProcess
+from runinference.serving.routing import Edition
 
 
 class InAChild:
@@ -113,7 +113,7 @@ class Child:
 #: How long a process that has stopped to answer may take to end, before it is ended.
 _TO_END_SECS = 5
 
-_PROGRAM = "from runinference.child import serve; serve()"
+_PROGRAM = "from runinference.serving.subprocess_model import serve; serve()"
 
 
 def serve() -> None:

@@ -14,8 +14,8 @@ from apache_beam.runners.worker.statesampler import get_current_tracker, set_cur
 
 from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
 from runinference.handlers.error_policy import Call, is_out_of_memory
-from runinference.routing import Edition
-from runinference.sharing import Model, ModelsOfProcess
+from runinference.serving.placement import Model, ModelsOfProcess
+from runinference.serving.routing import Edition
 from runinference.step import Step
 
 _LOGGER = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Hold models and call them: placement in processes, sessions, dynamic batching, routing and model watching."""
