@@ -13,9 +13,9 @@ from apache_beam.transforms.window import (
 )
 
 from runinference import KeyedModelHandler, RunInference
-from runinference.arguments import are_equal
 from runinference.errors import OptionError
-from runinference.infer import Infer
+from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.side_inputs import are_equal
 from tiny import RUNNER, Catch, Saying
 
 

@@ -9,7 +9,7 @@ import torch
 from apache_beam.ml.inference.base import PredictionResult as PredictionResultOfBeam
 
 from runinference import PredictionResult
-from runinference.coding import PredictionResultCoder
+from runinference.transforms.coders import PredictionResultCoder
 
 CODER = PredictionResultCoder()
 

@@ -23,8 +23,8 @@ from runinference import (
     RunInference,
 )
 from runinference.errors import ModelLoadError
-from runinference.infer import Infer
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from runinference.transforms.infer_dofn import Infer
 from tiny import linear_regression, run
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from runinference import ModelHandler, RunInference
 from runinference.batching.policy import BatchPolicy
-from runinference.infer import Infer
 from runinference.serving.batch_coalescer import Joiner
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from runinference.transforms.infer_dofn import Infer
 from tiny import RUNNER, linear_regression
 
 

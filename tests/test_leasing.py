@@ -16,7 +16,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
 from runinference import ModelHandler, ModelMetadata, RunInference
 from runinference.errors import ChildDiedError
-from runinference.infer import Infer
+from runinference.transforms.infer_dofn import Infer
 
 
 class Hanging(ModelHandler):

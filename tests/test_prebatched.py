@@ -22,11 +22,11 @@ from runinference import (
     PredictionResult,
     RunInference,
 )
-from runinference.coding import result_type
 from runinference.collate.padding import Padding
 from runinference.errors import InferenceTimeoutError, OptionError, OutOfMemoryError
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
+from runinference.transforms.coders import result_type
 from test_whole import Sums
 from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 

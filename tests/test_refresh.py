@@ -27,9 +27,9 @@ from runinference import (
     RunInference,
 )
 from runinference.errors import OptionError
-from runinference.infer import Infer
-from runinference.refresh import AsLatest, _Newest
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.watch_file_pattern import AsLatest, _Newest
 from tiny import RUNNER, Catch, linear_regression
 
 GLOBAL = window.GlobalWindow()

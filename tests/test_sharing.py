@@ -38,11 +38,11 @@ from runinference import (
 from runinference.batching.policy import policy_of
 from runinference.caching.memory_budget import memory_bytes, room_of
 from runinference.errors import ChildDiedError, OptionError, UnknownOptionError
-from runinference.infer import Infer
 from runinference.serving.ipc import answer_of, opened, packed
 from runinference.serving.placement import InThisProcess, OnThisMachine, bytes_of
 from runinference.serving.routing import Edition, routes_of
 from runinference.serving.subprocess_model import InAChild
+from runinference.transforms.infer_dofn import Infer
 from tiny import RUNNER, Catch, Doubler, Saying, run
 
 

@@ -18,8 +18,8 @@ from apache_beam.typehints import typehints
 
 from runinference import KeyedModelHandler, PredictionResult, RunInference
 from runinference.errors import OptionError, ResultMismatchError, UnknownOptionError
-from runinference.infer import Infer
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from runinference.transforms.infer_dofn import Infer
 from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
 

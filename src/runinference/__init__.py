@@ -7,6 +7,6 @@ Handlers of a framework live in modules of their own, which import it:
 from runinference.base import *  # noqa: F403
 from runinference.base import __all__ as _base
 from runinference.collate.padding import Padding
-from runinference.refresh import WatchFilePattern
+from runinference.transforms.watch_file_pattern import WatchFilePattern
 
 __all__ = ["Padding", "WatchFilePattern", *_base]

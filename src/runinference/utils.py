@@ -1,5 +1,5 @@
 """The names of ``apache_beam.ml.inference.utils``."""
 
-from runinference.refresh import WatchFilePattern
+from runinference.transforms.watch_file_pattern import WatchFilePattern
 
 __all__ = ["WatchFilePattern"]

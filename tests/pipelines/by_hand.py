@@ -13,9 +13,9 @@ from apache_beam.transforms.window import WindowedValue
 
 from pipelines.case import WINDOWS, Case, Outcome, name
 from pipelines.rows import told
-from runinference.infer import InferEachWindow
-from runinference.prebatched import InferPrebatchedEachWindow
-from runinference.waiting import InferWaiting, Shard
+from runinference.transforms.buffered_dofn import InferWaiting, Shard
+from runinference.transforms.infer_dofn import InferEachWindow
+from runinference.transforms.prebatched_dofn import InferPrebatchedEachWindow
 
 
 def run(case: Case) -> Outcome:

@@ -24,11 +24,11 @@ from apache_beam.utils.shared import Shared
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.caching.model_cache import Room, Shelf
 from runinference.handlers.call import run_batch
-from runinference.metrics import resident_bytes
 from runinference.serving.batch_coalescer import Joiner
 from runinference.serving.ipc import answer_of, opened, packed
 from runinference.serving.model_watcher import Watch, Watcher
 from runinference.serving.routing import Edition
+from runinference.transforms.metrics import resident_bytes
 
 
 class Model(Protocol):

@@ -16,7 +16,7 @@ from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnav
 from runinference.handlers.error_policy import Call, is_out_of_memory
 from runinference.serving.placement import Model, ModelsOfProcess
 from runinference.serving.routing import Edition
-from runinference.step import Step
+from runinference.transforms.config import Step
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ class InferenceMetrics:
         self._queue_time.update(nanoseconds // 1000)
 
     def count(self, event: str, n: int = 1) -> None:
-        """Counts one of the [EVENTS][runinference.metrics.EVENTS]."""
+        """Counts one of the [EVENTS][runinference.transforms.metrics.EVENTS]."""
         self._ours[event].inc(n)
 
     def batch_failed(self) -> None:

@@ -11,22 +11,27 @@ import apache_beam as beam
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowFn
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
-from runinference.arguments import come_from_pipeline
 from runinference.caching.memory_budget import room_of
 from runinference.caching.model_cache import Room
-from runinference.coding import result_type
-from runinference.dead_letters import ExceptionHandling, RunInferenceDLQ, StopAbove, apply_functions
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import LetErrorsRaise, SetErrorsAside
 from runinference.handlers.options import refuse_unknown, show_signature
-from runinference.infer import FAILED, Infer, InferEachWindow
-from runinference.prebatched import infer_prebatched
-from runinference.refresh import AsLatest
 from runinference.serving.model_watcher import Watch
 from runinference.serving.placement import FoundAgain, Place, as_its_handler_asks
 from runinference.serving.subprocess_model import InAChild
-from runinference.step import Step
-from runinference.waiting import InferWaiting, Shard, longest_wait
+from runinference.transforms.buffered_dofn import InferWaiting, Shard, longest_wait
+from runinference.transforms.coders import result_type
+from runinference.transforms.config import Step
+from runinference.transforms.dead_letters import (
+    ExceptionHandling,
+    RunInferenceDLQ,
+    StopAbove,
+    apply_functions,
+)
+from runinference.transforms.infer_dofn import FAILED, Infer, InferEachWindow
+from runinference.transforms.prebatched_dofn import infer_prebatched
+from runinference.transforms.side_inputs import come_from_pipeline
+from runinference.transforms.watch_file_pattern import AsLatest
 
 
 class RunInference(beam.PTransform):  # type: ignore[misc]

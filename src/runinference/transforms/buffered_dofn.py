@@ -21,9 +21,9 @@ from apache_beam.utils.timestamp import Timestamp
 from runinference.batching.batcher import Gatherer
 from runinference.batching.policy import policy_of, size_in_bytes
 from runinference.handlers.error_policy import Failure
-from runinference.infer import Infer
 from runinference.serving.routing import Edition, routes_of
-from runinference.step import Step
+from runinference.transforms.config import Step
+from runinference.transforms.infer_dofn import Infer
 
 _PROCESS = uuid.uuid4().hex
 

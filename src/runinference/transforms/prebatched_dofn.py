@@ -13,9 +13,9 @@ from runinference.collate.rows import row_of
 from runinference.collate.unbatch import length_of
 from runinference.collate.unsplit import gives_whole_results, rows_in
 from runinference.handlers.error_policy import Failure
-from runinference.infer import EachWindow, Infer
 from runinference.serving.routing import Edition
-from runinference.step import Step
+from runinference.transforms.config import Step
+from runinference.transforms.infer_dofn import EachWindow, Infer
 
 
 def infer_prebatched(step: Step, one_window: bool) -> Infer:

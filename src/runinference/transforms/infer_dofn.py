@@ -10,15 +10,15 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
-from runinference.arguments import are_equal, checked
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Gatherer
 from runinference.errors import kept_of, parts_of
 from runinference.handlers.error_policy import Failure, halved_on_out_of_memory
-from runinference.metrics import InferenceMetrics
 from runinference.serving.routing import Edition, Routes, routes_of
 from runinference.serving.session import Lender
-from runinference.step import Step
+from runinference.transforms.config import Step
+from runinference.transforms.metrics import InferenceMetrics
+from runinference.transforms.side_inputs import are_equal, checked
 
 FAILED = "failed_inferences"
 _MOST_KNOWN = 16

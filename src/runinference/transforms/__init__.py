@@ -1,0 +1,1 @@
+"""The RunInference transform: its DoFns, coders, metrics, dead letters and file watching."""
