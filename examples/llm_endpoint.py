@@ -18,8 +18,9 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
-from runinference import KeyedModelHandler, RunInference, sample_servers
+from runinference import KeyedModelHandler, RunInference
 from runinference.openai_inference import OpenAIChatModelHandler
+from runinference.samples import servers
 
 REVIEWS = ["The soup was cold.", "We will come back!", "A bit loud, but a good cook."]
 
@@ -114,7 +115,7 @@ def endpoint(args):
     if args.base_url:
         yield args.base_url, args.model
     else:
-        with sample_servers.llm() as base_url:
+        with servers.llm() as base_url:
             yield base_url, args.model or "shout"
 
 

@@ -12,7 +12,7 @@ import pytest
 from skl2onnx import to_onnx
 
 from faulty import Drop, Half, Say, faulty
-from runinference import KeyedModelHandler, RunInference, sample_servers, samples
+from runinference import KeyedModelHandler, RunInference, samples
 from runinference.errors import (
     BatchShapeError,
     ElementError,
@@ -30,8 +30,9 @@ from runinference.http_inference import (
     TFServingColumns,
     TorchServe,
 )
-from runinference.local_server import Refused, serving
 from runinference.remote.handler import Backoff
+from runinference.samples import servers
+from runinference.samples.local_server import Refused, serving
 from runinference.testing import check_handler
 from tiny import run
 
@@ -45,7 +46,7 @@ def handler_of(url, protocol, **options):
 
 @pytest.fixture(scope="module")
 def digits():
-    with sample_servers.digits() as url:
+    with servers.digits() as url:
         yield url
 
 

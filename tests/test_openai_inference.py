@@ -13,7 +13,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.ml.inference import base as beam_base
 
 from faulty import Drop, Half, Say, faulty
-from runinference import KeyedModelHandler, ModelMetadata, RunInference, sample_servers
+from runinference import KeyedModelHandler, ModelMetadata, RunInference
 from runinference.errors import (
     ElementError,
     EndpointError,
@@ -29,6 +29,7 @@ from runinference.openai_inference import (
     OpenAIEmbeddingsModelHandler,
 )
 from runinference.remote.handler import Backoff
+from runinference.samples import servers
 from runinference.testing import check_handler
 from tiny import RUNNER, run
 
@@ -71,7 +72,7 @@ def measured(body):
 
 
 def test_a_text_and_a_list_of_messages_are_conversations():
-    with sample_servers.llm() as url:
+    with servers.llm() as url:
         messages = [{"role": "system", "content": "Shout."}, {"role": "user", "content": "hi"}]
         first, second = chat(url).predict(["hello", messages])
     assert (first.example, first.inference.text, first.model_id) == ("hello", "HELLO", "shout")
@@ -159,7 +160,7 @@ def tokens(handler, elements, transform=lambda step: step):
 
 
 def test_the_tokens_that_the_server_counts_are_metrics():
-    with sample_servers.llm() as url:
+    with servers.llm() as url:
         assert tokens(chat(url), ["one two three", "four"]) == {
             "prompt_tokens": 4,
             "completion_tokens": 4,
@@ -295,7 +296,7 @@ def test_an_answer_of_no_use_is_told_at_once_with_the_address(answer, kind, mess
 
 def test_a_model_that_the_server_does_not_have_is_told():
     with (
-        sample_servers.llm() as url,
+        servers.llm() as url,
         pytest.raises(EndpointRefusedError, match="'gpt' does not exist"),
     ):
         chat(url, model="gpt").predict(["a"])
@@ -329,7 +330,7 @@ def test_a_chat_has_one_conversation_a_request():
 @pytest.fixture
 def keyed(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with sample_servers.llm(key=KEY) as url:
+    with servers.llm(key=KEY) as url:
         yield url
 
 
@@ -400,7 +401,7 @@ def test_it_passes_the_conformance_kit(kind):
 
 
 def test_keys_and_functions_go_around_it():
-    with sample_servers.llm() as url:
+    with servers.llm() as url:
         handler = (
             KeyedModelHandler(chat(url))
             .with_preprocess_fn(lambda pair: (pair[0], f"say {pair[1]}"))
@@ -413,7 +414,7 @@ def test_keys_and_functions_go_around_it():
 
 
 def test_it_runs_in_beams_transform_and_in_a_process_of_its_own():
-    with sample_servers.llm() as url:
+    with servers.llm() as url:
         [result] = run(["a"], beam_base.RunInference(chat(url)))
         assert result.inference.text == "A"
         good, _ = letters(chat(url), ["a"], use_subprocess=True)

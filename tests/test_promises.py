@@ -25,10 +25,9 @@ from transformers import (
     BertModel,
 )
 
-from runinference import KeyedModelHandler, PredictionResult, RunInference, sample_servers, samples
+from runinference import KeyedModelHandler, PredictionResult, RunInference, samples
 from runinference import huggingface_inference as hf
 from runinference.collate.pytree import parts
-from runinference.comparing import held, same
 from runinference.errors import OptionError
 from runinference.http_inference import HTTPModelHandler, KServeV2
 from runinference.lightgbm_inference import (
@@ -40,8 +39,10 @@ from runinference.onnx_inference import OnnxModelHandlerNumpy
 from runinference.openai_inference import OpenAIChatModelHandler, OpenAIEmbeddingsModelHandler
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.remote.handler import RemoteModelHandler
+from runinference.samples import servers
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from runinference.testing import check_handler
+from runinference.testing.compare import held, same
 from runinference.xgboost_inference import (
     XGBoostModelHandlerNumpy,
     XGBoostModelHandlerPandas,
@@ -408,14 +409,14 @@ def remote(folder: Path) -> Case:
 
 @contextmanager
 def openai_chat(folder: Path) -> Iterator[Case]:
-    with sample_servers.llm() as url:
+    with servers.llm() as url:
         handler = OpenAIChatModelHandler(url, "shout", None, throttle_delay_secs=0)
         yield Case(handler, ["who", "is", "there"], 3, "shout")
 
 
 @contextmanager
 def openai_embeddings(folder: Path) -> Iterator[Case]:
-    with sample_servers.llm() as url:
+    with servers.llm() as url:
         handler = OpenAIEmbeddingsModelHandler(url, "words", None, throttle_delay_secs=0)
         yield Case(handler, ["who", "is", "there"], 3, "words")
 
@@ -423,7 +424,7 @@ def openai_embeddings(folder: Path) -> Iterator[Case]:
 @contextmanager
 def http(folder: Path) -> Iterator[Case]:
     images, _ = samples.held_out_digits()
-    with sample_servers.digits() as url:
+    with servers.digits() as url:
         handler = HTTPModelHandler(url, KServeV2("digits"), throttle_delay_secs=0)
         yield Case(handler, list(images[:4]), np.ones(3), "digits", n_bytes=images[:4].nbytes)
 

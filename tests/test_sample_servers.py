@@ -8,11 +8,11 @@ import httpx
 import openai
 import pytest
 
-from runinference import sample_servers
+from runinference.samples import servers
 
 
 def test_openais_own_client_understands_the_stand_in():
-    with sample_servers.llm(key="k") as url:
+    with servers.llm(key="k") as url:
         client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
         chat = client.chat.completions.create(
             model="shout", messages=[{"role": "user", "content": "is it you"}]
@@ -36,7 +36,7 @@ def test_openais_own_client_understands_the_stand_in():
 
 
 def test_the_stand_in_has_the_troubles_it_is_told_to_have_and_then_none():
-    with sample_servers.llm(troubles=[429, 503], retry_after=2) as url:
+    with servers.llm(troubles=[429, 503], retry_after=2) as url:
         body = {"model": "words", "input": "a"}
         answers = [httpx.post(f"{url}/embeddings", json=body) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [429, 503, 200]
@@ -44,7 +44,7 @@ def test_the_stand_in_has_the_troubles_it_is_told_to_have_and_then_none():
 
 
 def test_what_is_no_request_is_refused_and_nothing_breaks():
-    with sample_servers.llm() as url, sample_servers.digits() as digits:
+    with servers.llm() as url, servers.digits() as digits:
         assert httpx.post(f"{url}/embeddings", content=b"{").status_code == 400
         assert httpx.post(f"{url}/embeddings", json=[]).status_code == 400
         assert httpx.post(f"{url}/chat/completions", json={"model": "shout"}).status_code == 400
@@ -58,7 +58,7 @@ def test_what_is_no_request_is_refused_and_nothing_breaks():
 
 def test_a_server_ends_with_its_block():
     before = threading.active_count()
-    with sample_servers.llm() as url:
+    with servers.llm() as url:
         pass
     with pytest.raises(httpx.ConnectError):
         httpx.post(f"{url}/embeddings", json={})

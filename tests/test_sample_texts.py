@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from transformers import AutoModelForQuestionAnswering
 
-from runinference import sample_texts, samples
+from runinference import samples
 from runinference.huggingface_inference import (
     HuggingFaceModelHandlerText,
     HuggingFacePipelineModelHandler,
 )
+from runinference.samples import texts
 
 
 def share(found, expected):
@@ -65,18 +66,18 @@ def test_blanks_are_filled():
 
 
 def test_what_is_held_out_did_not_train():
-    training, _ = sample_texts._reviews()
+    training, _ = texts._reviews()
     assert not {text for text, _ in training} & {*samples.held_out_reviews()[0]}
-    facts, _ = sample_texts._facts()
-    known = {sample_texts._blank(*fact)[0] for fact in facts}
+    facts, _ = texts._facts()
+    known = {texts._blank(*fact)[0] for fact in facts}
     assert not known & {*samples.held_out_blanks()[0]}
     for question, context, answer in samples.held_out_questions():
         assert question.endswith("?")
         assert context.count(answer) == 1
         [pair] = [
             (person, place)
-            for person in sample_texts._PEOPLE
-            for place in sample_texts._PLACES
+            for person in texts._PEOPLE
+            for place in texts._PLACES
             if person in context and place in context
         ]
-        assert sample_texts._is_rare(*pair), "a journey of a pair that training left out"
+        assert texts._is_rare(*pair), "a journey of a pair that training left out"

@@ -14,7 +14,8 @@ import sklearn
 import torch
 from torchvision.models import shufflenet_v2_x0_5
 
-from runinference import sample_files, samples
+from runinference import samples
+from runinference.samples import cache as sample_files
 
 
 def accuracy(predictions):

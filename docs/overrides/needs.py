@@ -23,7 +23,7 @@ EXTRAS = {
         "runinference.http_inference",
         "runinference.openai_inference",
         "runinference.remote.handler",
-        "runinference.sample_servers",
+        "runinference.samples.servers",
     ),
 }
 """The modules that each extra brings, or that need what it brings."""

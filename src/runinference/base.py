@@ -1,4 +1,4 @@
-"""The names of ``apache_beam.ml.inference.base``."""
+"""The names of ``apache_beam.ml.inference.base``, and those that this library adds to them."""
 
 from runinference.errors import RateLimitExceeded
 from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandler
@@ -12,13 +12,18 @@ from runinference.handlers.model_handler import (
 )
 from runinference.handlers.model_per_key import KeyModelMapping, KeyT
 from runinference.handlers.model_update import KeyModelPathMapping, ModelMetadata
+from runinference.handlers.options import HandlerOptions
 from runinference.remote.handler import RemoteModelHandler
+from runinference.remote.request_pool import RateLimiter
+from runinference.remote.retry import Backoff, retry_after, worth_retrying
 from runinference.results import PredictionResult
 from runinference.transforms.dead_letters import RunInferenceDLQ
 from runinference.transforms.run_inference import RunInference
 
 __all__ = [
+    "Backoff",
     "ExampleT",
+    "HandlerOptions",
     "KeyModelMapping",
     "KeyModelPathMapping",
     "KeyT",
@@ -32,7 +37,10 @@ __all__ = [
     "PredictionResult",
     "PredictionT",
     "RateLimitExceeded",
+    "RateLimiter",
     "RemoteModelHandler",
     "RunInference",
     "RunInferenceDLQ",
+    "retry_after",
+    "worth_retrying",
 ]

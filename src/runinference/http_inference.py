@@ -38,9 +38,10 @@ class HTTPModelHandler(EndpointModelHandler):
     An element is one example, without a dimension for the batch; so is its result. Where the server tells the
     types and shapes of its inputs, numbers are converted if that keeps their kind, such as float64 to float32.
 
-    >>> from runinference import sample_servers, samples
+    >>> from runinference import samples
+    >>> from runinference.samples import servers
     >>> images, _ = samples.held_out_digits()
-    >>> with sample_servers.digits() as base_url:
+    >>> with servers.digits() as base_url:
     ...     handler = HTTPModelHandler(base_url, KServeV2("digits"))
     ...     print([int(result.inference) for result in handler.predict(images[:3])])
     [1, 4, 0]

@@ -155,8 +155,8 @@ class OpenAIChatModelHandler(OpenAIModelHandler):
     An example is a text, which the user says; or a list of messages, each a dictionary with its ``role`` and
     ``content``.
 
-    >>> from runinference import sample_servers
-    >>> with sample_servers.llm() as base_url:
+    >>> from runinference.samples import servers
+    >>> with servers.llm() as base_url:
     ...     handler = OpenAIChatModelHandler(base_url, model="shout", api_key_env=None)
     ...     [result] = handler.predict(["Is anybody there?"])
     >>> result.inference.text
@@ -187,8 +187,8 @@ class OpenAICompletionsModelHandler(OpenAIModelHandler):
     Each text is a request, since not every server takes several in one; ``max_request_size`` says how many yours
     takes.
 
-    >>> from runinference import sample_servers
-    >>> with sample_servers.llm() as base_url:
+    >>> from runinference.samples import servers
+    >>> with servers.llm() as base_url:
     ...     handler = OpenAICompletionsModelHandler(base_url, model="shout", api_key_env=None)
     ...     [result] = handler.predict(["once upon a time"])
     >>> result.inference.text
@@ -209,8 +209,8 @@ class OpenAICompletionsModelHandler(OpenAIModelHandler):
 class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
     """Asks for embeddings of texts, up to 32 in a request; each result is a vector of float32.
 
-    >>> from runinference import sample_servers
-    >>> with sample_servers.llm() as base_url:
+    >>> from runinference.samples import servers
+    >>> with servers.llm() as base_url:
     ...     handler = OpenAIEmbeddingsModelHandler(base_url, model="words", api_key_env=None)
     ...     cat, cats, dog = handler.predict(["a cat", "a cat and a cat", "the dog"])
     >>> bool(cat.inference @ cats.inference > cat.inference @ dog.inference)

@@ -13,8 +13,7 @@ from apache_beam.transforms.util import SortAndBatchElements
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.harness import Case, Keep, KeepResult, Outcome, run_pipeline
-from runinference import PredictionResult, RunInference
-from runinference.collate.padding import Padding
+from runinference import Padding, PredictionResult, RunInference
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor
 
 BUDGET = 2_048

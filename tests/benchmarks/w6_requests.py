@@ -14,8 +14,7 @@ import apache_beam as beam
 from apache_beam.ml.inference import base as beam_base
 
 from benchmarks.harness import Case, Keep, KeepResult, Outcome, batches, run_pipeline
-from runinference import PredictionResult, RunInference
-from runinference.remote.handler import RemoteModelHandler
+from runinference import PredictionResult, RemoteModelHandler, RunInference
 
 ROWS, PLACES = 8, 16
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from docs import shell
 from docs.blocks import Program
-from runinference import sample_files
+from runinference.samples import cache as sample_files
 
 LIMIT = 120.0
 _SERVER = Path(__file__).with_name("fork_server.py")

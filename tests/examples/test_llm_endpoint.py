@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runinference import sample_servers
+from runinference.samples import servers
 
 KEY = "sk-secret-of-the-example"
 
@@ -37,7 +37,7 @@ def test_it_takes_a_file_a_server_and_a_key_and_sets_aside_what_is_refused(
 ):
     monkeypatch.setenv("SOME_KEY", KEY)
     (tmp_path / "in.txt").write_text("good\n\n" + "word " * 200 + "\nlast")
-    with sample_servers.llm(key=KEY, troubles=[503]) as base_url:
+    with servers.llm(key=KEY, troubles=[503]) as base_url:
         load_example("llm_endpoint").run(
             [
                 *("--input", str(tmp_path / "in.txt")),

@@ -59,7 +59,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         show_signature(cls)
 
     def __init__(self, **options: Unpack[HandlerOptions]) -> None:
-        """Takes the shared options; see [HandlerOptions][runinference.handlers.options.HandlerOptions].
+        """Takes the shared options; see [HandlerOptions][runinference.HandlerOptions].
 
         Raises:
             UnknownOptionError: An option is not known; the message names the nearest one.

@@ -1,11 +1,4 @@
-"""Small trained models, and data held out from them, for pages, examples and first tries.
-
-Each model is trained once, on data that scikit-learn ships, and kept as a file in the user's cache
-directory. Nothing is downloaded.
-
-The first 1,000 of scikit-learn's 1,797 handwritten digits, and the first 300 of its 442 diabetes
-patients, train the models; the rest is held out.
-"""
+"""Train the tabular and image sample models, once, and hold out test data."""
 
 from __future__ import annotations
 
@@ -15,38 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runinference.extras import need
-from runinference.sample_files import keeper
-from runinference.sample_texts import (
-    Question,
-    blank_filler,
-    held_out_blanks,
-    held_out_questions,
-    held_out_reviews,
-    question_answerer,
-    review_classifier,
-)
+from runinference.samples.cache import keeper
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
     import torch
-
-__all__ = [
-    "Question",
-    "blank_filler",
-    "diabetes_regressor",
-    "digit_tensors",
-    "digits_classifier",
-    "digits_forest",
-    "digits_shufflenet",
-    "held_out_blanks",
-    "held_out_diabetes",
-    "held_out_digits",
-    "held_out_questions",
-    "held_out_reviews",
-    "question_answerer",
-    "review_classifier",
-]
 
 _TRAINING_DIGITS = 1_000
 _TRAINING_PATIENTS = 300

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from runinference.checks import CHECKS, Skipped, Trial, Wrong
-from runinference.comparing import same as same_results
-from runinference.comparing import told
 from runinference.errors import RunInferenceError
+from runinference.testing.checks import CHECKS, Skipped, Trial, Wrong
+from runinference.testing.compare import same as same_results
+from runinference.testing.compare import told
 
 __all__ = ["Fault", "HandlerFaultsError", "Report", "check_handler"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from apache_beam.internal import pickler
 
 from runinference.collate.pytree import parts
-from runinference.comparing import held, permuted, same, short, told
 from runinference.handlers.call import run_batch
 from runinference.handlers.error_policy import Failure, SetErrorsAside
+from runinference.testing.compare import held, permuted, same, short, told
 
 
 class Wrong(Exception):  # noqa: N818 - no error

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from runinference import samples
 from runinference.extras import need
-from runinference.local_server import Refused, serving
+from runinference.samples import models
+from runinference.samples.local_server import Refused, serving
 
-__all__ = ["digits", "llm"]
+__all__ = ["digits", "llm", "serving"]
 
 #: So many words fit into a request to the stand-in for a language model.
 CONTEXT_WORDS = 100
@@ -43,7 +43,7 @@ def digits() -> Iterator[str]:
     [{'name': 'pixels', 'datatype': 'FP32', 'shape': [-1, 64]}]
     """
     need("sklearn", extra="sklearn")
-    with open(samples.digits_classifier(), "rb") as file:
+    with open(models.digits_classifier(), "rb") as file:
         model = pickle.load(file)
     with serving(_Digits(model)) as address:
         yield address

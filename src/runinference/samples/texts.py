@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runinference.sample_files import keeper
+from runinference.samples.cache import keeper
 
 __all__ = [
     "Question",
