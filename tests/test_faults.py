@@ -24,7 +24,7 @@ from runinference import (
 )
 from runinference.errors import ModelLoadError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.infer_dofn import InferDoFn
 from tiny import linear_regression, run
 
 
@@ -32,7 +32,7 @@ class Worker:
     """A thread of a worker, with a copy of the DoFn of its own."""
 
     def __init__(self, step) -> None:
-        self.do_fn = pickler.loads(pickler.dumps(Infer(step)))
+        self.do_fn = pickler.loads(pickler.dumps(InferDoFn(step)))
         self.do_fn.setup()
 
     def bundle(self, *elements, update=None):
@@ -73,7 +73,7 @@ def test_a_refresh_that_names_a_file_cut_short_leaves_the_old_model_until_it_is_
     Path(new).write_bytes(whole[:100])
     transform = RunInference(SklearnModelHandlerNumpy(old), model_metadata_pcoll=object())
     transform._clock = Clock()
-    worker = Worker(transform.with_exception_handling()._step())
+    worker = Worker(transform.with_exception_handling()._config())
     update = ModelMetadata(new, "")
     assert said(worker.bundle([1.0])[0]) == [(2, "old")]
     assert said(worker.bundle([1.0], update=update)[0]) == [(2, "old")]
@@ -94,7 +94,7 @@ class Clock:
 
 def test_a_file_that_is_replaced_or_deleted_after_it_was_loaded_changes_nothing(tmp_path):
     path = model(tmp_path / "model", 2)
-    worker = Worker(RunInference(SklearnModelHandlerNumpy(path))._step())
+    worker = Worker(RunInference(SklearnModelHandlerNumpy(path))._config())
     assert said(worker.bundle([1.0])[0]) == [(2, "model")]
     Path(path).write_bytes(b"no model at all")
     assert said(worker.bundle([1.0])[0]) == [(2, "model")]
@@ -106,7 +106,7 @@ def test_one_key_whose_file_is_deleted_while_its_model_is_put_away_fails_alone(t
     paths = {key: model(tmp_path / key, slope) for key, slope in (("a", 2), ("b", 3))}
     mappings = [KeyModelMapping([k], SklearnModelHandlerNumpy(paths[k])) for k in paths]
     keyed = KeyedModelHandler(mappings, max_models_per_worker_hint=1)
-    worker = Worker(RunInference(keyed).with_exception_handling()._step())
+    worker = Worker(RunInference(keyed).with_exception_handling()._config())
     good, bad = worker.bundle(("a", [1.0]), ("b", [1.0]))
     assert said(result for _, result in good) == [(2, "a"), (3, "b")]
     Path(paths["a"]).unlink()
@@ -128,7 +128,7 @@ def test_threads_race_through_loads_refreshes_and_evictions(tmp_path, seed):
         max_models_per_worker_hint=2,
     )
     transform = RunInference(keyed, model_metadata_pcoll=object())
-    step = transform.with_exception_handling()._step()
+    step = transform.with_exception_handling()._config()
     updates = [
         [KeyModelPathMapping([key], str(tmp_path / name)) for key, name in zip("abc", names)]  # noqa: B905
         for names in (("a", "b", "c"), ("second", "b", "third"), ("a", "broken", "second"))
@@ -163,7 +163,7 @@ def test_a_pickle_that_hangs_while_it_loads_does_not_hang_the_pipeline(tmp_path)
     path.write_bytes(pickle.dumps(_Sticky()))
     handler = SklearnModelHandlerNumpy(str(path))
     transform = RunInference(handler).with_exception_handling(timeout=2)
-    worker = Worker(transform._step())
+    worker = Worker(transform._config())
     assert worker.bundle([1.0]) == ([], [[1.0]])
     _GO_ON.set()
     model(path, 3)

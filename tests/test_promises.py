@@ -593,13 +593,13 @@ def summed(metrics, name):
     return sum(getattr(committed, "sum", committed) for committed in found)
 
 
-def stacked(examples):
+def stack_batch(examples):
     """The examples as one element: an array, a table, a dictionary of arrays; of texts their list."""
     first = examples[0]
     if isinstance(first, tuple):  # with keys: the rows of one
-        return first[0], stacked([example for _, example in examples])
+        return first[0], stack_batch([example for _, example in examples])
     if isinstance(first, dict):
-        return {name: stacked([example[name] for example in examples]) for name in first}
+        return {name: stack_batch([example[name] for example in examples]) for name in first}
     if isinstance(first, pd.DataFrame):
         return pd.concat(examples)
     if scipy.sparse.issparse(first):
@@ -611,7 +611,7 @@ def stacked(examples):
     return np.stack(examples) if isinstance(first, np.ndarray) else list(examples)
 
 
-def rows_of(inference, n):
+def split_rows(inference, n):
     """The rows of a whole result, or of one of a dictionary's arrays."""
     if isinstance(inference, dict):
         arrays = {name: part for name, part in inference.items() if np.ndim(part) > 0}
@@ -631,7 +631,7 @@ def whole(case):
 
 
 def test_a_whole_array_gets_one_result_whose_rows_are_those_of_single_elements(case, whole):
-    element, n = stacked(case.examples), len(case.examples)
+    element, n = stack_batch(case.examples), len(case.examples)
     [result] = run([element], RunInference(whole))
     [predicted] = whole.predict([element])
     assert type(prediction(result)) is PredictionResult
@@ -640,7 +640,7 @@ def test_a_whole_array_gets_one_result_whose_rows_are_those_of_single_elements(c
     assert same(predicted, result)
     singly = [inference(one) for one in case.handler.predict(case.examples)]
     singly = [np.ravel(one) if np.ndim(one) == 1 and len(one) == 1 else one for one in singly]
-    for row, one in zip(rows_of(inference(result), n), singly, strict=True):
+    for row, one in zip(split_rows(inference(result), n), singly, strict=True):
         assert same(np.ravel(row), np.ravel(one)) if np.ndim(one) else same(row, one)
     for _, part in parts(inference(result)):
         assert held(part) <= getattr(part, "nbytes", 0)
@@ -648,8 +648,8 @@ def test_a_whole_array_gets_one_result_whose_rows_are_those_of_single_elements(c
 
 def test_a_whole_array_that_fails_is_one_dead_letter_and_its_rows_are_counted(case, whole):
     good, bad = [], []
-    element = stacked(case.examples)
-    wrong = stacked([case.bad, case.bad]) if not isinstance(case.bad, int) else [3, 3]
+    element = stack_batch(case.examples)
+    wrong = stack_batch([case.bad, case.bad]) if not isinstance(case.bad, int) else [3, 3]
     pipeline = beam.Pipeline(runner=RUNNER)
     created = pipeline | beam.Create([wrong, element, element], reshuffle=False)
     results, letters = created | RunInference(whole).with_exception_handling()

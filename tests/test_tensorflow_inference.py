@@ -500,4 +500,4 @@ def test_without_tensorflow_the_error_names_the_extra():
 
 @pytest.mark.parametrize("handler", [Numpy, Tensor])
 def test_threads_may_share_a_call(handler):
-    assert RunInference(handler("model.keras"))._step().joins
+    assert RunInference(handler("model.keras"))._config().joins

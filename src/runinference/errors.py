@@ -145,10 +145,10 @@ class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's
     """A batch was not sent because the rate limit is used up."""
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def suggest(word: str, choices: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the choice nearest to ``word``, whatever the case; nothing when none is near.
 
-    >>> nearest("max_batchsize", ["min_batch_size", "max_batch_size"])
+    >>> suggest("max_batchsize", ["min_batch_size", "max_batch_size"])
     " Did you mean 'max_batch_size'?"
     """
     spelt = {choice.lower(): choice for choice in choices}
@@ -156,7 +156,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {spelt[found[0]]!r}?" if found else ""
 
 
-def no_key(element: Any) -> ElementError:
+def missing_key_error(element: Any) -> ElementError:
     """The error for an element that should have a key, and has none."""
     return ElementError(
         f"KeyedModelHandler takes (key, example), and got {type(element).__name__} {repr(element)[:60]}. "

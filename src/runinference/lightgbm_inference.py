@@ -9,11 +9,11 @@ from typing_extensions import Unpack
 
 from runinference.collate.frames import (
     check_columns,
-    dealt_out,
-    examples_of,
     joined,
     sparse_bytes,
-    tables_of,
+    split_examples,
+    split_predictions,
+    to_tables,
 )
 from runinference.errors import ModelLoadError
 from runinference.extras import need
@@ -21,7 +21,7 @@ from runinference.frameworks.lightgbm.model_text import check_whole
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions
 from runinference.model_file import open_model
-from runinference.results import PredictionResult, signed
+from runinference.results import PredictionResult, with_model_id
 
 lightgbm = need("lightgbm", extra="lightgbm")
 
@@ -51,11 +51,11 @@ def default_lightgbm_inference_fn(
             examples.
         ResultMismatchError: The model gave more or fewer predictions than there are rows.
     """
-    examples = examples_of(batch)
-    tables = tables_of(examples)
+    examples = split_examples(batch)
+    tables = to_tables(examples)
     check_columns(tables, model.num_feature(), _names(model), _spelt)
     predictions = model.predict(joined(tables), **(inference_args or {}))
-    parts = dealt_out(predictions, examples, tables)
+    parts = split_predictions(predictions, examples, tables)
     return [PredictionResult(x, y) for x, y in zip(examples, parts, strict=True)]
 
 
@@ -115,7 +115,7 @@ class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
         results: Any = self._inference_fn(batch, model, inference_args)
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
-        return [signed(result, self._model_uri) for result in results]
+        return [with_model_id(result, self._model_uri) for result in results]
 
     def may_join_threads(self) -> bool:
         return True

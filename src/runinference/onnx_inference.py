@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
-from runinference.collate.named_inputs import Input, inputs_of
-from runinference.errors import OptionError, nearest
+from runinference.collate.named_inputs import Input, bind_inputs
+from runinference.errors import OptionError, suggest
 from runinference.frameworks.onnx.session import (
     check_providers,
     check_session_options,
@@ -156,7 +156,7 @@ def _run(
     inference_args: dict[str, Any] | None = None,
 ) -> Any:
     wanted = _wanted(output_names, [node.name for node in session.get_outputs()])
-    outputs = session.run(wanted, inputs_of(batch, _takes(session), inference_args or {}))
+    outputs = session.run(wanted, bind_inputs(batch, _takes(session), inference_args or {}))
     if output_names is None or isinstance(output_names, str):
         return outputs[0]
     return dict(zip(wanted, outputs, strict=True))
@@ -177,7 +177,7 @@ def _wanted(output_names: str | Sequence[str] | None, known: list[str]) -> list[
     for name in wanted:
         if name not in known:
             raise OptionError(
-                f"The model has no output {name!r} (output_names).{nearest(name, known)} Its outputs are "
+                f"The model has no output {name!r} (output_names).{suggest(name, known)} Its outputs are "
                 f"{', '.join(known)}."
             )
     return wanted

@@ -23,10 +23,10 @@ class PredictionResult(NamedTuple):
     model_id: str | None = None
 
 
-def signed(result: Any, model_id: str) -> Any:
+def with_model_id(result: Any, model_id: str) -> Any:
     """A result that says which model it is of, if it says nothing of that yet.
 
-    >>> signed(PredictionResult(1, 2), "model.ubj").model_id
+    >>> with_model_id(PredictionResult(1, 2), "model.ubj").model_id
     'model.ubj'
     """
     if type(result) is PredictionResult:  # as a rule: at a third of the price

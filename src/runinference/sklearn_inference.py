@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Unpack
 
-from runinference.collate.frames import examples_of, is_frame
+from runinference.collate.frames import is_dataframe, split_examples
 from runinference.collate.stack import stack_arrays
 from runinference.collate.unbatch import split
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
@@ -50,7 +50,7 @@ def _predict_frames(
 ) -> Any:
     import pandas as pd
 
-    if is_frame(batch):
+    if is_dataframe(batch):
         return model.predict(batch, **(inference_args or {})), batch
     frame = pd.concat(batch, axis=0)
     return model.predict(frame, **(inference_args or {})), [
@@ -191,7 +191,7 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
         if self.gives_whole_results():
             predictions, _ = self._model_inference_fn(model, batch, inference_args)
             return self.results_of(batch, predictions, self._model_uri)
-        batch = examples_of(batch)
+        batch = split_examples(batch)
         _check_frames(batch)
         predictions, rows = self._model_inference_fn(model, batch, inference_args)
         inferences = split(predictions, len(batch))

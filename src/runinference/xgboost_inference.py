@@ -10,19 +10,19 @@ from typing_extensions import Unpack
 
 from runinference.collate.frames import (
     check_columns,
-    dealt_out,
-    examples_of,
-    is_frame,
+    is_dataframe,
     joined,
     sparse_bytes,
-    tables_of,
+    split_examples,
+    split_predictions,
+    to_tables,
 )
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions
 from runinference.model_file import open_model
-from runinference.results import PredictionResult, signed
+from runinference.results import PredictionResult, with_model_id
 
 xgboost = need("xgboost", extra="xgboost")
 
@@ -58,15 +58,15 @@ def default_xgboost_inference_fn(
         ResultMismatchError: The model gave more or fewer predictions than there are rows.
     """
     arguments = inference_args or {}
-    examples = examples_of(batch)
-    tables = tables_of(examples)
+    examples = split_examples(batch)
+    tables = to_tables(examples)
     if arguments.get("validate_features", True):
         _check(tables, model)
     predictions = model.predict(_input(joined(tables), model), **arguments)
     return [
         PredictionResult(example, prediction)
         for example, prediction in zip(
-            examples, dealt_out(predictions, examples, tables), strict=True
+            examples, split_predictions(predictions, examples, tables), strict=True
         )
     ]
 
@@ -146,7 +146,7 @@ class XGBoostModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         results: Any = self._inference_fn(batch, model, inference_args)
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
-        return [signed(result, self._model_state) for result in results]
+        return [with_model_id(result, self._model_state) for result in results]
 
     def may_join_threads(self) -> bool:
         return True
@@ -218,7 +218,7 @@ def _input(table: Any, model: Any) -> Any:
     """What the model's ``predict`` takes. Arrays have no names: they get those of the model."""
     if not isinstance(model, xgboost.Booster):
         return table
-    if is_frame(table):
+    if is_dataframe(table):
         return xgboost.DMatrix(table, enable_categorical=True)
     return xgboost.DMatrix(table, feature_names=model.feature_names)
 

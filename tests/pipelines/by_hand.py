@@ -13,7 +13,7 @@ from apache_beam.transforms.window import WindowedValue
 
 from pipelines.case import WINDOWS, Case, Outcome, name
 from pipelines.rows import told
-from runinference.transforms.buffered_dofn import InferWaiting, Shard
+from runinference.transforms.buffered_dofn import AssignShardKey, BufferedInferDoFn
 from runinference.transforms.infer_dofn import InferEachWindow
 from runinference.transforms.prebatched_dofn import InferPrebatchedEachWindow
 
@@ -37,7 +37,7 @@ def run(case: Case) -> Outcome:
 
 def _worker(case: Case, do_fn: Any, bundles: Any) -> Iterator[Any]:
     do_fn.setup()
-    state = _States(case, do_fn) if isinstance(do_fn, InferWaiting) else None
+    state = _States(case, do_fn) if isinstance(do_fn, BufferedInferDoFn) else None
     for bundle in bundles:
         do_fn.start_bundle()
         for timed in bundle:
@@ -93,9 +93,9 @@ def add(case: Case, outcome: Outcome, failed: bool, value: Any, timestamp: Any, 
 class _States:
     """State and timers of a stateful DoFn, for each key and window."""
 
-    def __init__(self, case: Case, do_fn: InferWaiting) -> None:
+    def __init__(self, case: Case, do_fn: BufferedInferDoFn) -> None:
         self._do_fn = do_fn
-        self._shard = Shard(case.handler())
+        self._shard = AssignShardKey(case.handler())
         self._shard.setup()
         self._cells: dict[Any, dict[str, _Cell]] = {}
 

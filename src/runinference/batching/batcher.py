@@ -9,7 +9,12 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from runinference.batching.adaptive_size import AdaptiveSize
-from runinference.batching.policy import MOST_BYTES, MOST_ELEMENTS, BatchPolicy, size_in_bytes
+from runinference.batching.policy import (
+    DEFAULT_MAX_BATCH_BYTES,
+    DEFAULT_MAX_BATCH_SIZE,
+    BatchPolicy,
+    size_in_bytes,
+)
 
 ItemT = TypeVar("ItemT")
 
@@ -20,20 +25,20 @@ WINDOW_ELEMENTS = 1_024
 WINDOW_BUDGETS = 32
 
 
-class Gatherer(Generic[ItemT]):
+class Batcher(Generic[ItemT]):
     """Collects elements, and hands on a batch whenever one is full.
 
     What is collected are items: anything that travels with its element, such as a window and a timestamp.
     Each bucket of lengths is gathered by itself: as elements come, or, under a budget on padded size, sorted.
     """
 
-    def __new__(cls, policy: BatchPolicy, size: AdaptiveSize) -> Gatherer[ItemT]:
-        return super().__new__(_PlainGatherer if policy.plain else cls)
+    def __new__(cls, policy: BatchPolicy, size: AdaptiveSize) -> Batcher[ItemT]:
+        return super().__new__(_PlainBatcher if policy.plain else cls)
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._policy = policy
         self._size = size
-        self._buckets: dict[int, _AsTheyCome[ItemT] | _SortedByLength[ItemT]] = {}
+        self._buckets: dict[int, _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]] = {}
 
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
         """Takes one element with its item; gives the batches that are full now, mostly none."""
@@ -50,12 +55,12 @@ class Gatherer(Generic[ItemT]):
         """Gives what is left, and forgets it."""
         return [batch for bucket in self._buckets.values() for batch in bucket.flush()]
 
-    def _new_bucket(self) -> _AsTheyCome[ItemT] | _SortedByLength[ItemT]:
-        kind = _AsTheyCome if self._policy.max_padded is None else _SortedByLength
+    def _new_bucket(self) -> _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]:
+        kind = _ArrivalOrderBucket if self._policy.max_padded is None else _LengthSortedBucket
         return kind(self._policy, self._size)
 
 
-class _PlainGatherer(Gatherer[ItemT]):
+class _PlainBatcher(Batcher[ItemT]):
     """For a policy that counts elements and bytes alone: the same, at a third of the price."""
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
@@ -80,7 +85,7 @@ class _PlainGatherer(Gatherer[ItemT]):
         return [items] if items else ()
 
 
-class _AsTheyCome(Generic[ItemT]):
+class _ArrivalOrderBucket(Generic[ItemT]):
     """One batch that grows until it has its size, or until the next item would pass a limit."""
 
     __slots__ = ("_max_bytes", "_max_weight", "_n_bytes", "_size", "_weight", "items")
@@ -118,7 +123,7 @@ class _AsTheyCome(Generic[ItemT]):
 _Entry = tuple[int, int, float, ItemT]  # length, bytes, weight, and the item
 
 
-class _SortedByLength(Generic[ItemT]):
+class _LengthSortedBucket(Generic[ItemT]):
     """A window of items, cut into batches of similar length; the longest are handed on first.
 
     What is left of a window, less than a batch of its shortest, waits for the next one.
@@ -127,8 +132,8 @@ class _SortedByLength(Generic[ItemT]):
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._size = size
         self._enough = WINDOW_BUDGETS * (policy.max_padded or 0)
-        self._max_bytes = max(MOST_BYTES, policy.max_bytes)
-        self._batch: _AsTheyCome[_Entry[ItemT]] = _AsTheyCome(policy, size)
+        self._max_bytes = max(DEFAULT_MAX_BATCH_BYTES, policy.max_bytes)
+        self._batch: _ArrivalOrderBucket[_Entry[ItemT]] = _ArrivalOrderBucket(policy, size)
         self._open([])
 
     def _open(self, left: list[_Entry[ItemT]]) -> None:
@@ -155,7 +160,7 @@ class _SortedByLength(Generic[ItemT]):
         n = len(self._window)
         return (
             (n >= WINDOW_ELEMENTS and self._total >= self._enough)
-            or n >= MOST_ELEMENTS
+            or n >= DEFAULT_MAX_BATCH_SIZE
             or self._n_bytes >= self._max_bytes
         )
 

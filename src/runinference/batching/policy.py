@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
-from runinference.errors import OptionError, UnknownOptionError, nearest
+from runinference.errors import OptionError, UnknownOptionError, suggest
 
 #: Where one bucket of lengths ends when a length function comes without boundaries; Beam's values.
-BUCKETS = (16, 32, 64, 128, 256, 512)
+DEFAULT_BUCKET_BOUNDARIES = (16, 32, 64, 128, 256, 512)
 #: Beam lets a batch grow to as many elements; so do we, within the bytes below.
-MOST_ELEMENTS = 10_000
+DEFAULT_MAX_BATCH_SIZE = 10_000
 #: Input bytes in a batch. Activations take a multiple of it.
-MOST_BYTES = 64 << 20
+DEFAULT_MAX_BATCH_BYTES = 64 << 20
 
 # How BatchElements is tuned: understood, so that a handler written for Beam runs here, but of no effect,
 # because sizes are found by another rule.
@@ -89,8 +89,8 @@ class BatchPolicy:
     """
 
     min_size: int = 1
-    max_size: int = MOST_ELEMENTS
-    max_bytes: int = MOST_BYTES
+    max_size: int = DEFAULT_MAX_BATCH_SIZE
+    max_bytes: int = DEFAULT_MAX_BATCH_BYTES
     max_weight: float | None = None
     weigh: Callable[[Any], float] | None = None
     measure: Callable[[Any], int] | None = None
@@ -110,12 +110,12 @@ class BatchPolicy:
         fields = {field: given.pop(name) for name, field in _FIELDS.items() if name in given}
         for name in given:
             known = [*_FIELDS, *sorted(_TUNING)]
-            raise UnknownOptionError(f"Batching has no option {name!r}.{nearest(name, known)}")
+            raise UnknownOptionError(f"Batching has no option {name!r}.{suggest(name, known)}")
         if "measure" in fields and "max_padded" not in fields:
-            fields.setdefault("boundaries", BUCKETS)
+            fields.setdefault("boundaries", DEFAULT_BUCKET_BOUNDARIES)
         if "boundaries" in fields:
             fields["boundaries"] = tuple(fields["boundaries"])
-        if "max_size" not in fields and fields.get("min_size", 0) > MOST_ELEMENTS:
+        if "max_size" not in fields and fields.get("min_size", 0) > DEFAULT_MAX_BATCH_SIZE:
             fields["max_size"] = fields["min_size"]
         policy = cls(**fields)
         return policy if policy.weigh is None or policy.max_weight else policy._sized_by_weight()
@@ -152,8 +152,12 @@ class BatchPolicy:
 
     def _sized_by_weight(self) -> BatchPolicy:
         """As in Beam, sizes are in the units of ``weigh`` where no weight is given; it alone decides."""
-        least = MOST_ELEMENTS if self.max_padded is None else 1  # the padded size decides, too
-        return replace(self, min_size=least, max_size=MOST_ELEMENTS, max_weight=self.max_size)
+        least = (
+            DEFAULT_MAX_BATCH_SIZE if self.max_padded is None else 1
+        )  # the padded size decides, too
+        return replace(
+            self, min_size=least, max_size=DEFAULT_MAX_BATCH_SIZE, max_weight=self.max_size
+        )
 
     @property
     def plain(self) -> bool:
@@ -194,7 +198,7 @@ _POSITIVE = ("min_size", "max_size", "max_bytes", "max_weight", "max_padded", "m
 BEYOND_BEAM = ("max_batch_bytes", "max_padded_size")
 
 
-def policy_of(handler: Any) -> BatchPolicy:
+def resolve_policy(handler: Any) -> BatchPolicy:
     """The policy a handler asks for; works for any object with Beam's handler methods.
 
     A handler around another one has the options of that one, unless it has its own.

@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from runinference.caching.model_cache import Room
-from runinference.errors import UnknownOptionError, nearest
+from runinference.caching.model_cache import CacheLimits
+from runinference.errors import UnknownOptionError, suggest
 
 _FIELDS = {
     "max_models": "models",
@@ -35,10 +35,10 @@ _OF_BEAM = frozenset(
 )
 
 
-def room_of(arguments: Mapping[str, Any]) -> Room:
+def limits_from_args(arguments: Mapping[str, Any]) -> CacheLimits:
     """The budget that ``model_manager_args`` describe; by default three quarters of the memory there is.
 
-    >>> room_of({"max_models": 2}).models
+    >>> limits_from_args({"max_models": 2}).models
     2
 
     Raises:
@@ -47,14 +47,14 @@ def room_of(arguments: Mapping[str, Any]) -> Room:
     for name in arguments:
         if name not in _FIELDS and name not in _OF_BEAM:
             known = [*_FIELDS, *sorted(_OF_BEAM)]
-            raise UnknownOptionError(f"model_manager_args has no {name!r}.{nearest(name, known)}")
+            raise UnknownOptionError(f"model_manager_args has no {name!r}.{suggest(name, known)}")
     fields = {_FIELDS[name]: value for name, value in arguments.items() if name in _FIELDS}
     if "models" not in fields and "n_bytes" not in fields:
-        fields["n_bytes"] = memory_bytes() * 3 // 4
-    return Room(**fields)
+        fields["n_bytes"] = available_memory_bytes() * 3 // 4
+    return CacheLimits(**fields)
 
 
-def memory_bytes(root: Path = Path("/")) -> int:
+def available_memory_bytes(root: Path = Path("/")) -> int:
     """The memory models can live in: of the first GPU if PyTorch sees one, else of the machine or the container.
 
     Args:

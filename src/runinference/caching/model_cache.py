@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from runinference.errors import OptionError
 
 
-class Closeable(Protocol):
-    """What lies on a shelf."""
+class CachedModel(Protocol):
+    """What lies on a cache."""
 
     n_bytes: int
 
@@ -23,8 +23,8 @@ class Closeable(Protocol):
 
 
 @dataclass(frozen=True)
-class Room:
-    """How much a shelf may hold.
+class CacheLimits:
+    """How much a cache may hold.
 
     Attributes:
         models: The most models; None for any number.
@@ -41,10 +41,10 @@ class Room:
         for name in ("models", "n_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise OptionError(f"Room for {name} must be at least 1, and is {value!r}.")
+                raise OptionError(f"CacheLimits for {name} must be at least 1, and is {value!r}.")
 
 
-class Shelf:
+class ModelCache:
     """Lends models by name.
 
     A model is loaded when it is first asked for, by one thread at a time; others that ask for it wait, those
@@ -54,18 +54,18 @@ class Shelf:
     >>> class Model:
     ...     n_bytes = 1
     ...     def close(self): print("put away")
-    >>> shelf = Shelf(Room(models=1))
-    >>> with shelf.lease("a", Model) as model:
+    >>> cache = ModelCache(CacheLimits(models=1))
+    >>> with cache.lease("a", Model) as model:
     ...     pass
-    >>> with shelf.lease("b", Model) as model:
+    >>> with cache.lease("b", Model) as model:
     ...     pass
     put away
     """
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: CacheLimits) -> None:
         self._room = room
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()
-        self._leaving: list[_Slot] = []
+        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
+        self._leaving: list[CacheEntry] = []
         self._sizes: dict[str, int] = {}
         self._changed = threading.Condition()
         self._evictions = 0
@@ -80,38 +80,38 @@ class Shelf:
             beside: Load it even where there is no room, because another must not be put away before this one
                 is known to be good.
         """
-        slot = self._enter(name)
+        entry = self._enter(name)
         try:
-            with slot.loading:
-                if slot.model is None:
-                    self._load(slot, load, beside)
-            yield slot.model
+            with entry.loading:
+                if entry.model is None:
+                    self._load(entry, load, beside)
+            yield entry.model
         finally:
-            self._leave(slot)
+            self._leave(entry)
 
-    def retire(self, name: str) -> None:
+    def expire(self, name: str) -> None:
         """Puts a model away after its last lease, unless it is asked for again before."""
         with self._changed:
-            if slot := self._slots.get(name):
-                slot.retired = True
-        self._put_away(self._taken(lambda: self._first(lambda slot: slot.retired)))
+            if entry := self._entries.get(name):
+                entry.expired = True
+        self._put_away(self._taken(lambda: self._first(lambda entry: entry.expired)))
 
-    def give_up(self, name: str, model: Any) -> None:
+    def invalidate(self, name: str, model: Any) -> None:
         """Forgets a model that is stuck, or None for one that is stuck while it loads: who asks gets a fresh one.
 
         One that has taken its place by now stays.
         """
         with self._changed:
-            slot = self._slots.get(name)
-            if slot is None or slot.model is not model:
+            entry = self._entries.get(name)
+            if entry is None or entry.model is not model:
                 return
-            del self._slots[name]
-            unused = slot.leases == 0 and model is not None
+            del self._entries[name]
+            unused = entry.users == 0 and model is not None
             self._changed.notify_all()
         if unused:  # else who leaves last closes it
             model.close()
 
-    def take_evictions(self) -> int:
+    def drain_evictions(self) -> int:
         """How many models were put away for others since this was last asked."""
         with self._changed:
             evictions, self._evictions = self._evictions, 0
@@ -120,42 +120,42 @@ class Shelf:
     def names(self) -> list[str]:
         """The models that are loaded now, least recently used first."""
         with self._changed:
-            return [name for name, slot in self._slots.items() if slot.model is not None]
+            return [name for name, entry in self._entries.items() if entry.model is not None]
 
-    def _enter(self, name: str) -> _Slot:
+    def _enter(self, name: str) -> CacheEntry:
         with self._changed:
-            slot = self._slots.get(name)
-            if slot is None:
-                slot = self._slots[name] = _Slot(name)
-            slot.leases += 1
-            slot.retired = False
-            self._slots.move_to_end(name)
-            return slot
+            entry = self._entries.get(name)
+            if entry is None:
+                entry = self._entries[name] = CacheEntry(name)
+            entry.users += 1
+            entry.expired = False
+            self._entries.move_to_end(name)
+            return entry
 
-    def _load(self, slot: _Slot, load: Callable[[], Any], beside: bool) -> None:
-        self._make_room(slot, wait=not beside)
+    def _load(self, entry: CacheEntry, load: Callable[[], Any], beside: bool) -> None:
+        self._make_room(entry, wait=not beside)
         try:
             model = load()
-            self._sizes[slot.name] = int(model.n_bytes)
-            slot.model = model
+            self._sizes[entry.name] = int(model.n_bytes)
+            entry.model = model
         finally:
             with self._changed:
-                slot.coming = False
+                entry.coming = False
                 self._changed.notify_all()
 
-    def _leave(self, slot: _Slot) -> None:
+    def _leave(self, entry: CacheEntry) -> None:
         with self._changed:
-            slot.leases -= 1
-            known = self._slots.get(slot.name) is slot
-            if known and slot.leases == 0 and slot.model is None:
-                del self._slots[slot.name]
-            forgotten = slot.model if not known and slot.leases == 0 else None
+            entry.users -= 1
+            known = self._entries.get(entry.name) is entry
+            if known and entry.users == 0 and entry.model is None:
+                del self._entries[entry.name]
+            forgotten = entry.model if not known and entry.users == 0 else None
             self._changed.notify_all()
         if forgotten is not None:
             forgotten.close()
-        self._put_away(self._taken(lambda: self._first(lambda s: s.retired) or self._excess(None)))
+        self._put_away(self._taken(lambda: self._first(lambda s: s.expired) or self._excess(None)))
 
-    def _make_room(self, newcomer: _Slot, wait: bool) -> None:
+    def _make_room(self, newcomer: CacheEntry, wait: bool) -> None:
         deadline = time.monotonic() + (self._room.wait_secs if wait else 0)
         while True:
             self._put_away(self._taken(lambda: self._excess(newcomer)))
@@ -170,46 +170,48 @@ class Shelf:
                 if self._excess(newcomer) is None:
                     self._changed.wait(patience)
 
-    def _taken(self, choose: Callable[[], _Slot | None]) -> list[_Slot]:
-        """Takes slots off the shelf as long as ``choose`` finds one; they still take room."""
+    def _taken(self, choose: Callable[[], CacheEntry | None]) -> list[CacheEntry]:
+        """Takes entries off the cache as long as ``choose`` finds one; they still take room."""
         taken = []
         with self._changed:
-            while slot := choose():
-                taken.append(self._slots.pop(slot.name))
+            while entry := choose():
+                taken.append(self._entries.pop(entry.name))
                 self._leaving.append(taken[-1])
-            self._evictions += sum(not slot.retired for slot in taken)
+            self._evictions += sum(not entry.expired for entry in taken)
         return taken
 
-    def _put_away(self, taken: list[_Slot]) -> None:
-        for slot in taken:
+    def _put_away(self, taken: list[CacheEntry]) -> None:
+        for entry in taken:
             try:
-                slot.model.close()
+                entry.model.close()
             finally:
                 with self._changed:
-                    self._leaving.remove(slot)
+                    self._leaving.remove(entry)
                     self._changed.notify_all()
 
-    def _excess(self, newcomer: _Slot | None) -> _Slot | None:
-        """The slot to put away next so that the room suffices, if it does not."""
-        return None if self._fits(newcomer) else self._first(lambda slot: True)
+    def _excess(self, newcomer: CacheEntry | None) -> CacheEntry | None:
+        """The entry to put away next so that the room suffices, if it does not."""
+        return None if self._fits(newcomer) else self._first(lambda entry: True)
 
-    def _first(self, wanted: Callable[[_Slot], bool]) -> _Slot | None:
+    def _first(self, wanted: Callable[[CacheEntry], bool]) -> CacheEntry | None:
         """The least recently used model that is not lent, among those wanted."""
-        for slot in self._slots.values():
-            if slot.leases == 0 and slot.model is not None and wanted(slot):
-                return slot
+        for entry in self._entries.values():
+            if entry.users == 0 and entry.model is not None and wanted(entry):
+                return entry
         return None
 
-    def _is_known(self, newcomer: _Slot) -> bool:
+    def _is_known(self, newcomer: CacheEntry) -> bool:
         """Whether a model may be loaded beside others: one of unknown size loads alone, to be measured."""
         known = self._room.n_bytes is None or newcomer.name in self._sizes
-        return known or not any(slot.coming for slot in self._slots.values())
+        return known or not any(entry.coming for entry in self._entries.values())
 
-    def _fits(self, newcomer: _Slot | None, leaving: Sequence[_Slot] = ()) -> bool:
-        held = [slot for slot in self._slots.values() if slot.model is not None or slot.coming]
+    def _fits(self, newcomer: CacheEntry | None, leaving: Sequence[CacheEntry] = ()) -> bool:
+        held = [
+            entry for entry in self._entries.values() if entry.model is not None or entry.coming
+        ]
         held += leaving
         n_models = len(held) + (newcomer is not None)
-        n_bytes = sum(slot.n_bytes for slot in held)
+        n_bytes = sum(entry.n_bytes for entry in held)
         most_models, most_bytes = self._room.models, self._room.n_bytes
         if most_models is not None and n_models > most_models:
             return False
@@ -218,14 +220,14 @@ class Shelf:
         return n_bytes + (self._sizes.get(newcomer.name, 1) if newcomer else 0) <= most_bytes
 
 
-class _Slot:
+class CacheEntry:
     """The place of one model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.model: Any = None
-        self.leases = 0
-        self.retired = False
+        self.users = 0
+        self.expired = False
         self.coming = False
         self.expected = 0
         self.loading = threading.Lock()

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from runinference.collate.stack import refuse_keyed
+from runinference.collate.stack import reject_keyed_examples
 from runinference.collate.unbatch import split
 from runinference.errors import BatchShapeError, ResultMismatchError
 from runinference.extras import need
 
 
-def examples_of(batch: Any) -> list[Any]:
+def split_examples(batch: Any) -> list[Any]:
     """The examples of a batch: of a list its items, of a frame its rows."""
-    if is_frame(batch):
+    if is_dataframe(batch):
         return [batch.iloc[[i]] for i in range(len(batch))]
     return list(batch)
 
 
-def tables_of(examples: Sequence[Any]) -> list[Any]:
+def to_tables(examples: Sequence[Any]) -> list[Any]:
     """The examples as tables: data frames, sparse matrices of rows, or arrays of two dimensions.
 
     Arrays of one dimension and one length are the rows of one table; of other examples each is a table.
@@ -29,7 +29,7 @@ def tables_of(examples: Sequence[Any]) -> list[Any]:
         BatchShapeError: An example has no or more than two dimensions, or is of another type than the first.
         ElementError: The examples are pairs, which a handler without keys cannot take.
     """
-    refuse_keyed(examples)
+    reject_keyed_examples(examples)
     if _are_rows(examples):
         return [np.stack(examples)]
     tables = [_table(example, index) for index, example in enumerate(examples)]
@@ -60,7 +60,7 @@ def check_columns(
         BatchShapeError: A table has others, or the same in another order.
     """
     for index, table in enumerate(tables):
-        if is_frame(table) and names is not None and table.columns.nlevels == 1:
+        if is_dataframe(table) and names is not None and table.columns.nlevels == 1:
             found = [spelt(str(column)) for column in table.columns]
             if found != list(names):
                 raise BatchShapeError(_other_columns(index, found, list(names)))
@@ -82,7 +82,7 @@ def joined(tables: Sequence[Any]) -> Any:
     """
     widths = [table.shape[1] for table in tables]
     for index, (table, width) in enumerate(zip(tables, widths, strict=True)):
-        if is_frame(table) and not table.columns.equals(tables[0].columns):
+        if is_dataframe(table) and not table.columns.equals(tables[0].columns):
             raise BatchShapeError(
                 f"Element {index} of the batch has the columns {list(table.columns)}, and element 0 has "
                 f"{list(tables[0].columns)}. Select the same columns in the same order before RunInference."
@@ -94,14 +94,16 @@ def joined(tables: Sequence[Any]) -> Any:
             )
     if len(tables) == 1:
         return tables[0]
-    if is_frame(tables[0]):
+    if is_dataframe(tables[0]):
         return _joined_frames(tables)
     if _is_sparse(tables[0]):
         return need("scipy.sparse", extra="xgboost").vstack(tables, format="csr")
     return np.concatenate(tables)
 
 
-def dealt_out(predictions: Any, examples: Sequence[Any], tables: Sequence[Any]) -> list[Any]:
+def split_predictions(
+    predictions: Any, examples: Sequence[Any], tables: Sequence[Any]
+) -> list[Any]:
     """The predictions of each example: of a row one, of a table as many as it has rows.
 
     Raises:
@@ -122,7 +124,7 @@ def dealt_out(predictions: Any, examples: Sequence[Any], tables: Sequence[Any]) 
     ]
 
 
-def is_frame(value: Any) -> bool:
+def is_dataframe(value: Any) -> bool:
     """Whether this is a data frame of pandas."""
     return hasattr(value, "iloc") and hasattr(value, "columns")
 
@@ -163,13 +165,13 @@ def _shape(example: Any) -> tuple[int, ...]:
 
 
 def _kind(table: Any) -> str:
-    if is_frame(table):
+    if is_dataframe(table):
         return "a data frame"
     return "a sparse matrix" if _is_sparse(table) else "an array"
 
 
 def _table(example: Any, index: int) -> Any:
-    if is_frame(example):
+    if is_dataframe(example):
         return example
     if _is_sparse(example):
         return example.reshape(-1, example.shape[-1]).tocsr()

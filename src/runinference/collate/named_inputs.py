@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runinference.collate.stack import stack_arrays
-from runinference.errors import BatchShapeError, ElementError, nearest
+from runinference.errors import BatchShapeError, ElementError, suggest
 
 
 class Input(NamedTuple):
@@ -28,13 +28,13 @@ class Input(NamedTuple):
     required: bool = True
 
 
-def inputs_of(
+def bind_inputs(
     batch: Sequence[Any], inputs: Sequence[Input], others: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arrays for a call of a model, by name.
 
     >>> pixels = Input("pixels", np.float32, (None, 2))
-    >>> inputs_of([[0, 1], [2, 3]], [pixels], {})["pixels"].dtype
+    >>> bind_inputs([[0, 1], [2, 3]], [pixels], {})["pixels"].dtype
     dtype('float32')
 
     Args:
@@ -68,7 +68,7 @@ def check_names(given: Sequence[str], inputs: Sequence[Input]) -> None:
     for name in given:
         if name not in known:
             raise ElementError(
-                f"The model has no input {name!r}.{nearest(name, known)} Its inputs are {', '.join(known)}."
+                f"The model has no input {name!r}.{suggest(name, known)} Its inputs are {', '.join(known)}."
             )
     for name, one in known.items():
         if one.required and name not in given:

@@ -24,7 +24,7 @@ _KNOWN: WeakKeyDictionary[Any, dict[str | None, dict[Path, bool]]] = WeakKeyDict
 
 def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """The arrays in a structure, each with the names and numbers that lead to it."""
-    fields = fields_of(value)
+    fields = children(value)
     if fields is None:
         yield path, value
     else:
@@ -34,14 +34,14 @@ def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 def replaced(value: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
     """The same structure with each array replaced."""
-    fields = fields_of(value)
+    fields = children(value)
     if fields is None:
         return function(path, value)
     made = {name: replaced(part, function, (*path, name)) for name, part in fields.items()}
-    return rebuilt(value, made)
+    return rebuild(value, made)
 
 
-def rebuilt(value: Any, made: dict[Any, Any]) -> Any:
+def rebuild(value: Any, made: dict[Any, Any]) -> Any:
     """A structure like this one, with other parts under its names and numbers; a mapping as a dictionary."""
     if isinstance(value, Mapping):
         return made
@@ -50,7 +50,7 @@ def rebuilt(value: Any, made: dict[Any, Any]) -> Any:
     return type(value)(**made) if hasattr(value, "_fields") else type(value)(list(made.values()))
 
 
-def fields_of(value: Any) -> Mapping[Any, Any] | None:
+def children(value: Any) -> Mapping[Any, Any] | None:
     """The parts of a structure by name or number; None for what is no structure."""
     if isinstance(value, Mapping):
         return value

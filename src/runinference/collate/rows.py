@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any
 
 
-def shape_of(value: Any) -> tuple[Any, ...] | None:
+def get_shape(value: Any) -> tuple[Any, ...] | None:
     """The shape of what can be cut in rows; None for what has none, and for a shape of the user's own kind."""
     if _is_nested(value):
         return (value.size(0), *[None] * (value.dim() - 1))
@@ -21,7 +21,7 @@ def shape_of(value: Any) -> tuple[Any, ...] | None:
     return shape if known else None
 
 
-def rows_of(value: Any) -> list[Any]:
+def split_rows(value: Any) -> list[Any]:
     """The rows of what has a shape.
 
     A row of a sparse matrix of SciPy's is a matrix of one row in the CSR format, whatever the format was. A row
@@ -29,7 +29,7 @@ def rows_of(value: Any) -> list[Any]:
     nested or ragged tensor has a length of its own. What is sparse and has one dimension gives plain numbers.
 
     >>> from scipy.sparse import coo_array
-    >>> [row.toarray().tolist() for row in rows_of(coo_array([[1, 0], [0, 2]]))]
+    >>> [row.toarray().tolist() for row in split_rows(coo_array([[1, 0], [0, 2]]))]
     [[[1, 0]], [[0, 2]]]
     """
     torch = sys.modules.get("torch")
@@ -40,14 +40,14 @@ def rows_of(value: Any) -> list[Any]:
     if hasattr(value, "tocsr") and hasattr(value, "toarray"):
         return _of_sparse(value)
     if hasattr(value, "iloc"):
-        return [row_of(value, i) for i in range(len(value))]
+        return [get_row(value, i) for i in range(len(value))]
     if len(value.shape) == 1:
         return list(value)
-    rows = (row_of(value, i) for i in range(value.shape[0]))
+    rows = (get_row(value, i) for i in range(value.shape[0]))
     return [row.copy() if hasattr(row, "copy") else row for row in rows]
 
 
-def row_of(value: Any, index: int) -> Any:
+def get_row(value: Any, index: int) -> Any:
     """The entry of an array, or the row of a table as a table of one row."""
     if hasattr(value, "iloc"):
         return value.iloc[[index]] if len(value.shape) > 1 else value.iloc[index]

@@ -21,10 +21,10 @@ def stack_arrays(
     Raises:
         BatchShapeError: The examples have several shapes.
     """
-    return stacked(np.stack, batch, what, cure)
+    return stack_batch(np.stack, batch, what, cure)
 
 
-def stacked(
+def stack_batch(
     stack: Callable[[Any], Any],
     batch: Sequence[Any],
     what: str = "the batch",
@@ -43,13 +43,13 @@ def stacked(
     try:
         return stack(batch)
     except (ValueError, RuntimeError) as error:
-        refuse_keyed(batch)
+        reject_keyed_examples(batch)
         if (message := _odd_shape(batch, what, cure)) is None:
             raise
         raise BatchShapeError(message) from error
 
 
-def refuse_keyed(batch: Sequence[Any]) -> None:
+def reject_keyed_examples(batch: Sequence[Any]) -> None:
     """Raises where examples are pairs, which a handler without keys cannot take.
 
     Raises:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
-from runinference.collate.rows import rows_of, shape_of
+from runinference.collate.rows import get_shape, split_rows
 from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
 
@@ -43,7 +43,7 @@ def split(output: Any, size: int) -> list[Any]:
         return list(output)
     if rows is None:
         raise ResultMismatchError(
-            f"The model returned {kind_of(output)} for a batch of {size}: nothing in it has a leading dimension, "
+            f"The model returned {describe(output)} for a batch of {size}: nothing in it has a leading dimension, "
             "so it cannot be told which element each part belongs to. Return a tensor, array or list with one "
             "entry for each element, or a dictionary of such."
         )
@@ -62,7 +62,7 @@ def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[
     return list(map(tuple.__new__, repeat(PredictionResult), zip(examples, rows, repeat(model_id))))
 
 
-def length_of(batch: Any) -> int | None:
+def batch_length(batch: Any) -> int | None:
     """How many examples a batch has; None where that is unknown, as of a dictionary or a sparse matrix."""
     if isinstance(batch, Mapping):
         return None
@@ -78,7 +78,7 @@ def _split(value: Any, size: int, where: str) -> _Rows | None:
         return None
     if isinstance(value, list):
         return _checked(value, size, where)
-    if isinstance(value, Mapping) and shape_of(value) is None:  # as a DOK matrix of SciPy's is
+    if isinstance(value, Mapping) and get_shape(value) is None:  # as a DOK matrix of SciPy's is
         return _split_fields(value, size, where, dict)
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
@@ -90,7 +90,7 @@ def _split(value: Any, size: int, where: str) -> _Rows | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
         return _split_fields(named, size, where, lambda row: dataclasses.replace(value, **row))
-    if (shape := shape_of(value)) is not None:
+    if (shape := get_shape(value)) is not None:
         return _split_array(value, shape, size, where)
     if isinstance(value, Iterable):
         return _checked(list(value), size, where)
@@ -120,13 +120,13 @@ def _split_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Ro
     if shape[0] != size:
         raise _mismatch(shape[0], size, where, value)
     try:
-        return _checked(rows_of(value), size, where)
+        return _checked(split_rows(value), size, where)
     except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
         if isinstance(error, ResultMismatchError):
             raise
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ResultMismatchError(
-            f"The model returned {kind_of(value)} for a batch of {size}, which cannot be cut in rows ({why}). "
+            f"The model returned {describe(value)} for a batch of {size}, which cannot be cut in rows ({why}). "
             "Return a dense array or tensor, or a list with one entry for each element."
         ) from error
 
@@ -143,18 +143,18 @@ def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchEr
         hint = " Its items each have the batch's length: if they are the model's several outputs, return a tuple."
     return ResultMismatchError(
         f"The model returned {found} result{'s' * (found != 1)} for a batch of {size} elements"
-        f" ({where} is {kind_of(value)}). Each element needs exactly one: check that the model keeps the"
+        f" ({where} is {describe(value)}). Each element needs exactly one: check that the model keeps the"
         f" leading dimension, and that inference_fn does not merge, drop or add rows.{hint}"
     )
 
 
 def _leads_with(part: Any, size: int) -> bool:
-    return bool((shape_of(part) or (None,))[0] == size)
+    return bool((get_shape(part) or (None,))[0] == size)
 
 
-def kind_of(value: Any) -> str:
+def describe(value: Any) -> str:
     """What a value is, for a message."""
-    if (shape := shape_of(value)) is not None:
+    if (shape := get_shape(value)) is not None:
         return f"{type(value).__name__} of shape {shape}"
     if value is None or isinstance(value, (str, bytes, int, float)):
         return repr(value)[:40]

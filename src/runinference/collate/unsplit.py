@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from runinference.collate.pytree import fields_of, rebuilt
-from runinference.collate.rows import shape_of
-from runinference.collate.unbatch import kind_of
+from runinference.collate.pytree import children, rebuild
+from runinference.collate.rows import get_shape
+from runinference.collate.unbatch import describe
 from runinference.errors import OutOfMemoryError, ResultMismatchError
 from runinference.handlers.error_policy import is_out_of_memory
 from runinference.results import PredictionResult
@@ -21,10 +21,10 @@ def gives_whole_results(handler: Any) -> bool:
     return bool(getattr(handler, "gives_whole_results", bool)())
 
 
-def whole_result(batch: Any, output: Any, model_id: str | None) -> PredictionResult:
+def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionResult:
     """One result for a whole batch; no row is looked at.
 
-    >>> whole_result(np.zeros((3, 2)), np.array([7, 8, 9]), "model.pkl").inference
+    >>> unsplit_result(np.zeros((3, 2)), np.array([7, 8, 9]), "model.pkl").inference
     array([7, 8, 9])
 
     Args:
@@ -35,7 +35,7 @@ def whole_result(batch: Any, output: Any, model_id: str | None) -> PredictionRes
     Raises:
         ResultMismatchError: A part of the output has another leading dimension than the batch.
     """
-    n = rows_in(batch)
+    n = count_rows(batch)
     if n is not None:
         for where, found, part in _lengths(output, "the output"):
             if found != n:
@@ -43,7 +43,9 @@ def whole_result(batch: Any, output: Any, model_id: str | None) -> PredictionRes
     return PredictionResult(batch, _owned(output), model_id)
 
 
-def run_whole(handler: Any, element: Any, model: Any, inference_args: dict[str, Any] | None) -> Any:
+def run_unsplit(
+    handler: Any, element: Any, model: Any, inference_args: dict[str, Any] | None
+) -> Any:
     """What a handler's ``run_inference`` makes of one element; as a list if it comes lazily.
 
     Raises:
@@ -61,10 +63,10 @@ def run_whole(handler: Any, element: Any, model: Any, inference_args: dict[str, 
         raise _too_large(element, error) from error
 
 
-def rows_in(element: Any) -> int | None:
+def count_rows(element: Any) -> int | None:
     """The leading dimension of an array, a table or a list; of a structure, that of the first that has one.
 
-    >>> rows_in({"words": np.zeros((3, 2)), "scale": 2.0}), rows_in(("key", np.zeros((3, 2))))
+    >>> count_rows({"words": np.zeros((3, 2)), "scale": 2.0}), count_rows(("key", np.zeros((3, 2))))
     (3, 3)
     """
     return next((length for _, length, _ in _lengths(element, "")), None)
@@ -72,14 +74,14 @@ def rows_in(element: Any) -> int | None:
 
 def _lengths(value: Any, where: str) -> Iterator[tuple[str, int, Any]]:
     """The leading dimensions in a structure: where each stands, how long it is, and of what."""
-    shape = shape_of(value)
+    shape = get_shape(value)
     if shape is not None:
         if len(shape) > 0:
             yield where, int(shape[0]), value
     elif isinstance(value, list):
         yield where, len(value), value
     elif not isinstance(value, PredictionResult):
-        for name, part in (fields_of(value) or {}).items():
+        for name, part in (children(value) or {}).items():
             yield from _lengths(part, f"{where}[{name!r}]")
 
 
@@ -92,26 +94,26 @@ def _owned(value: Any) -> Any:
         return value if value.base is None else value.copy()
     if isinstance(value, list) and not (value and _holds_arrays(value[0])):
         return value
-    fields = fields_of(value) if shape_of(value) is None else None
+    fields = children(value) if get_shape(value) is None else None
     if fields is None:
         return value
-    return rebuilt(value, {name: _owned(part) for name, part in fields.items()})
+    return rebuild(value, {name: _owned(part) for name, part in fields.items()})
 
 
 def _holds_arrays(value: Any) -> bool:
-    return hasattr(value, "shape") or bool(fields_of(value))
+    return hasattr(value, "shape") or bool(children(value))
 
 
 def _mismatch(n: int, found: int, where: str, part: Any) -> ResultMismatchError:
     return ResultMismatchError(
         f"The model returned {found} result{'s' * (found != 1)} for an array of {n} rows ({where} is "
-        f"{kind_of(part)}). Each row needs exactly one: check that the model keeps the leading dimension, and "
+        f"{describe(part)}). Each row needs exactly one: check that the model keeps the leading dimension, and "
         "that inference_fn does not merge, drop or add rows; several outputs are a tuple or a dictionary."
     )
 
 
 def _too_large(element: Any, error: Exception) -> OutOfMemoryError:
-    n = rows_in(element)
+    n = count_rows(element)
     rows = "" if n is None else f" of {n:,} rows"
     return OutOfMemoryError(
         f"Memory did not suffice for an element{rows} ({error}). With whole_results=True it is not divided: give "

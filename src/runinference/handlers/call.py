@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runinference.collate.unbatch import length_of, split
-from runinference.collate.unsplit import gives_whole_results, run_whole
+from runinference.collate.unbatch import batch_length, split
+from runinference.collate.unsplit import gives_whole_results, run_unsplit
 from runinference.errors import Part, parts_of, tell_parts
 
 
@@ -22,8 +22,8 @@ def run_batch(
         OutOfMemoryError: Memory did not suffice for an element that is a whole batch.
     """
     if gives_whole_results(handler):
-        return [run_whole(handler, batch, model, inference_args)]
-    size = length_of(batch)
+        return [run_unsplit(handler, batch, model, inference_args)]
+    size = batch_length(batch)
     try:
         output = handler.run_inference(
             batch, model, dict(inference_args) if inference_args else inference_args

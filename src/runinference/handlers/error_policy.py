@@ -39,7 +39,7 @@ class Failure:
         return type(self.error), repr(self.error), lines
 
 
-class LetErrorsRaise:
+class FailFastPolicy:
     """An error stops the pipeline, or the bundle, as the runner will have it."""
 
     caught: tuple[type[BaseException], ...] = ()
@@ -52,7 +52,7 @@ class LetErrorsRaise:
             raise (error.__cause__ or error) from None
 
 
-class SetErrorsAside:
+class DeadLetterPolicy:
     """A failing element becomes a [Failure][runinference.handlers.error_policy.Failure]; all others get their results.
 
     A batch that fails is divided until what fails stands alone. An error that may pass, such as a broken
@@ -71,10 +71,10 @@ class SetErrorsAside:
 
     def attempt(self, call: Call, batch: Any) -> list[Any]:
         """One result or Failure for each element of a batch: of anything that can be sliced."""
-        return self._retried(call, batch, _Patience(len(batch)))
+        return self._retried(call, batch, FailureBudget(len(batch)))
 
     def _retried(
-        self, call: Call, batch: Any, patience: _Patience, retries: int = RETRIES
+        self, call: Call, batch: Any, patience: FailureBudget, retries: int = RETRIES
     ) -> list[Any]:
         pause = FIRST_PAUSE_SECS
         for left in reversed(range(retries + 1)):
@@ -91,7 +91,7 @@ class SetErrorsAside:
         return self._divided(call, batch, failed, patience)
 
     def _divided(
-        self, call: Call, batch: Any, error: BaseException, patience: _Patience
+        self, call: Call, batch: Any, error: BaseException, patience: FailureBudget
     ) -> list[Any]:
         if len(parts := parts_of(error)) > 1:
             return self._by_part(call, batch, parts, patience)
@@ -110,7 +110,9 @@ class SetErrorsAside:
             for outcome in self._retried(call, half, patience, n)
         ]
 
-    def _by_part(self, call: Call, batch: Any, parts: list[Part], patience: _Patience) -> list[Any]:
+    def _by_part(
+        self, call: Call, batch: Any, parts: list[Part], patience: FailureBudget
+    ) -> list[Any]:
         """Keeps what a batch that was sent in parts has got, sends what was not sent, and divides the rest.
 
         Where each part that was sent found the model unavailable, those that were not would find the same.
@@ -136,7 +138,7 @@ class SetErrorsAside:
         return outcomes
 
 
-class _Patience:
+class FailureBudget:
     """How many dear failures a batch may still have before one of its calls succeeds."""
 
     def __init__(self, n_elements: int) -> None:

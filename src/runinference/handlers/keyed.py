@@ -7,21 +7,21 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from runinference.caching.model_cache import Room
+from runinference.caching.model_cache import CacheLimits
 from runinference.collate.unbatch import split
-from runinference.collate.unsplit import gives_whole_results, run_whole
+from runinference.collate.unsplit import gives_whole_results, run_unsplit
 from runinference.errors import ElementError, OptionError, Part, parts_of, tell_parts
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_per_key import (
     KeyModelMapping,
-    Mapped,
+    PerKeyModelHandler,
     pair,
     refuse_functions,
     wholly,
 )
 
 
-class _Around(ModelHandler[Any, Any, Any]):
+class _KeyWrapper(ModelHandler[Any, Any, Any]):
     """Asks the handler inside for everything that has nothing to do with keys."""
 
     def __init__(self, unkeyed: Any) -> None:
@@ -96,7 +96,7 @@ class _Around(ModelHandler[Any, Any, Any]):
     ) -> tuple[Any, Any]:
         """The result of one element, a key and an array of rows: the key, and the result for all rows."""
         key, rows = pair(element)
-        return key, run_whole(self._unkeyed, rows, model, inference_args)
+        return key, run_unsplit(self._unkeyed, rows, model, inference_args)
 
     def _run_unkeyed(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
@@ -112,7 +112,7 @@ class _Around(ModelHandler[Any, Any, Any]):
         return list(zip(keys, split(output, len(keys)), strict=True))
 
 
-class KeyedModelHandler(_Around):
+class KeyedModelHandler(_KeyWrapper):
     """Takes ``(key, example)`` and gives ``(key, prediction)``, with one model for all keys or several.
 
     >>> from runinference import samples
@@ -149,10 +149,10 @@ class KeyedModelHandler(_Around):
             OptionError: A handler inside has functions of its own, a key has two models, or a mapping has no
                 key.
         """
-        room = Room(max_models_per_worker_hint, max_model_bytes_per_worker)
+        room = CacheLimits(max_models_per_worker_hint, max_model_bytes_per_worker)
         if isinstance(unkeyed, (list, tuple)):
-            unkeyed = Mapped(unkeyed, room, KeyedModelHandler)
-        elif room != Room():
+            unkeyed = PerKeyModelHandler(unkeyed, room, KeyedModelHandler)
+        elif room != CacheLimits():
             raise OptionError(
                 "max_models_per_worker_hint and max_model_bytes_per_worker are for several models: give "
                 "KeyedModelHandler a list of KeyModelMapping."
@@ -162,12 +162,14 @@ class KeyedModelHandler(_Around):
     @property
     def mappings(self) -> list[KeyModelMapping[Any, Any, Any, Any]]:
         """Which keys have which handler; none where there is one for all."""
-        return self._unkeyed.mappings if isinstance(self._unkeyed, Mapped) else []
+        return self._unkeyed.mappings if isinstance(self._unkeyed, PerKeyModelHandler) else []
 
     @property
-    def room(self) -> Room:
+    def room(self) -> CacheLimits:
         """How many models a process may hold."""
-        return self._unkeyed.room if isinstance(self._unkeyed, Mapped) else Room()
+        return (
+            self._unkeyed.room if isinstance(self._unkeyed, PerKeyModelHandler) else CacheLimits()
+        )
 
     def handler_for(self, key: Any) -> KeyedModelHandler:
         """The handler of a key's model, for examples with keys.
@@ -176,7 +178,11 @@ class KeyedModelHandler(_Around):
             UnknownKeyError: No model is mapped to the key.
             ElementError: The key cannot be looked up, because it can change, such as a list.
         """
-        return self._unkeyed.handler_for(key) if isinstance(self._unkeyed, Mapped) else self
+        return (
+            self._unkeyed.handler_for(key)
+            if isinstance(self._unkeyed, PerKeyModelHandler)
+            else self
+        )
 
     def handlers_inside(self) -> list[Any]:
         """The handler inside, or those of all keys."""
@@ -185,7 +191,7 @@ class KeyedModelHandler(_Around):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:
-        if isinstance(self._unkeyed, Mapped):
+        if isinstance(self._unkeyed, PerKeyModelHandler):
             return self._unkeyed.run_inference(batch, model, inference_args)  # type: ignore[no-any-return]
         if self.gives_whole_results():
             return self._run_whole(batch, model, inference_args)
@@ -194,14 +200,14 @@ class KeyedModelHandler(_Around):
         return self._run_unkeyed(batch, model, inference_args)
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        if isinstance(self._unkeyed, Mapped):
+        if isinstance(self._unkeyed, PerKeyModelHandler):
             return self._unkeyed.get_num_bytes(batch)
         if self.gives_whole_results():
             return super().get_num_bytes(pair(batch)[1])
         return super().get_num_bytes([example for _, example in batch])
 
 
-class MaybeKeyedModelHandler(_Around):
+class MaybeKeyedModelHandler(_KeyWrapper):
     """Takes examples with keys or without, and gives predictions alike; for examples that are no tuples."""
 
     def run_inference(
@@ -209,7 +215,7 @@ class MaybeKeyedModelHandler(_Around):
     ) -> Iterable[Any]:
         if self.gives_whole_results():
             with_key = isinstance(batch, tuple)
-            run: Any = self._run_whole if with_key else partial(run_whole, self._unkeyed)
+            run: Any = self._run_whole if with_key else partial(run_unsplit, self._unkeyed)
             return run(batch, model, inference_args)  # type: ignore[no-any-return]
         keyed = [isinstance(element, tuple) for element in batch]
         if all(keyed):

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from runinference.batching.adaptive_size import AdaptiveSize
-from runinference.batching.batcher import Gatherer
-from runinference.batching.policy import policy_of
+from runinference.batching.batcher import Batcher
+from runinference.batching.policy import resolve_policy
 from runinference.handlers.call import run_batch
 
 
@@ -38,9 +38,9 @@ def predict(
 def _in_batches(
     handler: Any, examples: Iterable[Any], model: Any, inference_args: dict[str, Any] | None
 ) -> list[Any]:
-    policy = policy_of(handler)
+    policy = resolve_policy(handler)
     size = AdaptiveSize(policy)
-    gatherer: Gatherer[tuple[int, Any]] = Gatherer(policy, size)
+    batcher: Batcher[tuple[int, Any]] = Batcher(policy, size)
     results: dict[int, Any] = {}
 
     def run(numbered: list[tuple[int, Any]]) -> None:
@@ -52,9 +52,9 @@ def _in_batches(
         size.record(len(batch), time.perf_counter() - start)
 
     for number, example in enumerate(examples):
-        for full in gatherer.add(example, (number, example)):
+        for full in batcher.add(example, (number, example)):
             run(full)
-    for rest in gatherer.flush():
+    for rest in batcher.flush():
         run(rest)
     return [results[number] for number in range(len(results))]
 

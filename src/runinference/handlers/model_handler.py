@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from runinference.batching.policy import policy_of, size_in_bytes
+from runinference.batching.policy import resolve_policy, size_in_bytes
 from runinference.collate.unbatch import to_results
-from runinference.collate.unsplit import whole_result
+from runinference.collate.unsplit import unsplit_result
 from runinference.handlers.local_predict import predict
 from runinference.handlers.options import HandlerOptions, refuse_unknown, show_signature, spell_out
 
@@ -74,7 +74,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         self._large_model: bool = given.get("large_model", False)
         self._model_copies: int | None = given.get("model_copies")
         self._share_across_processes = self._large_model or self._model_copies is not None
-        policy_of(self)
+        resolve_policy(self)
 
     def load_model(self) -> ModelT:
         """Loads the model; called once for each process and model."""
@@ -166,7 +166,7 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
             ResultMismatchError: The output's leading dimension is not the batch's.
         """
         if self.gives_whole_results():
-            return whole_result(batch, output, model_id)
+            return unsplit_result(batch, output, model_id)
         return to_results(batch, output, model_id)
 
     def set_environment_vars(self) -> None:

@@ -6,9 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from runinference.caching.model_cache import Room, Shelf
+from runinference.caching.model_cache import CacheLimits, ModelCache
 from runinference.collate.unsplit import gives_whole_results
-from runinference.errors import ElementError, OptionError, UnknownKeyError, nearest, no_key
+from runinference.errors import (
+    ElementError,
+    OptionError,
+    UnknownKeyError,
+    missing_key_error,
+    suggest,
+)
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 
 KeyT = TypeVar("KeyT")
@@ -22,10 +28,10 @@ class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
         self.mh = mh
 
 
-class Mapped(ModelHandler[Any, Any, Any]):
+class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
     """The handlers of several mappings, as one: what a ``KeyedModelHandler`` holds where keys have models.
 
-    Its batches are pairs of a key and an example. Its model is a shelf, which loads each when it is first used.
+    Its batches are pairs of a key and an example. Its model is a cache, which loads each when it is first used.
 
     Attributes:
         mappings: Which keys have which handler.
@@ -35,7 +41,7 @@ class Mapped(ModelHandler[Any, Any, Any]):
     def __init__(
         self,
         mappings: Sequence[KeyModelMapping[Any, Any, Any, Any]],
-        room: Room,
+        room: CacheLimits,
         keyed: Callable[[Any], Any],
     ) -> None:
         """Takes mappings, room, and what makes a handler of pairs of a handler of examples.
@@ -68,18 +74,18 @@ class Mapped(ModelHandler[Any, Any, Any]):
         try:
             return self._handlers[key]
         except KeyError:
-            near = nearest(str(key), map(str, self._handlers))
+            near = suggest(str(key), map(str, self._handlers))
             raise UnknownKeyError(
                 f"No model is mapped to the key {key!r}.{near} Add it to the keys of a KeyModelMapping."
             ) from None
         except TypeError as error:
             raise ElementError(_no_hash(key, error)) from None
 
-    def load_model(self) -> Shelf:
-        return Shelf(self.room)
+    def load_model(self) -> ModelCache:
+        return ModelCache(self.room)
 
     def run_inference(
-        self, batch: Any, model: Shelf, inference_args: dict[str, Any] | None = None
+        self, batch: Any, model: ModelCache, inference_args: dict[str, Any] | None = None
     ) -> Any:
         """Results of several models, each called once; the way of ``predict`` and of Beam's own transform."""
         if self.gives_whole_results():
@@ -94,9 +100,9 @@ class Mapped(ModelHandler[Any, Any, Any]):
         return [results[number] for number in range(len(batch))]
 
     def _called(
-        self, handler: Any, batch: Any, shelf: Shelf, inference_args: dict[str, Any] | None
+        self, handler: Any, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
     ) -> Any:
-        with shelf.lease(str(id(handler)), partial(_Lent.load, handler)) as lent:
+        with cache.lease(str(id(handler)), partial(_Lent.load, handler)) as lent:
             return handler.run_inference(batch, lent.model, inference_args)
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
@@ -158,7 +164,7 @@ class Mapped(ModelHandler[Any, Any, Any]):
 
 
 class _Lent:
-    """A model on a shelf."""
+    """A model on a cache."""
 
     n_bytes = 0
 
@@ -246,5 +252,5 @@ def pair(element: Any) -> tuple[Any, Any]:
         ElementError: It is no pair.
     """
     if not (isinstance(element, tuple) and len(element) == 2):
-        raise no_key(element)
+        raise missing_key_error(element)
     return element

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from runinference.errors import UnknownOptionError, nearest
+from runinference.errors import UnknownOptionError, suggest
 
 
 class HandlerOptions(TypedDict, total=False):
@@ -92,6 +92,6 @@ def refuse_unknown(owner: type, given: Mapping[str, object]) -> None:
         if name not in parameters:
             known = [known for known in parameters if known != "self"]
             raise UnknownOptionError(
-                f"{owner.__name__} has no option {name!r}.{nearest(name, known)}"
+                f"{owner.__name__} has no option {name!r}.{suggest(name, known)}"
                 f" Its options are: {', '.join(known)}."
             )

@@ -15,13 +15,13 @@ from typing import Any, cast
 
 from typing_extensions import Self, Unpack
 
-from runinference.batching.policy import MOST_ELEMENTS
+from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE
 from runinference.collate.unbatch import split
 from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, refuse_unknown
-from runinference.remote.request_pool import Outbox, OutboxOfProcess, RateLimiter, throttler
+from runinference.remote.request_pool import ProcessRequestPool, RateLimiter, RequestPool, throttler
 from runinference.remote.retry import Backoff, at_least, retry_after, worth_retrying
 
 __all__ = [
@@ -76,13 +76,13 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
     max_concurrent_requests = 16
     logger = logging.getLogger(__name__)
     throttler: Any
-    _outbox_of_process: OutboxOfProcess
+    _process_pool: ProcessRequestPool
     _rate_limiter: RateLimiter | None = None
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         self = super().__new__(cls, *args, **options)
-        self._outbox_of_process = OutboxOfProcess()
+        self._process_pool = ProcessRequestPool()
         self.throttler = throttler()
         return self
 
@@ -188,15 +188,15 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
             Exception: What the first request of the batch that failed raised at its last try. Requests that
                 are on their way are waited for; those that are not are never sent.
         """
-        outbox = self._outbox_of_process.open(self._outbox)
+        pool = self._process_pool.open(self._outbox)
         parts = _cut(batch, self.max_request_size)
 
         def send(part: Sequence[ExampleT]) -> Iterable[PredictionT]:
-            return self._answer(outbox, part, model, inference_args)
+            return self._answer(pool, part, model, inference_args)
 
         if len(parts) == 1:
             return send(parts[0])
-        return [result for results in outbox.together(send, parts) for result in results]
+        return [result for results in pool.together(send, parts) for result in results]
 
     def validate_whole_results(self) -> None:
         raise OptionError(
@@ -205,22 +205,22 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
         )
 
     def _answer(
-        self, outbox: Outbox, part: Any, model: ModelT, args: dict[str, Any] | None
+        self, pool: RequestPool, part: Any, model: ModelT, args: dict[str, Any] | None
     ) -> Iterable[PredictionT]:
         """The predictions for one request, tried as often as it takes."""
         self.throttler.throttle()
         try:
-            output = self._retrying()(self._try_once, outbox, part, model, args)
+            output = self._retrying()(self._try_once, pool, part, model, args)
         except Exception as error:
             self.logger.error("A request of %d examples failed for good: %r", _size(part), error)
             raise tell_parts(error, [Part(_size(part), None, error)]) from error.__cause__
         return split(output, len(part)) if _is_list_like(part) else cast(Any, output)
 
     def _try_once(
-        self, outbox: Outbox, part: Any, model: ModelT, args: dict[str, Any] | None
+        self, pool: RequestPool, part: Any, model: ModelT, args: dict[str, Any] | None
     ) -> Iterable[PredictionT]:
-        outbox.ask_leave(_size(part))
-        with outbox.places:
+        pool.ask_leave(_size(part))
+        with pool.places:
             try:
                 output = self.request(_own_list(part), model, _own(args))
                 if isinstance(output, Iterator):
@@ -272,8 +272,8 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
             state.outcome.exception(),
         )
 
-    def _outbox(self) -> Outbox:
-        return Outbox(self.max_concurrent_requests, self._rate_limiter)
+    def _outbox(self) -> RequestPool:
+        return RequestPool(self.max_concurrent_requests, self._rate_limiter)
 
 
 def _cut(batch: Any, most: int | None) -> list[Any]:
@@ -315,7 +315,7 @@ def _filled(options: HandlerOptions, n_examples: int) -> HandlerOptions:
     """The options with batches of so many examples, as far as the user leaves their size open."""
     if options.get("min_batch_size") is not None:
         return options
-    size = min(n_examples, options.get("max_batch_size") or MOST_ELEMENTS)
+    size = min(n_examples, options.get("max_batch_size") or DEFAULT_MAX_BATCH_SIZE)
     return {**options, "min_batch_size": size, "max_batch_size": size}
 
 

@@ -23,7 +23,7 @@ class RateLimiter(Protocol):
         """Whether so many examples may be sent now; may wait until they may."""
 
 
-class Outbox:
+class RequestPool:
     """What all copies of a handler have in common in one process: threads, places in flight, the limiter."""
 
     def __init__(self, n_places: int, rate_limiter: RateLimiter | None) -> None:
@@ -90,15 +90,15 @@ class _InStepOfThisThread:
             set_current_tracker(None)
 
 
-class OutboxOfProcess:
-    """Finds the outbox of a handler in whatever process asks: all copies of the handler find the same one."""
+class ProcessRequestPool:
+    """Finds the pool of a handler in whatever process asks: all copies of the handler find the same one."""
 
     def __init__(self) -> None:
         self._shared = Shared()
-        self._found: tuple[int, Outbox] | None = None
+        self._found: tuple[int, RequestPool] | None = None
 
-    def open(self, make: Callable[[], Outbox]) -> Outbox:
-        """The outbox, made by the first that asks; it lives as long as a handler that asked."""
+    def open(self, make: Callable[[], RequestPool]) -> RequestPool:
+        """The pool, made by the first that asks; it lives as long as a handler that asked."""
         process = os.getpid()  # threads do not live on in a fork
         if self._found is None or self._found[0] != process:
             self._found = process, self._shared.acquire(make, tag=process)

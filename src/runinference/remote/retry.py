@@ -106,7 +106,7 @@ def _seconds_until(date: Any) -> float:
 
 
 # What another try does not mend: faults of the program or of its data, and of an answer that is whole.
-_HOPELESS = (
+NON_RETRYABLE = (
     AttributeError,
     BatchShapeError,
     ElementError,
@@ -132,7 +132,7 @@ def worth_retrying(error: Exception) -> bool:
     status = _status(error)
     if status is not None and 400 <= status < 500:
         return status in _REFUSED_FOR_NOW
-    return not isinstance(error, _HOPELESS)
+    return not isinstance(error, NON_RETRYABLE)
 
 
 def _status(error: Exception) -> int | None:

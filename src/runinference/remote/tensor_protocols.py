@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from runinference.collate.named_inputs import Input, inputs_of
+from runinference.collate.named_inputs import Input, bind_inputs
 from runinference.errors import OptionError, UnusableAnswerError
 from runinference.remote.json_tensors import TYPES, array_of, as_arrays, field, listed, tensor
 
@@ -102,7 +102,7 @@ class KServeV2(_Named):
         return f"{self.description_path}/infer"
 
     def body(self, batch: Sequence[Any], inputs: Sequence[Input], fields: Mapping[str, Any]) -> Any:
-        arrays = inputs_of(batch, inputs or _inputs_named_in(batch[0]), {})
+        arrays = bind_inputs(batch, inputs or _inputs_named_in(batch[0]), {})
         body: dict[str, Any] = {"inputs": [tensor(name, array) for name, array in arrays.items()]}
         if fields:
             body["parameters"] = dict(fields)
@@ -179,7 +179,7 @@ class TFServingColumns(TFServing):
 
     def _examples(self, batch: Sequence[Any]) -> dict[str, Any]:
         by_name = isinstance(batch[0], Mapping)
-        arrays = inputs_of(batch, _inputs_named_in(batch[0]), {})
+        arrays = bind_inputs(batch, _inputs_named_in(batch[0]), {})
         return {"inputs": listed(arrays if by_name else next(iter(arrays.values())))}
 
 

@@ -11,7 +11,7 @@ from runinference.batching.policy import BatchPolicy, size_in_bytes
 from runinference.handlers.error_policy import Call, is_out_of_memory
 
 
-class Joiner:
+class BatchCoalescer:
     """Calls one model for the threads of a process, one call at a time.
 
     A thread that finds the model free calls it at once, so that a single thread loses nothing. Those that come
@@ -19,8 +19,8 @@ class Joiner:
     one batch may hold. So each thread makes at most one call for others. If a call for several fails, each
     calls for itself, and meets its own error; if it ran out of memory, it is made again in halves.
 
-    >>> joiner = Joiner(BatchPolicy(max_size=64))
-    >>> joiner.call([1, 2], 64, lambda numbers: [2 * n for n in numbers])
+    >>> coalescer = BatchCoalescer(BatchPolicy(max_size=64))
+    >>> coalescer.call([1, 2], 64, lambda numbers: [2 * n for n in numbers])
     [2, 4]
     """
 

@@ -12,7 +12,7 @@ from apache_beam.internal import cloudpickle_pickler
 from apache_beam.internal.cloudpickle import cloudpickle
 
 
-def packed(value: Any) -> bytes:
+def dumps(value: Any) -> bytes:
     """A value for another process, classes of the main program included.
 
     Beam's pickler would do as well, but compresses: on arrays it is some hundred times slower.
@@ -20,15 +20,15 @@ def packed(value: Any) -> bytes:
     return bytes(cloudpickle.dumps(value, config=cloudpickle_pickler.DEFAULT_CONFIG))
 
 
-def answer_of(call: Callable[[], Any], caught: type[BaseException] = Exception) -> bytes:
+def dumps_outcome(call: Callable[[], Any], caught: type[BaseException] = Exception) -> bytes:
     """What a call returns or raises, for another process to [open][runinference.serving.ipc.opened]."""
     try:
-        return packed((call(), None))
+        return dumps((call(), None))
     except caught as error:
-        return packed((None, _Told.of(error)))
+        return dumps((None, RemoteException.of(error)))
 
 
-def opened(answer: bytes) -> Any:
+def loads(answer: bytes) -> Any:
     """What the call returned.
 
     Raises:
@@ -41,7 +41,7 @@ def opened(answer: bytes) -> Any:
 
 
 @dataclass(frozen=True)
-class _Told:
+class RemoteException:
     """An error on its way: itself where it can be pickled, and in any case its words."""
 
     pickled: bytes
@@ -49,9 +49,9 @@ class _Told:
     lines: str
 
     @classmethod
-    def of(cls, error: BaseException) -> _Told:
+    def of(cls, error: BaseException) -> RemoteException:
         try:
-            pickled = packed(error)
+            pickled = dumps(error)
         except Exception:
             pickled = b""
         words = f"{type(error).__name__}: {error}"

@@ -18,7 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Watch:
+class WatchConfig:
     """What to look for.
 
     Attributes:
@@ -34,10 +34,10 @@ class Watch:
     until: float
 
 
-class Watcher:
+class ModelWatcher:
     """The newest file of a pattern, for all threads of a process; one of them looks, the others do not wait."""
 
-    def __init__(self, watch: Watch, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, watch: WatchConfig, now: Callable[[], float] = time.time) -> None:
         self._watch = watch
         self._now = now
         self._newest: tuple[float, str] = (watch.began, "")
@@ -66,7 +66,7 @@ class Watcher:
             stamp = (metadata.last_updated_in_seconds, metadata.path)
             if stamp > self._newest:
                 self._newest = stamp
-                self._metadata = metadata_of(metadata.path)
+                self._metadata = metadata_for_path(metadata.path)
 
 
 def newest_file(pattern: str) -> list[Any]:
@@ -76,6 +76,6 @@ def newest_file(pattern: str) -> list[Any]:
     return [max(files, key=lambda file: (file.last_updated_in_seconds, file.path))] if files else []
 
 
-def metadata_of(path: str) -> ModelMetadata:
+def metadata_for_path(path: str) -> ModelMetadata:
     """Names the model in a file: by its path, and for people by the file's name without its ending."""
     return ModelMetadata(model_id=path, model_name=os.path.splitext(os.path.basename(path))[0])

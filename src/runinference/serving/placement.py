@@ -22,12 +22,12 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 from apache_beam.utils.shared import Shared
 
 from runinference.batching.adaptive_size import AdaptiveSize
-from runinference.caching.model_cache import Room, Shelf
+from runinference.caching.model_cache import CacheLimits, ModelCache
 from runinference.handlers.call import run_batch
-from runinference.serving.batch_coalescer import Joiner
-from runinference.serving.ipc import answer_of, opened, packed
-from runinference.serving.model_watcher import Watch, Watcher
-from runinference.serving.routing import Edition
+from runinference.serving.batch_coalescer import BatchCoalescer
+from runinference.serving.ipc import dumps, dumps_outcome, loads
+from runinference.serving.model_watcher import ModelWatcher, WatchConfig
+from runinference.serving.routing import ModelVersion
 from runinference.transforms.metrics import resident_bytes
 
 
@@ -50,19 +50,19 @@ class Model(Protocol):
         """Whether it works on the call of a thread, which otherwise waits for its turn."""
 
 
-Place = Callable[[Edition], Model]
+Placement = Callable[[ModelVersion], Model]
 
 
-class InThisProcess:
+class InProcessModel:
     """A model that all threads of this process share."""
 
     abandoned = False
 
-    def __init__(self, edition: Edition) -> None:
-        edition.handler.set_environment_vars()
+    def __init__(self, version: ModelVersion) -> None:
+        version.handler.set_environment_vars()
         before = resident_bytes()
-        self._model = edition.handler.load_model()
-        self.n_bytes = max(bytes_of(self._model), resident_bytes() - before)
+        self._model = version.handler.load_model()
+        self.n_bytes = max(model_bytes(self._model), resident_bytes() - before)
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
         return run_batch(handler, batch, self._model, inference_args)
@@ -77,7 +77,7 @@ class InThisProcess:
         return True
 
 
-class OnThisMachine:
+class SharedProcessModel:
     """One model, or so many copies, that all processes of this machine share.
 
     The process that asks first holds it; the others send it their batches, and wait for the results. Each
@@ -86,10 +86,10 @@ class OnThisMachine:
 
     abandoned = False  # who calls it then finds it again by itself
 
-    def __init__(self, edition: Edition, tag: str) -> None:
-        name = hashlib.sha256(f"{tag}/{edition.name}".encode()).hexdigest()[:32]
-        handler = pickler.dumps(edition.handler)
-        copies = range(edition.handler.model_copies())
+    def __init__(self, version: ModelVersion, tag: str) -> None:
+        name = hashlib.sha256(f"{tag}/{version.name}".encode()).hexdigest()[:32]
+        handler = pickler.dumps(version.handler)
+        copies = range(version.handler.model_copies())
         self._copies = [_Copy(f"runinference-{name}-{number}", handler) for number in copies]
         self._turns = itertools.cycle(self._copies)
         self.n_bytes = sum(copy.n_bytes for copy in self._copies)
@@ -109,11 +109,11 @@ class OnThisMachine:
         return True
 
 
-def as_its_handler_asks(edition: Edition, tag: str) -> Model:
+def default_placement(version: ModelVersion, tag: str) -> Model:
     """A model for this process, or, where its handler says so, one for all processes of this machine."""
-    if edition.handler.share_model_across_processes():
-        return OnThisMachine(edition, tag)
-    return InThisProcess(edition)
+    if version.handler.share_model_across_processes():
+        return SharedProcessModel(version, tag)
+    return InProcessModel(version)
 
 
 class _Copy:
@@ -128,7 +128,7 @@ class _Copy:
         self.n_bytes = int(self._held[1].size())
 
     def run(self, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        question = packed((self._handler_name, batch, inference_args))
+        question = dumps((self._handler_name, batch, inference_args))
         held = self._held
         try:
             answer = held[1].answer(question)
@@ -136,7 +136,7 @@ class _Copy:
             Exception
         ):  # what the model raises is in the answer: its process has ended, or gave it up
             answer = self._found_again(held)[1].answer(question)
-        results: list[Any] = opened(answer)
+        results: list[Any] = loads(answer)
         return results
 
     def release(self) -> None:
@@ -201,7 +201,7 @@ class _Hosted:
     """A model with the handlers that call it: those of all steps that share it."""
 
     def __init__(self, handler: bytes) -> None:
-        self._model = InThisProcess(Edition("", pickler.loads(handler), None))  # type: ignore[arg-type]
+        self._model = InProcessModel(ModelVersion("", pickler.loads(handler), None))  # type: ignore[arg-type]
         self._handlers: dict[str, Any] = {}
         self.learn = _Weakly(self._learn)
         self.size = _Weakly(self._size)
@@ -217,7 +217,7 @@ class _Hosted:
     def _answer(self, question: bytes) -> bytes:
         name, batch, inference_args = pickle.loads(question)
         handler = self._handlers[name]
-        return answer_of(
+        return dumps_outcome(
             lambda: self._model.run(handler, batch, inference_args), caught=BaseException
         )
 
@@ -235,41 +235,41 @@ class _Weakly:
         return method(*arguments)
 
 
-class ModelsOfProcess:
-    """What this process knows of the models of a step: the shelf they lie on, and their batch sizes."""
+class ModelRegistry:
+    """What this process knows of the models of a step: the cache they lie on, and their batch sizes."""
 
-    def __init__(self, room: Room) -> None:
-        self.shelf = Shelf(room)
+    def __init__(self, room: CacheLimits) -> None:
+        self.cache = ModelCache(room)
         self._sizes: dict[tuple[str, str], AdaptiveSize] = {}
-        self._joiners: dict[tuple[str, str], Joiner] = {}
-        self._watchers: dict[Watch, Watcher] = {}
+        self._joiners: dict[tuple[str, str], BatchCoalescer] = {}
+        self._watchers: dict[WatchConfig, ModelWatcher] = {}
         self._lock = threading.Lock()
 
-    def watcher_for(self, watch: Watch) -> Watcher:
+    def watcher_for(self, watch: WatchConfig) -> ModelWatcher:
         """Who looks for new models, for all threads together."""
         with self._lock:
-            return self._watchers.setdefault(watch, Watcher(watch))
+            return self._watchers.setdefault(watch, ModelWatcher(watch))
 
-    def joiner_for(self, step: str, name: str, edition: Edition) -> Joiner:
+    def coalescer_for(self, step: str, name: str, version: ModelVersion) -> BatchCoalescer:
         """Who calls a model for the threads that work for one step."""
         with self._lock:
             if (step, name) not in self._joiners:
-                self._joiners[step, name] = Joiner(edition.policy)
+                self._joiners[step, name] = BatchCoalescer(version.policy)
             return self._joiners[step, name]
 
-    def size_for(self, step: str, edition: Edition) -> AdaptiveSize:
+    def size_for(self, step: str, version: ModelVersion) -> AdaptiveSize:
         """The batch size of a model, learnt by all threads of a step together; kept while the model is not.
 
         Steps that share a model, or a budget of memory, each have their own options for batching.
         """
-        key = step, edition.name
+        key = step, version.name
         with self._lock:
             if key not in self._sizes:
-                self._sizes[key] = AdaptiveSize(edition.policy)
+                self._sizes[key] = AdaptiveSize(version.policy)
             return self._sizes[key]
 
 
-class FoundAgain:
+class ProcessShared:
     """Finds the same models in whatever thread of a process asks.
 
     Made with the transform, and sent to the workers with it.
@@ -279,28 +279,28 @@ class FoundAgain:
         identifier: Shared by all steps that give the same one and the same room; None for this step alone.
     """
 
-    def __init__(self, room: Room, identifier: str | None = None) -> None:
+    def __init__(self, room: CacheLimits, identifier: str | None = None) -> None:
         self.name = uuid.uuid4().hex
         self._room = room
         self._identifier = identifier
         self._shared = Shared()
 
-    def open(self) -> ModelsOfProcess:
+    def open(self) -> ModelRegistry:
         """The models; they live as long as somebody holds them."""
         shared = self._shared
         if self._identifier is not None:
             shared = _BY_IDENTIFIER.setdefault((self._identifier, self._room), shared)
-        models: ModelsOfProcess = shared.acquire(lambda: ModelsOfProcess(self._room))
+        models: ModelRegistry = shared.acquire(lambda: ModelRegistry(self._room))
         return models
 
 
-_BY_IDENTIFIER: dict[tuple[str, Room], Shared] = {}
+_BY_IDENTIFIER: dict[tuple[str, CacheLimits], Shared] = {}
 
 
-def bytes_of(model: Any) -> int:
+def model_bytes(model: Any) -> int:
     """The bytes that a model holds, as far as Python can see them: its parameters, arrays and objects.
 
-    >>> bytes_of({"weights": np.zeros(1000)}) // 1000
+    >>> model_bytes({"weights": np.zeros(1000)}) // 1000
     8
     """
     torch = sys.modules.get("torch")

@@ -1,4 +1,4 @@
-"""Which model an element goes to, and which edition of it a refresh has named."""
+"""Which model an element goes to, and which version of it a refresh has named."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, Protocol
 
 from apache_beam.internal import pickler
 
-from runinference.batching.policy import BatchPolicy, policy_of
-from runinference.errors import no_key
+from runinference.batching.policy import BatchPolicy, resolve_policy
+from runinference.errors import missing_key_error
 from runinference.handlers.model_update import check_metadata, paths_by_key
 
 
 @dataclass(frozen=True, eq=False)
-class Edition:
+class ModelVersion:
     """A model as it was named at one time.
 
     Attributes:
-        name: Tells it from others on the same shelf.
+        name: Tells it from others on the same cache.
         handler: Loads it and calls it, and knows its path.
         policy: Of its batches.
         keys: Whom it serves; ``(None,)`` for everyone.
@@ -31,85 +31,87 @@ class Edition:
     prefix: str = ""
 
 
-class Routes(Protocol):
-    """Finds the edition for an element. Immutable: a refresh makes new routes."""
+class Router(Protocol):
+    """Finds the version for an element. Immutable: a refresh makes new routes."""
 
-    def of(self, element: Any) -> Edition:
+    def of(self, element: Any) -> ModelVersion:
         """Where the element goes."""
 
-    def updated(self, update: Any) -> Routes:
+    def updated(self, update: Any) -> Router:
         """The routes after a refresh."""
 
 
-def routes_of(handler: Any) -> Routes:
+def make_router(handler: Any) -> Router:
     """The routes of a handler, before any refresh."""
     return (
-        ModelPerKey.of_handler(handler) if getattr(handler, "mappings", None) else OneModel(handler)
+        PerKeyRouter.of_handler(handler)
+        if getattr(handler, "mappings", None)
+        else SingleModelRouter(handler)
     )
 
 
-class OneModel:
+class SingleModelRouter:
     """All elements go to one model."""
 
     def __init__(self, handler: Any, name: str = "", prefix: str = "") -> None:
         self._handler = handler
-        self._edition = Edition(name, handler, policy_of(handler), prefix=prefix)
+        self._version = ModelVersion(name, handler, resolve_policy(handler), prefix=prefix)
 
-    def of(self, element: Any) -> Edition:
-        return self._edition
+    def of(self, element: Any) -> ModelVersion:
+        return self._version
 
-    def updated(self, update: Any) -> OneModel:
+    def updated(self, update: Any) -> SingleModelRouter:
         check_metadata(update)
         handler = _copied(self._handler)
         handler.update_model_path(update.model_id)
-        return OneModel(handler, update.model_id, getattr(update, "model_name", ""))
+        return SingleModelRouter(handler, update.model_id, getattr(update, "model_name", ""))
 
 
-class ModelPerKey:
+class PerKeyRouter:
     """Elements go to the model of their key."""
 
-    def __init__(self, handler: Any, editions: dict[Any, Edition]) -> None:
+    def __init__(self, handler: Any, versions: dict[Any, ModelVersion]) -> None:
         self._handler = handler
-        self._editions = editions
+        self._versions = versions
 
     @classmethod
-    def of_handler(cls, handler: Any) -> ModelPerKey:
+    def of_handler(cls, handler: Any) -> PerKeyRouter:
         """The routes of a ``KeyedModelHandler`` over several ``KeyModelMapping``."""
-        editions = {}
+        versions = {}
         for mapping in handler.mappings:
             inside = handler.handler_for(mapping.keys[0])
             first = mapping.keys[0]  # 1 and "1" are two keys
-            edition = Edition(
-                repr(first), inside, policy_of(inside), tuple(mapping.keys), f"{first}-"
+            version = ModelVersion(
+                repr(first), inside, resolve_policy(inside), tuple(mapping.keys), f"{first}-"
             )
-            editions.update(dict.fromkeys(mapping.keys, edition))
-        return cls(handler, editions)
+            versions.update(dict.fromkeys(mapping.keys, version))
+        return cls(handler, versions)
 
-    def of(self, element: Any) -> Edition:
+    def of(self, element: Any) -> ModelVersion:
         if not (isinstance(element, tuple) and len(element) == 2):
-            raise no_key(element)
+            raise missing_key_error(element)
         try:
-            return self._editions[element[0]]
+            return self._versions[element[0]]
         except (KeyError, TypeError):
             self._handler.handler_for(element[0])  # raises, and says why
             raise
 
-    def updated(self, update: Any) -> ModelPerKey:
+    def updated(self, update: Any) -> PerKeyRouter:
         """Keys that shared a model share the new one if they are given one path."""
-        paths = paths_by_key(update, set(self._editions))
+        paths = paths_by_key(update, set(self._versions))
         cohorts: dict[tuple[int, str], list[Any]] = {}
         for key, mapping in paths.items():
             cohort = (id(self._handler.handler_for(key)), mapping.update_path)
             cohorts.setdefault(cohort, []).append(key)
-        editions = {}
+        versions = {}
         for (_, path), keys in cohorts.items():
             inside = _copied(self._handler.handler_for(keys[0]))
             inside.update_model_path(path)
             prefix = f"{keys[0]}-{paths[keys[0]].model_id}-"
             name = f"{keys[0]!r}={path}"
-            edition = Edition(name, inside, policy_of(inside), tuple(keys), prefix)
-            editions.update(dict.fromkeys(keys, edition))
-        return ModelPerKey(self._handler, editions)
+            version = ModelVersion(name, inside, resolve_policy(inside), tuple(keys), prefix)
+            versions.update(dict.fromkeys(keys, version))
+        return PerKeyRouter(self._handler, versions)
 
 
 def _copied(handler: Any) -> Any:

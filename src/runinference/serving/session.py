@@ -14,9 +14,9 @@ from apache_beam.runners.worker.statesampler import get_current_tracker, set_cur
 
 from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
 from runinference.handlers.error_policy import Call, is_out_of_memory
-from runinference.serving.placement import Model, ModelsOfProcess
-from runinference.serving.routing import Edition
-from runinference.transforms.config import Step
+from runinference.serving.placement import Model, ModelRegistry
+from runinference.serving.routing import ModelVersion
+from runinference.transforms.config import InferenceConfig
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Called(NamedTuple):
 _Outcome = tuple[list[Any], list[Called]]
 
 
-class Lender:
+class ModelSession:
     """Lends one thread the models of its process.
 
     A refresh loads the new model beside the old one, and swaps them when it is there. If it cannot be loaded,
@@ -49,17 +49,19 @@ class Lender:
     back and forth between two loads each once.
     """
 
-    def __init__(self, models: ModelsOfProcess, step: Step) -> None:
+    def __init__(self, models: ModelRegistry, step: InferenceConfig) -> None:
         self._models = models
-        self._step = step
-        self._serving: dict[Any, Edition] = {}
+        self._config = step
+        self._serving: dict[Any, ModelVersion] = {}
         self._broken: dict[str, int] = {}
         self._held = ExitStack()
         self._held_models: dict[str, Model] = {}
-        self._loads: list[tuple[Edition, int, int]] = []
+        self._loads: list[tuple[ModelVersion, int, int]] = []
         self._events: Counter[str] = Counter()
 
-    def call(self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None) -> _Outcome:
+    def call(
+        self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
+    ) -> _Outcome:
         """The results of a batch, and the calls of the model that this thread made for it.
 
         Where threads share a call, one of them made it: with the elements of all.
@@ -68,18 +70,18 @@ class Lender:
             ModelUnavailableError: The model cannot be loaded.
             InferenceTimeoutError: Loading and calling it took longer than the timeout.
         """
-        timeout, use = self._step.timeout, _Use(edition)
-        run = partial(self._run, edition, batch, inference_args, use)
+        timeout, use = self._config.timeout, _Use(version)
+        run = partial(self._run, version, batch, inference_args, use)
         return run() if timeout is None else self._in_time(use, run, timeout)
 
-    def load_now(self, edition: Edition) -> None:
+    def load_now(self, version: ModelVersion) -> None:
         """Loads a model before it is needed.
 
         Raises:
             Exception: What the handler raised.
         """
         try:
-            with self._borrow(edition):
+            with self._borrow(version):
                 pass
         except ModelUnavailableError as error:
             raise (error.__cause__ or error) from None
@@ -89,19 +91,19 @@ class Lender:
         self._held_models.clear()
         self._held.close()
 
-    def take_news(self) -> tuple[list[tuple[Edition, int, int]], Counter[str]]:
+    def drain_events(self) -> tuple[list[tuple[ModelVersion, int, int]], Counter[str]]:
         """What was loaded (with nanoseconds and bytes), and how often what happened, since last asked."""
         loads, self._loads = self._loads, []
         events, self._events = self._events, Counter()
-        events["model_evictions"] += self._models.shelf.take_evictions()
+        events["model_evictions"] += self._models.cache.drain_evictions()
         return loads, +events
 
     def _run(
-        self, edition: Edition, batch: Any, inference_args: dict[str, Any] | None, use: _Use
+        self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None, use: _Use
     ) -> _Outcome:
-        clock, calls = self._step.clock, list[Called]()
+        clock, calls = self._config.clock, list[Called]()
         while True:
-            with self._borrow(edition) as (serving, model):
+            with self._borrow(version) as (serving, model):
                 use.serving, use.model = serving, model
 
                 def run(
@@ -115,16 +117,16 @@ class Lender:
                 try:
                     return self._joined(serving, batch, run), calls
                 except ChildDiedError:
-                    self._give_up(serving, model)
+                    self._invalidate(serving, model)
                     if use.over or not model.abandoned:
                         raise
             # Another thread was stuck in it and gave it up: this batch has nothing to do with that.
 
-    def _joined(self, edition: Edition, batch: Any, run: Call) -> list[Any]:
+    def _joined(self, version: ModelVersion, batch: Any, run: Call) -> list[Any]:
         """What ``run`` makes of a batch; a small one may share its call with those of other threads."""
-        if not (self._step.joins and edition.policy.plain):
+        if not (self._config.joins and version.policy.plain):
             return run(batch)
-        size = self._models.size_for(self._step.models.name, edition)
+        size = self._models.size_for(self._config.models.name, version)
         if len(batch) >= size.now:
             return run(batch)
 
@@ -136,80 +138,80 @@ class Lender:
                     size.out_of_memory(len(joined))
                 raise
 
-        joiner = self._models.joiner_for(self._step.models.name, edition.name, edition)
-        return joiner.call(batch, size.most, run_together)
+        coalescer = self._models.coalescer_for(self._config.models.name, version.name, version)
+        return coalescer.call(batch, size.most, run_together)
 
     @contextmanager
-    def _borrow(self, edition: Edition) -> Iterator[tuple[Edition, Model]]:
-        """Lends the model of an edition, or the one that served before if this one is broken."""
-        served = self._serving.get(edition.keys[0])
-        if served is None or served is edition:
-            with self._lease(edition) as model:
-                self._serves(edition)
-                yield edition, model
+    def _borrow(self, version: ModelVersion) -> Iterator[tuple[ModelVersion, Model]]:
+        """Lends the model of an version, or the one that served before if this one is broken."""
+        served = self._serving.get(version.keys[0])
+        if served is None or served is version:
+            with self._lease(version) as model:
+                self._serves(version)
+                yield version, model
             return
-        with ExitStack() as leases:
-            old = leases.enter_context(self._lease(served))
-            new = self._refreshed(edition, leases)
+        with ExitStack() as users:
+            old = users.enter_context(self._lease(served))
+            new = self._refreshed(version, users)
             if new is None:
                 yield served, old
             else:
-                self._serves(edition)
-                yield edition, new
+                self._serves(version)
+                yield version, new
 
-    def _refreshed(self, edition: Edition, leases: ExitStack) -> Model | None:
+    def _refreshed(self, version: ModelVersion, users: ExitStack) -> Model | None:
         """The new model, or None if it cannot be loaded."""
-        now = self._step.clock.time_ns()
-        if self._broken.get(edition.name, now) > now:
+        now = self._config.clock.time_ns()
+        if self._broken.get(version.name, now) > now:
             return None
         try:
-            model: Model = leases.enter_context(self._lease(edition, beside=True))
+            model: Model = users.enter_context(self._lease(version, beside=True))
         except ModelUnavailableError as error:
-            self._broken[edition.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
+            self._broken[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
             self._events["failed_model_refreshes"] += 1
             _LOGGER.error(
-                "The new model %r is not used, the old one serves on: %s", edition.name, error
+                "The new model %r is not used, the old one serves on: %s", version.name, error
             )
             return None
         self._events["model_refreshes"] += 1
         return model
 
-    def _serves(self, edition: Edition) -> None:
-        """Notes that an edition serves its keys now, and retires what serves none."""
-        if self._serving.get(edition.keys[0]) is edition:
+    def _serves(self, version: ModelVersion) -> None:
+        """Notes that an version serves its keys now, and retires what serves none."""
+        if self._serving.get(version.keys[0]) is version:
             return
-        replaced = {old.name: old for key in edition.keys if (old := self._serving.get(key))}
-        self._serving.update(dict.fromkeys(edition.keys, edition))
+        replaced = {old.name: old for key in version.keys if (old := self._serving.get(key))}
+        self._serving.update(dict.fromkeys(version.keys, version))
         still = {serving.name for serving in self._serving.values()}
         for name in replaced.keys() - still:
-            self._models.shelf.retire(self._name(name))
+            self._models.cache.expire(self._name(name))
 
     @contextmanager
-    def _lease(self, edition: Edition, beside: bool = False) -> Iterator[Model]:
-        name = self._name(edition.name)
-        if not self._step.holds:
-            with self._models.shelf.lease(
-                name, partial(self._load, edition), beside=beside
+    def _lease(self, version: ModelVersion, beside: bool = False) -> Iterator[Model]:
+        name = self._name(version.name)
+        if not self._config.holds:
+            with self._models.cache.lease(
+                name, partial(self._load, version), beside=beside
             ) as model:
                 yield model
             return
         if name not in self._held_models:
-            lease = self._models.shelf.lease(name, partial(self._load, edition), beside=True)
+            lease = self._models.cache.lease(name, partial(self._load, version), beside=True)
             self._held_models[name] = self._held.enter_context(lease)
         yield self._held_models[name]
 
-    def _load(self, edition: Edition) -> Model:
-        clock = self._step.clock
+    def _load(self, version: ModelVersion) -> Model:
+        clock = self._config.clock
         start = clock.time_ns()
         try:
-            model = self._step.place(edition)
+            model = self._config.place(version)
         except Exception as error:
             raise ModelUnavailableError(f"The model cannot be loaded: {error}") from error
-        self._loads.append((edition, clock.time_ns() - start, model.n_bytes))
+        self._loads.append((version, clock.time_ns() - start, model.n_bytes))
         return model
 
     def _name(self, name: str) -> str:
-        return f"{self._step.tag}{name}"
+        return f"{self._config.tag}{name}"
 
     def _in_time(self, use: _Use, run: Callable[[], _Outcome], timeout: float) -> _Outcome:
         call = _InThread(run)
@@ -220,7 +222,7 @@ class Lender:
             return call.outcome()
         self._events["inference_timeouts"] += 1
         use.over = True
-        self._give_up(use.serving, use.model)
+        self._invalidate(use.serving, use.model)
         if use.model is not None:
             use.model.abandon()
         raise InferenceTimeoutError(
@@ -229,17 +231,17 @@ class Lender:
             "a longer timeout."
         )
 
-    def _give_up(self, edition: Edition, model: Model | None) -> None:
-        name = self._name(edition.name)
+    def _invalidate(self, version: ModelVersion, model: Model | None) -> None:
+        name = self._name(version.name)
         self._held_models.pop(name, None)
-        self._models.shelf.give_up(name, model)
+        self._models.cache.invalidate(name, model)
 
 
 class _Use:
     """Which model a call uses, as far as it is known; ``over`` when nobody waits for the call any more."""
 
-    def __init__(self, edition: Edition) -> None:
-        self.serving = edition
+    def __init__(self, version: ModelVersion) -> None:
+        self.serving = version
         self.model: Model | None = None
         self.over = False
 

@@ -14,22 +14,22 @@ from typing import Any
 from apache_beam.internal import pickler
 
 from runinference.errors import ChildDiedError
-from runinference.serving.ipc import answer_of, opened, packed
-from runinference.serving.placement import InThisProcess
-from runinference.serving.routing import Edition
+from runinference.serving.ipc import dumps, dumps_outcome, loads
+from runinference.serving.placement import InProcessModel
+from runinference.serving.routing import ModelVersion
 
 
-class InAChild:
+class SubprocessModel:
     """A model in a process of its own, which may crash or hang without harm."""
 
     abandoned = False
 
-    def __init__(self, edition: Edition) -> None:
-        self._child = Child(pickler.dumps(edition.handler))
+    def __init__(self, version: ModelVersion) -> None:
+        self._child = ModelProcess(pickler.dumps(version.handler))
         self.n_bytes = self._child.n_bytes
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        results: list[Any] = self._child.ask(packed((batch, inference_args)))
+        results: list[Any] = self._child.ask(dumps((batch, inference_args)))
         return results
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class InAChild:
         return self._child.answers == thread
 
 
-class Child:
+class ModelProcess:
     """Starts a process, loads a model in it, and sends it batches.
 
     Args:
@@ -84,7 +84,7 @@ class Child:
                 answer = self._in.recv_bytes()
             except (EOFError, OSError) as error:
                 raise self._died() from error
-        return opened(answer)
+        return loads(answer)
 
     def kill(self) -> None:
         """Ends the process at once, also one that hangs; who waits for its answer gets an error."""
@@ -126,17 +126,17 @@ def serve() -> None:
     def load() -> int:
         nonlocal handler, model
         handler = pickler.loads(questions.recv_bytes())
-        model = InThisProcess(Edition("", handler, None))  # type: ignore[arg-type]
+        model = InProcessModel(ModelVersion("", handler, None))  # type: ignore[arg-type]
         return int(model.n_bytes)
 
     def predict(question: bytes) -> list[Any]:
         batch, inference_args = pickle.loads(question)
         return list(model.run(handler, batch, inference_args))
 
-    answers.send_bytes(answer_of(load))
+    answers.send_bytes(dumps_outcome(load))
     while model is not None:
         try:
             question = questions.recv_bytes()
         except EOFError:
             return
-        answers.send_bytes(answer_of(partial(predict, question)))
+        answers.send_bytes(dumps_outcome(partial(predict, question)))

@@ -10,7 +10,7 @@ from apache_beam.internal import pickler
 
 from runinference.collate.pytree import parts
 from runinference.handlers.call import run_batch
-from runinference.handlers.error_policy import Failure, SetErrorsAside
+from runinference.handlers.error_policy import DeadLetterPolicy, Failure
 from runinference.testing.compare import held, permuted, same, short, told
 
 
@@ -215,7 +215,7 @@ def _predictions(result: Any) -> list[Any]:
 def _errors(trial: Trial) -> None:
     if trial.bad_example is ...:
         raise Skipped("needs bad_example")
-    aside = SetErrorsAside(Exception, sleep=lambda seconds: None)
+    aside = DeadLetterPolicy(Exception, sleep=lambda seconds: None)
     for place in (0, len(trial.examples) // 2, len(trial.examples)):
         batch = [*trial.examples[:place], trial.bad_example, *trial.examples[place:]]
         found = aside.attempt(trial.run, batch)

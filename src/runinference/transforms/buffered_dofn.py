@@ -18,35 +18,35 @@ from apache_beam.transforms.userstate import (
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from runinference.batching.batcher import Gatherer
-from runinference.batching.policy import policy_of, size_in_bytes
+from runinference.batching.batcher import Batcher
+from runinference.batching.policy import resolve_policy, size_in_bytes
 from runinference.handlers.error_policy import Failure
-from runinference.serving.routing import Edition, routes_of
-from runinference.transforms.config import Step
-from runinference.transforms.infer_dofn import Infer
+from runinference.serving.routing import ModelVersion, make_router
+from runinference.transforms.config import InferenceConfig
+from runinference.transforms.infer_dofn import InferDoFn
 
 _PROCESS = uuid.uuid4().hex
 
 
-class Shard(beam.DoFn):  # type: ignore[misc]
+class AssignShardKey(beam.DoFn):  # type: ignore[misc]
     """Gives elements that may share a batch one key: those of a process, a model and a bucket of lengths."""
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
 
     def setup(self) -> None:
-        self._routes = routes_of(self._handler)
+        self._router = make_router(self._handler)
 
     def process(self, element: Any) -> Iterable[tuple[str, Any]]:
         try:
-            edition = self._routes.of(element)
-            key = f"{edition.name}/{edition.policy.bucket(element)}"
+            version = self._router.of(element)
+            key = f"{version.name}/{version.policy.bucket(element)}"
         except Exception:  # the step that infers meets it again, and sets the element aside
             key = ""
         return [(f"{_PROCESS}/{key}", element)]
 
 
-class InferWaiting(Infer):
+class BufferedInferDoFn(InferDoFn):
     """Elements wait in the runner's state until a batch is full, or the first has waited long enough.
 
     Each result leaves with its element's own timestamp, in its own window. When a window ends, nobody waits
@@ -59,7 +59,7 @@ class InferWaiting(Infer):
     DUE = TimerSpec("due", TimeDomain.REAL_TIME)
     END = TimerSpec("end", TimeDomain.WATERMARK)
 
-    def __init__(self, step: Step, max_duration_secs: float) -> None:
+    def __init__(self, step: InferenceConfig, max_duration_secs: float) -> None:
         super().__init__(step)
         self._max_duration_secs = max_duration_secs
 
@@ -79,14 +79,14 @@ class InferWaiting(Infer):
         _, element = keyed
         try:
             self._refresh(update)
-            edition = self._routes.of(element)
-            its = _measures(edition, element)
-        except self._step.errors.caught as error:
+            version = self._router.of(element)
+            its = _measures(version, element)
+        except self._config.errors.caught as error:
             yield self._aside(origin.with_value(element), Failure(error), self._base_metrics())
             return
         before = totals.read()
         now = tuple(a + b for a, b in zip(before or _NOTHING, its, strict=True))
-        if before and _passes_a_limit(edition, now):
+        if before and _passes_a_limit(version, now):
             yield from self._release(waiting, totals, given, window)
             before, now = None, its
         if not before:
@@ -96,7 +96,7 @@ class InferWaiting(Infer):
             end.set(window.max_timestamp())
         waiting.add((element, origin.timestamp.micros))
         totals.write(now)
-        if self._is_full(edition, now):
+        if self._is_full(version, now):
             due.clear()
             yield from self._release(waiting, totals, given, window)
 
@@ -120,11 +120,11 @@ class InferWaiting(Infer):
     ) -> Iterator[Any]:
         yield from self._release(waiting, totals, given, window)
 
-    def _is_full(self, edition: Edition, totals: tuple[Any, ...]) -> bool:
+    def _is_full(self, version: ModelVersion, totals: tuple[Any, ...]) -> bool:
         n_elements, n_bytes, weight, length = totals
-        policy = edition.policy
+        policy = version.policy
         return (
-            n_elements >= self._size_for(edition).now
+            n_elements >= self._size_for(version).now
             or n_bytes >= policy.max_bytes
             or (policy.max_weight is not None and weight >= policy.max_weight)
             or (policy.max_padded is not None and length >= policy.max_padded)
@@ -136,21 +136,21 @@ class InferWaiting(Infer):
         self._arguments = given.read()
         waiting.clear()
         totals.clear()
-        gatherers: dict[str, tuple[Edition, Gatherer[Any]]] = {}
+        batchers: dict[str, tuple[ModelVersion, Batcher[Any]]] = {}
         for element, micros in elements:
             origin = WindowedValue(element, Timestamp(micros=micros), (window,))
             try:
-                edition = self._routes.of(element)
-                if edition.name not in gatherers:
-                    size = self._size_for(edition)
-                    gatherers[edition.name] = edition, Gatherer(edition.policy, size)
-                full = gatherers[edition.name][1].add(element, origin)
-            except self._step.errors.caught as error:
+                version = self._router.of(element)
+                if version.name not in batchers:
+                    size = self._size_for(version)
+                    batchers[version.name] = version, Batcher(version.policy, size)
+                full = batchers[version.name][1].add(element, origin)
+            except self._config.errors.caught as error:
                 yield self._aside(origin, Failure(error), self._base_metrics())
             else:
-                yield from self._outputs(edition, full)
-        for edition, gatherer in gatherers.values():
-            yield from self._outputs(edition, gatherer.flush())
+                yield from self._outputs(version, full)
+        for version, batcher in batchers.values():
+            yield from self._outputs(version, batcher.flush())
 
 
 def longest_wait(handler: Any) -> float | None:
@@ -159,25 +159,25 @@ def longest_wait(handler: Any) -> float | None:
     Where there is a model per key, it is the shortest wait of them all.
     """
     insides = [mapping.mh for mapping in getattr(handler, "mappings", None) or ()] or [handler]
-    waits = [policy_of(inside).max_duration_secs for inside in [handler, *insides]]
+    waits = [resolve_policy(inside).max_duration_secs for inside in [handler, *insides]]
     return min((wait for wait in waits if wait is not None), default=None)
 
 
 _NOTHING = (0, 0, 0, 0)
 
 
-def _passes_a_limit(edition: Edition, totals: tuple[Any, ...]) -> bool:
+def _passes_a_limit(version: ModelVersion, totals: tuple[Any, ...]) -> bool:
     """Whether the last element needs a batch of its own."""
     _, n_bytes, weight, _ = totals
-    policy = edition.policy
+    policy = version.policy
     return n_bytes > policy.max_bytes or (
         policy.max_weight is not None and weight > policy.max_weight
     )
 
 
-def _measures(edition: Edition, element: Any) -> tuple[int, int, float, int]:
+def _measures(version: ModelVersion, element: Any) -> tuple[int, int, float, int]:
     """What an element adds to a batch: itself, its bytes, its weight, its length."""
-    policy = edition.policy
+    policy = version.policy
     weight = policy.weigh(element) if policy.weigh is not None else 1
     length = policy.length(element)
     return 1, size_in_bytes(element), weight, length

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from runinference.handlers.error_policy import LetErrorsRaise, SetErrorsAside
-from runinference.serving.model_watcher import Watch
-from runinference.serving.placement import FoundAgain, Place
+from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
+from runinference.serving.model_watcher import WatchConfig
+from runinference.serving.placement import Placement, ProcessShared
 
 
 @dataclass(frozen=True)
-class Step:
+class InferenceConfig:
     """The settings of a step.
 
     Attributes:
@@ -23,7 +23,7 @@ class Step:
         timeout: Seconds for loading a model and for a call; None for no limit.
         place: Where a model is loaded.
         models: Finds the models of this process.
-        tag: Before the names of models on a shelf that several steps share.
+        tag: Before the names of models on a cache that several steps share.
         holds: Whether models are kept until the bundle ends.
         joins: Whether small batches of several threads may share a call.
         early: Whether to load the model before the first element.
@@ -34,12 +34,12 @@ class Step:
     inference_args: dict[str, Any] | None
     namespace: str | None
     clock: Any
-    errors: LetErrorsRaise | SetErrorsAside
+    errors: FailFastPolicy | DeadLetterPolicy
     timeout: float | None
-    place: Place
-    models: FoundAgain
+    place: Placement
+    models: ProcessShared
     tag: str
     holds: bool
     joins: bool
     early: bool
-    watch: Watch | None = None
+    watch: WatchConfig | None = None

@@ -76,7 +76,7 @@ def apply_functions(
     return elements, aside
 
 
-class StopAbove(beam.PTransform):  # type: ignore[misc]
+class FailureThreshold(beam.PTransform):  # type: ignore[misc]
     """Stops the pipeline when more than a share of the records has failed.
 
     Its input is a tuple: the PCollection of good records first, then those of failed ones.

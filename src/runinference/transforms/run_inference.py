@@ -11,26 +11,26 @@ import apache_beam as beam
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowFn
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
-from runinference.caching.memory_budget import room_of
-from runinference.caching.model_cache import Room
+from runinference.caching.memory_budget import limits_from_args
+from runinference.caching.model_cache import CacheLimits
 from runinference.errors import OptionError
-from runinference.handlers.error_policy import LetErrorsRaise, SetErrorsAside
+from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.options import refuse_unknown, show_signature
-from runinference.serving.model_watcher import Watch
-from runinference.serving.placement import FoundAgain, Place, as_its_handler_asks
-from runinference.serving.subprocess_model import InAChild
-from runinference.transforms.buffered_dofn import InferWaiting, Shard, longest_wait
+from runinference.serving.model_watcher import WatchConfig
+from runinference.serving.placement import Placement, ProcessShared, default_placement
+from runinference.serving.subprocess_model import SubprocessModel
+from runinference.transforms.buffered_dofn import AssignShardKey, BufferedInferDoFn, longest_wait
 from runinference.transforms.coders import result_type
-from runinference.transforms.config import Step
+from runinference.transforms.config import InferenceConfig
 from runinference.transforms.dead_letters import (
     ExceptionHandling,
+    FailureThreshold,
     RunInferenceDLQ,
-    StopAbove,
     apply_functions,
 )
-from runinference.transforms.infer_dofn import FAILED, Infer, InferEachWindow
+from runinference.transforms.infer_dofn import FAILED, InferDoFn, InferEachWindow
 from runinference.transforms.prebatched_dofn import infer_prebatched
-from runinference.transforms.side_inputs import come_from_pipeline
+from runinference.transforms.side_inputs import is_side_input
 from runinference.transforms.watch_file_pattern import AsLatest
 
 
@@ -109,14 +109,16 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         self._inference_args = inference_args
         self._metrics_namespace = metrics_namespace
         self._metadata = model_metadata_pcoll
-        self._watch = watch_model_pattern and Watch(
+        self._watch = watch_model_pattern and WatchConfig(
             watch_model_pattern,
             interval=360 if interval is None else interval,
             began=time.time(),
             until=float(MAX_TIMESTAMP if stop_timestamp is None else stop_timestamp),
         )
         self._model_identifier = model_identifier
-        self._manager_room = room_of(model_manager_args or {}) if use_model_manager else None
+        self._manager_limits = (
+            limits_from_args(model_manager_args or {}) if use_model_manager else None
+        )
         self._monitoring_transform = monitoring_transform
         self._handling: ExceptionHandling | None = None
 
@@ -167,7 +169,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examples: beam.PCollection) -> Any:
         handler, handling = self._model_handler, self._handling
-        if not come_from_pipeline(self._inference_args):
+        if not is_side_input(self._inference_args):
             handler.validate_inference_args(self._inference_args)
         prepared, bad_before = apply_functions(
             examples, handler.get_preprocess_fns(), "Preprocess", handling
@@ -181,7 +183,7 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         if handling is None:
             return finished
         if handling.threshold < 1:
-            _ = (finished, bad, *bad_before, *bad_after) | StopAbove(handling.threshold)
+            _ = (finished, bad, *bad_before, *bad_after) | FailureThreshold(handling.threshold)
         return finished, RunInferenceDLQ(bad, bad_before, bad_after)
 
     def _inferred(
@@ -191,8 +193,8 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         handler = self._model_handler
         declared = result_type(handler, examples.element_type)
         do_fn = self._do_fn(examples.windowing.windowfn)
-        if isinstance(do_fn, InferWaiting):
-            shard = beam.ParDo(Shard(handler)).with_output_types(tuple[str, Any])
+        if isinstance(do_fn, BufferedInferDoFn):
+            shard = beam.ParDo(AssignShardKey(handler)).with_output_types(tuple[str, Any])
             examples = examples | "BeamML_RunInference_Shard" >> shard
         infer = beam.ParDo(do_fn, **self._side_inputs()).with_output_types(declared)
         infer = infer.with_resource_hints(**handler.get_resource_hints())
@@ -203,39 +205,39 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         )
         return outputs.results, outputs[FAILED]
 
-    def _do_fn(self, windows: WindowFn) -> Infer:
+    def _do_fn(self, windows: WindowFn) -> InferDoFn:
         """How elements become batches: as they are, within a bundle, or across bundles."""
-        handler, step = self._model_handler, self._step()
+        handler, step = self._model_handler, self._config()
         one = isinstance(windows, (GlobalWindows, FixedWindows, Sessions))
         if handler.should_skip_batching():
             return infer_prebatched(step, one)
         duration = longest_wait(handler)
         if duration is not None:
-            return InferWaiting(step, duration)
-        return Infer(step) if one else InferEachWindow(step)
+            return BufferedInferDoFn(step, duration)
+        return InferDoFn(step) if one else InferEachWindow(step)
 
     def _side_inputs(self) -> dict[str, Any]:
         """What an element comes with: the last refresh, and the arguments if they come from the pipeline."""
         update = {} if self._metadata is None else {"update": AsLatest(self._metadata)}
         arguments = self._inference_args
-        return update | ({"arguments": arguments} if come_from_pipeline(arguments) else {})
+        return update | ({"arguments": arguments} if is_side_input(arguments) else {})
 
-    def _step(self) -> Step:
+    def _config(self) -> InferenceConfig:
         handler, handling, given = self._model_handler, self._handling, self._inference_args
         refreshing = self._metadata is not None or bool(self._watch)
         several = bool(getattr(handler, "mappings", None))
-        managed = self._manager_room is not None
-        models = FoundAgain(
-            self._manager_room or (handler.room if several else Room()),
+        managed = self._manager_limits is not None
+        models = ProcessShared(
+            self._manager_limits or (handler.room if several else CacheLimits()),
             "model manager" if managed else self._model_identifier,
         )
         timeout = handling.timeout if handling else None
-        return Step(
+        return InferenceConfig(
             handler=handler,
-            inference_args=None if come_from_pipeline(given) else given,
+            inference_args=None if is_side_input(given) else given,
             namespace=self._metrics_namespace,
             clock=self._clock,
-            errors=LetErrorsRaise() if handling is None else SetErrorsAside(handling.exc_class),
+            errors=FailFastPolicy() if handling is None else DeadLetterPolicy(handling.exc_class),
             timeout=timeout,
             place=self._place(models.name),
             models=models,
@@ -254,17 +256,17 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         handler = self._model_handler
         if handler.should_skip_batching() or handler.share_model_across_processes():
             return False
-        if come_from_pipeline(self._inference_args):
+        if is_side_input(self._inference_args):
             return False
         if self._handling is not None and (self._handling.use_subprocess or self._handling.timeout):
             return False
         return bool(getattr(handler, "may_join_threads", bool)())
 
-    def _place(self, tag: str) -> Place:
+    def _place(self, tag: str) -> Placement:
         """Where the model lives, by what the handler and the exception handling ask for."""
         if self._handling is not None and self._handling.use_subprocess:
-            return InAChild
-        return partial(as_its_handler_asks, tag=self._model_identifier or tag)
+            return SubprocessModel
+        return partial(default_placement, tag=self._model_identifier or tag)
 
     def _but(self, **changes: Any) -> RunInference:
         changed = copy.copy(self)

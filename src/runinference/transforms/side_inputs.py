@@ -10,7 +10,7 @@ from apache_beam.pvalue import AsSideInput
 from runinference.errors import OptionError
 
 
-def come_from_pipeline(inference_args: Any) -> bool:
+def is_side_input(inference_args: Any) -> bool:
     """Whether ``inference_args`` are a side input, such as ``AsDict``."""
     return isinstance(inference_args, AsSideInput)
 

@@ -13,7 +13,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from runinference.errors import OptionError
 from runinference.handlers.model_update import ModelMetadata
 from runinference.handlers.options import refuse_unknown
-from runinference.serving.model_watcher import metadata_of, newest_file
+from runinference.serving.model_watcher import metadata_for_path, newest_file
 
 
 class WatchFilePattern(beam.PTransform):  # type: ignore[misc]
@@ -75,7 +75,7 @@ class _Newest(beam.DoFn):  # type: ignore[misc]
         if stamp <= (newest.read() or (self._began, "")):
             return
         newest.write(stamp)
-        yield metadata_of(metadata.path)
+        yield metadata_for_path(metadata.path)
 
 
 class AsLatest(beam.pvalue.AsSideInput):  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from typing_extensions import Unpack
 
 from runinference.collate.padding import Padding
-from runinference.errors import ModelLoadError, OptionError, nearest
+from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
 from runinference.frameworks.huggingface.loading import read_json
 from runinference.frameworks.huggingface.text import (
@@ -89,7 +89,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         if pooling is not None and pooling not in _POOLINGS:
             raise OptionError(
                 f"pooling must be one of {', '.join(_POOLINGS)}, and is {pooling!r}."
-                f"{nearest(str(pooling), _POOLINGS)}"
+                f"{suggest(str(pooling), _POOLINGS)}"
             )
         self._pooling = pooling
         self._normalize = normalize

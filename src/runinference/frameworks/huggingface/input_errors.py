@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from runinference.collate.unbatch import split
-from runinference.errors import ElementError, RunInferenceError, nearest
+from runinference.errors import ElementError, RunInferenceError, suggest
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def check_names(model: Any, example: Any) -> None:
     for name in example:
         if name not in known:
             raise ElementError(
-                f"{type(model).__name__} has no input {name!r}.{nearest(str(name), known)} The keys of an example "
+                f"{type(model).__name__} has no input {name!r}.{suggest(str(name), known)} The keys of an example "
                 f"may be: {', '.join(known)}."
             )
 

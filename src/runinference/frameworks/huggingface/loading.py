@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from runinference.errors import ModelLoadError, ModelNotFoundError, nearest
+from runinference.errors import ModelLoadError, ModelNotFoundError, suggest
 from runinference.extras import need
 
 transformers = need("transformers", extra="transformers")
@@ -171,7 +171,7 @@ def _refuse_missing_directory(uri: str, option: str) -> None:
     if os.path.isdir(uri) or not (uri.startswith((".", "~")) or os.path.isabs(uri)):
         return
     folder, name = os.path.split(os.path.normpath(uri))
-    near = nearest(name, os.listdir(folder)) if os.path.isdir(folder) else ""
+    near = suggest(name, os.listdir(folder)) if os.path.isdir(folder) else ""
     raise ModelNotFoundError(
         f"There is no directory {uri!r} ({option}).{near} Workers read this path: on a distributed runner it must "
         "be on storage that they all reach."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from runinference.errors import OptionError, nearest
+from runinference.errors import OptionError, suggest
 from runinference.extras import need
 
 transformers = need("transformers", extra="transformers")
@@ -67,7 +67,7 @@ def refuse_unknown(task: str) -> None:
     if task in _LEFT or task.startswith("translation_"):
         cure = f"It left with Transformers 5: install transformers<5, or {_LEFT.get(task, _TRANSLATE)}."
     else:
-        cure = f"{nearest(task, known).strip()} Known are: {', '.join(known)}."
+        cure = f"{suggest(task, known).strip()} Known are: {', '.join(known)}."
     raise OptionError(f"Transformers {version} has no pipeline for the task {task!r}. {cure}")
 
 

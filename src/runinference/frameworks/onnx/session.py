@@ -11,7 +11,7 @@ from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
 
-from runinference.errors import ModelLoadError, OptionError, nearest
+from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
 from runinference.model_file import open_model
 
@@ -70,7 +70,7 @@ def check_providers(providers: Sequence[Any], provider_options: Sequence[Any] | 
     for name in map(_name, providers):
         if name not in known:
             raise OptionError(
-                f"onnxruntime knows no provider {name!r}.{nearest(name, known)} Some that it knows: "
+                f"onnxruntime knows no provider {name!r}.{suggest(name, known)} Some that it knows: "
                 "CPUExecutionProvider, CUDAExecutionProvider, TensorrtExecutionProvider."
             )
     if provider_options is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from runinference.collate.named_inputs import Input, columns_of, inputs_of
+from runinference.collate.named_inputs import Input, bind_inputs, columns_of
 from runinference.errors import BatchShapeError, ElementError
 from runinference.extras import need
 from runinference.frameworks.tensorflow.loading import reason
@@ -31,7 +31,7 @@ def output_of(model: Any, batch: Sequence[Any], inference_args: Mapping[str, Any
     if not getattr(model, "inputs", None):
         return _called(model, columns_of(batch), [], inference_args)
     inputs = [_of_keras(one) for one in model.inputs]
-    named = inputs_of(batch, inputs, {})
+    named = bind_inputs(batch, inputs, {})
     given = (
         named
         if isinstance(getattr(model, "input", None), (list, tuple, dict))
@@ -43,7 +43,7 @@ def output_of(model: Any, batch: Sequence[Any], inference_args: Mapping[str, Any
 def _call_signature(signature: Any, batch: Sequence[Any], others: Mapping[str, Any]) -> Any:
     specs = signature.structured_input_signature[1]
     inputs = [Input(name, _numpy_type(spec), _shape(spec)) for name, spec in specs.items()]
-    named = inputs_of(batch, inputs, others)
+    named = bind_inputs(batch, inputs, others)
     typed = {name: tf.convert_to_tensor(array, specs[name].dtype) for name, array in named.items()}
     output = _called(lambda tensors: signature(**tensors), typed, specs.values(), {})
     return next(iter(output.values())) if len(output) == 1 else output

@@ -8,9 +8,9 @@ from typing import Any
 
 from runinference.collate.padding import NoPadding, Padding, Unsplit
 from runinference.collate.pytree import known_of
-from runinference.collate.stack import refuse_keyed, stacked
+from runinference.collate.stack import reject_keyed_examples, stack_batch
 from runinference.collate.unbatch import to_results
-from runinference.errors import BatchShapeError, OptionError, nearest
+from runinference.errors import BatchShapeError, OptionError, suggest
 from runinference.extras import need
 from runinference.frameworks.torch.devices import stack_for, to_cpu, to_device
 from runinference.results import PredictionResult
@@ -181,12 +181,12 @@ def _stack(
         return batch
     for index, example in enumerate(batch):
         if not isinstance(example, torch.Tensor):
-            refuse_keyed(batch)
+            reject_keyed_examples(batch)
             raise BatchShapeError(
                 f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. Convert it "
                 "before, for example with_preprocess_fn(torch.as_tensor)."
             )
-    return stacked(stack, batch, what, cure or _pad_them)
+    return stack_batch(stack, batch, what, cure or _pad_them)
 
 
 def _pad_them(dim: int) -> str:
@@ -207,6 +207,6 @@ def _method(model: Any, name: str | None) -> Callable[..., Any]:
     if name is None:
         return model  # type: ignore[no-any-return]
     if not hasattr(model, name):
-        near = nearest(name, (n for n in dir(model) if not n.startswith("_")))
+        near = suggest(name, (n for n in dir(model) if not n.startswith("_")))
         raise AttributeError(f"The model, a {type(model).__name__}, has no method {name!r}.{near}")
     return getattr(model, name)  # type: ignore[no-any-return]

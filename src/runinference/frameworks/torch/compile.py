@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from runinference.errors import ModelLoadError, OptionError, nearest
+from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
 from runinference.frameworks.torch.loading import first_sentence
 
@@ -31,7 +31,7 @@ def compile_args(value: Any) -> dict[str, Any] | None:
         modes = torch._inductor.list_mode_options()
         if value not in modes:
             raise OptionError(
-                f"torch.compile has no mode {value!r}.{nearest(value, modes)} Its modes are {', '.join(modes)}."
+                f"torch.compile has no mode {value!r}.{suggest(value, modes)} Its modes are {', '.join(modes)}."
             )
         return {"mode": value}
     if not isinstance(value, Mapping):
@@ -42,7 +42,7 @@ def compile_args(value: Any) -> dict[str, Any] | None:
     known = [name for name in inspect.signature(torch.compile).parameters if name != "model"]
     for name in value:
         if name not in known:
-            raise OptionError(f"torch.compile has no keyword {name!r}.{nearest(name, known)}")
+            raise OptionError(f"torch.compile has no keyword {name!r}.{suggest(name, known)}")
     return dict(value)
 
 

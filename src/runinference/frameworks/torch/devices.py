@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from runinference.collate.pytree import replaced
-from runinference.errors import ModelLoadError, OptionError, nearest
+from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
 
 torch = need("torch", extra="torch")
@@ -76,7 +76,7 @@ def dtype_named(name: Any) -> Any:
     dtype = None if name is None else _MIXED.get(str(name).removeprefix("torch."))
     if name is not None and dtype is None:
         raise OptionError(
-            f"autocast must be 'bfloat16' or 'float16', and is {name!r}.{nearest(str(name), _MIXED)}"
+            f"autocast must be 'bfloat16' or 'float16', and is {name!r}.{suggest(str(name), _MIXED)}"
         )
     return dtype
 

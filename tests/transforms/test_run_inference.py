@@ -19,7 +19,7 @@ from apache_beam.typehints import typehints
 from runinference import KeyedModelHandler, PredictionResult, RunInference
 from runinference.errors import OptionError, ResultMismatchError, UnknownOptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.infer_dofn import InferDoFn
 from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
 
@@ -89,7 +89,7 @@ def test_one_model_serves_all_threads_of_a_process():
             together.wait()
             return super().run_inference(batch, model, inference_args)
 
-    do_fn = Infer(RunInference(Meeting("meeting"))._step())
+    do_fn = InferDoFn(RunInference(Meeting("meeting"))._config())
     twins = [pickled_copy(do_fn) for _ in range(4)]
     threads = [threading.Thread(target=drive, args=(twin,)) for twin in twins]
     for thread in threads:

@@ -134,7 +134,7 @@ def test_no_more_requests_are_in_flight_than_allowed_all_threads_together():
     together = Together(3)
     handler = Local(together, max_request_size=2, max_concurrent_requests=3)
     single = Local(together, max_concurrent_requests=3)
-    single._outbox_of_process = handler._outbox_of_process
+    single._process_pool = handler._process_pool
     with ThreadPoolExecutor(3) as threads:
         futures = [threads.submit(h.ask, list(range(14))) for h in (handler, single, single)]
         assert [f.result() for f in futures] == [double(range(14))] * 3
@@ -144,18 +144,18 @@ def test_no_more_requests_are_in_flight_than_allowed_all_threads_together():
 @pytest.mark.parametrize("size", [1, None], ids=["in the pool", "in the caller's thread"])
 def test_a_request_takes_a_place_while_it_is_in_flight_and_only_then(size):
     def answer(batch, args):
-        free.append(outbox.places.acquire(blocking=False))
+        free.append(pool.places.acquire(blocking=False))
         if len(free) == 1:
             raise ConnectionError
         return double(batch)
 
     handler = Local(answer, max_request_size=size, max_concurrent_requests=1)
-    outbox = handler._outbox_of_process.open(handler._outbox)
+    pool = handler._process_pool.open(handler._outbox)
     free, free_in_pauses = [], []
 
     def pause(seconds):
-        free_in_pauses.append(outbox.places.acquire(blocking=False))
-        outbox.places.release()
+        free_in_pauses.append(pool.places.acquire(blocking=False))
+        pool.places.release()
 
     handler._sleep = pause
     assert handler.ask([1, 2]) == [2, 4]
@@ -165,16 +165,16 @@ def test_a_request_takes_a_place_while_it_is_in_flight_and_only_then(size):
 
 def test_copies_of_a_handler_find_the_same_threads():
     handler = Copied(max_request_size=1)
-    outbox = handler._outbox_of_process.open(handler._outbox)
+    pool = handler._process_pool.open(handler._outbox)
     twins = [
         pickle.loads(pickle.dumps(handler)),
         copy.deepcopy(handler),
         handler.with_no_batching(),
     ]
     for twin in twins:
-        assert twin._outbox_of_process.open(twin._outbox) is outbox
+        assert twin._process_pool.open(twin._outbox) is pool
     other = Copied(max_request_size=1)
-    assert other._outbox_of_process.open(other._outbox) is not outbox
+    assert other._process_pool.open(other._outbox) is not pool
 
 
 @settings(max_examples=50, deadline=None)
@@ -547,7 +547,7 @@ def test_all_copies_in_a_process_share_one_limiter():
     twins = [pickle.loads(pickle.dumps(handler)) for _ in range(2)]
     for twin in twins:
         assert twin.run_inference([1], None) == [2]
-    limiters = {id(twin._outbox_of_process.open(twin._outbox)._rate_limiter) for twin in twins}
+    limiters = {id(twin._process_pool.open(twin._outbox)._rate_limiter) for twin in twins}
     assert len(limiters) == 1
 
 

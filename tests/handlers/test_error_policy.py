@@ -12,9 +12,9 @@ from runinference import KeyedModelHandler
 from runinference.errors import InferenceTimeoutError, ModelUnavailableError, Part, tell_parts
 from runinference.handlers.error_policy import (
     RETRIES,
+    DeadLetterPolicy,
+    FailFastPolicy,
     Failure,
-    LetErrorsRaise,
-    SetErrorsAside,
     halved_on_out_of_memory,
     is_transient,
 )
@@ -37,7 +37,7 @@ class Call:
 
 def aside(**options):
     pauses = []
-    return SetErrorsAside(options.pop("caught", Exception), sleep=pauses.append), pauses
+    return DeadLetterPolicy(options.pop("caught", Exception), sleep=pauses.append), pauses
 
 
 @given(st.integers(1, 70), st.sets(st.integers(0, 69)))
@@ -119,7 +119,7 @@ def test_only_the_errors_named_are_set_aside():
 
 def test_errors_raise_where_nothing_sets_them_aside():
     with pytest.raises(ValueError, match="bad 1"):
-        LetErrorsRaise().attempt(Call({1}), [0, 1])
+        FailFastPolicy().attempt(Call({1}), [0, 1])
 
 
 def test_a_report_has_type_message_and_traceback():
@@ -256,7 +256,7 @@ def test_an_error_that_may_pass_is_tried_again_also_in_a_part_of_a_batch_that_fa
                 raise ConnectionError("nobody there")
         return batch
 
-    outcomes = SetErrorsAside(Exception, sleep=lambda secs: None).attempt(call, [0, 1, 2, 3])
+    outcomes = DeadLetterPolicy(Exception, sleep=lambda secs: None).attempt(call, [0, 1, 2, 3])
     assert outcomes[1:] == [1, 2, 3]
     assert isinstance(outcomes[0].error, ValueError)
 
@@ -273,6 +273,6 @@ def test_beside_an_element_that_is_always_refused_one_that_is_refused_once_gets_
             raise ConnectionError("not yet")
         return batch
 
-    outcomes = SetErrorsAside(Exception, sleep=lambda secs: None).attempt(call, [0, 1, 2, 3])
+    outcomes = DeadLetterPolicy(Exception, sleep=lambda secs: None).attempt(call, [0, 1, 2, 3])
     assert outcomes[1:] == [1, 2, 3]
     assert isinstance(outcomes[0], Failure)

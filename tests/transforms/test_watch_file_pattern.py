@@ -28,7 +28,7 @@ from runinference import (
 )
 from runinference.errors import OptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.infer_dofn import InferDoFn
 from runinference.transforms.watch_file_pattern import AsLatest, _Newest
 from tiny import RUNNER, Catch, linear_regression
 
@@ -79,7 +79,7 @@ class Worker:
     """A thread of a worker: drives the DoFn of a step as a runner does."""
 
     def __init__(self, transform: RunInference) -> None:
-        self.do_fn = Infer(transform._step())
+        self.do_fn = InferDoFn(transform._config())
         self.do_fn.setup()
 
     def bundle(self, *elements_and_updates):

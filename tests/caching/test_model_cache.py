@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from runinference.caching.model_cache import Room, Shelf
+from runinference.caching.model_cache import CacheLimits, ModelCache
 from runinference.errors import OptionError
 
 
@@ -27,10 +27,10 @@ class Model:
 
 
 class Library:
-    """A shelf with models that tell when they are loaded and closed."""
+    """A cache with models that tell when they are loaded and closed."""
 
     def __init__(self, **room) -> None:
-        self.shelf = Shelf(Room(**room))
+        self.cache = ModelCache(CacheLimits(**room))
         self.loads: list[str] = []
         self.closed: list[str] = []
         self.lock = threading.Lock()
@@ -41,7 +41,7 @@ class Library:
                 self.loads.append(name)
             return Model(self.closed, name, n_bytes)
 
-        return self.shelf.lease(name, load, **options)
+        return self.cache.lease(name, load, **options)
 
 
 def test_a_model_is_loaded_once_and_lent_again():
@@ -58,8 +58,8 @@ def test_the_least_recently_used_makes_room():
         with library.lease(name):
             pass
     assert library.closed == ["b"]
-    assert library.shelf.names() == ["a", "c"]
-    assert library.shelf.take_evictions() == 1
+    assert library.cache.names() == ["a", "c"]
+    assert library.cache.drain_evictions() == 1
 
 
 def test_a_model_that_is_lent_is_never_put_away():
@@ -124,9 +124,9 @@ def test_a_load_that_fails_leaves_nothing_behind():
     def fail():
         raise OSError("no such model")
 
-    with pytest.raises(OSError, match="no such model"), library.shelf.lease("a", fail):
+    with pytest.raises(OSError, match="no such model"), library.cache.lease("a", fail):
         pass
-    assert library.shelf.names() == []
+    assert library.cache.names() == []
     with library.lease("a"):
         pass
     with library.lease("b"):
@@ -137,19 +137,19 @@ def test_a_load_that_fails_leaves_nothing_behind():
 def test_a_retired_model_is_freed_after_its_last_lease():
     library = Library()
     with library.lease("old") as model:
-        library.shelf.retire("old")
+        library.cache.expire("old")
         assert not model.closed
         watch = weakref.ref(model)
         del model
     assert library.closed == ["old"]
     assert watch() is None
-    assert library.shelf.take_evictions() == 0
+    assert library.cache.drain_evictions() == 0
 
 
 def test_a_retired_model_that_is_asked_for_again_stays():
     library = Library()
     with library.lease("a"):
-        library.shelf.retire("a")
+        library.cache.expire("a")
         with library.lease("a"):
             pass
     assert library.closed == []
@@ -159,21 +159,21 @@ def test_a_retired_model_that_is_asked_for_again_stays():
 def test_a_stuck_model_is_forgotten_and_a_fresh_one_loaded():
     library = Library()
     with library.lease("a") as stuck:
-        library.shelf.give_up("a", stuck)
+        library.cache.invalidate("a", stuck)
         with library.lease("a") as fresh:
             assert fresh is not stuck
-            library.shelf.give_up("a", stuck)  # by another thread that was stuck in it
+            library.cache.invalidate("a", stuck)  # by another thread that was stuck in it
         assert not stuck.closed
     assert stuck.closed
     assert not fresh.closed
-    assert library.shelf.names() == ["a"]
+    assert library.cache.names() == ["a"]
 
 
 def test_a_model_whose_last_lease_ends_while_it_is_given_up_is_closed_once():
     library = Library()
     lease = library.lease("a")
     stuck = lease.__enter__()
-    lock = library.shelf._changed
+    lock = library.cache._changed
 
     class LeaseEndsWhenLockIsFree:
         notify_all = lock.notify_all
@@ -183,11 +183,11 @@ def test_a_model_whose_last_lease_ends_while_it_is_given_up_is_closed_once():
 
         def __exit__(self, *error):
             lock.release()
-            library.shelf._changed = lock
+            library.cache._changed = lock
             lease.__exit__(None, None, None)
 
-    library.shelf._changed = LeaseEndsWhenLockIsFree()
-    library.shelf.give_up("a", stuck)
+    library.cache._changed = LeaseEndsWhenLockIsFree()
+    library.cache.invalidate("a", stuck)
     assert library.closed == ["a"]
 
 
@@ -203,7 +203,7 @@ def test_one_load_at_a_time_for_a_model_and_others_need_not_wait():
         return Model()
 
     def ask():
-        with library.shelf.lease("slow", slowly):
+        with library.cache.lease("slow", slowly):
             pass
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -233,7 +233,7 @@ def test_a_model_takes_room_until_it_is_closed():
         with library.lease(name):
             pass
 
-    with library.shelf.lease("slow", Slow):
+    with library.cache.lease("slow", Slow):
         pass
     ask("a")
     threads = [threading.Thread(target=ask, args=(name,)) for name in "bc"]
@@ -259,7 +259,7 @@ def test_a_model_of_unknown_size_is_loaded_alone_where_bytes_are_counted():
         return Model(library.closed, "first", 8)
 
     def first():
-        with library.shelf.lease("first", slowly):
+        with library.cache.lease("first", slowly):
             pass
 
     def second():
@@ -292,11 +292,11 @@ def test_threads_race_through_load_eviction_retirement_and_giving_up(seed):
             with library.lease(name) as model:
                 assert model.name == name
                 assert not model.closed
-                most.append(len(library.shelf.names()))
+                most.append(len(library.cache.names()))
                 if dice.random() < 0.1:
-                    library.shelf.retire(dice.choice(names))
+                    library.cache.expire(dice.choice(names))
                 if dice.random() < 0.05:
-                    library.shelf.give_up(name, model)
+                    library.cache.invalidate(name, model)
                 assert not model.closed
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
@@ -306,10 +306,10 @@ def test_threads_race_through_load_eviction_retirement_and_giving_up(seed):
         thread.join(60)
         assert not thread.is_alive()
     assert max(most) <= 2
-    assert len(library.loads) - len(library.closed) == len(library.shelf.names())
+    assert len(library.loads) - len(library.closed) == len(library.cache.names())
 
 
 @pytest.mark.parametrize("room", [{"models": 0}, {"n_bytes": -1}])
 def test_room_for_nothing_is_refused(room):
     with pytest.raises(OptionError, match="must be at least 1"):
-        Room(**room)
+        CacheLimits(**room)

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from runinference.batching.adaptive_size import AdaptiveSize
-from runinference.batching.batcher import Gatherer
+from runinference.batching.batcher import Batcher
 from runinference.batching.policy import BatchPolicy
 
 
@@ -140,10 +140,10 @@ def test_out_of_memory_within_a_budget_halves_the_budget_and_not_the_number():
     size = AdaptiveSize(policy)
     size.out_of_memory(4, policy.padded_size([200, 200, 100, 100]))
     assert (size.now, size.budget) == (500, 400)
-    gatherer = Gatherer(policy, size)
+    batcher = Batcher(policy, size)
     for n in (200, 200, 100, 100, 1, 1):
-        gatherer.add(n, n)
-    assert gatherer.flush() == [[200, 200], [100, 100, 1, 1]]
+        batcher.add(n, n)
+    assert batcher.flush() == [[200, 200], [100, 100, 1, 1]]
     go_well(size)
     assert size.budget == 800
     size.out_of_memory(4)

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from runinference.collate.rows import shape_of
+from runinference.collate.rows import get_shape
 from runinference.collate.unbatch import split
 from runinference.errors import ResultMismatchError
 
@@ -116,7 +116,7 @@ def test_what_has_a_shape_and_cannot_be_cut_is_an_error_that_says_what_to_return
 @pytest.mark.parametrize("shape", ["square", 3, None, object(), tf.TensorShape(None)])
 def test_a_shape_of_the_users_own_kind_is_no_shape(shape):
     output = SimpleNamespace(shape=shape)
-    assert shape_of(output) is None
+    assert get_shape(output) is None
     with pytest.raises(ResultMismatchError, match="nothing in it has a leading dimension"):
         split(output, 2)
 

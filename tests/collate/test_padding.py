@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from runinference import KeyedModelHandler, RunInference
-from runinference.batching.policy import policy_of
+from runinference.batching.policy import resolve_policy
 from runinference.collate.padding import Padding
 from runinference.collate.stack import stack_arrays
 from runinference.errors import BatchShapeError, OptionError, UnknownOptionError
@@ -100,13 +100,13 @@ def test_the_budget_takes_its_lengths_from_the_padding(texts_model):
     handler = PytorchModelHandlerKeyedTensor(
         texts_model, bert, padding=TOKENS, max_padded_size=2 * WIDTH
     )
-    assert policy_of(handler).length(TEXTS[1]) == WIDTH
-    assert policy_of(KeyedModelHandler(handler)).length(("key", TEXTS[0])) == 3
+    assert resolve_policy(handler).length(TEXTS[1]) == WIDTH
+    assert resolve_policy(KeyedModelHandler(handler)).length(("key", TEXTS[0])) == 3
     assert len(handler.predict(TEXTS)) == len(TEXTS)
     given = PytorchModelHandlerKeyedTensor(
         texts_model, bert, padding=TOKENS, max_padded_size=99, batch_length_fn=len
     )
-    assert policy_of(given).measure is len
+    assert resolve_policy(given).measure is len
 
 
 @pytest.mark.parametrize("transform", [RunInference, BeamsRunInference])

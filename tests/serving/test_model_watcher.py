@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runinference.serving.model_watcher import Watch, Watcher
+from runinference.serving.model_watcher import ModelWatcher, WatchConfig
 
 
 class Clock:
@@ -28,7 +28,7 @@ def watcher(tmp_path, clock, **changes):
         "until": 2_000,
         **changes,
     }
-    return Watcher(Watch(**fields), clock)
+    return ModelWatcher(WatchConfig(**fields), clock)
 
 
 def test_files_older_than_the_pipeline_are_of_no_interest(tmp_path):

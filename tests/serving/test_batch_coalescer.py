@@ -9,9 +9,9 @@ import pytest
 
 from runinference import ModelHandler, RunInference
 from runinference.batching.policy import BatchPolicy
-from runinference.serving.batch_coalescer import Joiner
+from runinference.serving.batch_coalescer import BatchCoalescer
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.infer_dofn import InferDoFn
 from tiny import RUNNER, linear_regression
 
 
@@ -38,12 +38,12 @@ class Model:
 
 def together(batches, most=64, policy=None, memory=1_000):
     """The model, and what each batch got: the first while the model is free, the others while it is busy."""
-    model, joiner = Model(memory), Joiner(policy or BatchPolicy())
+    model, coalescer = Model(memory), BatchCoalescer(policy or BatchPolicy())
     got = {}
 
     def work(batch):
         try:
-            got[tuple(batch)] = joiner.call(batch, most, model)
+            got[tuple(batch)] = coalescer.call(batch, most, model)
         except (ValueError, MemoryError) as error:
             got[tuple(batch)] = str(error) or type(error).__name__
 
@@ -52,7 +52,7 @@ def together(batches, most=64, policy=None, memory=1_000):
     assert model.entered.wait(30)
     for number, thread in enumerate(threads[1:], start=1):
         thread.start()
-        while len(joiner._line) < number:
+        while len(coalescer._line) < number:
             pass
     model.let_go.set()
     for thread in threads:
@@ -63,9 +63,9 @@ def together(batches, most=64, policy=None, memory=1_000):
 
 def test_a_single_thread_calls_the_model_itself():
     calls = []
-    joiner = Joiner(BatchPolicy())
+    coalescer = BatchCoalescer(BatchPolicy())
     for _ in range(3):
-        assert joiner.call([1], 64, lambda batch: calls.append(batch) or batch) == [1]
+        assert coalescer.call([1], 64, lambda batch: calls.append(batch) or batch) == [1]
     assert calls == [[1], [1], [1]]
 
 
@@ -100,25 +100,25 @@ def test_an_error_is_met_by_the_thread_whose_batch_it_is_and_by_no_other():
 
 
 def test_after_an_error_the_model_is_free_again():
-    joiner = Joiner(BatchPolicy())
+    coalescer = BatchCoalescer(BatchPolicy())
 
     def fail(batch):
         raise ValueError("no")
 
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
-            joiner.call([1], 64, fail)
-    assert joiner.call([1], 64, list) == [1]
+            coalescer.call([1], 64, fail)
+    assert coalescer.call([1], 64, list) == [1]
 
 
 def test_many_threads_each_get_their_own():
-    joiner = Joiner(BatchPolicy())
+    coalescer = BatchCoalescer(BatchPolicy())
     wrong = []
 
     def work(thread):
         for number in range(200):
             batch = [(thread, number), (thread, -number)]
-            results = joiner.call(batch, 8, list)
+            results = coalescer.call(batch, 8, list)
             if results != batch:
                 wrong.append((batch, results))
 
@@ -155,14 +155,14 @@ class Gated(ModelHandler):
         return [2 * number for number in batch]
 
 
-class Noting(Infer):
+class Noting(InferDoFn):
     """Notes the metrics of its calls instead of reporting them."""
 
     def setup(self):
         super().setup()
         self.noted = Mock()
 
-    def _metrics_of(self, edition):
+    def _metrics_of(self, version):
         return [self.noted]
 
     def sizes(self):
@@ -172,45 +172,45 @@ class Noting(Infer):
 def threads_of_a_step(n, memory=1_000):
     """The DoFns of ``n`` threads that share a model, and what calls them together: 4 numbers each."""
     Gated.calls, Gated.memory = [], memory
-    step = RunInference(Gated(min_batch_size=16, max_batch_size=16))._step()
+    step = RunInference(Gated(min_batch_size=16, max_batch_size=16))._config()
     threads = [Noting(step) for _ in range(n)]
     for thread in threads:
         thread.setup()
-    edition = threads[0]._routes.of(None)
+    version = threads[0]._router.of(None)
 
     def call_together():
         Gated.gate = gate = threading.Event()
         Gated.entered.clear()
         with ThreadPoolExecutor(n) as pool:
-            outcomes = [pool.submit(threads[0]._outcomes, edition, [0, 0, 0, 0])]
+            outcomes = [pool.submit(threads[0]._outcomes, version, [0, 0, 0, 0])]
             assert Gated.entered.wait(30)
-            line = threads[0]._models.joiner_for(step.models.name, edition.name, edition)._line
+            line = threads[0]._models.coalescer_for(step.models.name, version.name, version)._line
             for number, thread in enumerate(threads[1:], start=1):
-                outcomes.append(pool.submit(thread._outcomes, edition, [number] * 4))
+                outcomes.append(pool.submit(thread._outcomes, version, [number] * 4))
                 while len(line) < number:
                     pass
             gate.set()
         assert [each.result() for each in outcomes] == [[2 * k] * 4 for k in range(n)]
 
-    return threads, edition, call_together
+    return threads, version, call_together
 
 
 def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones_fit():
-    threads, edition, call_together = threads_of_a_step(4, memory=8)
+    threads, version, call_together = threads_of_a_step(4, memory=8)
     call_together()
     assert Gated.calls == [4, 12, 8, 4]
-    assert threads[0]._size_for(edition).most == 6
+    assert threads[0]._size_for(version).most == 6
     Gated.calls.clear()
     call_together()
     assert Gated.calls == [4, 4, 4, 4]
 
 
 def test_a_shared_call_that_fits_raises_the_size_again():
-    threads, edition, call_together = threads_of_a_step(3, memory=8)
-    threads[0]._size_for(edition).out_of_memory(16)
+    threads, version, call_together = threads_of_a_step(3, memory=8)
+    threads[0]._size_for(version).out_of_memory(16)
     for _ in range(32):
         call_together()
-    assert threads[0]._size_for(edition).most == 16
+    assert threads[0]._size_for(version).most == 16
 
 
 def test_a_shared_call_is_measured_once_with_the_elements_of_all():
@@ -226,5 +226,5 @@ def test_calls_whose_arguments_may_differ_are_not_shared(tmp_path):
     handler = SklearnModelHandlerNumpy(model_uri=linear_regression(tmp_path / "model.pickle"))
     with beam.Pipeline(runner=RUNNER) as pipeline:
         arguments = beam.pvalue.AsDict(pipeline | beam.Create([("a", 1)]))
-        assert RunInference(handler, inference_args={"a": 1})._step().joins
-        assert not RunInference(handler, inference_args=arguments)._step().joins
+        assert RunInference(handler, inference_args={"a": 1})._config().joins
+        assert not RunInference(handler, inference_args=arguments)._config().joins

@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from runinference import ModelHandler, PredictionResult
-from runinference.collate.unsplit import rows_in, run_whole, whole_result
+from runinference.collate.unsplit import count_rows, run_unsplit, unsplit_result
 from runinference.errors import OutOfMemoryError, ResultMismatchError
 from tiny import Saying
 
@@ -19,7 +19,7 @@ ROWS = np.arange(6.0).reshape(3, 2)
 
 def test_the_array_and_the_output_are_the_very_objects():
     output = np.zeros(3)
-    result = whole_result(ROWS, output, "m")
+    result = unsplit_result(ROWS, output, "m")
     assert type(result) is PredictionResult
     assert result.inference is output
     assert result.example is ROWS
@@ -40,12 +40,12 @@ def test_the_array_and_the_output_are_the_very_objects():
     ids=lambda rows: type(rows).__name__,
 )
 def test_the_rows_of_any_array_are_its_leading_dimension(rows):
-    assert rows_in(rows) == 3
+    assert count_rows(rows) == 3
 
 
 @pytest.mark.parametrize("value", [None, "text", 3, np.float32(1), {"scale": 2.0}, ("key", 1)])
 def test_what_has_no_leading_dimension_has_no_rows(value):
-    assert rows_in(value) is None
+    assert count_rows(value) is None
 
 
 def test_no_row_of_an_array_is_looked_at():
@@ -58,7 +58,7 @@ def test_no_row_of_an_array_is_looked_at():
     rows = ROWS.view(Columnar)
     result = Saying(lambda batch: batch.sum(axis=1)).with_no_batching(whole_results=True)
     assert result.predict([rows])[0].tolist() == [1, 5, 9]
-    assert whole_result(rows, np.zeros(3), "m").example is rows
+    assert unsplit_result(rows, np.zeros(3), "m").example is rows
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,19 @@ def test_no_row_of_an_array_is_looked_at():
 )
 def test_another_length_is_an_error_that_says_both(output, says):
     with pytest.raises(ResultMismatchError, match=says):
-        whole_result(ROWS, output, None)
+        unsplit_result(ROWS, output, None)
 
 
 def test_a_scalar_beside_the_rows_is_no_mismatch():
     output = {"logits": np.zeros((3, 2)), "loss": np.float32(0.5), "unit": "cm", "none": None}
-    assert whole_result(ROWS, output, None).inference == output
-    assert whole_result(ROWS, 0.5, None).inference == 0.5
+    assert unsplit_result(ROWS, output, None).inference == output
+    assert unsplit_result(ROWS, 0.5, None).inference == 0.5
 
 
 def test_a_view_becomes_a_copy_that_does_not_drag_the_rest_along():
     wide = torch.zeros(3, 100, requires_grad=True)
     output = SequenceClassifierOutput(logits=wide[:, 0], hidden_states=(np.zeros((3, 9))[:, :1],))
-    inference = whole_result(ROWS, output, None).inference
+    inference = unsplit_result(ROWS, output, None).inference
     assert inference["logits"].untyped_storage().nbytes() == 3 * 4
     assert not inference["logits"].requires_grad
     assert inference["hidden_states"][0].base is None
@@ -99,7 +99,7 @@ def test_a_view_becomes_a_copy_that_does_not_drag_the_rest_along():
 def test_a_tensor_made_in_inference_mode_becomes_an_ordinary_one():
     with torch.inference_mode():
         output = torch.ones(3, 2)
-    inference = whole_result(ROWS, output, None).inference
+    inference = unsplit_result(ROWS, output, None).inference
     inference += 1  # an inference tensor would refuse
     assert inference[0].tolist() == [2, 2]
 
@@ -111,7 +111,7 @@ def test_memory_that_does_not_suffice_is_told_with_a_cure():
     with pytest.raises(
         OutOfMemoryError, match="an element of 3 rows .*give the model smaller"
     ) as told:
-        run_whole(Saying(say), ROWS, say, None)
+        run_unsplit(Saying(say), ROWS, say, None)
     assert isinstance(told.value, MemoryError)
     assert "CUDA" in str(told.value.__cause__)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runinference import KeyedModelHandler
-from runinference.batching.policy import BatchPolicy, policy_of, size_in_bytes
+from runinference.batching.policy import BatchPolicy, resolve_policy, size_in_bytes
 from runinference.errors import OptionError, UnknownOptionError
 from tiny import Doubler
 
@@ -25,9 +25,9 @@ def test_the_budget_of_a_handler_is_ours_alone_and_goes_with_it_into_another():
     handler = Doubler("budget", max_padded_size=10, batch_length_fn=int, max_batch_bytes=100)
     assert handler.batch_elements_kwargs() == {"length_fn": int}
     for one in (handler, handler.with_preprocess_fn(float), KeyedModelHandler(handler)):
-        assert policy_of(one).max_padded == 10
-        assert policy_of(one).max_bytes == 100
-    assert policy_of(KeyedModelHandler(handler)).length(("key", 7)) == 7
+        assert resolve_policy(one).max_padded == 10
+        assert resolve_policy(one).max_bytes == 100
+    assert resolve_policy(KeyedModelHandler(handler)).length(("key", 7)) == 7
 
 
 def test_bytes_are_what_arrays_tensors_and_frames_hold():

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runinference.batching.adaptive_size import AdaptiveSize
-from runinference.batching.batcher import Gatherer
+from runinference.batching.batcher import Batcher
 from runinference.batching.policy import BatchPolicy
 from tiny import Doubler
 
 
 def batches(policy: BatchPolicy, elements):
-    gatherer = Gatherer(policy, AdaptiveSize(policy))
-    full = [batch for element in elements for batch in gatherer.add(element, element)]
-    return [*full, *gatherer.flush()]
+    batcher = Batcher(policy, AdaptiveSize(policy))
+    full = [batch for element in elements for batch in batcher.add(element, element)]
+    return [*full, *batcher.flush()]
 
 
 def fixed(size: int, **fields) -> BatchPolicy:
@@ -111,27 +111,27 @@ def test_a_larger_budget_gets_a_larger_window():
 
 def test_a_window_is_handed_on_before_the_end_and_keeps_what_is_less_than_a_batch():
     policy = budget(512)
-    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    batcher = Batcher(policy, AdaptiveSize(policy))
     lengths = lengths_of_texts(2_500)
-    full = [batch for n in lengths for batch in gatherer.add(n, n)]
+    full = [batch for n in lengths for batch in batcher.add(n, n)]
     assert 2 * 1_024 - 512 // 4 <= sum(map(len, full)) < 2 * 1_024
-    rest = gatherer.flush()
+    rest = batcher.flush()
     assert sorted(n for batch in [*full, *rest] for n in batch) == sorted(lengths)
-    assert not gatherer.flush()
+    assert not batcher.flush()
 
 
 def test_a_window_smaller_than_the_budget_is_one_batch():
     policy = budget(10**9)
-    gatherer = Gatherer(policy, AdaptiveSize(policy))
-    full = [batch for _ in range(10_000) for batch in gatherer.add(1, 1)]
+    batcher = Batcher(policy, AdaptiveSize(policy))
+    full = [batch for _ in range(10_000) for batch in batcher.add(1, 1)]
     assert [len(batch) for batch in full] == [10_000]
 
 
 def test_a_window_is_bounded_by_bytes():
     policy = BatchPolicy(max_padded=10**9, measure=len)
-    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    batcher = Batcher(policy, AdaptiveSize(policy))
     megabyte = np.zeros(1 << 20, np.int8)
-    n_batches = [len(gatherer.add(megabyte, None)) for _ in range(64)]
+    n_batches = [len(batcher.add(megabyte, None)) for _ in range(64)]
     assert n_batches == [0] * 63 + [1]
 
 
@@ -171,7 +171,7 @@ def test_a_handler_predicts_within_its_budget_and_keeps_the_order():
 
 def test_elements_whose_bytes_are_hard_to_tell_are_gathered_too():
     policy = BatchPolicy(min_size=3, max_size=3)
-    gatherer = Gatherer(policy, AdaptiveSize(policy))
+    batcher = Batcher(policy, AdaptiveSize(policy))
     elements = [SimpleNamespace(nbytes=None), torch.eye(3).to_sparse(), np.zeros(3)]
-    full = [batch for element in elements for batch in gatherer.add(element, id(element))]
+    full = [batch for element in elements for batch in batcher.add(element, id(element))]
     assert full == [[id(element) for element in elements]]

@@ -14,7 +14,7 @@ from apache_beam.transforms.window import (
 
 from runinference import KeyedModelHandler, RunInference
 from runinference.errors import OptionError
-from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.infer_dofn import InferDoFn
 from runinference.transforms.side_inputs import are_equal
 from tiny import RUNNER, Catch, Saying
 
@@ -85,7 +85,7 @@ def test_arguments_that_are_no_dictionary_or_do_not_suit_the_handler_are_refused
 
 
 def test_a_batch_is_run_before_elements_with_other_arguments_gather():
-    do_fn = Infer(RunInference(Scaled(min_batch_size=10, max_batch_size=10))._step())
+    do_fn = InferDoFn(RunInference(Scaled(min_batch_size=10, max_batch_size=10))._config())
     do_fn.setup()
     do_fn.start_bundle()
     Scaled.calls.clear()

@@ -13,6 +13,7 @@ import torch
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.transforms import window
 
+from collate.test_unsplit import Sums
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -27,7 +28,6 @@ from runinference.errors import InferenceTimeoutError, OptionError, OutOfMemoryE
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from runinference.transforms.coders import result_type
-from test_whole import Sums
 from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
 ARRAYS = [np.arange(n, dtype=float).reshape(-1, 1) for n in (3, 5, 1)]

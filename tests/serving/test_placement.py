@@ -35,14 +35,14 @@ from runinference import (
     ModelMetadata,
     RunInference,
 )
-from runinference.batching.policy import policy_of
-from runinference.caching.memory_budget import memory_bytes, room_of
+from runinference.batching.policy import resolve_policy
+from runinference.caching.memory_budget import available_memory_bytes, limits_from_args
 from runinference.errors import ChildDiedError, OptionError, UnknownOptionError
-from runinference.serving.ipc import answer_of, opened, packed
-from runinference.serving.placement import InThisProcess, OnThisMachine, bytes_of
-from runinference.serving.routing import Edition, routes_of
-from runinference.serving.subprocess_model import InAChild
-from runinference.transforms.infer_dofn import Infer
+from runinference.serving.ipc import dumps, dumps_outcome, loads
+from runinference.serving.placement import InProcessModel, SharedProcessModel, model_bytes
+from runinference.serving.routing import ModelVersion, make_router
+from runinference.serving.subprocess_model import SubprocessModel
+from runinference.transforms.infer_dofn import InferDoFn
 from tiny import RUNNER, Catch, Doubler, Saying, run
 
 
@@ -100,7 +100,7 @@ class Worker:
     """A thread of a worker: drives the DoFn of a step as a runner does, on a copy of its own."""
 
     def __init__(self, step) -> None:
-        self.do_fn = pickler.loads(pickler.dumps(Infer(step)))
+        self.do_fn = pickler.loads(pickler.dumps(InferDoFn(step)))
         self.do_fn.setup()
 
     def bundle(self, element, update=None):
@@ -120,7 +120,7 @@ def living() -> list[str]:
 
 
 def test_four_threads_share_one_model():
-    step = RunInference(Watched("one"))._step()
+    step = RunInference(Watched("one"))._config()
     with ThreadPoolExecutor(4) as threads:
         workers = list(threads.map(lambda _: Worker(step), range(4)))
         results = list(threads.map(lambda worker: worker.bundle(1), workers))
@@ -321,7 +321,7 @@ def test_an_error_comes_from_the_process_that_holds_the_model_with_its_traceback
 
 def test_a_large_model_is_freed_after_a_refresh_whatever_thread_called_it_last():
     handler = Watched("first", large_model=True)
-    step = RunInference(handler, model_metadata_pcoll=object())._step()
+    step = RunInference(handler, model_metadata_pcoll=object())._config()
     with ThreadPoolExecutor(3) as threads:
         workers = [Worker(step) for _ in range(3)]
         for n in range(4):
@@ -341,11 +341,11 @@ def test_of_several_models_each_lives_where_its_own_handler_says():
     here = Saying(lambda batch: [os.getpid()] * len(batch))
     shared = Saying(lambda batch: [os.getpid()] * len(batch), large_model=True)
     handler = KeyedModelHandler([KeyModelMapping(["h"], here), KeyModelMapping(["s"], shared)])
-    place = RunInference(handler)._step().place
-    found = {key: place(routes_of(handler).of((key, 1))) for key in "hs"}
+    place = RunInference(handler)._config().place
+    found = {key: place(make_router(handler).of((key, 1))) for key in "hs"}
     assert {key: type(model) for key, model in found.items()} == {
-        "h": InThisProcess,
-        "s": OnThisMachine,
+        "h": InProcessModel,
+        "s": SharedProcessModel,
     }
     for key, model in found.items():
         assert model.run(handler.handler_for(key), [(key, 1)], None) == [(key, os.getpid())]
@@ -395,7 +395,9 @@ def test_all_copies_of_a_model_take_their_turns():
             return [model for _ in batch]
 
     handler = Which(model_copies=3)
-    models = OnThisMachine(Edition("", handler, policy_of(handler)), tag=f"test-{uuid.uuid4()}")
+    models = SharedProcessModel(
+        ModelVersion("", handler, resolve_policy(handler)), tag=f"test-{uuid.uuid4()}"
+    )
     assert [models.run(handler, [0], None) for _ in range(6)] == [[1], [2], [3], [1], [2], [3]]
     models.close()
 
@@ -404,7 +406,9 @@ def test_nothing_that_goes_between_processes_is_held_back():
     """Without TCP_NODELAY at both ends a batch of 16 to 64 kB took 40 ms; with it, half a millisecond."""
     before = set(connections())
     handler = Saying(lambda batch: batch, large_model=True)
-    model = OnThisMachine(Edition("", handler, policy_of(handler)), tag=f"test-{uuid.uuid4()}")
+    model = SharedProcessModel(
+        ModelVersion("", handler, resolve_policy(handler)), tag=f"test-{uuid.uuid4()}"
+    )
     model.run(handler, [1], None)
     new = {ends: at_once for ends, at_once in connections().items() if ends not in before}
     model.close()
@@ -462,7 +466,7 @@ class StrangeError(Exception):
 
 @pytest.fixture
 def child():
-    model = InAChild(Edition("", Trouble(), None))
+    model = SubprocessModel(ModelVersion("", Trouble(), None))
     yield model
     model.close()
 
@@ -515,17 +519,17 @@ def test_a_child_that_cannot_load_its_model_says_why():
             raise FileNotFoundError("no such model")
 
     with pytest.raises(FileNotFoundError, match="no such model"):
-        InAChild(Edition("", Missing(), None))
+        SubprocessModel(ModelVersion("", Missing(), None))
 
 
 def test_arrays_cross_to_another_process_as_they_are():
     array = np.random.default_rng(0).random(1000)
-    assert array.tobytes() in packed([array])
+    assert array.tobytes() in dumps([array])
 
 
 def test_an_answer_that_cannot_be_pickled_is_an_error():
     with pytest.raises(Exception, match="pickle"):
-        opened(answer_of(lambda: (number for number in range(3))))
+        loads(dumps_outcome(lambda: (number for number in range(3))))
 
 
 # The model manager
@@ -537,7 +541,7 @@ def managed(name, n_bytes=1, **room):
         model_identifier=name,
         use_model_manager=True,
         model_manager_args={**Watched.budget, **room},
-    )._step()
+    )._config()
 
 
 def test_steps_share_one_budget_and_the_least_recently_used_model_goes():
@@ -615,8 +619,8 @@ def test_threads_race_for_a_budget(seed):
 
 
 def test_without_a_budget_it_is_three_quarters_of_the_memory():
-    assert room_of({}).n_bytes == memory_bytes() * 3 // 4
-    assert room_of({"max_models": 2}).n_bytes is None
+    assert limits_from_args({}).n_bytes == available_memory_bytes() * 3 // 4
+    assert limits_from_args({"max_models": 2}).n_bytes is None
 
 
 GIB = 1 << 30
@@ -667,14 +671,14 @@ def test_in_a_container_the_budget_is_of_its_limit(tmp_path, files, limit):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory_bytes(tmp_path) == (limit or machine)
+    assert available_memory_bytes(tmp_path) == (limit or machine)
 
 
 def test_where_there_is_a_gpu_the_budget_is_of_its_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu = mock.Mock(total_memory=16 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
-    assert room_of({}).n_bytes == 12 << 30
+    assert limits_from_args({}).n_bytes == 12 << 30
 
 
 def test_an_argument_of_the_manager_that_is_not_known_names_the_nearest():
@@ -687,23 +691,26 @@ def test_an_argument_of_the_manager_that_is_not_known_names_the_nearest():
 
 
 def test_what_tunes_beams_manager_is_understood():
-    assert room_of({"slack_percentage": 0.1, "poll_interval": 1.0, "max_models": 1}).models == 1
+    assert (
+        limits_from_args({"slack_percentage": 0.1, "poll_interval": 1.0, "max_models": 1}).models
+        == 1
+    )
 
 
 # Bytes
 
 
 def test_the_bytes_of_a_network_are_its_parameters_and_buffers():
-    assert bytes_of(torch.nn.Linear(10, 5)) == 4 * (10 * 5 + 5)
-    assert bytes_of(torch.nn.BatchNorm1d(4)) == 4 * 4 * 4 + 8
-    assert bytes_of({"net": torch.nn.Linear(1000, 100)}) >= 4 * 1000 * 100
+    assert model_bytes(torch.nn.Linear(10, 5)) == 4 * (10 * 5 + 5)
+    assert model_bytes(torch.nn.BatchNorm1d(4)) == 4 * 4 * 4 + 8
+    assert model_bytes({"net": torch.nn.Linear(1000, 100)}) >= 4 * 1000 * 100
 
 
 def test_the_bytes_of_arrays_and_of_what_holds_them_are_counted_once():
     array = np.zeros(1_000_000)
-    assert 8_000_000 <= bytes_of({"weights": array, "again": array, "list": [array]}) < 8_010_000
-    assert bytes_of("x" * 1000) >= 1000
-    assert bytes_of(None) < 100
+    assert 8_000_000 <= model_bytes({"weights": array, "again": array, "list": [array]}) < 8_010_000
+    assert model_bytes("x" * 1000) >= 1000
+    assert model_bytes(None) < 100
 
 
 def test_the_bytes_of_an_estimator_are_found():
@@ -711,7 +718,7 @@ def test_the_bytes_of_an_estimator_are_found():
 
     rows = np.random.default_rng(0).random((2000, 50))
     labels = rows[:, 0] > 0.5
-    assert bytes_of(KNeighborsClassifier(algorithm="brute").fit(rows, labels)) >= rows.nbytes
+    assert model_bytes(KNeighborsClassifier(algorithm="brute").fit(rows, labels)) >= rows.nbytes
 
 
 class Far:
@@ -725,4 +732,4 @@ class Far:
     "model", [mock.Mock(), mock.MagicMock(), Far(), Far, sys, print], ids=range(6)
 )
 def test_strange_models_have_some_size(model):
-    assert bytes_of(model) >= 0
+    assert model_bytes(model) >= 0

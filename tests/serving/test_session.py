@@ -16,7 +16,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
 from runinference import ModelHandler, ModelMetadata, RunInference
 from runinference.errors import ChildDiedError
-from runinference.transforms.infer_dofn import Infer
+from runinference.transforms.infer_dofn import InferDoFn
 
 
 class Hanging(ModelHandler):
@@ -55,7 +55,7 @@ class Worker:
     """A thread of a worker, with a copy of the DoFn of its own."""
 
     def __init__(self, step) -> None:
-        self.do_fn = pickler.loads(pickler.dumps(Infer(step)))
+        self.do_fn = pickler.loads(pickler.dumps(InferDoFn(step)))
         self.do_fn.setup()
 
     def bundle(self, *elements, update=None):
@@ -89,7 +89,7 @@ def test_a_call_that_hangs_does_no_harm_to_those_of_other_threads(handler, use_s
     transform = RunInference(handler).with_exception_handling(
         use_subprocess=use_subprocess, timeout=120
     )
-    step = transform._step()
+    step = transform._config()
     workers = [Worker(replace(step, timeout=2)), *(Worker(step) for _ in range(3))]
     assert workers[1].bundle(0) == ([0], [])
     with ThreadPoolExecutor(4) as threads:
@@ -108,7 +108,7 @@ class InTurn:
     n_bytes = 1
     abandoned = False
 
-    def __init__(self, edition) -> None:
+    def __init__(self, version) -> None:
         self.turn, self.gone, self.thread = threading.Lock(), threading.Event(), None
 
     def run(self, handler, batch, inference_args):
@@ -132,11 +132,11 @@ class InTurn:
 
 
 def test_the_time_for_a_call_begins_when_it_is_its_turn(handler):
-    step = RunInference(handler).with_exception_handling(timeout=1)._step()
+    step = RunInference(handler).with_exception_handling(timeout=1)._config()
     step = replace(step, place=InTurn)
     first, second = Worker(replace(step, timeout=3)), Worker(step)
     assert second.bundle(0) == ([0], [])
-    [model] = [slot.model for slot in second.do_fn._models.shelf._slots.values()]
+    [model] = [entry.model for entry in second.do_fn._models.cache._entries.values()]
     with ThreadPoolExecutor(1) as threads:
         stuck = threads.submit(first.bundle, 13)
         while not model.turn.locked():
@@ -147,7 +147,7 @@ def test_the_time_for_a_call_begins_when_it_is_its_turn(handler):
 
 def test_where_a_new_model_is_broken_it_is_the_old_one_that_is_given_up(handler):
     transform = RunInference(handler, model_metadata_pcoll=object())
-    worker = Worker(transform.with_exception_handling(timeout=5)._step())
+    worker = Worker(transform.with_exception_handling(timeout=5)._config())
     assert worker.bundle(1) == ([1], [])
     broken = ModelMetadata("missing", "")
     assert worker.bundle(2, update=broken) == ([2], [])
@@ -168,7 +168,7 @@ def test_a_model_that_hangs_while_it_loads_is_given_up_too(tmp_path):
                 self.go_on.wait(60)
             return super().load_model()
 
-    worker = Worker(RunInference(Slow(tmp_path)).with_exception_handling(timeout=3)._step())
+    worker = Worker(RunInference(Slow(tmp_path)).with_exception_handling(timeout=3)._config())
     assert worker.bundle(1) == ([], [1])
     assert worker.bundle(2) == ([2], [])
     Slow.go_on.set()
