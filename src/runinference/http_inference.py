@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from runinference.collate.named_inputs import Input
 from runinference.collate.unbatch import split
 from runinference.errors import EndpointRefusedError, UnusableAnswerError
+from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.http_client import Client
 from runinference.remote.tensor_protocols import (
@@ -47,6 +48,7 @@ class HTTPModelHandler(EndpointModelHandler):
     [1, 4, 0]
     """
 
+    @accepts(EndpointOptions)
     def __init__(
         self,
         base_url: str,

@@ -33,7 +33,7 @@ from runinference.frameworks.torch.calling import (
 )
 from runinference.frameworks.torch.devices import device_named, device_of, usable
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
 torch = need("torch", extra="transformers")
@@ -152,6 +152,7 @@ class HuggingFaceModelHandlerTensor(_HuggingFaceModelHandler):
 
     _default_inference_fn = staticmethod(default_tensor_inference_fn)
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,
@@ -198,6 +199,7 @@ class HuggingFaceModelHandlerKeyedTensor(_HuggingFaceModelHandler):
 
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,

@@ -19,7 +19,7 @@ from runinference.errors import ModelLoadError
 from runinference.extras import need
 from runinference.frameworks.lightgbm.model_text import check_whole
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import open_model
 from runinference.results import PredictionResult, with_model_id
 
@@ -62,6 +62,7 @@ def default_lightgbm_inference_fn(
 class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """What the handlers have in common: the file, and how they are called."""
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,

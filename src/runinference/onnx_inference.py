@@ -17,7 +17,7 @@ from runinference.frameworks.onnx.session import (
     load_session,
 )
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
 __all__ = ["OnnxModelHandlerNumpy"]
@@ -65,6 +65,7 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
     [0, 1, 2]
     """
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,

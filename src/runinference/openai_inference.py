@@ -11,6 +11,7 @@ from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
 from runinference.errors import OptionError
+from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.openai_protocol import (
     Generation,
@@ -39,6 +40,7 @@ class OpenAIModelHandler(EndpointModelHandler):
     _path = ""
     _input = ""
 
+    @accepts(EndpointOptions)
     def __init__(
         self,
         base_url: str,

@@ -32,7 +32,7 @@ from runinference.frameworks.torch.devices import (
 from runinference.frameworks.torch.exported_program import read_exported
 from runinference.frameworks.torch.loading import build, read_torch_script
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
 __all__ = [
@@ -52,6 +52,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
     _default_inference_fn: Callable[..., Iterable[PredictionResult]]
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         state_dict_path: str | None = None,

@@ -15,7 +15,7 @@ from runinference.collate.unbatch import split
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import open_model
 from runinference.results import PredictionResult
 
@@ -63,6 +63,7 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
     _default_inference_fn: Callable[..., Any]
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,

@@ -13,7 +13,7 @@ from runinference.errors import ModelLoadError, OptionError
 from runinference.frameworks.tensorflow.calling import output_of, signature_of
 from runinference.frameworks.tensorflow.loading import load_model, load_weights
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
 __all__ = ["ModelType", "TFModelHandlerNumpy", "TFModelHandlerTensor"]
@@ -72,6 +72,7 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
     _default_inference_fn: TensorInferenceFn
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,

@@ -20,7 +20,7 @@ from runinference.collate.frames import (
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import open_model
 from runinference.results import PredictionResult, with_model_id
 
@@ -74,6 +74,7 @@ def default_xgboost_inference_fn(
 class XGBoostModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
     """What the handlers have in common: the file, its class, and how they are called."""
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_class: Callable[..., Any],

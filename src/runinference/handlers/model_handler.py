@@ -1,8 +1,9 @@
-"""What a model handler is: how to load a model, how to call it, and how its examples travel."""
+"""The base class of all model handlers."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -13,7 +14,13 @@ from runinference.batching.policy import resolve_policy, size_in_bytes
 from runinference.collate.unbatch import to_results
 from runinference.collate.unsplit import unsplit_result
 from runinference.handlers.local_predict import predict
-from runinference.handlers.options import HandlerOptions, refuse_unknown, show_signature, spell_out
+from runinference.handlers.options import (
+    HandlerOptions,
+    KeywordsChecked,
+    accepts,
+    constructor_keywords,
+    reject_unknown,
+)
 
 ExampleT = TypeVar("ExampleT")
 PredictionT = TypeVar("PredictionT")
@@ -21,7 +28,7 @@ ModelT = TypeVar("ModelT")
 PreProcessT = TypeVar("PreProcessT")
 PostProcessT = TypeVar("PostProcessT")
 
-# The options that Beam's BatchElements knows, by the name each has there.
+# Options that Beam's BatchElements also has, with Beam's name for each.
 _BEAM_BATCHING = {
     "min_batch_size": "min_batch_size",
     "max_batch_size": "max_batch_size",
@@ -33,11 +40,11 @@ _BEAM_BATCHING = {
 }
 
 
-class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
-    """How to load a model and call it on a batch; subclass it for a model of your own.
+class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
+    """Loads a model and runs it on batches. Subclass it to use your own model.
 
-    A handler is a value: ``with_…`` methods return a changed copy. Only ``load_model`` and ``run_inference``
-    must be written.
+    A subclass must define ``load_model`` and ``run_inference``. A handler is a value: ``with_…`` methods return
+    a changed copy.
 
     >>> class Doubler(ModelHandler[int, int, object]):
     ...     def load_model(self):
@@ -48,36 +55,42 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
     [2, 4, 6]
     """
 
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        refuse_unknown(cls, options)
-        return super().__new__(cls)
+    # Defaults for subclasses that don't call the constructor.
+    _batching_kwargs: Mapping[str, Any] = {}
+    _env_vars: Mapping[str, str] = {}
+    _share_across_processes = False
+    _model_copies: int | None = None
+    # Set on the copies that with_… methods return.
+    _preprocess_fns: Sequence[Callable[[Any], Any]] = ()
+    _postprocess_fns: Sequence[Callable[[Any], Any]] = ()
+    _skips_batching = False
+    _whole_results = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            spell_out(cls.__init__, super(cls, cls).__init__)
-        show_signature(cls)
-
+    @accepts(HandlerOptions)
     def __init__(self, **options: Unpack[HandlerOptions]) -> None:
-        """Takes the shared options; see [HandlerOptions][runinference.HandlerOptions].
+        """Set the options that all handlers share.
+
+        Args:
+            **options: See [HandlerOptions][runinference.HandlerOptions].
 
         Raises:
-            UnknownOptionError: An option is not known; the message names the nearest one.
-            OptionError: Options contradict each other.
+            UnknownOptionError: An option is not known. The message suggests the closest one.
+            OptionError: Options conflict with each other.
         """
-        refuse_unknown(ModelHandler, options)
+        unknown = [name for name in options if name not in HandlerOptions.__annotations__]
+        reject_unknown(type(self), unknown, constructor_keywords(type(self)))
         given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
-        self._env_vars: Mapping[str, str] = given.get("env_vars", {})
+        self._env_vars = given.get("env_vars", {})
         self._batching_kwargs = {beam: given[k] for k, beam in _BEAM_BATCHING.items() if k in given}
         self._max_batch_bytes: int | None = given.get("max_batch_bytes")
         self._max_padded_size: int | None = given.get("max_padded_size")
         self._large_model: bool = given.get("large_model", False)
-        self._model_copies: int | None = given.get("model_copies")
+        self._model_copies = given.get("model_copies")
         self._share_across_processes = self._large_model or self._model_copies is not None
         resolve_policy(self)
 
     def load_model(self) -> ModelT:
-        """Loads the model; called once for each process and model."""
+        """Load and return the model. Called once per process and model."""
         raise NotImplementedError(f"{type(self).__name__} must define load_model().")
 
     def run_inference(
@@ -86,111 +99,125 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         model: ModelT,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionT]:
-        """Calls the model on a batch; returns one prediction for each example, in order.
+        """Run the model on a batch.
 
         Args:
             batch: The examples; at least one.
-            model: What ``load_model`` returned.
-            inference_args: Arguments for the model's call, the same for all examples; a copy of this
-                batch's own.
+            model: The object that ``load_model`` returned.
+            inference_args: Keyword arguments for the model call, the same for all examples. Each batch gets its
+                own copy.
+
+        Returns:
+            One prediction per example, in the same order.
         """
         raise NotImplementedError(f"{type(self).__name__} must define run_inference().")
 
     def predict(
         self, examples: Iterable[Any], inference_args: dict[str, Any] | None = None
     ) -> list[Any]:
-        """Predictions for examples without a pipeline, batched and split as the transform does.
+        """Run inference without a pipeline, with the same batching and results as the transform.
 
-        The model is loaded at the first call, and kept as long as this handler lives.
+        The model is loaded on the first call and stays loaded as long as this handler exists.
 
         Args:
-            examples: What the pipeline's elements would be.
-            inference_args: As for ``RunInference``.
+            examples: The elements that a pipeline would pass to ``RunInference``.
+            inference_args: Keyword arguments for the model call.
 
         Returns:
-            One result for each example, in their order.
+            One result per example, in the same order.
         """
         return predict(self, examples, inference_args)
 
     def get_num_bytes(self, batch: Sequence[ExampleT]) -> int:
-        """The bytes of data in a batch: what arrays and tensors hold, and Python's sizes for the rest."""
+        """Return the bytes of a batch: buffers of arrays and tensors, and Python's object sizes for the rest."""
         return size_in_bytes(batch)
 
     def get_metrics_namespace(self) -> str:
-        """The namespace of this handler's metrics."""
+        """Return the namespace of this handler's metrics."""
         return "RunInference"
 
     def get_resource_hints(self) -> dict[str, Any]:
-        """Resource hints for the runner, as in ``with_resource_hints``."""
+        """Return resource hints for the runner, as for ``PTransform.with_resource_hints``."""
         return {}
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        """The options for batching, by the names of Beam's ``BatchElements``."""
-        return getattr(self, "_batching_kwargs", {})
+        """Return the batching options under the names of Beam's ``BatchElements``."""
+        return self._batching_kwargs
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Raises if the model's call cannot take these arguments."""
+        """Raise if the model call doesn't accept these arguments."""
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Says that the model is at another path from now on; called on a copy of the handler."""
+        """Set the path that the model is loaded from. Called on a copy of the handler."""
 
     def update_model_paths(self, model: ModelT, model_paths: Any = None) -> None:
-        """Says that the models of several keys are at other paths from now on."""
+        """Set the paths that the models of several keys are loaded from."""
 
     def get_preprocess_fns(self) -> list[Callable[[Any], Any]]:
-        """What to apply to an element before it is batched, in order."""
-        return []
+        """Return the functions to apply to each element before batching, in order."""
+        return list(self._preprocess_fns)
 
     def get_postprocess_fns(self) -> list[Callable[[Any], Any]]:
-        """What to apply to a result, in order."""
-        return []
+        """Return the functions to apply to each result, in order."""
+        return list(self._postprocess_fns)
 
     def should_skip_batching(self) -> bool:
-        """Whether elements are batches already."""
-        return False
+        """Return whether elements are batches already."""
+        return self._skips_batching
 
     def gives_whole_results(self) -> bool:
-        """Whether elements are batches already, and each gets one result for all of its rows."""
-        return False
+        """Return whether elements are batches already and each gets a single, unsplit result."""
+        return self._whole_results
 
     def validate_whole_results(self) -> None:
-        """Raises if this handler cannot give one result for a whole array of rows."""
+        """Raise if this handler cannot return one unsplit result for a batch."""
 
     def results_of(self, batch: Any, output: Any, model_id: str | None = None) -> Iterable[Any]:
-        """What ``run_inference`` returns for a batch and the model's output for it.
+        """Convert a model output to the return value of ``run_inference``.
 
-        One ``PredictionResult`` for each example, with its own part of the output; where the handler gives whole
-        results, one for the whole batch.
+        Args:
+            batch: The examples.
+            output: The model output for the batch: a tensor, array, list or structure of these whose leading
+                dimension is the batch size.
+            model_id: The model's path or name.
+
+        Returns:
+            One ``PredictionResult`` per example, each with its own part of the output. If the handler returns
+            unsplit results, one ``PredictionResult`` for the whole batch.
 
         Raises:
-            ResultMismatchError: The output's leading dimension is not the batch's.
+            ResultMismatchError: The leading dimension of the output is not the batch size.
         """
         if self.gives_whole_results():
             return unsplit_result(batch, output, model_id)
         return to_results(batch, output, model_id)
 
     def set_environment_vars(self) -> None:
-        """Sets the variables of ``env_vars``; called before the model loads."""
-        os.environ.update(getattr(self, "_env_vars", {}))
+        """Set the variables of ``env_vars``. Called before the model is loaded."""
+        os.environ.update(self._env_vars)
 
     def with_preprocess_fn(
         self, fn: Callable[[PreProcessT], ExampleT]
     ) -> ModelHandler[PreProcessT, PredictionT, ModelT]:
-        """A copy that applies ``fn`` to each element first, before what this handler applies already."""
-        return _but(self, get_preprocess_fns=[fn, *self.get_preprocess_fns()])
+        """Return a copy that applies ``fn`` to each element, before existing preprocessing functions."""
+        handler: ModelHandler[PreProcessT, PredictionT, ModelT]
+        handler = self._with_functions("preprocess_fns", (fn, *self.get_preprocess_fns()))
+        return handler
 
     def with_postprocess_fn(
         self, fn: Callable[[PredictionT], PostProcessT]
     ) -> ModelHandler[ExampleT, PostProcessT, ModelT]:
-        """A copy that applies ``fn`` to each result, after what this handler applies already."""
-        return _but(self, get_postprocess_fns=[*self.get_postprocess_fns(), fn])
+        """Return a copy that applies ``fn`` to each result, after existing postprocessing functions."""
+        handler: ModelHandler[ExampleT, PostProcessT, ModelT]
+        handler = self._with_functions("postprocess_fns", (*self.get_postprocess_fns(), fn))
+        return handler
 
     def with_no_batching(
         self, *, whole_results: bool = False
     ) -> ModelHandler[Any, PredictionT, ModelT]:
-        """A copy whose elements are batches already: lists of examples, or arrays of rows.
+        """Return a copy whose elements are batches already: lists of examples, or arrays of rows.
 
-        Functions given to ``with_preprocess_fn`` then take a batch; results are still one for each example.
+        Functions given to ``with_preprocess_fn`` then receive a batch. There is still one result per example.
 
         >>> from runinference import samples
         >>> from runinference.sklearn_inference import SklearnModelHandlerNumpy
@@ -201,59 +228,54 @@ class ModelHandler(Generic[ExampleT, PredictionT, ModelT]):
         ((3, 64), array([1, 4, 0]))
 
         Args:
-            whole_results: Whether results stay whole, too: one ``PredictionResult`` for each element, of the
-                whole array and the model's whole output for it, and nothing is done row by row. Keys then go
-                around arrays, ``(key, array)``. A handler that makes its results without ``results_of`` gives
-                for each element what its ``run_inference`` returns.
+            whole_results: Whether to keep results unsplit: one ``PredictionResult`` per element, with the whole
+                array and the model's whole output for it. With keys, elements are ``(key, array)``. A handler
+                that doesn't use ``results_of`` returns the output of ``run_inference`` for each element.
 
         Raises:
-            OptionError: This handler has no whole results.
+            OptionError: This handler does not support unsplit results.
         """
         if whole_results:
             self.validate_whole_results()
-        return _but(self, should_skip_batching=True, gives_whole_results=whole_results)
+        return self._replace(_skips_batching=True, _whole_results=whole_results)
 
     def share_model_across_processes(self) -> bool:
-        """Whether all processes of a machine share the model."""
-        return bool(getattr(self, "_share_across_processes", False))
+        """Return whether all processes of a machine share the model."""
+        return self._share_across_processes
 
     def model_copies(self) -> int:
-        """How many copies the processes of a machine share."""
-        return getattr(self, "_model_copies", None) or 1
+        """Return how many copies of the model the processes of a machine share."""
+        return self._model_copies or 1
 
     def may_join_threads(self) -> bool:
-        """Whether small batches of several threads may share one call of the model.
+        """Return whether dynamic batching may merge small batches of several threads into one model call.
 
-        For models that compute in this process: their threads would only be in each other's way. Calls that wait
-        for something else had better run side by side.
+        Return ``True`` for models that compute in this process, where concurrent calls slow each other down.
+        Calls that wait, such as requests, should run concurrently.
         """
         return False
 
     def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Whether the handler reports metrics itself."""
+        """Return whether the handler reports metrics itself."""
         return False
 
     def should_garbage_collect_on_timeout(self) -> bool:
-        """Whether a model that timed out is dropped for a fresh one."""
+        """Return whether a model is dropped and reloaded after a call times out."""
         return self.share_model_across_processes()
 
+    def _replace(self, **attributes: Any) -> Self:
+        """Return a copy with other values of some attributes."""
+        changed = copy.copy(self)
+        vars(changed).update(attributes)
+        return changed
 
-spell_out(ModelHandler.__init__)
-show_signature(ModelHandler)
+    def _with_functions(self, name: str, functions: Sequence[Callable[[Any], Any]]) -> Any:
+        """Return a copy with other preprocessing or postprocessing functions.
 
-
-class Answer:
-    """A method whose answer is known: ``Answer(5)()`` is 5. Lists are given as copies."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __call__(self) -> Any:
-        return list(self._value) if isinstance(self._value, list) else self._value
-
-
-def _but(handler: ModelHandler[Any, Any, Any], **answers: Any) -> ModelHandler[Any, Any, Any]:
-    """A copy of a handler whose methods give these answers, also where its class overrides them."""
-    changed = copy.copy(handler)
-    vars(changed).update({method: Answer(value) for method, value in answers.items()})
-    return changed
+        As in Beam, a subclass may override the method that returns them. The copy then needs its own method.
+        """
+        changed = self._replace(**{f"_{name}": functions})
+        getter = f"get_{name}"
+        if getattr(type(self), getter) is not getattr(ModelHandler, getter):
+            setattr(changed, getter, functools.partial(list, functions))
+        return changed

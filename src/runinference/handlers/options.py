@@ -1,39 +1,42 @@
-"""The options every handler takes, described once; and no option that nobody knows."""
+"""The options that every handler takes, and the check that rejects unknown keywords."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from typing_extensions import TypedDict
+from typing_extensions import Self, TypedDict, TypeVar
 
 from runinference.errors import UnknownOptionError, suggest
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
+
 
 class HandlerOptions(TypedDict, total=False):
-    """Keywords of every handler. All are optional; ``None`` means "not given".
+    """Keyword arguments of every handler. All are optional; ``None`` means "not given".
 
     Attributes:
-        min_batch_size: The fewest elements in a batch, as far as a bundle has as many.
-        max_batch_size: The most elements in a batch. Equal to ``min_batch_size``, the size is fixed;
-            otherwise it is found by measuring.
-        max_batch_duration_secs: Seconds an element may wait for others. When given, elements of several
-            bundles share a batch: useful where a stream comes in small bundles.
-        max_batch_weight: The most a batch may weigh, in the units of ``element_size_fn``.
-        element_size_fn: Gives the weight of one element. Without it each element weighs 1. Without
-            ``max_batch_weight``, ``max_batch_size`` is the most weight, as in Beam.
-        batch_length_fn: Gives the length of one element; elements of similar length share a batch.
-        batch_bucket_boundaries: Where one bucket of lengths ends and the next begins, ascending; a length
-            on the boundary is in the upper bucket.
-        max_batch_bytes: The most bytes of input in a batch; by default 64 MiB.
-        max_padded_size: The most a batch may measure after padding, its longest element times its number of
-            elements, in the units of ``batch_length_fn``, which it needs. Elements are gathered in a window
-            (1,024 or more), sorted by length, and cut into batches, longest first; an element longer than
-            this goes alone. The number of elements then follows from it and is not found by measuring.
-        large_model: One copy of the model for all processes of a machine.
-        model_copies: So many copies of the model for all processes of a machine.
-        env_vars: Environment variables to set before the model loads.
+        min_batch_size: Minimum number of elements in a batch, unless the bundle ends or another limit applies
+            first.
+        max_batch_size: Maximum number of elements in a batch. If equal to ``min_batch_size``, the size is fixed;
+            otherwise it adapts to measured throughput.
+        max_batch_duration_secs: Maximum seconds an element waits for a batch to fill. If set, batches span
+            bundles, which helps streams with small bundles.
+        max_batch_weight: Maximum weight of a batch, in the units of ``element_size_fn``.
+        element_size_fn: Returns the weight of one element. By default each element weighs 1. Without
+            ``max_batch_weight``, ``max_batch_size`` is the maximum weight, as in Beam.
+        batch_length_fn: Returns the length of one element. Elements of similar length share a batch.
+        batch_bucket_boundaries: Ascending lengths at which buckets begin. An element whose length equals a
+            boundary belongs to the upper bucket.
+        max_batch_bytes: Maximum bytes of input in a batch. Default: 64 MiB.
+        max_padded_size: Maximum size of a batch after padding, which is its longest element times its number of
+            elements, in the units of ``batch_length_fn`` (required). Elements are buffered (1,024 or more),
+            sorted by length, and cut into batches, longest first. An element longer than this gets its own
+            batch. The number of elements follows from this limit and is not tuned.
+        large_model: Whether all processes of a machine share one copy of the model.
+        model_copies: Number of copies of the model that all processes of a machine share.
+        env_vars: Environment variables to set before the model is loaded.
     """
 
     min_batch_size: int | None
@@ -50,48 +53,68 @@ class HandlerOptions(TypedDict, total=False):
     env_vars: Mapping[str, str] | None
 
 
-#: Names of the shared options in the order of the table above.
-SHARED = tuple(HandlerOptions.__annotations__)
+def accepts(options: type) -> Callable[[FunctionT], FunctionT]:
+    """Decorate a constructor that takes ``**options``: its signature lists the keys of a ``TypedDict`` instead.
 
-
-def spell_out(function: Callable[..., Any], base: Callable[..., Any] | None = None) -> None:
-    """Shows the shared options in the signature of a function that takes them as ``**options``.
-
-    Those are the ``HandlerOptions``; or, where the annotation names other options, the arguments of ``base``, to
-    which the function hands them on.
+    Args:
+        options: The ``TypedDict`` whose keys become keyword-only parameters.
     """
-    signature = inspect.signature(function)
-    *named, last = signature.parameters.values()
-    if last.kind is not last.VAR_KEYWORD or "Options]" not in str(last.annotation):
-        return
-    shared = [inspect.Parameter(name, last.KEYWORD_ONLY, default=None) for name in SHARED]
-    if "HandlerOptions" not in str(last.annotation) and base is not None:
-        shared = [p for p in inspect.signature(base).parameters.values() if p.name != "self"]
-    taken = {p.name for p in named}
-    shown = [p.replace(kind=p.KEYWORD_ONLY) for p in shared if p.name not in taken]
-    function.__signature__ = signature.replace(parameters=[*named, *shown])  # type: ignore[attr-defined]
+
+    def decorate(function: FunctionT) -> FunctionT:
+        signature = inspect.signature(function)
+        *named, _ = signature.parameters.values()
+        names = [name for name in options.__annotations__ if name not in signature.parameters]
+        keywords = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names
+        ]
+        function.__signature__ = signature.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
-def show_signature(owner: type) -> None:
-    """Shows the options of ``__init__`` as the signature of a class, though ``__new__`` looks at them first."""
-    signature = inspect.signature(owner.__init__)  # type: ignore[misc]
-    _, *parameters = signature.parameters.values()
-    owner.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+class _ConstructorSignature:
+    """The signature of ``__init__``, which ``inspect.signature`` would not find behind ``__new__``."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=[*signature.parameters.values()][1:])
 
 
-def refuse_unknown(owner: type, given: Mapping[str, object]) -> None:
-    """Raises for a keyword that ``owner`` does not take, and names the nearest one that it does.
+class KeywordsChecked:
+    """A base class whose subclasses reject keywords that their constructor doesn't take.
+
+    The check is in ``__new__`` because it also covers constructors that a dataclass generates, and because
+    Python suggests the right keyword only from version 3.13.
+    """
+
+    __signature__ = _ConstructorSignature()
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        parameters = inspect.signature(cls.__init__).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            reject_unknown(cls, options, parameters)
+        return super().__new__(cls)
+
+
+def reject_unknown(owner: type, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise for a keyword that isn't known.
 
     Raises:
-        UnknownOptionError: Also a ``TypeError``.
+        UnknownOptionError: Suggests the closest known keyword. Also a ``TypeError``.
     """
-    parameters = inspect.signature(owner.__init__).parameters  # type: ignore[misc]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+    known = [name for name in known if name != "self"]
     for name in given:
-        if name not in parameters:
-            known = [known for known in parameters if known != "self"]
+        if name not in known:
             raise UnknownOptionError(
                 f"{owner.__name__} has no option {name!r}.{suggest(name, known)}"
                 f" Its options are: {', '.join(known)}."
             )
+
+
+def constructor_keywords(owner: type) -> list[str]:
+    """Return the named parameters of the constructors of a class and its bases, without duplicates."""
+    constructors = [vars(base)["__init__"] for base in owner.__mro__ if "__init__" in vars(base)]
+    parameters = [p for init in constructors for p in inspect.signature(init).parameters.values()]
+    named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return list(dict.fromkeys(named))

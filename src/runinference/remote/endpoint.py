@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from runinference.errors import OptionError
 from runinference.extras import need
+from runinference.handlers.options import accepts
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
 from runinference.remote.http_client import Client
 from runinference.results import PredictionResult
@@ -106,6 +107,7 @@ class EndpointOptions(RemoteOptions, total=False):
 class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
     """What handlers that speak JSON to an endpoint have in common: its address, and the key."""
 
+    @accepts(RemoteOptions)
     def __init__(
         self,
         base_url: str,

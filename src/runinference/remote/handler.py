@@ -20,7 +20,7 @@ from runinference.collate.unbatch import split
 from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
-from runinference.handlers.options import HandlerOptions, refuse_unknown
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.remote.request_pool import ProcessRequestPool, RateLimiter, RequestPool, throttler
 from runinference.remote.retry import Backoff, at_least, retry_after, worth_retrying
 
@@ -91,6 +91,7 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
         _refuse_override(cls, "load_model", "create_client()")
         _refuse_override(cls, "run_inference", "request(batch, model, inference_args)")
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         namespace: str = "",
@@ -130,7 +131,6 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
             OptionError: A value is out of range, or the client is to be shared across processes.
             ImportError: ``num_retries`` is not 0, and tenacity is not installed.
         """
-        refuse_unknown(RemoteModelHandler, options)
         _refuse_sharing(options)
         at_least(0, "num_retries", num_retries)
         at_least(1, "max_concurrent_requests", max_concurrent_requests)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowFn
@@ -15,7 +15,7 @@ from runinference.caching.memory_budget import limits_from_args
 from runinference.caching.model_cache import CacheLimits
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
-from runinference.handlers.options import refuse_unknown, show_signature
+from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.placement import Placement, ProcessShared, default_placement
 from runinference.serving.subprocess_model import SubprocessModel
@@ -34,7 +34,7 @@ from runinference.transforms.side_inputs import is_side_input
 from runinference.transforms.watch_file_pattern import AsLatest
 
 
-class RunInference(beam.PTransform):  # type: ignore[misc]
+class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     """Turns a PCollection of examples into one of predictions, one for each, with a model.
 
     Each prediction has the window and timestamp of its example.
@@ -48,10 +48,6 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
     ...     _ = results | beam.Map(lambda result: print(result.inference))
     1
     """
-
-    def __new__(cls, *args: Any, **options: Any) -> RunInference:
-        refuse_unknown(cls, options)
-        return cast(RunInference, super().__new__(cls))
 
     def __init__(
         self,
@@ -273,9 +269,6 @@ class RunInference(beam.PTransform):  # type: ignore[misc]
         for name, value in changes.items():
             setattr(changed, name, value)
         return changed
-
-
-show_signature(RunInference)
 
 
 def check_handler(handler: Any) -> None:

@@ -12,11 +12,11 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from runinference.errors import OptionError
 from runinference.handlers.model_update import ModelMetadata
-from runinference.handlers.options import refuse_unknown
+from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import metadata_for_path, newest_file
 
 
-class WatchFilePattern(beam.PTransform):  # type: ignore[misc]
+class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     """Emits a ``ModelMetadata`` for each file that appears under a pattern while the pipeline runs.
 
     ``RunInference(watch_model_pattern=...)`` does not need it: its workers look for themselves.
@@ -24,10 +24,6 @@ class WatchFilePattern(beam.PTransform):  # type: ignore[misc]
     Give a new model a new name: write it elsewhere, and move it there when it is complete. Files that were there
     before the pipeline began are not emitted: until one appears, the handler's own model serves.
     """
-
-    def __new__(cls, *args: Any, **options: Any) -> Any:
-        refuse_unknown(cls, options)
-        return super().__new__(cls)
 
     def __init__(
         self, file_pattern: str, interval: float = 360, stop_timestamp: Any = MAX_TIMESTAMP

@@ -17,7 +17,7 @@ from runinference.frameworks.huggingface.text import (
     without_cache,
 )
 from runinference.frameworks.huggingface.tokenizer import Tokens
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
@@ -39,6 +39,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
     (torch.Size([384]), True)
     """
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,

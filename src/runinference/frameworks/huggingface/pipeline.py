@@ -21,7 +21,7 @@ from runinference.frameworks.huggingface.tasks import PipelineTask, refuse_unkno
 from runinference.frameworks.huggingface.tokenizer import ready_for_batches
 from runinference.frameworks.torch.devices import device_named, usable
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
 torch = need("torch", extra="transformers")
@@ -115,6 +115,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     torch.Size([1, 3, 384])
     """
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         task: str | PipelineTask = "",

@@ -18,7 +18,7 @@ from runinference.frameworks.huggingface.tokenizer import Tokens, checked, load_
 from runinference.frameworks.torch.calling import infer_keyed, needs_lengths
 from runinference.frameworks.torch.devices import device_named, device_of, usable
 from runinference.handlers.model_handler import ModelHandler
-from runinference.handlers.options import HandlerOptions
+from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
 torch = need("torch", extra="transformers")
@@ -42,6 +42,7 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
     How do you do? 7 384
     """
 
+    @accepts(HandlerOptions)
     def __init__(
         self,
         model_uri: str,
