@@ -102,6 +102,10 @@ def tell_parts(error: Exception, parts: list[Part]) -> Exception:
     return error
 
 
+class CoderVersionError(RunInferenceError, ValueError):
+    """An encoded ``PredictionResult`` has a wire format version that this version of the library cannot decode."""
+
+
 class UnknownKeyError(RunInferenceError, KeyError):
     """An element has a key to which no model is mapped."""
 

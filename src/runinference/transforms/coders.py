@@ -1,4 +1,4 @@
-"""How results travel between workers: arrays and tensors as a short header and their raw bytes."""
+"""The coder of ``PredictionResult``, and the declared type of a handler's results."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ import numpy as np
 from apache_beam.coders import coder_impl
 
 from runinference.collate.unsplit import gives_whole_results
+from runinference.errors import CoderVersionError
 from runinference.results import PredictionResult
+
+#: The version of the wire format, and the first byte of each encoded value. Increase it with each change
+#: of the format, and keep decoding what tests/transforms/test_coders.py has of the earlier versions.
+WIRE_VERSION = 1
 
 _ARRAY, _SCALAR, _TENSOR, _OTHER = range(4)
 
 
 class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
-    """Codes what Beam's coder of primitives does not know: arrays, scalars of NumPy, tensors, the rest."""
+    """Encodes values that Beam's coder of primitives has no format for.
 
-    def __init__(self, other: Any) -> None:
-        self._other = other
+    Arrays, NumPy scalars and tensors become a short header and their raw bytes. Everything else is pickled.
+    """
+
+    def __init__(self, fallback: Any) -> None:
+        self._fallback = fallback
 
     def encode_to_stream(self, value: Any, out: Any, nested: bool) -> None:
         if type(value) is np.ndarray and value.dtype.kind in "biufcSU":
@@ -36,12 +44,12 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
             out.write(_tensor_bytes(value), True)
         else:
             out.write_byte(_OTHER)
-            self._other.encode_to_stream(value, out, nested)
+            self._fallback.encode_to_stream(value, out, nested)
 
     def decode_from_stream(self, stream: Any, nested: bool) -> Any:
         kind = stream.read_byte()
         if kind == _OTHER:
-            return self._other.decode_from_stream(stream, nested)
+            return self._fallback.decode_from_stream(stream, nested)
         dtype = stream.read_all(True).decode()
         shape = _read_shape(stream)
         if kind == _TENSOR:
@@ -58,18 +66,25 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
 
 
 class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
-    """The fields of a result one after another; a value of another kind as it is."""
+    """Encodes the version, then whether the value is a ``PredictionResult``, then its fields or the value."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
 
     def encode_to_stream(self, result: Any, out: Any, nested: bool) -> None:
         is_result = type(result) is PredictionResult
+        out.write_byte(WIRE_VERSION)
         out.write_byte(is_result)
         for field in result if is_result else (result,):
             self._value.encode_to_stream(field, out, True)
 
     def decode_from_stream(self, stream: Any, nested: bool) -> Any:
+        if (version := stream.read_byte()) != WIRE_VERSION:
+            raise CoderVersionError(
+                f"Cannot decode a PredictionResult in wire format version {version}: this worker's runinference "
+                f"supports version {WIRE_VERSION}. To fix this, install the same version of runinference on all "
+                "workers. Before you upgrade a running job, drain it."
+            )
         decode = self._value.decode_from_stream
         if stream.read_byte():
             return PredictionResult(
@@ -79,14 +94,14 @@ class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
 
 
 class PredictionResultCoder(beam.coders.coders.FastCoder):  # type: ignore[misc]
-    """The coder of ``PredictionResult``, registered when the transform is imported.
+    """The coder of ``PredictionResult``, registered when this module is imported.
 
-    A result of 768 float32 takes about 3.1 kB. Rows of a batch are coded alone, not with the batch.
+    A result of 768 float32 values takes about 3.1 kB. A row that is a view of a batch is encoded alone.
     """
 
     def _create_impl(self) -> _ResultCoderImpl:
-        other = beam.coders.PickleCoder().get_impl()
-        return _ResultCoderImpl(coder_impl.FastPrimitivesCoderImpl(_LeafCoderImpl(other)))
+        fallback = beam.coders.PickleCoder().get_impl()
+        return _ResultCoderImpl(coder_impl.FastPrimitivesCoderImpl(_LeafCoderImpl(fallback)))
 
     def is_deterministic(self) -> bool:
         return False
@@ -105,15 +120,15 @@ beam.coders.registry.register_coder(PredictionResult, PredictionResultCoder)
 
 
 def result_type(handler: Any, element_type: Any) -> Any:
-    """The type of the results of a handler: what its ``run_inference`` is annotated to return.
+    """Return the type of a handler's results, from the annotation of its ``run_inference``.
 
     Args:
         handler: Any object with Beam's handler methods.
-        element_type: The type of what goes in, whose key a keyed handler keeps.
+        element_type: The type of the input elements. The results of a keyed handler have the same type of key.
     """
-    returned = _returned(handler)
+    returned = _get_return_annotation(handler)
     if gives_whole_results(handler) and not getattr(handler, "keeps_keys", False):
-        # A handler of the user's gives for an array what it returns, which may be a list of results.
+        # A user's handler may return a list of results for each array.
         ours = type(handler).run_inference.__module__.startswith("runinference.")
         return PredictionResult if ours or returned is PredictionResult else Any
     if typing.get_args(returned) == (PredictionResult,):
@@ -125,8 +140,8 @@ def result_type(handler: Any, element_type: Any) -> Any:
     return Any
 
 
-def _returned(handler: Any) -> Any:
-    """The annotation of what a handler returns; None where it has none, or names what cannot be found."""
+def _get_return_annotation(handler: Any) -> Any:
+    """Return the annotation, or None if there is none or it cannot be resolved."""
     try:
         return typing.get_type_hints(type(handler).run_inference).get("return")
     except (AttributeError, NameError, TypeError):
