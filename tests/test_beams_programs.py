@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_iris
 from sklearn.linear_model import LogisticRegression
 
-from tiny import RUNNER
+from common import RUNNER
 
 BEAM, HERE = "apache_beam.ml.inference", "runinference"
 

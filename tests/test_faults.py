@@ -15,6 +15,7 @@ from apache_beam.internal import pickler
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
+from common import linear_regression, run
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -25,7 +26,6 @@ from runinference import (
 from runinference.errors import ModelLoadError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.infer_dofn import InferDoFn
-from tiny import linear_regression, run
 
 
 class Worker:

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from skl2onnx import to_onnx
 
-from faulty import Drop, Half, Say, faulty
+from common import run
 from runinference import KeyedModelHandler, RunInference, samples
 from runinference.errors import (
     BatchShapeError,
@@ -34,7 +34,7 @@ from runinference.remote.handler import Backoff
 from runinference.samples import servers
 from runinference.samples.local_server import Refused, serving
 from runinference.testing import check_handler
-from tiny import run
+from scripted_server import DropConnection, Reply, TruncatedReply, scripted_server
 
 AT_ONCE = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
 PROTOCOLS = pytest.mark.parametrize("kind", [KServeV2, TFServing, TFServingColumns, TorchServe])
@@ -188,7 +188,7 @@ def test_one_bad_element_is_set_aside_and_all_others_get_their_results(triton):
 
 def doubled(body):
     if body is None:
-        return Say(404, {"error": "no description here"})
+        return Reply(404, {"error": "no description here"})
     if isinstance(body, list):
         return [2 * x for x in body]
     if "instances" in body:
@@ -202,17 +202,23 @@ def doubled(body):
 @PROTOCOLS
 def test_requests_run_together_and_answer_in_order(kind):
     rows = np.arange(200.0).reshape(100, 2)
-    with faulty(then=doubled) as server:
+    with scripted_server(default=doubled) as server:
         results = handler_of(server.url, kind("m")).predict(rows)
-        n = sum(body is not None for body in server.asked)
+        n = sum(body is not None for body in server.requests)
     np.testing.assert_array_equal([result.inference for result in results], 2 * rows)
     assert n == (100 if kind is TorchServe else 4)
 
 
 @PROTOCOLS
 def test_a_server_in_trouble_is_asked_until_it_answers(kind):
-    script = [Say(500, ""), Drop(), Half(), Say(503, "<html>"), Say(200, "[garbage")]
-    with faulty(*script, then=doubled) as server:
+    script = [
+        Reply(500, ""),
+        DropConnection(),
+        TruncatedReply(),
+        Reply(503, "<html>"),
+        Reply(200, "[garbage"),
+    ]
+    with scripted_server(*script, default=doubled) as server:
         [result] = handler_of(server.url, kind("m")).predict(np.ones((1, 2)))
         assert result.inference.tolist() == [2, 2]
         assert not server.script
@@ -220,7 +226,7 @@ def test_a_server_in_trouble_is_asked_until_it_answers(kind):
 
 @PROTOCOLS
 def test_a_server_that_is_down_is_told_with_its_address(kind):
-    with faulty() as server:
+    with scripted_server() as server:
         url = server.url
     with pytest.raises(EndpointUnreachableError, match=f"No server answers at {url}/.*Start it"):
         handler_of(url, kind("m"), num_retries=1).predict(np.ones((1, 2)))
@@ -259,10 +265,10 @@ def test_a_server_that_is_down_is_told_with_its_address(kind):
     ],
 )
 def test_an_answer_of_no_use_is_told_at_once(protocol, answer, kind, message):
-    with faulty(then=lambda body: answer) as server:
+    with scripted_server(default=lambda body: answer) as server:
         with pytest.raises(kind, match=f"{server.url}/.* did not answer as expected.*{message}"):
             handler_of(server.url, protocol).predict(np.ones((3, 2)))
-        assert len([body for body in server.asked if body is not None]) == 1
+        assert len([body for body in server.requests if body is not None]) == 1
 
 
 def test_inputs_are_asked_for_once_and_do_without(triton):
@@ -280,7 +286,9 @@ def test_inputs_are_asked_for_once_and_do_without(triton):
         handler_of(url, KServeV2("digits"), max_request_size=4).predict(rows[:200])
     assert gets == ["/v2/models/digits"]
 
-    with faulty(then=lambda body: doubled(body) if body else {"inputs": "what?"}) as server:
+    with scripted_server(
+        default=lambda body: doubled(body) if body else {"inputs": "what?"}
+    ) as server:
         results = handler_of(server.url, KServeV2("m")).predict([{"x": np.ones(2)}])
         assert results[0].inference.tolist() == [2, 2]
 
@@ -290,22 +298,22 @@ def test_inputs_are_asked_for_once_and_do_without(triton):
 
 def test_the_key_goes_with_each_request(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "sk-secret-1")
-    with faulty(then=doubled) as server:
+    with scripted_server(default=doubled) as server:
         handler_of(server.url, KServeV2("m"), api_key_env="SOME_KEY").predict(np.ones((1, 2)))
-        sent = {headers["Authorization"] for headers in server.headers_seen}
+        sent = {headers["Authorization"] for headers in server.request_headers}
     assert sent == {"Bearer sk-secret-1"}
 
 
 def test_arguments_are_fields_of_the_request():
-    with faulty(then=doubled) as server:
+    with scripted_server(default=doubled) as server:
         handler_of(server.url, TFServing("m")).predict(np.ones((1, 2)), {"signature_name": "s"})
-        assert server.asked == [{"signature_name": "s", "instances": [[1, 1]]}]
+        assert server.requests == [{"signature_name": "s", "instances": [[1, 1]]}]
     with pytest.raises(OptionError, match="leave inference_args out"):
         handler_of("http://localhost:1", TorchServe("m")).predict([5], {"top": 1})
 
 
 def test_another_version_may_take_over_while_the_pipeline_runs():
-    with faulty(then=doubled) as server:
+    with scripted_server(default=doubled) as server:
         handler = handler_of(server.url, TFServing("m", "1"))
         handler.update_model_path("m/2")
         [result] = handler.predict(np.ones((1, 2)))

@@ -41,6 +41,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from common import RUNNER, CollectElements, run
 from runinference import KeyedModelHandler, Padding, RunInference
 from runinference.errors import (
     BatchShapeError,
@@ -58,7 +59,6 @@ from runinference.huggingface_inference import (
     PipelineTask,
 )
 from runinference.pytorch_inference import make_keyed_tensor_model_fn
-from tiny import RUNNER, Catch, run
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "good", "bad"]
@@ -496,9 +496,9 @@ class TestInputsThatAreWrong:
                 | beam.Create(elements, reshuffle=False)
                 | RunInference(handler).with_exception_handling()
             )
-            results | "good" >> beam.ParDo(Catch(good))
-            letters.failed_inferences | "dead" >> beam.ParDo(Catch(dead))
-        good, dead = Catch.take(good), Catch.take(dead)
+            results | "good" >> beam.ParDo(CollectElements(good))
+            letters.failed_inferences | "dead" >> beam.ParDo(CollectElements(dead))
+        good, dead = CollectElements.take(good), CollectElements.take(dead)
         assert sorted(repr(x.example) for x in good) == sorted(map(repr, elements[:-1]))
         [(element, (_, message, _))] = dead
         assert repr(element) == repr(elements[-1])

@@ -12,8 +12,9 @@ import pytest
 import scipy.sparse
 from sklearn.datasets import load_iris
 
+from common import run
 from defects.packages import OURS
-from refreshing import refreshed
+from model_updates import run_with_model_update
 from runinference import RunInference
 from runinference.errors import BatchShapeError, ModelLoadError, ModelNotFoundError
 from runinference.lightgbm_inference import (
@@ -21,7 +22,6 @@ from runinference.lightgbm_inference import (
     LightGBMModelHandlerPandas,
     LightGBMModelHandlerSciPy,
 )
-from tiny import run
 
 ROWS, LABELS = load_iris(return_X_y=True)
 FRAME = pd.DataFrame(ROWS, columns=["length", "width", "petal length", "petal width"])
@@ -110,7 +110,7 @@ def test_inference_fn_calls_the_model_itself_and_its_results_are_named(models):
 def test_a_new_model_takes_over(models):
     old, new = pick(models, "arrays")[0], pick(models, "backwards")[0]
     handler = LightGBMModelHandlerNumpy(old)
-    results = refreshed(OURS, handler, new, [ROWS[0], ROWS[149]])
+    results = run_with_model_update(OURS, handler, new, [ROWS[0], ROWS[149]])
     assert sorted((r.inference.argmax(), r.model_id) for r in results) == [(0, new), (2, new)]
 
 

@@ -20,8 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from common import RUNNER, CollectElements, run
 from defects.packages import BEAM, OURS
-from refreshing import refreshed
+from model_updates import run_with_model_update
 from runinference import PredictionResult, RunInference
 from runinference.errors import (
     BatchShapeError,
@@ -32,7 +33,6 @@ from runinference.errors import (
 )
 from runinference.onnx_inference import OnnxModelHandlerNumpy, default_numpy_inference_fn
 from test_sklearn_inference import InMemory
-from tiny import RUNNER, Catch, run
 
 ROWS, LABELS = load_iris(return_X_y=True)
 SMALL = ROWS.astype(np.float32)
@@ -434,9 +434,9 @@ def test_one_bad_element_is_set_aside_alone(folder):
     with beam.Pipeline(runner=RUNNER) as pipeline:
         rows = pipeline | beam.Create([*SMALL, np.zeros(5)], reshuffle=False)
         results, failed = rows | RunInference(handler).with_exception_handling()
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = failed.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    assert (len(Catch.take(good)), len(Catch.take(bad))) == (150, 1)
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = failed.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    assert (len(CollectElements.take(good)), len(CollectElements.take(bad))) == (150, 1)
 
 
 def test_a_model_may_be_shared_by_processes(folder):
@@ -467,7 +467,9 @@ def test_beam_ignores_a_new_model_and_here_it_takes_over(folder):
 
     def labels(package):
         handler = package.module("onnx_inference").OnnxModelHandlerNumpy(old)
-        results: list[PredictionResult] = refreshed(package, handler, new, [SMALL[0], SMALL[149]])
+        results: list[PredictionResult] = run_with_model_update(
+            package, handler, new, [SMALL[0], SMALL[149]]
+        )
         return sorted((round(float(r.example[0]), 1), r.inference, r.model_id) for r in results)
 
     assert labels(BEAM) == [(5.1, 0, None), (5.9, 2, None)]

@@ -12,7 +12,7 @@ import pytest
 from apache_beam.metrics import MetricsFilter
 from apache_beam.ml.inference import base as beam_base
 
-from faulty import Drop, Half, Say, faulty
+from common import RUNNER, run
 from runinference import KeyedModelHandler, ModelMetadata, RunInference
 from runinference.errors import (
     ElementError,
@@ -31,7 +31,7 @@ from runinference.openai_inference import (
 from runinference.remote.handler import Backoff
 from runinference.samples import servers
 from runinference.testing import check_handler
-from tiny import RUNNER, run
+from scripted_server import DropConnection, Reply, TruncatedReply, scripted_server
 
 KEY = "sk-very-secret-0123456789"
 AT_ONCE = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
@@ -54,16 +54,16 @@ def shouted(body):
     """The answer of a chat server that refuses what is bad, and fails at what is worse."""
     text = body["messages"][-1]["content"]
     if text == "bad":
-        return Say(400, {"error": {"message": "the text is bad"}})
+        return Reply(400, {"error": {"message": "the text is bad"}})
     if text == "worse":
-        return Say(500, {"error": "out of order"})
+        return Reply(500, {"error": "out of order"})
     return {"choices": [choice(text.upper())], "usage": {"prompt_tokens": 2, "total_tokens": 3}}
 
 
 def measured(body):
     """The answer of a server of embeddings, which refuses requests with a text that is bad."""
     if "bad" in body["input"]:
-        return Say(400, {"error": {"message": "one of the texts is bad"}})
+        return Reply(400, {"error": {"message": "one of the texts is bad"}})
     data = [{"index": i, "embedding": [len(text), 1]} for i, text in enumerate(body["input"])]
     return {"data": data[::-1], "usage": {"prompt_tokens": len(data), "total_tokens": len(data)}}
 
@@ -87,16 +87,16 @@ def test_each_conversation_is_a_request_and_many_run_together():
         barrier.wait(30)
         return shouted(body)
 
-    with faulty(then=answer) as server:
+    with scripted_server(default=answer) as server:
         results = chat(server.url).predict([f"text {n}" for n in range(32)])
     assert [result.inference.text for result in results] == [f"TEXT {n}" for n in range(32)]
 
 
 def test_parameters_are_fields_of_the_request_and_arguments_come_before_them():
-    with faulty(then=shouted) as server:
+    with scripted_server(default=shouted) as server:
         handler = chat(server.url, parameters={"temperature": 0, "max_tokens": 5})
         handler.predict(["a"], {"temperature": 0.5, "stop": ["."]})
-        assert server.asked == [
+        assert server.requests == [
             {
                 "model": "shout",
                 "temperature": 0.5,
@@ -113,20 +113,20 @@ def test_completions_are_one_text_a_request_or_as_many_as_the_server_takes():
         return {"choices": [{"index": i, "text": text.upper()} for i, text in enumerate(prompts)]}
 
     for size, asked in ((None, ["a", "b", "c"]), (2, [["a", "b"], "c"])):
-        with faulty(then=answer) as server:
+        with scripted_server(default=answer) as server:
             handler = OpenAICompletionsModelHandler(server.url, "m", None, max_request_size=size)
             results = handler.predict(["a", "b", "c"])
             assert [result.inference.text for result in results] == ["A", "B", "C"]
-            assert sorted((body["prompt"] for body in server.asked), key=str) == sorted(
+            assert sorted((body["prompt"] for body in server.requests), key=str) == sorted(
                 asked, key=str
             )
 
 
 def test_embeddings_are_many_texts_a_request_and_each_text_has_its_own():
-    with faulty(then=measured) as server:
+    with scripted_server(default=measured) as server:
         handler = OpenAIEmbeddingsModelHandler(server.url, "m", None)
         results = handler.predict(["x" * n for n in range(100)])
-        assert sorted(len(body["input"]) for body in server.asked) == [4, 32, 32, 32]
+        assert sorted(len(body["input"]) for body in server.requests) == [4, 32, 32, 32]
     assert [float(result.inference[0]) for result in results] == list(range(100))
     assert results[0].inference.dtype == np.float32
     assert results[0].model_id == "m"
@@ -141,7 +141,7 @@ def test_a_model_may_be_replaced_while_the_pipeline_runs():
             new = texts.pipeline | "new" >> beam.Create([ModelMetadata("whisper", "new")])
             return texts | RunInference(chat(server.url), model_metadata_pcoll=new)
 
-    with faulty(then=named) as server:
+    with scripted_server(default=named) as server:
         [result] = run(["Who are you?"], Refreshed())
     assert (result.inference.text, result.model_id) == ("I am whisper", "whisper")
 
@@ -174,7 +174,7 @@ def test_tokens_are_counted_under_a_timeout_and_for_answers_that_are_of_no_use()
     def silent(body):
         return {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": None}}
 
-    with faulty(then=silent) as server:
+    with scripted_server(default=silent) as server:
         counted = tokens(
             chat(server.url), ["a", "b"], lambda step: step.with_exception_handling(timeout=60)
         )
@@ -202,7 +202,7 @@ def letters(handler, elements, **handling):
 
 
 def test_a_request_that_is_refused_is_set_aside_alone_with_what_the_server_said():
-    with faulty(then=shouted) as server:
+    with scripted_server(default=shouted) as server:
         good, bad = letters(chat(server.url), ["a", "bad", "b", "worse", "c"])
     assert sorted(result.inference.text for result in good) == ["A", "B", "C"]
     told = {element: (kind, message) for element, (kind, message, _) in bad}
@@ -213,7 +213,7 @@ def test_a_request_that_is_refused_is_set_aside_alone_with_what_the_server_said(
 
 
 def test_of_a_request_of_many_texts_the_bad_one_alone_is_set_aside():
-    with faulty(then=measured) as server:
+    with scripted_server(default=measured) as server:
         handler = OpenAIEmbeddingsModelHandler(server.url, "m", None, **AT_ONCE)
         good, bad = letters(handler, [*(f"text {n}" for n in range(40)), "bad"])
     assert sorted(result.example for result in good) == sorted(f"text {n}" for n in range(40))
@@ -223,15 +223,15 @@ def test_of_a_request_of_many_texts_the_bad_one_alone_is_set_aside():
 
 
 def test_an_element_that_is_no_text_is_set_aside_without_being_sent():
-    with faulty(then=shouted) as server:
+    with scripted_server(default=shouted) as server:
         good, bad = letters(chat(server.url), ["a", 5])
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     [(element, (kind, _, _))] = bad
     assert (element, kind, len(good)) == (5, ElementError, 1)
 
 
 def test_where_the_server_is_down_all_elements_are_set_aside_after_the_tries_of_a_few():
-    with faulty() as server:
+    with scripted_server() as server:
         url = server.url
     handler = chat(url, num_retries=1, max_concurrent_requests=2)
     good, bad = letters(handler, list("abcdefghij"))
@@ -242,9 +242,9 @@ def test_where_the_server_is_down_all_elements_are_set_aside_after_the_tries_of_
 
 
 def test_results_that_came_before_the_key_was_refused_are_kept():
-    refused = Say(401, {"error": "no longer"})
-    with faulty(
-        then=lambda body: refused if body["messages"][0]["content"] == "b" else shouted(body)
+    refused = Reply(401, {"error": "no longer"})
+    with scripted_server(
+        default=lambda body: refused if body["messages"][0]["content"] == "b" else shouted(body)
     ) as server:
         good, bad = letters(chat(server.url, max_concurrent_requests=1), ["a", "b", "c"])
     assert {result.example for result in good} == {"a", "c"}
@@ -255,21 +255,21 @@ def test_results_that_came_before_the_key_was_refused_are_kept():
 @pytest.mark.parametrize(
     "script",
     [
-        [Say(500, "")] * 3,
-        [Say(429, "", {"Retry-After": "0"}), Say(503, ""), Drop()],
-        [Half(), Say(200, "<garbage"), Say(200, "")],
+        [Reply(500, "")] * 3,
+        [Reply(429, "", {"Retry-After": "0"}), Reply(503, ""), DropConnection()],
+        [TruncatedReply(), Reply(200, "<garbage"), Reply(200, "")],
     ],
     ids=["500", "busy", "garbage"],
 )
 def test_a_server_in_trouble_is_asked_until_it_answers(script):
-    with faulty(*script, then=shouted) as server:
+    with scripted_server(*script, default=shouted) as server:
         [result] = chat(server.url).predict(["a"])
         assert result.inference.text == "A"
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
 
 
 def test_a_server_that_asks_to_wait_is_asked_after_that():
-    with faulty(Say(429, "", {"Retry-After": "3"}), then=shouted) as server:
+    with scripted_server(Reply(429, "", {"Retry-After": "3"}), default=shouted) as server:
         handler = chat(server.url, backoff=Backoff(jitter=0))
         slept = []
         handler._sleep = slept.append
@@ -288,10 +288,10 @@ def test_a_server_that_asks_to_wait_is_asked_after_that():
     ],
 )
 def test_an_answer_of_no_use_is_told_at_once_with_the_address(answer, kind, message):
-    with faulty(then=lambda body: answer) as server:
+    with scripted_server(default=lambda body: answer) as server:
         with pytest.raises(kind, match=f"{server.url}/chat/completions did not answer.*{message}"):
             chat(server.url).predict(["a"])
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 def test_a_model_that_the_server_does_not_have_is_told():
@@ -352,12 +352,19 @@ def test_the_key_comes_from_the_environment_of_the_worker(keyed, kind, monkeypat
 
 def test_no_dead_letter_log_annotation_or_pickle_tells_the_key(monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    lines = [Say(400, f"Bearer {KEY}"), Say(401, KEY), Say(500, KEY), Say(200, KEY), Drop(), Half()]
-    with faulty(then=lambda body: lines[int(body["messages"][0]["content"])]) as server:
+    lines = [
+        Reply(400, f"Bearer {KEY}"),
+        Reply(401, KEY),
+        Reply(500, KEY),
+        Reply(200, KEY),
+        DropConnection(),
+        TruncatedReply(),
+    ]
+    with scripted_server(default=lambda body: lines[int(body["messages"][0]["content"])]) as server:
         handler = chat(server.url, api_key_env="OPENAI_API_KEY", num_retries=1)
         with caplog.at_level(logging.DEBUG):
             _, bad = letters(handler, [str(n) for n in range(len(lines))])
-        assert {headers["Authorization"] for headers in server.headers_seen} == {f"Bearer {KEY}"}
+        assert {headers["Authorization"] for headers in server.request_headers} == {f"Bearer {KEY}"}
     assert len(bad) == len(lines)
     step = RunInference(handler)
     pipeline = beam.Pipeline()
@@ -378,7 +385,7 @@ def every_kind(body):
     given = body.get("input") or body.get("prompt") or body["messages"][-1]["content"]
     given = [given] if isinstance(given, str) else given
     if "bad" in given:
-        return Say(400, {"error": "the text is bad"})
+        return Reply(400, {"error": "the text is bad"})
     texts = [f"{body['model']}: {text}" for text in given]
     return {
         "choices": [{**choice(text, i), "text": text} for i, text in enumerate(texts)],
@@ -388,7 +395,7 @@ def every_kind(body):
 
 @KINDS
 def test_it_passes_the_conformance_kit(kind):
-    with faulty(then=every_kind) as server:
+    with scripted_server(default=every_kind) as server:
         handler = kind(server.url, "m", None, **AT_ONCE)
         report = check_handler(
             handler,

@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from common import run
 from runinference import RunInference
 from runinference.errors import EndpointError, EndpointRefusedError
 from runinference.openai_inference import (
@@ -26,7 +27,6 @@ from runinference.openai_inference import (
     OpenAICompletionsModelHandler,
     OpenAIEmbeddingsModelHandler,
 )
-from tiny import run
 
 pytestmark = pytest.mark.xdist_group("real-servers")
 START_SECS = 300

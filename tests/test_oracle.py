@@ -24,9 +24,9 @@ import transformers
 from apache_beam.metrics import MetricsFilter
 from sklearn.linear_model import LinearRegression
 
+from common import RUNNER, CollectElements
 from defects.packages import BEAM, BOTH, OURS, Package
 from runinference import samples
-from tiny import RUNNER, Catch
 
 OF_FRAMEWORKS = ("sklearn", "pytorch", "huggingface", "onnx", "xgboost", "tensorflow")
 MODULES = [
@@ -340,11 +340,15 @@ def run(elements: Any, step: Any) -> tuple[list[str], list[Any], Any]:
     results = pipeline | beam.Create(elements, reshuffle=False) | step
     if isinstance(results, tuple):
         results, letters = results
-        letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    results | "good" >> beam.ParDo(Catch(good))
+        letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    results | "good" >> beam.ParDo(CollectElements(good))
     running = pipeline.run()
     running.wait_until_finish()
-    return sorted(map(plain, Catch.take(good))), Catch.take(bad), running.metrics()
+    return (
+        sorted(map(plain, CollectElements.take(good))),
+        CollectElements.take(bad),
+        running.metrics(),
+    )
 
 
 def plain(result: Any) -> str:

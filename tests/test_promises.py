@@ -25,6 +25,7 @@ from transformers import (
     BertModel,
 )
 
+from common import RUNNER, CollectElements, run
 from runinference import KeyedModelHandler, PredictionResult, RunInference, samples
 from runinference import huggingface_inference as hf
 from runinference.collate.pytree import parts
@@ -50,7 +51,6 @@ from runinference.xgboost_inference import (
 )
 from test_huggingface_inference import TEXTS, bert, saved
 from test_onnx_inference import arithmetic, written
-from tiny import RUNNER, Catch, run
 
 FOUR = np.array([[0.0, 1.0], [5.0, 2.0], [1.0, 7.0], [3.0, 3.0]], np.float32)
 NAMES = ["width", "height"]
@@ -569,14 +569,14 @@ def test_one_bad_element_is_set_aside_alone_and_what_happens_is_counted(case):
     elements = [*case.examples[:2], case.bad, *case.examples[2:]]
     created = pipeline | "some bad" >> beam.Create(elements, reshuffle=False)
     results, failed = created | RunInference(case.handler).with_exception_handling()
-    _ = results | "good" >> beam.ParDo(Catch(good))
-    _ = failed.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    _ = results | "good" >> beam.ParDo(CollectElements(good))
+    _ = failed.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
     created = pipeline | "all good" >> beam.Create(case.examples, reshuffle=False)
     _ = created | "all of them" >> RunInference(case.handler)
     running = pipeline.run()
     running.wait_until_finish()
 
-    found, [(element, (_, message, _))] = Catch.take(good), Catch.take(bad)
+    found, [(element, (_, message, _))] = CollectElements.take(good), CollectElements.take(bad)
     assert len(found) == len(case.examples)
     assert {prediction(result).model_id for result in found} == {case.model_id}
     assert type(element) is type(case.bad)
@@ -653,13 +653,13 @@ def test_a_whole_array_that_fails_is_one_dead_letter_and_its_rows_are_counted(ca
     pipeline = beam.Pipeline(runner=RUNNER)
     created = pipeline | beam.Create([wrong, element, element], reshuffle=False)
     results, letters = created | RunInference(whole).with_exception_handling()
-    _ = results | "good" >> beam.ParDo(Catch(good))
-    _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+    _ = results | "good" >> beam.ParDo(CollectElements(good))
+    _ = letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
     running = pipeline.run()
     running.wait_until_finish()
-    [(failed, _)] = Catch.take(bad)
+    [(failed, _)] = CollectElements.take(bad)
     assert same(failed, wrong) if not isinstance(failed, pd.DataFrame) else failed.equals(wrong)
-    assert len(Catch.take(good)) == 2
+    assert len(CollectElements.take(good)) == 2
     metrics = running.metrics().query()
     assert summed(metrics["counters"], "num_inferences") == 2 * len(case.examples)
     assert summed(metrics["counters"], "failed_elements") == 1

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from common import run
 from runinference import KeyedModelHandler, RunInference
 from runinference.errors import (
     BatchShapeError,
@@ -25,7 +26,6 @@ from runinference.pytorch_inference import (
     make_keyed_tensor_model_fn,
     make_tensor_model_fn,
 )
-from tiny import run
 
 ROWS = torch.arange(12.0).reshape(6, 2)
 

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from common import linear_regression, run
 from runinference import RunInference
 from runinference.errors import (
     BatchShapeError,
@@ -32,7 +33,6 @@ from runinference.sklearn_inference import (
     SklearnModelHandlerNumpy,
     SklearnModelHandlerPandas,
 )
-from tiny import linear_regression, run
 
 ROWS, LABELS = load_iris(return_X_y=True)
 

@@ -21,8 +21,9 @@ import pytest
 import tensorflow as tf
 from apache_beam.io.filesystem import FileMetadata
 
+from common import RUNNER, CollectElements, run
 from defects.packages import BEAM, OURS
-from refreshing import refreshed
+from model_updates import run_with_model_update
 from runinference import RunInference
 from runinference import tensorflow_inference as ours
 from runinference.batching.policy import size_in_bytes
@@ -36,7 +37,6 @@ from runinference.errors import (
 )
 from runinference.handlers.error_policy import is_out_of_memory
 from test_sklearn_inference import InMemory
-from tiny import RUNNER, Catch, run
 
 pytestmark = pytest.mark.xdist_group("tensorflow")  # one process pays for the import
 Numpy, Tensor, ModelType = ours.TFModelHandlerNumpy, ours.TFModelHandlerTensor, ours.ModelType
@@ -445,15 +445,15 @@ def test_one_bad_element_is_set_aside_alone(folder):
     with beam.Pipeline(runner=RUNNER) as pipeline:
         rows = pipeline | beam.Create([*ROWS, np.zeros(5)], reshuffle=False)
         results, failed = rows | RunInference(Numpy(str(folder / "m"))).with_exception_handling()
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = failed.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    assert (len(Catch.take(good)), len(Catch.take(bad))) == (3, 1)
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = failed.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    assert (len(CollectElements.take(good)), len(CollectElements.take(bad))) == (3, 1)
 
 
 @pytest.mark.parametrize("names", [("m.keras", "tenfold.keras"), ("m", "tenfold")])
 def test_a_new_model_takes_over(folder, names):
     old, new = (str(folder / name) for name in names)
-    results = refreshed(OURS, Numpy(old), new, list(ROWS))
+    results = run_with_model_update(OURS, Numpy(old), new, list(ROWS))
     assert {result.model_id for result in results} == {new}
     assert sorted(numbers(results)[:, 0]) == sorted(expected(10)[:, 0])
 

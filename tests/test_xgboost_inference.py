@@ -18,8 +18,9 @@ import scipy.sparse
 import xgboost
 from sklearn.datasets import load_iris
 
+from common import RUNNER, CollectElements, run
 from defects.packages import BEAM, OURS
-from refreshing import refreshed
+from model_updates import run_with_model_update
 from runinference import KeyedModelHandler, PredictionResult, RunInference
 from runinference.errors import (
     BatchShapeError,
@@ -37,7 +38,6 @@ from runinference.xgboost_inference import (
     XGBoostModelHandlerSciPy,
     default_xgboost_inference_fn,
 )
-from tiny import RUNNER, Catch, run
 
 ROWS, LABELS = load_iris(return_X_y=True)
 NAMES = ["length", "width", "petal length", "petal width"]
@@ -268,9 +268,9 @@ def test_one_bad_element_is_set_aside_alone(folder):
     with beam.Pipeline(runner=RUNNER) as pipeline:
         rows = pipeline | beam.Create([*ROWS, np.zeros(5)], reshuffle=False)
         results, failed = rows | RunInference(handler).with_exception_handling()
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = failed.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    assert (len(Catch.take(good)), len(Catch.take(bad))) == (150, 1)
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = failed.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    assert (len(CollectElements.take(good)), len(CollectElements.take(bad))) == (150, 1)
 
 
 def test_a_model_class_that_cannot_load_is_refused_before_anything_is_called():
@@ -412,7 +412,7 @@ def test_beam_ignores_a_new_model_and_here_it_takes_over(folder, beams):
 
     def labels(package, module):
         handler = module.XGBoostModelHandlerNumpy(xgboost.XGBClassifier, old)
-        results = refreshed(package, handler, new, examples)
+        results = run_with_model_update(package, handler, new, examples)
         return sorted(
             (result.example[0, 0], *result.inference, result.model_id) for result in results
         )

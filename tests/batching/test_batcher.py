@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import Doubler
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Batcher
 from runinference.batching.policy import BatchPolicy
-from tiny import Doubler
 
 
 def batches(policy: BatchPolicy, elements):

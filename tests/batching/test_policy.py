@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
+from common import Doubler
 from runinference import KeyedModelHandler
 from runinference.batching.policy import BatchPolicy, resolve_policy, size_in_bytes
 from runinference.errors import OptionError, UnknownOptionError
-from tiny import Doubler
 
 
 def test_a_budget_has_no_buckets_unless_they_are_asked_for():

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
+from common import run
 from runinference import KeyedModelHandler, RunInference
 from runinference.batching.policy import resolve_policy
 from runinference.collate.padding import Padding
@@ -25,7 +26,6 @@ from runinference.pytorch_inference import (
     make_tensor_model_fn,
 )
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from tiny import run
 
 WIDTH = 8  # of the hidden states, and the length of the longest text
 

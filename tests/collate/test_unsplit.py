@@ -9,10 +9,10 @@ import scipy.sparse
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from common import FunctionHandler
 from runinference import ModelHandler, PredictionResult
 from runinference.collate.unsplit import count_rows, run_unsplit, unsplit_result
 from runinference.errors import OutOfMemoryError, ResultMismatchError
-from tiny import Saying
 
 ROWS = np.arange(6.0).reshape(3, 2)
 
@@ -56,7 +56,7 @@ def test_no_row_of_an_array_is_looked_at():
         __getitem__ = __iter__
 
     rows = ROWS.view(Columnar)
-    result = Saying(lambda batch: batch.sum(axis=1)).with_no_batching(whole_results=True)
+    result = FunctionHandler(lambda batch: batch.sum(axis=1)).with_no_batching(whole_results=True)
     assert result.predict([rows])[0].tolist() == [1, 5, 9]
     assert unsplit_result(rows, np.zeros(3), "m").example is rows
 
@@ -111,7 +111,7 @@ def test_memory_that_does_not_suffice_is_told_with_a_cure():
     with pytest.raises(
         OutOfMemoryError, match="an element of 3 rows .*give the model smaller"
     ) as told:
-        run_unsplit(Saying(say), ROWS, say, None)
+        run_unsplit(FunctionHandler(say), ROWS, say, None)
     assert isinstance(told.value, MemoryError)
     assert "CUDA" in str(told.value.__cause__)
 
@@ -120,7 +120,7 @@ def test_a_handler_of_ones_own_gives_what_it_returns():
     def one_each(batch):
         yield from (PredictionResult(row, 0) for row in batch)
 
-    [results] = Saying(one_each).with_no_batching(whole_results=True).predict([ROWS])
+    [results] = FunctionHandler(one_each).with_no_batching(whole_results=True).predict([ROWS])
     assert [result.inference for result in results] == [0, 0, 0]
 
 

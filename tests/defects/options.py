@@ -134,7 +134,7 @@ def unshareable(package: Package) -> str:
 def two_steps(package: Package) -> str:
     import apache_beam as beam
 
-    from tiny import RUNNER
+    from common import RUNNER
 
     notes("loads")
     with beam.Pipeline(runner=RUNNER) as pipeline:

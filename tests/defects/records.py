@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from common import linear_regression
 from defects.packages import Package
 from defects.row import Row
 from defects.tools import Doubling, InTens, Picky, Run, count, note, notes, said
-from tiny import linear_regression
 
 
 def _one_for_all(model: Any, batch: Any, inference_args: Any = None) -> list[float]:

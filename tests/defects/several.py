@@ -14,10 +14,10 @@ import apache_beam as beam
 from apache_beam.internal import pickler
 from apache_beam.transforms import window
 
+from common import RUNNER, CollectElements
 from defects.packages import Package
 from defects.row import Row
 from defects.tools import Doubling, Run, count, note, notes, said
-from tiny import RUNNER, Catch
 
 _LIVE: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -153,11 +153,11 @@ class Refreshed:
                     )
                 step = package.base.RunInference(handler, model_metadata_pcoll=metadata)
                 results = pipeline | "elements" >> _in_windows(elements) | step
-                results | "catch" >> beam.ParDo(Catch(caught))
+                results | "catch" >> beam.ParDo(CollectElements(caught))
         except Exception as error:
             self.error = error
         self.seconds = time.perf_counter() - start
-        self.results = Catch.take(caught)
+        self.results = CollectElements.take(caught)
         self.loads = notes("loads")
 
 

@@ -11,8 +11,8 @@ import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 from apache_beam.transforms import window
 
+from common import RUNNER, CollectElements
 from defects.packages import Package
-from tiny import RUNNER, Catch
 
 _NOTES: dict[str, list[Any]] = {}
 _LOCK = threading.Lock()
@@ -106,18 +106,18 @@ class Run:
             step = package.base.RunInference(handler, **options)
             if aside is not None:
                 results, letters = examples | step.with_exception_handling(**aside)
-                letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+                letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
             else:
                 results = examples | step
             self.coder = beam.coders.registry.get_coder(results.element_type)
-            results | "good" >> beam.ParDo(Catch(good))
+            results | "good" >> beam.ParDo(CollectElements(good))
             running = pipeline.run()
             running.wait_until_finish()
             self._metrics = running.metrics()
         except Exception as error:
             self.error = error
         self.times = sorted(float(time) for _, time, _ in good)
-        self.good, self.bad = Catch.take(good), Catch.take(bad)
+        self.good, self.bad = CollectElements.take(good), CollectElements.take(bad)
         self.batches, self.loads = notes("batches"), len(notes("loads"))
 
     def counter(self, name: str) -> int:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import FunctionHandler
 from runinference import KeyedModelHandler
 from runinference.errors import InferenceTimeoutError, ModelUnavailableError, Part, tell_parts
 from runinference.handlers.error_policy import (
@@ -18,7 +19,6 @@ from runinference.handlers.error_policy import (
     halved_on_out_of_memory,
     is_transient,
 )
-from tiny import Saying
 
 
 class Call:
@@ -232,7 +232,7 @@ def test_what_succeeded_before_the_model_was_unavailable_is_kept():
 
 
 def test_parts_keep_their_keys():
-    handler = KeyedModelHandler(Saying(InParts({3}), min_batch_size=10))
+    handler = KeyedModelHandler(FunctionHandler(InParts({3}), min_batch_size=10))
 
     outcomes = aside()[0].attempt(
         lambda batch: handler.run_inference(batch, handler.load_model()),

@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 
+from common import Doubler, FunctionHandler, run
 from runinference import KeyedModelHandler, MaybeKeyedModelHandler, RunInference
 from runinference.errors import OptionError, ResultMismatchError
-from tiny import Doubler, Saying, run
 
 
 def test_each_result_comes_back_with_its_key():
@@ -77,7 +77,7 @@ def test_a_keyed_handler_can_be_pickled():
 
 
 def test_too_few_results_are_an_error_and_no_key_is_lost():
-    handler = KeyedModelHandler(Saying(lambda batch: batch[:1], min_batch_size=3))
+    handler = KeyedModelHandler(FunctionHandler(lambda batch: batch[:1], min_batch_size=3))
     with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 3"):
         handler.predict([("a", 1), ("b", 2), ("c", 3)])
 

@@ -10,10 +10,10 @@ import pickle
 
 import pytest
 
+from common import Doubler, FunctionHandler
 from runinference import ModelHandler
 from runinference.errors import OptionError, ResultMismatchError, UnknownOptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from tiny import Doubler, Saying
 
 
 def plus_one(x):
@@ -25,13 +25,19 @@ def times_ten(x):
 
 
 def test_preprocessing_applies_the_last_added_first():
-    handler = Saying(lambda batch: batch).with_preprocess_fn(plus_one).with_preprocess_fn(times_ten)
+    handler = (
+        FunctionHandler(lambda batch: batch)
+        .with_preprocess_fn(plus_one)
+        .with_preprocess_fn(times_ten)
+    )
     assert handler.predict([1, 2]) == [11, 21]
 
 
 def test_postprocessing_applies_the_first_added_first():
     handler = (
-        Saying(lambda batch: batch).with_postprocess_fn(plus_one).with_postprocess_fn(times_ten)
+        FunctionHandler(lambda batch: batch)
+        .with_postprocess_fn(plus_one)
+        .with_postprocess_fn(times_ten)
     )
     assert handler.predict([1, 2]) == [20, 30]
 
@@ -170,7 +176,7 @@ def test_predict_takes_batches_where_batching_is_off():
 
 def test_predict_refuses_a_result_of_another_length():
     with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 3"):
-        Saying(lambda batch: [0], min_batch_size=3).predict([1, 2, 3])
+        FunctionHandler(lambda batch: [0], min_batch_size=3).predict([1, 2, 3])
 
 
 def test_each_call_gets_inference_args_of_its_own():

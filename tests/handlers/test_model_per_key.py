@@ -8,9 +8,9 @@ import apache_beam as beam
 import numpy as np
 import pytest
 
+from common import RUNNER, CollectElements, Doubler, run
 from runinference import KeyedModelHandler, KeyModelMapping, RunInference
 from runinference.errors import ElementError, OptionError, UnknownKeyError
-from tiny import RUNNER, Catch, Doubler, run
 
 
 def doublers(**options):
@@ -138,10 +138,10 @@ def test_an_element_whose_key_can_change_is_set_aside_alone(batched):
     with beam.Pipeline(runner=RUNNER) as pipeline:
         main, failed = pipeline | beam.Create([pairs] if batched else pairs) | results
         found = []
-        main | "main" >> beam.ParDo(Catch(found))
-        failed.failed_inferences | "failed" >> beam.ParDo(Catch(errors))
-    assert sorted(number(pair) for pair in Catch.take(found)) == [("a", 2), ("c", 6)]
-    errors = Catch.take(errors)
+        main | "main" >> beam.ParDo(CollectElements(found))
+        failed.failed_inferences | "failed" >> beam.ParDo(CollectElements(errors))
+    assert sorted(number(pair) for pair in CollectElements.take(found)) == [("a", 2), ("c", 6)]
+    errors = CollectElements.take(errors)
     assert {error[0] for _, error in errors} == {ElementError}
     assert sorted(type(key).__name__ for (key, _), _ in errors) == sorted(
         type(key).__name__ for key in CHANGING

@@ -8,9 +8,9 @@ import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 from apache_beam.transforms.window import TimestampedValue
 
+from common import RUNNER, CollectElements
 from pipelines.by_hand import add
 from pipelines.case import WINDOWS, Case, Outcome, number_of
-from tiny import RUNNER, Catch
 
 
 def run(case: Case) -> Outcome:
@@ -32,15 +32,15 @@ def run(case: Case) -> Outcome:
     results = elements | case.transform()
     if case.aside:
         results, letters = results
-        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
         for where, each in (
             ("before", letters.failed_preprocessing),
             ("after", letters.failed_postprocessing),
         ):
             for number, failed in enumerate(each):
                 tagged = failed | f"{where} {number}" >> beam.Map(lambda x, w: (w, x), where)
-                _ = tagged | f"caught {where} {number}" >> beam.ParDo(Catch(functions))
-    _ = results | "good" >> beam.ParDo(Catch(good))
+                _ = tagged | f"caught {where} {number}" >> beam.ParDo(CollectElements(functions))
+    _ = results | "good" >> beam.ParDo(CollectElements(good))
     running = pipeline.run()
     running.wait_until_finish()
     outcome = Outcome()

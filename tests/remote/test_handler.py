@@ -32,6 +32,7 @@ from apache_beam.ml.inference import base as beam_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import RUNNER, CollectElements, run
 from runinference import KeyedModelHandler, ModelHandler, RunInference
 from runinference.errors import (
     OptionError,
@@ -40,7 +41,6 @@ from runinference.errors import (
     UnknownOptionError,
 )
 from runinference.remote.handler import Backoff, RemoteModelHandler
-from tiny import RUNNER, Catch, run
 
 AT_ONCE = Backoff(initial_secs=0)
 SECONDS = 30  # until a test gives up on threads that should have met
@@ -1034,7 +1034,7 @@ def test_what_became_of_parts_is_not_believed_where_another_handler_cut_the_batc
     with beam.Pipeline(runner=RUNNER) as pipeline:
         elements = pipeline | beam.Create(words, reshuffle=False)
         results, letters = elements | RunInference(handler).with_exception_handling()
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    assert Catch.take(good) == [(word, word.upper()) for word in words if word != "bad"]
-    assert [word for word, _ in Catch.take(bad)] == ["bad"]
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    assert CollectElements.take(good) == [(word, word.upper()) for word in words if word != "bad"]
+    assert [word for word, _ in CollectElements.take(bad)] == ["bad"]

@@ -7,12 +7,12 @@ from unittest.mock import Mock
 import apache_beam as beam
 import pytest
 
+from common import RUNNER, linear_regression
 from runinference import ModelHandler, RunInference
 from runinference.batching.policy import BatchPolicy
 from runinference.serving.batch_coalescer import BatchCoalescer
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.infer_dofn import InferDoFn
-from tiny import RUNNER, linear_regression
 
 
 class Model:

@@ -28,6 +28,7 @@ from apache_beam.internal import pickler
 from apache_beam.metrics import MetricsFilter
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
+from common import RUNNER, CollectElements, Doubler, FunctionHandler, run
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -43,7 +44,6 @@ from runinference.serving.placement import InProcessModel, SharedProcessModel, m
 from runinference.serving.routing import ModelVersion, make_router
 from runinference.serving.subprocess_model import SubprocessModel
 from runinference.transforms.infer_dofn import InferDoFn
-from tiny import RUNNER, Catch, Doubler, Saying, run
 
 
 class Weights:
@@ -145,7 +145,7 @@ def test_steps_share_a_model_if_they_give_the_same_identifier(together):
     ids=lambda m: type(m).__name__,
 )
 def test_any_object_can_be_a_model_that_is_shared(model):
-    class Returns(Saying):
+    class Returns(FunctionHandler):
         def load_model(self):
             return model
 
@@ -338,8 +338,8 @@ def test_a_large_model_is_freed_after_a_refresh_whatever_thread_called_it_last()
 
 
 def test_of_several_models_each_lives_where_its_own_handler_says():
-    here = Saying(lambda batch: [os.getpid()] * len(batch))
-    shared = Saying(lambda batch: [os.getpid()] * len(batch), large_model=True)
+    here = FunctionHandler(lambda batch: [os.getpid()] * len(batch))
+    shared = FunctionHandler(lambda batch: [os.getpid()] * len(batch), large_model=True)
     handler = KeyedModelHandler([KeyModelMapping(["h"], here), KeyModelMapping(["s"], shared)])
     place = RunInference(handler)._config().place
     found = {key: place(make_router(handler).of((key, 1))) for key in "hs"}
@@ -366,11 +366,11 @@ def test_a_large_model_that_hung_is_given_up_and_a_fresh_one_loaded():
     good, bad = [], []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         results, letters = pipeline | beam.Create([1, 13, 2], reshuffle=False) | transform
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
     Sticky.hung.set()
-    assert sorted(result.example for result in Catch.take(good)) == [1, 2]
-    assert [element for element, _ in Catch.take(bad)] == [13]
+    assert sorted(result.example for result in CollectElements.take(good)) == [1, 2]
+    assert [element for element, _ in CollectElements.take(bad)] == [13]
 
 
 def test_a_model_that_cannot_be_loaded_is_the_same_error_wherever_it_lives():
@@ -405,7 +405,7 @@ def test_all_copies_of_a_model_take_their_turns():
 def test_nothing_that_goes_between_processes_is_held_back():
     """Without TCP_NODELAY at both ends a batch of 16 to 64 kB took 40 ms; with it, half a millisecond."""
     before = set(connections())
-    handler = Saying(lambda batch: batch, large_model=True)
+    handler = FunctionHandler(lambda batch: batch, large_model=True)
     model = SharedProcessModel(
         ModelVersion("", handler, resolve_policy(handler)), tag=f"test-{uuid.uuid4()}"
     )

@@ -9,8 +9,8 @@ from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms import window
 from apache_beam.utils.timestamp import Timestamp
 
+from common import RUNNER, CollectElements, Doubler, FunctionHandler
 from runinference import KeyedModelHandler, KeyModelMapping, RunInference
-from tiny import RUNNER, Catch, Doubler, Saying
 
 
 def stream(elements, per_bundle=1):
@@ -29,8 +29,8 @@ def run_stream(events, transform, windows=None):
         elements = pipeline | events
         if windows is not None:
             elements |= beam.WindowInto(windows)
-        _ = elements | transform | beam.ParDo(Catch(caught))
-    Catch.take(caught)
+        _ = elements | transform | beam.ParDo(CollectElements(caught))
+    CollectElements.take(caught)
     return caught
 
 
@@ -112,8 +112,8 @@ def test_in_a_batch_pipeline_everything_comes_out():
     caught = []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         numbers = pipeline | beam.Create(range(100))
-        _ = numbers | RunInference(handler) | beam.ParDo(Catch(caught))
-    assert sorted(result.example for result in Catch.take(caught)) == list(range(100))
+        _ = numbers | RunInference(handler) | beam.ParDo(CollectElements(caught))
+    assert sorted(result.example for result in CollectElements.take(caught)) == list(range(100))
     assert max(handler.sizes) == 7
 
 
@@ -138,7 +138,7 @@ def test_what_fails_while_others_wait_is_set_aside(bad):
             raise ValueError("two")
         return batch
 
-    handler = Saying(
+    handler = FunctionHandler(
         refuse,
         min_batch_size=4,
         max_batch_size=4,
@@ -150,10 +150,10 @@ def test_what_fails_while_others_wait_is_set_aside(bad):
     with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True)) as pipeline:
         elements = pipeline | stream([(e, t) for t, e in enumerate([1, bad, 3, 4, 5])])
         results, letters = elements | RunInference(handler).with_exception_handling()
-        results | "good" >> beam.ParDo(Catch(good))
-        letters.failed_inferences | "failed" >> beam.ParDo(Catch(failed))
-    assert sorted(Catch.take(good)) == [1, 3, 4, 5]
-    assert [letter[0] for letter in Catch.take(failed)] == [bad]
+        results | "good" >> beam.ParDo(CollectElements(good))
+        letters.failed_inferences | "failed" >> beam.ParDo(CollectElements(failed))
+    assert sorted(CollectElements.take(good)) == [1, 3, 4, 5]
+    assert [letter[0] for letter in CollectElements.take(failed)] == [bad]
 
 
 def test_an_element_without_a_length_is_set_aside_and_does_no_harm_to_those_that_wait():
@@ -163,10 +163,10 @@ def test_an_element_without_a_length_is_set_aside_and_does_no_harm_to_those_that
     with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True)) as pipeline:
         elements = pipeline | stream([(1, 1), (13, 2), (2, 3)])
         results, letters = elements | RunInference(handler).with_exception_handling()
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    assert sorted(result.example for result in Catch.take(good)) == [1, 2]
-    assert [element for element, _ in Catch.take(bad)] == [13]
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    assert sorted(result.example for result in CollectElements.take(good)) == [1, 2]
+    assert [element for element, _ in CollectElements.take(bad)] == [13]
 
 
 def _length(number: int) -> int:

@@ -14,10 +14,10 @@ from apache_beam.transforms import window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import RUNNER, CollectElements, Doubler, FunctionHandler, linear_regression
 from runinference import KeyedModelHandler, KeyModelMapping, ModelHandler, RunInference
 from runinference.errors import InferenceTimeoutError, OptionError, TooManyFailuresError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from tiny import RUNNER, Catch, Doubler, Saying, linear_regression
 
 
 class Outcome:
@@ -33,16 +33,18 @@ class Outcome:
             )
         transform = (inference or RunInference(handler)).with_exception_handling(**handling)
         results, letters = examples | transform
-        results | "good" >> beam.ParDo(Catch(good))
-        letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
+        results | "good" >> beam.ParDo(CollectElements(good))
+        letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
         for i, failed in enumerate(letters.failed_preprocessing):
-            failed | f"before{i}" >> beam.ParDo(Catch(before))
+            failed | f"before{i}" >> beam.ParDo(CollectElements(before))
         for i, failed in enumerate(letters.failed_postprocessing):
-            failed | f"after{i}" >> beam.ParDo(Catch(after))
+            failed | f"after{i}" >> beam.ParDo(CollectElements(after))
         self.result = pipeline.run()
         self.result.wait_until_finish()
         self.timed = {"good": good, "bad": bad}
-        self.good, self.bad, self.before, self.after = map(Catch.take, (good, bad, before, after))
+        self.good, self.bad, self.before, self.after = map(
+            CollectElements.take, (good, bad, before, after)
+        )
 
     def counter(self, name: str) -> int:
         found = self.result.metrics().query(MetricsFilter().with_name(name))["counters"]
@@ -84,7 +86,7 @@ def test_all_good_elements_get_results_and_all_bad_ones_are_aside(numbers, size)
 
 def test_results_and_dead_letters_keep_their_window_and_timestamp():
     outcome = Outcome(
-        range(30), Saying(_refuse_seven, min_batch_size=8, max_batch_size=8), timed=True
+        range(30), FunctionHandler(_refuse_seven, min_batch_size=8, max_batch_size=8), timed=True
     )
     [(letter, stamp, its_window)] = outcome.timed["bad"]
     assert letter[0] == stamp == 17
@@ -154,7 +156,7 @@ def test_the_threshold_counts_records_not_batches(n_bad, stops):
 
 
 def test_too_few_results_are_set_aside_and_counted():
-    outcome = Outcome([1, 2, 3], Saying(lambda batch: batch[:-1], min_batch_size=3))
+    outcome = Outcome([1, 2, 3], FunctionHandler(lambda batch: batch[:-1], min_batch_size=3))
     assert len(outcome.bad) == 3
     assert outcome.good == []
 
@@ -166,7 +168,7 @@ def test_an_error_while_a_lazy_result_is_read_is_set_aside_and_counted():
                 raise RuntimeError("broke while it was read")
             yield element
 
-    outcome = Outcome([1, 2, 3], Saying(lazily, min_batch_size=3))
+    outcome = Outcome([1, 2, 3], FunctionHandler(lazily, min_batch_size=3))
     assert sorted(outcome.good) == [1, 3]
     assert [element for element, _ in outcome.bad] == [2]
     assert outcome.counter("failed_batches_counter") > 0
@@ -178,7 +180,7 @@ def test_out_of_memory_is_halved_with_and_without_exception_handling():
             raise MemoryError("too many")
         return batch
 
-    handler = Saying(tight, min_batch_size=40, max_batch_size=40)
+    handler = FunctionHandler(tight, min_batch_size=40, max_batch_size=40)
     assert sorted(Outcome(range(100), handler).good) == list(range(100))
 
 
@@ -214,7 +216,7 @@ def test_a_timeout_of_the_handlers_own_is_told_apart():
     def slow_server(batch):
         raise TimeoutError("the server did not answer")
 
-    outcome = Outcome([1], Saying(slow_server), timeout=30)
+    outcome = Outcome([1], FunctionHandler(slow_server), timeout=30)
     [(_, (kind, _, _))] = outcome.bad
     assert kind is TimeoutError
     assert outcome.counter("inference_timeouts") == 0

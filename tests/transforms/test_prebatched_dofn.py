@@ -14,6 +14,7 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.transforms import window
 
 from collate.test_unsplit import Sums
+from common import RUNNER, CollectElements, Doubler, FunctionHandler, linear_regression, run
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -28,7 +29,6 @@ from runinference.errors import InferenceTimeoutError, OptionError, OutOfMemoryE
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from runinference.transforms.coders import result_type
-from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
 ARRAYS = [np.arange(n, dtype=float).reshape(-1, 1) for n in (3, 5, 1)]
 
@@ -54,9 +54,11 @@ def with_letters(elements, transform):
     good, bad = [], []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         results, letters = pipeline | beam.Create(elements, reshuffle=False) | transform
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    return Catch.take(good), [(element, said) for element, (_, said, _) in Catch.take(bad)]
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    return CollectElements.take(good), [
+        (element, said) for element, (_, said, _) in CollectElements.take(bad)
+    ]
 
 
 def test_each_array_gets_one_result(twice):
@@ -75,9 +77,9 @@ def test_a_result_has_the_time_and_the_windows_of_its_array(twice, windows):
             created
             | beam.WindowInto(windows)
             | RunInference(whole(twice))
-            | beam.ParDo(Catch(caught))
+            | beam.ParDo(CollectElements(caught))
         )
-    Catch.take(caught)
+    CollectElements.take(caught)
     assert {(timestamp.micros, its.start <= 7 < its.end) for _, timestamp, its in caught} == {
         (7_000_000, True)
     }
@@ -202,7 +204,7 @@ def test_an_array_that_memory_does_not_suffice_for_is_not_divided():
             raise MemoryError("no room")
         return batch
 
-    handler = whole(Saying(say))
+    handler = whole(FunctionHandler(say))
     _, [(element, said)] = with_letters(ARRAYS, RunInference(handler).with_exception_handling())
     assert len(element) == 5
     assert "an element of 5 rows" in said
@@ -252,9 +254,9 @@ def test_a_refresh_takes_over(tmp_path, twice):
             pipeline
             | beam.Create(ARRAYS)
             | RunInference(whole(twice), model_metadata_pcoll=names)
-            | beam.ParDo(Catch(caught))
+            | beam.ParDo(CollectElements(caught))
         )
-    results = Catch.take(caught)
+    results = CollectElements.take(caught)
     assert sorted(map(len, inferences(results))) == [1, 3, 5]
     assert {result.model_id for result in results} == {thrice}
 

@@ -16,11 +16,11 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.transforms import window
 from apache_beam.typehints import typehints
 
+from common import RUNNER, CollectElements, Doubler, FunctionHandler, linear_regression, run
 from runinference import KeyedModelHandler, PredictionResult, RunInference
 from runinference.errors import OptionError, ResultMismatchError, UnknownOptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.infer_dofn import InferDoFn
-from tiny import RUNNER, Catch, Doubler, Saying, linear_regression, run
 
 
 def test_every_element_comes_out_once():
@@ -44,9 +44,9 @@ def test_each_result_keeps_its_own_timestamp_and_window():
             | beam.Map(lambda n: window.TimestampedValue(n, n))
             | beam.WindowInto(window.FixedWindows(5))
             | RunInference(Doubler("windows", min_batch_size=8, max_batch_size=8))
-            | beam.ParDo(Catch(caught))
+            | beam.ParDo(CollectElements(caught))
         )
-    Catch.take(caught)
+    CollectElements.take(caught)
     assert len(caught) == 20
     for result, timestamp, its_window in caught:
         assert timestamp == result.example
@@ -61,9 +61,9 @@ def test_an_element_in_several_windows_has_a_result_in_each():
             | beam.Create([window.TimestampedValue("x", 7)], reshuffle=False)
             | beam.WindowInto(window.SlidingWindows(10, 5))
             | RunInference(Doubler("sliding"))
-            | beam.ParDo(Catch(caught))
+            | beam.ParDo(CollectElements(caught))
         )
-    Catch.take(caught)
+    CollectElements.take(caught)
     assert sorted(w.start for _, _, w in caught) == [0, 5]
 
 
@@ -114,7 +114,7 @@ def drive(do_fn):
 
 def test_a_step_that_returns_too_few_results_is_an_error_with_both_lengths():
     with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 8"):
-        run(range(8), RunInference(Saying(lambda batch: [0], min_batch_size=8)))
+        run(range(8), RunInference(FunctionHandler(lambda batch: [0], min_batch_size=8)))
 
 
 def test_an_unknown_keyword_names_the_nearest_one():
@@ -138,7 +138,7 @@ def test_a_lazy_error_is_raised_and_counted():
         raise RuntimeError("broke while it was read")
 
     pipeline = beam.Pipeline(runner=RUNNER)
-    _ = pipeline | beam.Create([1, 2]) | RunInference(Saying(lazily))
+    _ = pipeline | beam.Create([1, 2]) | RunInference(FunctionHandler(lazily))
     with pytest.raises(RuntimeError, match="broke while it was read"):
         pipeline.run().wait_until_finish()
 
@@ -210,7 +210,7 @@ def test_annotations_are_the_same_from_run_to_run():
         return RunInference(Doubler("noted"), model_identifier="the-model").annotations()
 
     assert annotations() == annotations()
-    assert annotations()["model_handler_type"] == "tiny.Doubler"
+    assert annotations()["model_handler_type"] == "common.Doubler"
     assert annotations()["model_identifier"] == "the-model"
     assert "0x" not in str(annotations())
 
@@ -226,17 +226,20 @@ def test_a_monitoring_transform_gets_predictions_before_they_are_postprocessed()
     with beam.Pipeline(runner=RUNNER) as pipeline:
         numbers = pipeline | beam.Create([1, 2])
         plain = RunInference(handler)
-        monitored = plain.with_monitoring_transform(beam.ParDo(Catch(seen)))
+        monitored = plain.with_monitoring_transform(beam.ParDo(CollectElements(seen)))
         assert monitored is not plain
-        _ = numbers | monitored | beam.ParDo(Catch(results))
-    assert sorted(Catch.take(seen)) == [(1, 2, "monitored"), (2, 4, "monitored")]
-    assert sorted(Catch.take(results)) == [2, 4]
+        _ = numbers | monitored | beam.ParDo(CollectElements(results))
+    assert sorted(CollectElements.take(seen)) == [(1, 2, "monitored"), (2, 4, "monitored")]
+    assert sorted(CollectElements.take(results)) == [2, 4]
 
 
 def test_a_monitoring_transform_may_be_given_at_once():
     seen = []
-    run([1], RunInference(Doubler("at-once"), monitoring_transform=beam.ParDo(Catch(seen))))
-    assert Catch.take(seen) == [(1, 2, "at-once")]
+    run(
+        [1],
+        RunInference(Doubler("at-once"), monitoring_transform=beam.ParDo(CollectElements(seen))),
+    )
+    assert CollectElements.take(seen) == [(1, 2, "at-once")]
 
 
 class Hinting(Doubler):
@@ -280,7 +283,7 @@ def test_annotations_that_name_what_cannot_be_found_do_no_harm():
     class Row:
         pass
 
-    class Annotated(Saying):
+    class Annotated(FunctionHandler):
         def run_inference(self, batch: list[Row], model: Any, inference_args: Any = None) -> Any:
             return model(batch)
 
@@ -294,26 +297,26 @@ def test_a_data_frame_is_a_batch_of_its_rows():
         return list(2 * frame["number"])
 
     frame = pd.DataFrame({"number": [1, -2, 3], "name": list("abc")})
-    handler = Saying(say).with_no_batching()
+    handler = FunctionHandler(say).with_no_batching()
     assert run([frame[:1], frame[2:]], RunInference(handler)) == [2, 6]
     good, bad = [], []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         frames = pipeline | beam.Create([frame], reshuffle=False)
         results, letters = frames | RunInference(handler).with_exception_handling()
-        _ = results | "good" >> beam.ParDo(Catch(good))
-        _ = letters.failed_inferences | "bad" >> beam.ParDo(Catch(bad))
-    assert Catch.take(good) == [2, 6]
-    [(row, _)] = Catch.take(bad)
+        _ = results | "good" >> beam.ParDo(CollectElements(good))
+        _ = letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+    assert CollectElements.take(good) == [2, 6]
+    [(row, _)] = CollectElements.take(bad)
     assert row.to_dict("list") == {"number": [-2], "name": ["b"]}
 
 
 def test_a_sparse_matrix_may_be_a_batch():
-    handler = Saying(lambda matrix: matrix.sum(axis=1).A1).with_no_batching()
+    handler = FunctionHandler(lambda matrix: matrix.sum(axis=1).A1).with_no_batching()
     matrix = scipy.sparse.csr_matrix(np.eye(3))
     assert run([matrix], RunInference(handler)) == [1, 1, 1]
     good = []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         matrices = pipeline | beam.Create([matrix], reshuffle=False)
         results, _ = matrices | RunInference(handler).with_exception_handling()
-        _ = results | beam.ParDo(Catch(good))
-    assert Catch.take(good) == [1, 1, 1]
+        _ = results | beam.ParDo(CollectElements(good))
+    assert CollectElements.take(good) == [1, 1, 1]

@@ -12,14 +12,14 @@ from apache_beam.transforms.window import (
     WindowedValue,
 )
 
+from common import RUNNER, CollectElements, FunctionHandler
 from runinference import KeyedModelHandler, RunInference
 from runinference.errors import OptionError
 from runinference.transforms.infer_dofn import InferDoFn
 from runinference.transforms.side_inputs import are_equal
-from tiny import RUNNER, Catch, Saying
 
 
-class Scaled(Saying):
+class Scaled(FunctionHandler):
     """Multiplies by an argument; notes each batch with it."""
 
     calls: list[tuple[list[float], int]] = []
@@ -54,8 +54,8 @@ def scaled(handler, **options):
         if isinstance(handler, KeyedModelHandler):
             numbers |= beam.WithKeys(str)
         step = RunInference(handler, inference_args=beam.pvalue.AsDict(given), **options)
-        _ = numbers | step | beam.ParDo(Catch(good))
-    return sorted(Catch.take(good))
+        _ = numbers | step | beam.ParDo(CollectElements(good))
+    return sorted(CollectElements.take(good))
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_arguments_that_are_no_dictionary_or_do_not_suit_the_handler_are_refused
         step = RunInference(Scaled(), inference_args=beam.pvalue.AsSingleton(wrong))
         _, letters = pipeline | "one" >> beam.Create([1]) | step.with_exception_handling()
         bad: list = []
-        _ = letters.failed_inferences | beam.ParDo(Catch(bad))
-    [(element, (kind, message, _))] = Catch.take(bad)
+        _ = letters.failed_inferences | beam.ParDo(CollectElements(bad))
+    [(element, (kind, message, _))] = CollectElements.take(bad)
     assert (element, kind) == (1, OptionError)
     assert "Give beam.pvalue.AsDict" in message
 

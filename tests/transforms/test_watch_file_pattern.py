@@ -17,6 +17,7 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from common import RUNNER, CollectElements, linear_regression
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -30,7 +31,6 @@ from runinference.errors import OptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.infer_dofn import InferDoFn
 from runinference.transforms.watch_file_pattern import AsLatest, _Newest
-from tiny import RUNNER, Catch, linear_regression
 
 GLOBAL = window.GlobalWindow()
 
@@ -274,10 +274,14 @@ def test_a_pipeline_takes_its_model_from_a_side_input(tmp_path):
     pipeline = beam.Pipeline(runner=RUNNER)
     metadata = pipeline | "new" >> beam.Create([ModelMetadata(new, "new")])
     rows = pipeline | beam.Create([np.array([1.0])])
-    _ = rows | RunInference(handler, model_metadata_pcoll=metadata) | beam.ParDo(Catch(caught))
+    _ = (
+        rows
+        | RunInference(handler, model_metadata_pcoll=metadata)
+        | beam.ParDo(CollectElements(caught))
+    )
     result = pipeline.run()
     result.wait_until_finish()
-    [prediction] = Catch.take(caught)
+    [prediction] = CollectElements.take(caught)
     assert round(float(prediction.inference), 6) == 5
     assert prediction.model_id == new
     assert result.metrics().query(MetricsFilter().with_name("new_num_inferences"))["counters"]
@@ -289,8 +293,12 @@ def test_an_empty_side_input_leaves_the_handlers_own_model(tmp_path):
     with beam.Pipeline(runner=RUNNER) as pipeline:
         metadata = pipeline | "none" >> beam.Create([])
         rows = pipeline | beam.Create([np.array([1.0])])
-        _ = rows | RunInference(handler, model_metadata_pcoll=metadata) | beam.ParDo(Catch(caught))
-    [prediction] = Catch.take(caught)
+        _ = (
+            rows
+            | RunInference(handler, model_metadata_pcoll=metadata)
+            | beam.ParDo(CollectElements(caught))
+        )
+    [prediction] = CollectElements.take(caught)
     assert round(float(prediction.inference), 6) == 2
 
 
@@ -309,8 +317,8 @@ def test_each_window_has_the_model_that_was_named_in_it():
             | beam.WindowInto(window.FixedWindows(10))
         )
         transform = RunInference(FromPath("first", max_batch_size=3), model_metadata_pcoll=named)
-        _ = numbers | transform | beam.ParDo(Catch(caught))
-    spoke = {result.example: result.inference for result in Catch.take(caught)}
+        _ = numbers | transform | beam.ParDo(CollectElements(caught))
+    spoke = {result.example: result.inference for result in CollectElements.take(caught)}
     assert spoke == {n: "aba"[n // 10] for n in range(30)}
     assert sorted(FromPath.loads) == ["a", "b"]
 
@@ -352,8 +360,10 @@ def test_a_file_changes_while_a_stream_flows_and_the_new_model_speaks(tmp_path):
             interval=0.5,
             stop_timestamp=stop,
         )
-        _ = results | beam.ParDo(Switch(hidden, new)) | beam.ParDo(Catch(caught))
-    spoke = [(round(float(result.inference)), result.model_id) for result in Catch.take(caught)]
+        _ = results | beam.ParDo(Switch(hidden, new)) | beam.ParDo(CollectElements(caught))
+    spoke = [
+        (round(float(result.inference)), result.model_id) for result in CollectElements.take(caught)
+    ]
     assert spoke[0] == (2, old)
     assert spoke[-1] == (5, new)
     assert set(spoke) == {(2, old), (5, new)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import run
 from runinference import RunInference
 from runinference.errors import (
     BatchShapeError,
@@ -20,7 +21,6 @@ from runinference.pytorch_inference import (
     PytorchModelHandlerKeyedTensor,
     PytorchModelHandlerTensor,
 )
-from tiny import run
 
 ROWS = torch.arange(12.0).reshape(6, 2)
 FREE = {0: torch.export.Dim.AUTO}

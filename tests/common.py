@@ -1,4 +1,4 @@
-"""Small real handlers and models that the tests share."""
+"""Helpers that many tests share: running a pipeline, collecting its elements, and small handlers and models."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from sklearn.linear_model import LinearRegression
 
 from runinference import ModelHandler, PredictionResult
 
-#: A runner that needs no network.
+#: Beam's embedded runner, which needs no network.
 RUNNER = "FnApiRunner"
 
 
 def run(elements: Any, transform: beam.PTransform, **options: Any) -> list[Any]:
-    """What a transform makes of elements, in a pipeline on the embedded runner."""
-    caught: list[Any] = []
+    """Apply a transform to elements in a pipeline and return its output elements."""
+    collected: list[Any] = []
     with beam.Pipeline(runner=RUNNER, **options) as pipeline:
         results = pipeline | beam.Create(elements, reshuffle=False) | transform
-        results | "catch" >> beam.ParDo(Catch(caught))
-    return Catch.take(caught)
+        results | "collect" >> beam.ParDo(CollectElements(collected))
+    return CollectElements.take(collected)
 
 
-class Catch(beam.DoFn):
-    """Keeps what passes, with its window and timestamp, for the test to look at."""
+class CollectElements(beam.DoFn):
+    """Append each element, with its timestamp and window, to a list of the test."""
 
-    kept: dict[int, list[Any]] = {}
+    lists: dict[int, list[Any]] = {}
 
     def __init__(self, into: list[Any]) -> None:
         self.name = id(into)
-        self.kept[self.name] = into
+        self.lists[self.name] = into
 
     def process(
         self,
@@ -42,16 +42,17 @@ class Catch(beam.DoFn):
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
     ) -> None:
-        self.kept[self.name].append((element, timestamp, window))
+        self.lists[self.name].append((element, timestamp, window))
 
     @classmethod
     def take(cls, into: list[Any]) -> list[Any]:
-        cls.kept.pop(id(into), None)
+        """Return the collected elements and stop collecting."""
+        cls.lists.pop(id(into), None)
         return [element for element, _, _ in into]
 
 
 class Doubler(ModelHandler[float, PredictionResult, Any]):
-    """Doubles numbers; remembers the batches of all its copies in this process."""
+    """Double numbers and record the batches and loads of all copies of the handler in this process."""
 
     batches: dict[str, list[list[Any]]] = {}
     loads: dict[str, int] = {}
@@ -78,22 +79,22 @@ class Doubler(ModelHandler[float, PredictionResult, Any]):
         return [len(batch) for batch in self.batches[self.name]]
 
 
-class Saying(ModelHandler[Any, Any, Any]):
-    """Answers a batch with whatever a function makes of it."""
+class FunctionHandler(ModelHandler[Any, Any, Any]):
+    """Use a function of the batch as the model."""
 
-    def __init__(self, say: Callable[[list[Any]], Any], **options: Any) -> None:
+    def __init__(self, function: Callable[[list[Any]], Any], **options: Any) -> None:
         super().__init__(**options)
-        self.say = say
+        self.function = function
 
     def load_model(self) -> Any:
-        return self.say
+        return self.function
 
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
         return model(batch)
 
 
 def linear_regression(path: Path, slope: float = 2.0) -> str:
-    """The path of a pickled estimator that multiplies one feature by ``slope``."""
+    """Pickle a linear regression that multiplies its one feature by `slope`, and return the path."""
     model = LinearRegression().fit(np.arange(4.0).reshape(-1, 1), slope * np.arange(4.0))
     path.write_bytes(pickle.dumps(model))
     return str(path)

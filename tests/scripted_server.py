@@ -1,4 +1,4 @@
-"""A server on this machine that does what a script says, well or badly, and remembers what it was asked."""
+"""A local HTTP server that replies, or fails to reply, as scripted, and records the requests that it gets."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-SECONDS = 30  # until a test gives up
+MAX_SECONDS = 30  # how long a request without a reply stays open
 
 
 @dataclass(frozen=True)
-class Say:
-    """An answer: its status, its headers, and its body, which is text, or will be JSON."""
+class Reply:
+    """A complete reply.
+
+    Attributes:
+        status: The HTTP status code.
+        body: The body. Anything but text is sent as JSON.
+        headers: Headers to send in addition to `Content-Length`, or instead of it.
+    """
 
     status: int = 200
     body: object = ""
     headers: dict = field(default_factory=dict)
 
-    def to(self, handler):
+    def send(self, handler):
         text = self.body if isinstance(self.body, str) else json.dumps(self.body)
         content = text.encode()
         handler.send_response(self.status)
@@ -29,39 +35,39 @@ class Say:
         handler.wfile.write(content)
 
 
-class Drop:
-    """Breaks the connection in place of an answer."""
+class DropConnection:
+    """Close the connection without a reply."""
 
-    def to(self, handler):
+    def send(self, handler):
         handler.close_connection = True
         handler.connection.shutdown(2)
 
 
-class Half:
-    """Says that more comes than does."""
+class TruncatedReply:
+    """Announce more bytes than are sent."""
 
-    def to(self, handler):
-        Say(200, '{"choices": [', {"Content-Length": "1000"}).to(handler)
-        Drop().to(handler)
+    def send(self, handler):
+        Reply(200, '{"choices": [', {"Content-Length": "1000"}).send(handler)
+        DropConnection().send(handler)
 
 
-class Silence:
-    """Says nothing until the server ends."""
+class NoReply:
+    """Send nothing until the server shuts down."""
 
-    def to(self, handler):
+    def send(self, handler):
         handler.close_connection = True
-        handler.server.ended.wait(SECONDS)
+        handler.server.stopping.wait(MAX_SECONDS)
 
 
-class Trickle:
-    """Sends a byte now and then, and never all."""
+class SlowReply:
+    """Send a byte every 50 ms and never finish."""
 
-    def to(self, handler):
+    def send(self, handler):
         handler.close_connection = True
         handler.send_response(200)
         handler.send_header("Content-Length", "100000")
         handler.end_headers()
-        while not handler.server.ended.wait(0.05):
+        while not handler.server.stopping.wait(0.05):
             try:
                 handler.wfile.write(b" ")
                 handler.wfile.flush()
@@ -69,20 +75,20 @@ class Trickle:
                 return
 
 
-class Faulty(ThreadingHTTPServer):
-    """Answers by the script first, and then by a function of the parsed request."""
+class ScriptedServer(ThreadingHTTPServer):
+    """Send the replies of a script in order, then call a function of the parsed request for each reply."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script, then):
+    def __init__(self, script, default):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = list(script)
-        self.then = then
-        self.asked = []
-        self.headers_seen = []
+        self.default = default
+        self.requests = []
+        self.request_headers = []
         self.lock = threading.Lock()
-        self.ended = threading.Event()
+        self.stopping = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -94,12 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length", 0))
         body = json.loads(self.rfile.read(length)) if length else None
         with self.server.lock:
-            self.server.asked.append(body)
-            self.server.headers_seen.append(dict(self.headers))
-            line = self.server.script.pop(0) if self.server.script else None
-        if line is None:
-            line = self.server.then(body)
-        (line if hasattr(line, "to") else Say(200, line)).to(self)
+            self.server.requests.append(body)
+            self.server.request_headers.append(dict(self.headers))
+            reply = self.server.script.pop(0) if self.server.script else None
+        if reply is None:
+            reply = self.server.default(body)
+        (reply if hasattr(reply, "send") else Reply(200, reply)).send(self)
 
     def do_GET(self):
         self.do_POST()
@@ -109,14 +115,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty(*script, then=lambda body: body):
-    """The server, while the block lasts."""
-    with Faulty(script, then) as server:
+def scripted_server(*script, default=lambda body: body):
+    """Run a `ScriptedServer` in a thread while the block runs. By default, it echoes requests."""
+    with ScriptedServer(script, default) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
             yield server
         finally:
-            server.ended.set()
+            server.stopping.set()
             server.shutdown()
             thread.join()
