@@ -71,7 +71,7 @@ def package(module: str) -> str:
         return "facade"
     if module in SHARED:
         return "shared"
-    if module.endswith("_inference"):
+    if module.count(".") == 1 and module.endswith("_inference"):
         return "public handlers"
     return module.split(".")[1]
 

@@ -195,7 +195,7 @@ def test_models_of_every_kind_are_whole(tmp_path, options, labels):
 def test_threads_share_a_call_which_gives_each_its_own(models):
     path, model = pick(models, "arrays")
     handler = LightGBMModelHandlerNumpy(path)
-    assert RunInference(handler)._config().joins
+    assert RunInference(handler)._config().session.dynamic_batching
     together = handler.run_inference(list(ROWS), handler.load_model())
     alone = [model.predict(row[None])[0] for row in ROWS]
     np.testing.assert_array_equal([result.inference for result in together], alone)

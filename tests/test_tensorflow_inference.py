@@ -34,8 +34,8 @@ from runinference.errors import (
     ModelNotFoundError,
     OptionError,
     ResultMismatchError,
+    is_out_of_memory,
 )
-from runinference.handlers.error_policy import is_out_of_memory
 from test_sklearn_inference import InMemory
 
 pytestmark = pytest.mark.xdist_group("tensorflow")  # one process pays for the import
@@ -500,4 +500,4 @@ def test_without_tensorflow_the_error_names_the_extra():
 
 @pytest.mark.parametrize("handler", [Numpy, Tensor])
 def test_threads_may_share_a_call(handler):
-    assert RunInference(handler("model.keras"))._config().joins
+    assert RunInference(handler("model.keras"))._config().session.dynamic_batching

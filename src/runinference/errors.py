@@ -160,6 +160,13 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {spelt[found[0]]!r}?" if found else ""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the machine or a GPU is out of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return True  # TensorFlow's error
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+
+
 def missing_key_error(element: Any) -> ElementError:
     """The error for an element that should have a key, and has none."""
     return ElementError(

@@ -176,7 +176,7 @@ def threads_of_a_step(n, memory=1_000):
     threads = [Noting(step) for _ in range(n)]
     for thread in threads:
         thread.setup()
-    version = threads[0]._router.of(None)
+    version = threads[0]._router.route(None)
 
     def call_together():
         Gated.gate = gate = threading.Event()
@@ -184,7 +184,11 @@ def threads_of_a_step(n, memory=1_000):
         with ThreadPoolExecutor(n) as pool:
             outcomes = [pool.submit(threads[0]._outcomes, version, [0, 0, 0, 0])]
             assert Gated.entered.wait(30)
-            line = threads[0]._models.coalescer_for(step.models.name, version.name, version)._line
+            line = (
+                threads[0]
+                ._session.models.coalescer_for(step.session.models.name, version.name, version)
+                ._line
+            )
             for number, thread in enumerate(threads[1:], start=1):
                 outcomes.append(pool.submit(thread._outcomes, version, [number] * 4))
                 while len(line) < number:
@@ -226,5 +230,7 @@ def test_calls_whose_arguments_may_differ_are_not_shared(tmp_path):
     handler = SklearnModelHandlerNumpy(model_uri=linear_regression(tmp_path / "model.pickle"))
     with beam.Pipeline(runner=RUNNER) as pipeline:
         arguments = beam.pvalue.AsDict(pipeline | beam.Create([("a", 1)]))
-        assert RunInference(handler, inference_args={"a": 1})._config().joins
-        assert not RunInference(handler, inference_args=arguments)._config().joins
+        assert RunInference(handler, inference_args={"a": 1})._config().session.dynamic_batching
+        assert (
+            not RunInference(handler, inference_args=arguments)._config().session.dynamic_batching
+        )

@@ -341,8 +341,8 @@ def test_of_several_models_each_lives_where_its_own_handler_says():
     here = FunctionHandler(lambda batch: [os.getpid()] * len(batch))
     shared = FunctionHandler(lambda batch: [os.getpid()] * len(batch), large_model=True)
     handler = KeyedModelHandler([KeyModelMapping(["h"], here), KeyModelMapping(["s"], shared)])
-    place = RunInference(handler)._config().place
-    found = {key: place(make_router(handler).of((key, 1))) for key in "hs"}
+    place = RunInference(handler)._config().session.placement
+    found = {key: place(make_router(handler).route((key, 1))) for key in "hs"}
     assert {key: type(model) for key, model in found.items()} == {
         "h": InProcessModel,
         "s": SharedProcessModel,

@@ -76,6 +76,10 @@ def handler(tmp_path):
     (tmp_path / "enough").touch()  # threads that hang end
 
 
+def changed(config, **changes):
+    return replace(config, session=replace(config.session, **changes))
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():
@@ -90,7 +94,7 @@ def test_a_call_that_hangs_does_no_harm_to_those_of_other_threads(handler, use_s
         use_subprocess=use_subprocess, timeout=120
     )
     step = transform._config()
-    workers = [Worker(replace(step, timeout=2)), *(Worker(step) for _ in range(3))]
+    workers = [Worker(changed(step, timeout=2)), *(Worker(step) for _ in range(3))]
     assert workers[1].bundle(0) == ([0], [])
     with ThreadPoolExecutor(4) as threads:
         stuck = threads.submit(workers[0].bundle, 13)
@@ -133,10 +137,10 @@ class InTurn:
 
 def test_the_time_for_a_call_begins_when_it_is_its_turn(handler):
     step = RunInference(handler).with_exception_handling(timeout=1)._config()
-    step = replace(step, place=InTurn)
-    first, second = Worker(replace(step, timeout=3)), Worker(step)
+    step = changed(step, placement=InTurn)
+    first, second = Worker(changed(step, timeout=3)), Worker(step)
     assert second.bundle(0) == ([0], [])
-    [model] = [entry.model for entry in second.do_fn._models.cache._entries.values()]
+    [model] = [entry.model for entry in second.do_fn._session.models.cache._entries.values()]
     with ThreadPoolExecutor(1) as threads:
         stuck = threads.submit(first.bundle, 13)
         while not model.turn.locked():

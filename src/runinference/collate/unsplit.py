@@ -11,8 +11,7 @@ import numpy as np
 from runinference.collate.pytree import children, rebuild
 from runinference.collate.rows import get_shape
 from runinference.collate.unbatch import describe
-from runinference.errors import OutOfMemoryError, ResultMismatchError
-from runinference.handlers.error_policy import is_out_of_memory
+from runinference.errors import OutOfMemoryError, ResultMismatchError, is_out_of_memory
 from runinference.results import PredictionResult
 
 

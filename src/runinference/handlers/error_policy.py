@@ -14,6 +14,7 @@ from runinference.errors import (
     ModelUnavailableError,
     Part,
     RateLimitExceeded,
+    is_out_of_memory,
     parts_of,
     tell_parts,
 )
@@ -176,13 +177,6 @@ def is_transient(error: BaseException) -> bool:
         for name in ("status_code", "code")
     )
     return any(code in _TRANSIENT_CODES for code in codes if isinstance(code, int))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the machine or on a GPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return True  # the latter is TensorFlow's
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
 
 
 def halved_on_out_of_memory(

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Any
 
 from runinference.batching.policy import BatchPolicy, size_in_bytes
-from runinference.handlers.error_policy import Call, is_out_of_memory
+from runinference.errors import is_out_of_memory
+from runinference.handlers.error_policy import Call
 
 
 class BatchCoalescer:

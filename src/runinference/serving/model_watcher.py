@@ -45,7 +45,7 @@ class ModelWatcher:
         self._due = 0.0
         self._looking = threading.Lock()
 
-    def latest(self) -> ModelMetadata | None:
+    def poll_latest(self) -> ModelMetadata | None:
         """Names the newest file that is younger than the pipeline; the same object while it is the newest."""
         now = self._now()
         if self._due <= now <= self._watch.until and self._looking.acquire(blocking=False):

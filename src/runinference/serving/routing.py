@@ -34,10 +34,10 @@ class ModelVersion:
 class Router(Protocol):
     """Finds the version for an element. Immutable: a refresh makes new routes."""
 
-    def of(self, element: Any) -> ModelVersion:
+    def route(self, element: Any) -> ModelVersion:
         """Where the element goes."""
 
-    def updated(self, update: Any) -> Router:
+    def with_update(self, update: Any) -> Router:
         """The routes after a refresh."""
 
 
@@ -57,10 +57,10 @@ class SingleModelRouter:
         self._handler = handler
         self._version = ModelVersion(name, handler, resolve_policy(handler), prefix=prefix)
 
-    def of(self, element: Any) -> ModelVersion:
+    def route(self, element: Any) -> ModelVersion:
         return self._version
 
-    def updated(self, update: Any) -> SingleModelRouter:
+    def with_update(self, update: Any) -> SingleModelRouter:
         check_metadata(update)
         handler = _copied(self._handler)
         handler.update_model_path(update.model_id)
@@ -87,7 +87,7 @@ class PerKeyRouter:
             versions.update(dict.fromkeys(mapping.keys, version))
         return cls(handler, versions)
 
-    def of(self, element: Any) -> ModelVersion:
+    def route(self, element: Any) -> ModelVersion:
         if not (isinstance(element, tuple) and len(element) == 2):
             raise missing_key_error(element)
         try:
@@ -96,7 +96,7 @@ class PerKeyRouter:
             self._handler.handler_for(element[0])  # raises, and says why
             raise
 
-    def updated(self, update: Any) -> PerKeyRouter:
+    def with_update(self, update: Any) -> PerKeyRouter:
         """Keys that shared a model share the new one if they are given one path."""
         paths = paths_by_key(update, set(self._versions))
         cohorts: dict[tuple[int, str], list[Any]] = {}

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 
-from runinference.errors import ChildDiedError, InferenceTimeoutError, ModelUnavailableError
-from runinference.handlers.error_policy import Call, is_out_of_memory
-from runinference.serving.placement import Model, ModelRegistry
+from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.errors import (
+    ChildDiedError,
+    InferenceTimeoutError,
+    ModelUnavailableError,
+    is_out_of_memory,
+)
+from runinference.handlers.error_policy import Call
+from runinference.serving.placement import Model, Placement
+from runinference.serving.registry import ProcessShared
 from runinference.serving.routing import ModelVersion
-from runinference.transforms.config import InferenceConfig
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -24,7 +32,30 @@ _LOGGER = logging.getLogger(__name__)
 RETRY_REFRESH_SECS = 30
 
 
-class Called(NamedTuple):
+@dataclass(frozen=True)
+class SessionConfig:
+    """How a session loads and calls models.
+
+    Attributes:
+        models: The registry of models of each worker process.
+        placement: Loads a model in this process, in a subprocess or in a shared process.
+        clock: An object with ``time_ns()``.
+        timeout: Seconds to load and call a model; None for no limit.
+        cache_prefix: Precedes the names of models in a cache that several steps share.
+        keep_until_bundle_end: Whether models stay loaded until the bundle ends.
+        dynamic_batching: Whether small batches of several threads may share a call.
+    """
+
+    models: ProcessShared
+    placement: Placement
+    clock: Any = time
+    timeout: float | None = None
+    cache_prefix: str = ""
+    keep_until_bundle_end: bool = False
+    dynamic_batching: bool = False
+
+
+class ModelCall(NamedTuple):
     """A call of the model that went well.
 
     Attributes:
@@ -38,7 +69,7 @@ class Called(NamedTuple):
     nanoseconds: int
 
 
-_Outcome = tuple[list[Any], list[Called]]
+_Outcome = tuple[list[Any], list[ModelCall]]
 
 
 class ModelSession:
@@ -49,9 +80,9 @@ class ModelSession:
     back and forth between two loads each once.
     """
 
-    def __init__(self, models: ModelRegistry, step: InferenceConfig) -> None:
-        self._models = models
-        self._config = step
+    def __init__(self, config: SessionConfig) -> None:
+        self._config = config
+        self.models = config.models.open()
         self._serving: dict[Any, ModelVersion] = {}
         self._broken: dict[str, int] = {}
         self._held = ExitStack()
@@ -74,7 +105,7 @@ class ModelSession:
         run = partial(self._run, version, batch, inference_args, use)
         return run() if timeout is None else self._in_time(use, run, timeout)
 
-    def load_now(self, version: ModelVersion) -> None:
+    def preload(self, version: ModelVersion) -> None:
         """Loads a model before it is needed.
 
         Raises:
@@ -86,6 +117,10 @@ class ModelSession:
         except ModelUnavailableError as error:
             raise (error.__cause__ or error) from None
 
+    def size_for(self, version: ModelVersion) -> AdaptiveSize:
+        """Return the batch size of a model, which all threads of the step share."""
+        return self.models.size_for(self._config.models.name, version)
+
     def end_bundle(self) -> None:
         """Gives back what was kept for the length of the bundle."""
         self._held_models.clear()
@@ -95,13 +130,13 @@ class ModelSession:
         """What was loaded (with nanoseconds and bytes), and how often what happened, since last asked."""
         loads, self._loads = self._loads, []
         events, self._events = self._events, Counter()
-        events["model_evictions"] += self._models.cache.drain_evictions()
+        events["model_evictions"] += self.models.cache.drain_evictions()
         return loads, +events
 
     def _run(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None, use: _Use
     ) -> _Outcome:
-        clock, calls = self._config.clock, list[Called]()
+        clock, calls = self._config.clock, list[ModelCall]()
         while True:
             with self._borrow(version) as (serving, model):
                 use.serving, use.model = serving, model
@@ -111,7 +146,7 @@ class ModelSession:
                 ) -> list[Any]:
                     start = clock.time_ns()
                     results = model.run(handler, batch, inference_args)
-                    calls.append(Called(batch, len(results), clock.time_ns() - start))
+                    calls.append(ModelCall(batch, len(results), clock.time_ns() - start))
                     return results
 
                 try:
@@ -124,9 +159,9 @@ class ModelSession:
 
     def _joined(self, version: ModelVersion, batch: Any, run: Call) -> list[Any]:
         """What ``run`` makes of a batch; a small one may share its call with those of other threads."""
-        if not (self._config.joins and version.policy.plain):
+        if not (self._config.dynamic_batching and version.policy.plain):
             return run(batch)
-        size = self._models.size_for(self._config.models.name, version)
+        size = self.size_for(version)
         if len(batch) >= size.now:
             return run(batch)
 
@@ -138,7 +173,7 @@ class ModelSession:
                     size.out_of_memory(len(joined))
                 raise
 
-        coalescer = self._models.coalescer_for(self._config.models.name, version.name, version)
+        coalescer = self.models.coalescer_for(self._config.models.name, version.name, version)
         return coalescer.call(batch, size.most, run_together)
 
     @contextmanager
@@ -184,19 +219,19 @@ class ModelSession:
         self._serving.update(dict.fromkeys(version.keys, version))
         still = {serving.name for serving in self._serving.values()}
         for name in replaced.keys() - still:
-            self._models.cache.expire(self._name(name))
+            self.models.cache.expire(self._name(name))
 
     @contextmanager
     def _lease(self, version: ModelVersion, beside: bool = False) -> Iterator[Model]:
         name = self._name(version.name)
-        if not self._config.holds:
-            with self._models.cache.lease(
+        if not self._config.keep_until_bundle_end:
+            with self.models.cache.lease(
                 name, partial(self._load, version), beside=beside
             ) as model:
                 yield model
             return
         if name not in self._held_models:
-            lease = self._models.cache.lease(name, partial(self._load, version), beside=True)
+            lease = self.models.cache.lease(name, partial(self._load, version), beside=True)
             self._held_models[name] = self._held.enter_context(lease)
         yield self._held_models[name]
 
@@ -204,14 +239,14 @@ class ModelSession:
         clock = self._config.clock
         start = clock.time_ns()
         try:
-            model = self._config.place(version)
+            model = self._config.placement(version)
         except Exception as error:
             raise ModelUnavailableError(f"The model cannot be loaded: {error}") from error
         self._loads.append((version, clock.time_ns() - start, model.n_bytes))
         return model
 
     def _name(self, name: str) -> str:
-        return f"{self._config.tag}{name}"
+        return f"{self._config.cache_prefix}{name}"
 
     def _in_time(self, use: _Use, run: Callable[[], _Outcome], timeout: float) -> _Outcome:
         call = _InThread(run)
@@ -234,7 +269,7 @@ class ModelSession:
     def _invalidate(self, version: ModelVersion, model: Model | None) -> None:
         name = self._name(version.name)
         self._held_models.pop(name, None)
-        self._models.cache.invalidate(name, model)
+        self.models.cache.invalidate(name, model)
 
 
 class _Use:

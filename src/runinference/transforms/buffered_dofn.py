@@ -39,7 +39,7 @@ class AssignShardKey(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: Any) -> Iterable[tuple[str, Any]]:
         try:
-            version = self._router.of(element)
+            version = self._router.route(element)
             key = f"{version.name}/{version.policy.bucket(element)}"
         except Exception:  # the step that infers meets it again, and sets the element aside
             key = ""
@@ -79,7 +79,7 @@ class BufferedInferDoFn(InferDoFn):
         _, element = keyed
         try:
             self._refresh(update)
-            version = self._router.of(element)
+            version = self._router.route(element)
             its = _measures(version, element)
         except self._config.errors.caught as error:
             yield self._aside(origin.with_value(element), Failure(error), self._base_metrics())
@@ -140,7 +140,7 @@ class BufferedInferDoFn(InferDoFn):
         for element, micros in elements:
             origin = WindowedValue(element, Timestamp(micros=micros), (window,))
             try:
-                version = self._router.of(element)
+                version = self._router.route(element)
                 if version.name not in batchers:
                     size = self._size_for(version)
                     batchers[version.name] = version, Batcher(version.policy, size)

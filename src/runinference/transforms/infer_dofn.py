@@ -39,15 +39,14 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
         namespace = step.namespace or handler.get_metrics_namespace()
         self._namespace = None if handler.override_metrics(namespace) else namespace
         self._metrics: dict[str, InferenceMetrics] = {}
-        self._models = step.models.open()
         self._base = self._router = make_router(handler)
         self._update: Any = None
         self._arguments: Any = None  # those that come from the pipeline
         self._known: dict[str, Router] = {}
-        self._session = ModelSession(self._models, step)
-        self._watcher = None if step.watch is None else self._models.watcher_for(step.watch)
-        if step.early:
-            self._session.load_now(self._base.of(None))
+        self._session = ModelSession(step.session)
+        self._watcher = None if step.watch is None else self._session.models.watcher_for(step.watch)
+        if step.load_in_setup:
+            self._session.preload(self._base.route(None))
 
     def start_bundle(self) -> None:
         self._session.end_bundle()  # of one that failed
@@ -67,7 +66,7 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
         try:
             if update is not self._update or self._watcher is not None:
                 self._refresh(update)
-            version = self._router.of(element)
+            version = self._router.route(element)
             batcher = self._batchers.get(version.name) or self._new_batcher(version)
             full = batcher.add(element, origin)
         except self._config.errors.caught as error:
@@ -98,7 +97,7 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
         An element that comes with none, because its window has none, goes where those before it went.
         """
         if self._watcher is not None:
-            update = self._watcher.latest()
+            update = self._watcher.poll_latest()
         if update is not None and update is not self._update:
             self._router = self._updated(update)
             self._update = update
@@ -109,12 +108,12 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
         if key not in self._known:
             if len(self._known) >= _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
-            self._known[key] = self._base.updated(update)
+            self._known[key] = self._base.with_update(update)
         return self._known[key]
 
     def _new_batcher(self, version: ModelVersion) -> Batcher[WindowedValue]:
         name = version.name
-        self._since[name] = self._config.clock.time_ns()
+        self._since[name] = self._config.session.clock.time_ns()
         self._versions[name] = version
         size = self._size_for(version)
         self._batchers[name] = Batcher(version.policy, size)
@@ -124,7 +123,7 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
         self, version: ModelVersion, batches: Iterable[list[WindowedValue]]
     ) -> Iterator[Any]:
         for origins in batches:
-            now = self._config.clock.time_ns()
+            now = self._config.session.clock.time_ns()
             waited = now - self._since.get(version.name, now)
             self._since[version.name] = now
             for metrics in self._metrics_of(version):
@@ -191,7 +190,7 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
                 metrics.batch_sized(n_results, n_bytes)
 
     def _size_for(self, version: ModelVersion) -> AdaptiveSize:
-        return self._models.size_for(self._config.models.name, version)
+        return self._session.size_for(version)
 
     def _given(self) -> dict[str, Any] | None:
         """The arguments for a call."""

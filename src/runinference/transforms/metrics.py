@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from apache_beam.metrics import Metrics
 
 #: What happens now and then, and is counted; Beam has no names for it.
@@ -79,18 +76,3 @@ class InferenceMetrics:
     def model_loaded(self, nanoseconds: int, n_bytes: int) -> None:
         self._load_latency.update(nanoseconds // 1_000_000)
         self._model_bytes.update(n_bytes)
-
-
-def resident_bytes() -> int:
-    """The memory this process holds now; where the system does not tell, the most it ever held."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

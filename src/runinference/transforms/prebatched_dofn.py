@@ -45,7 +45,7 @@ class InferPrebatched(InferDoFn):
     def _results(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
         if getattr(self._config.handler, "mappings", None):
             return self._each_model(element, origin)
-        return self._whole(self._router.of(None), element, origin)
+        return self._whole(self._router.route(None), element, origin)
 
     def _each_model(self, batch: Any, origin: WindowedValue) -> Iterator[Any]:
         """A batch for several models: to each its part."""
@@ -57,7 +57,7 @@ class InferPrebatched(InferDoFn):
             return
         for example in examples:
             try:
-                version = self._router.of(example)
+                version = self._router.route(example)
             except self._config.errors.caught as error:
                 yield self._aside(origin.with_value(example), Failure(error), self._base_metrics())
             else:
@@ -91,7 +91,7 @@ class InferWhole(InferPrebatched):
     """Elements are arrays of rows: each is handed to the model as it is, and gets one result for all of them."""
 
     def _results(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
-        version = self._router.of(element)
+        version = self._router.route(element)
         [outcome] = self._config.errors.attempt(partial(self._call_whole, version), [element])
         if type(outcome) is Failure:
             return [self._aside(origin, outcome, self._metrics_of(version))]

@@ -17,7 +17,9 @@ from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import WatchConfig
-from runinference.serving.placement import Placement, ProcessShared, default_placement
+from runinference.serving.placement import Placement, default_placement
+from runinference.serving.registry import ProcessShared
+from runinference.serving.session import SessionConfig
 from runinference.serving.subprocess_model import SubprocessModel
 from runinference.transforms.buffered_dofn import AssignShardKey, BufferedInferDoFn, longest_wait
 from runinference.transforms.coders import result_type
@@ -228,19 +230,22 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             "model manager" if managed else self._model_identifier,
         )
         timeout = handling.timeout if handling else None
+        session = SessionConfig(
+            models=models,
+            placement=self._place(models.name),
+            clock=self._clock,
+            timeout=timeout,
+            cache_prefix=f"{self._model_identifier or models.name}/" if managed else "",
+            keep_until_bundle_end=refreshing and not several and not managed,
+            dynamic_batching=self._joins(),
+        )
         return InferenceConfig(
             handler=handler,
             inference_args=None if is_side_input(given) else given,
             namespace=self._metrics_namespace,
-            clock=self._clock,
             errors=FailFastPolicy() if handling is None else DeadLetterPolicy(handling.exc_class),
-            timeout=timeout,
-            place=self._place(models.name),
-            models=models,
-            tag=f"{self._model_identifier or models.name}/" if managed else "",
-            holds=refreshing and not several and not managed,
-            joins=self._joins(),
-            early=not (refreshing or several or managed or timeout),
+            session=session,
+            load_in_setup=not (refreshing or several or managed or timeout),
             watch=self._watch or None,
         )
 
