@@ -24,14 +24,14 @@ from runinference.frameworks.huggingface.text import (
     without_cache,
 )
 from runinference.frameworks.torch.calling import (
+    check_no_padding,
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
-    needs_lengths,
-    padded,
-    refuse_padding,
-    unsplit,
+    with_length_fn,
+    with_padding,
+    without_splitting,
 )
-from runinference.frameworks.torch.devices import device_named, device_of, usable
+from runinference.frameworks.torch.devices import get_model_device, parse_device, resolve_device
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -83,7 +83,7 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 "framework='tf' needs Transformers 4: version 5 has no models of TensorFlow. Leave framework out, "
                 "which takes the PyTorch weights, or install transformers<5."
             )
-        device_named(device)
+        parse_device(device)
         self._model_uri = model_uri
         self._model_class = model_class
         self._framework = framework
@@ -102,7 +102,7 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """
         if self._framework == "tf":
             need("tensorflow", extra="tensorflow")
-        device = usable(device_named(self._device))
+        device = resolve_device(parse_device(self._device))
         return load_model(self._model_uri, self._model_class, self._model_config_args, device)
 
     def run_inference(
@@ -110,7 +110,7 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
     ) -> Iterable[PredictionResult]:
         """Results for a batch; ``inference_args`` are keywords of the model's call."""
         args = inference_args or {}
-        device = device_of(model, device_named(self._device))
+        device = get_model_device(model, parse_device(self._device))
         first = batch if isinstance(batch, Mapping) else batch[0]
         if self._inference_fn is None and (self._framework == "tf" or _of_tensorflow(first)):
             return self.results_of(batch, _call_tensorflow(batch, model, args), self._model_uri)
@@ -129,11 +129,11 @@ class _HuggingFaceModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def _call(self) -> Callable[..., Iterable[PredictionResult]]:
         function = self._inference_fn or type(self)._default_inference_fn
         if self.gives_whole_results():
-            return unsplit(function, self.results_of)
-        return function if self._padding is None else padded(function, self._padding)
+            return without_splitting(function, self.results_of)
+        return function if self._padding is None else with_padding(function, self._padding)
 
     def validate_whole_results(self) -> None:
-        refuse_padding(self._padding)
+        check_no_padding(self._padding)
 
 
 class HuggingFaceModelHandlerTensor(_HuggingFaceModelHandler):
@@ -181,9 +181,7 @@ class HuggingFaceModelHandlerTensor(_HuggingFaceModelHandler):
         Raises:
             OptionError: ``model_uri``, ``model_class`` or ``device`` is of another kind.
         """
-        if padding is not None and needs_lengths(options):
-            options["batch_length_fn"] = padding.length
-        super().__init__(**options)
+        super().__init__(**with_length_fn(options, padding.length if padding else None))
         self._set(model_uri, model_class, "", device, inference_fn, load_model_args, padding)
 
     def get_metrics_namespace(self) -> str:
@@ -227,9 +225,7 @@ class HuggingFaceModelHandlerKeyedTensor(_HuggingFaceModelHandler):
         Raises:
             OptionError: ``model_uri``, ``model_class``, ``framework`` or ``device`` is of another kind.
         """
-        if padding is not None and needs_lengths(options):
-            options["batch_length_fn"] = padding.length
-        super().__init__(**options)
+        super().__init__(**with_length_fn(options, padding.length if padding else None))
         self._set(model_uri, model_class, framework, device, inference_fn, load_model_args, padding)
 
     def get_metrics_namespace(self) -> str:

@@ -1,4 +1,4 @@
-"""Handlers for PyTorch models, on tensors or on dictionaries of tensors."""
+"""Handlers for PyTorch models that take tensors or dictionaries of tensors."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from typing_extensions import Unpack
 from runinference.collate.padding import Padding
 from runinference.errors import OptionError
 from runinference.frameworks.torch.calling import (
+    check_no_padding,
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
     make_keyed_tensor_model_fn,
     make_tensor_model_fn,
-    needs_lengths,
-    padded,
-    padding_of,
-    refuse_padding,
-    unsplit,
+    with_length_fn,
+    with_padding,
+    without_splitting,
 )
-from runinference.frameworks.torch.compile import compile_args, compile_model
+from runinference.frameworks.torch.compile import compile_model, parse_compile_option
 from runinference.frameworks.torch.devices import (
     autocast,
-    channels_last,
-    device_named,
-    device_of,
-    dtype_named,
-    usable,
+    get_model_device,
+    parse_autocast_dtype,
+    parse_device,
+    resolve_device,
+    use_channels_last,
 )
-from runinference.frameworks.torch.exported_program import read_exported
-from runinference.frameworks.torch.loading import build, read_torch_script
+from runinference.frameworks.torch.exported_program import load_exported_program
+from runinference.frameworks.torch.loading import load_torch_script, load_weights
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -48,7 +47,7 @@ _InferenceArgs = dict[str, Any] | None
 
 
 class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """What both handlers have in common: the file, the device, and how the model is loaded."""
+    """The base of the PyTorch handlers: options, loading and calling."""
 
     _default_inference_fn: Callable[..., Iterable[PredictionResult]]
 
@@ -71,69 +70,69 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         padding: Padding | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names the weights and the class they belong to, or a file that holds a whole model.
+        """Create a handler from weights and a class, or from a file that holds a complete model.
 
         Args:
-            state_dict_path: The path of the weights, on any file system that Beam reads: a state dictionary
-                that ``torch.save`` wrote, or a file that ends in ``.safetensors``. It is loaded with
-                ``weights_only=True`` and runs no code.
-            model_class: Makes the module that the weights belong to: a class or a function.
+            state_dict_path: The path of the weights, on any file system that Beam reads: a state dictionary that
+                ``torch.save`` wrote, or a file whose name ends in ``.safetensors``. Loading it with the default
+                ``weights_only=True`` runs no code.
+            model_class: The class or function that creates the module for the weights.
             model_params: Keywords for ``model_class``.
-            device: ``"CPU"``, ``"GPU"``, or any device of PyTorch, such as ``"cuda:1"`` or ``"mps"``. Where
-                there is no such device, the model runs on the CPU, with a warning. Results come to the CPU.
-            inference_fn: Calls the model, in place of the default; gets the examples, the model, its device,
-                the inference arguments and the model's id, and returns the results.
-            torch_script_model_path: The path of a TorchScript file, in place of weights and class.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"`` or ``"mps"``. If a worker
+                has no such device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+            inference_fn: The function that calls the model instead of the default. It takes the batch, the
+                model, its device, the inference arguments and the model ID, and returns the results.
+            torch_script_model_path: The path of a TorchScript file, instead of weights and a class.
             load_model_args: Keywords for ``torch.load``, ``torch.jit.load`` or ``torch.export.load``.
-            torch_export_model_path: The path of a file of ``torch.export.save``, in place of weights and class.
-                Loading one may run code: load only files that you trust.
-            model_sha256: The SHA-256 digest that the file must have, in hexadecimal digits; checked before
-                anything of it is loaded.
-            compile: True, or a mode such as ``"max-autotune"``, or keywords for ``torch.compile``: the model is
+            torch_export_model_path: The path of a file that ``torch.export.save`` wrote, instead of weights and
+                a class. Loading it may run code: load only files that you trust.
+            model_sha256: The SHA-256 digest of the model file, in hexadecimal digits. It is checked before the
+                file is loaded.
+            compile: True, a mode such as ``"max-autotune"``, or keywords for ``torch.compile``. The model is
                 compiled when it is first called.
-            autocast: ``"bfloat16"`` or ``"float16"``: mixed precision. Results of the default functions are
-                float32 again.
-            channels_last: Whether a model of pictures computes in that order of memory, which convolutions are
-                faster in. Examples may have any order.
-            padding: How tensors of several lengths become one batch; without it they must have one shape. It
-                also gives the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless there is
-                a ``batch_length_fn``.
+            autocast: ``"bfloat16"`` or ``"float16"`` for mixed precision. The default inference functions
+                convert results back to float32.
+            channels_last: Whether an image model computes in the channels-last memory format, which is faster
+                for convolutions. Elements may have any memory format.
+            padding: How tensors of different lengths become one batch. Without it, they must have one shape. It
+                also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
+                pass a ``batch_length_fn``.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: Weights without a class, a class without weights, several kinds of model, an unknown
-                device, mode or precision; padding together with an ``inference_fn`` of your own; ``compile``
+            OptionError: Weights without a class, a class without weights, more than one kind of model, an
+                unknown device, mode or precision, ``padding`` with your own ``inference_fn``, or ``compile``
                 with TorchScript.
         """
-        if padding is not None and needs_lengths(options):
-            options["batch_length_fn"] = padding.length
-        super().__init__(**options)
-        whole = {
+        super().__init__(**with_length_fn(options, padding.length if padding else None))
+        files = {
             "torch_script_model_path": torch_script_model_path,
             "torch_export_model_path": torch_export_model_path,
         }
-        _check_sources(state_dict_path, model_class, {k: v for k, v in whole.items() if v})
+        _check_sources(state_dict_path, model_class, [name for name, path in files.items() if path])
         self._state_dict_path = state_dict_path
         self._model_class = model_class
         self._model_params = model_params or {}
-        self._device = device_named(device)
+        self._device = parse_device(device)
         self._inference_fn = inference_fn or type(self)._default_inference_fn
+        self._padding = padding
         if padding is not None:
-            self._inference_fn = padded(self._inference_fn, padding)
+            self._inference_fn = with_padding(self._inference_fn, padding)
         self._torch_script_model_path = torch_script_model_path
         self._load_model_args = load_model_args or {}
         self._torch_export_model_path = torch_export_model_path
         self._model_sha256 = model_sha256
-        self._compile = compile_args(compile)
-        self._autocast = dtype_named(autocast)
+        self._compile = parse_compile_option(compile)
+        self._autocast = parse_autocast_dtype(autocast)
         self._channels_last = channels_last
         if torch_script_model_path and self._compile is not None:
             raise OptionError(
-                "torch.compile does not compile TorchScript. Leave compile out, or give the weights with "
-                "state_dict_path and model_class, or a program of torch.export."
+                "torch.compile does not compile TorchScript. To fix this, leave compile out, or pass the weights "
+                "as state_dict_path and model_class, or a torch.export program."
             )
 
-    # Programs subclass this handler, and some do not call the constructor: then these hold.
+    # Defaults for subclasses that don't call the constructor.
+    _padding: Padding | None = None
     _torch_export_model_path: str | None = None
     _model_sha256: str | None = None
     _compile: dict[str, Any] | None = None
@@ -141,17 +140,17 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     _channels_last = False
 
     def load_model(self) -> Any:
-        """The model on its device, in evaluation mode.
+        """Load the model on its device, in evaluation mode.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            ModelLoadError: The file is of another kind or has another digest, its weights do not fit the class,
-                or this machine cannot compile.
+            ModelNotFoundError: The file doesn't exist.
+            ModelLoadError: The file has another format or digest, its weights don't fit the class, or this
+                machine can't compile.
         """
-        device = usable(self._device)
-        model = self._read(device).to(device)
+        device = resolve_device(self._device)
+        model = self._load_file(device).to(device)
         if self._channels_last:
-            model = channels_last(model)
+            model = use_channels_last(model)
         if self._compile is not None:
             compile_model(model, self._compile, device)
         return model
@@ -167,15 +166,15 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
     ) -> Iterable[PredictionResult]:
-        """Results for a batch; ``inference_args`` are keywords of the model's call."""
-        device, call = device_of(model, self._device), self._inference_fn
+        """Call the model on a batch; ``inference_args`` are keywords of the call."""
+        device, call = get_model_device(model, self._device), self._inference_fn
         if self.gives_whole_results():
-            call = unsplit(call, self.results_of)
+            call = without_splitting(call, self.results_of)
         with autocast(device, self._autocast):
             return call(batch, model, device, inference_args or {}, self._model_id())
 
     def validate_whole_results(self) -> None:
-        refuse_padding(padding_of(self._inference_fn))
+        check_no_padding(self._padding)
 
     def may_join_threads(self) -> bool:
         return True
@@ -188,24 +187,26 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             self._torch_script_model_path or self._torch_export_model_path or self._state_dict_path
         )
 
-    def _read(self, device: Any) -> Any:
+    def _load_file(self, device: Any) -> Any:
         args, sha256 = self._load_model_args, self._model_sha256
         if self._torch_script_model_path:
-            return read_torch_script(self._torch_script_model_path, device, args, sha256)
+            return load_torch_script(self._torch_script_model_path, device, args, sha256)
         if self._torch_export_model_path:
-            return read_exported(self._torch_export_model_path, device, args, sha256)
+            return load_exported_program(self._torch_export_model_path, device, args, sha256)
         if self._model_class is None or self._state_dict_path is None:
             raise OptionError(
-                f"{type(self).__name__} has no model: give state_dict_path and model_class, or "
+                f"{type(self).__name__} has no model. To fix this, pass state_dict_path and model_class, "
                 "torch_script_model_path, or torch_export_model_path."
             )
-        return build(self._state_dict_path, self._model_class, self._model_params, args, sha256)
+        return load_weights(
+            self._state_dict_path, self._model_class, self._model_params, args, sha256
+        )
 
 
 class PytorchModelHandlerTensor(_PytorchModelHandler):
-    """Runs a PyTorch model on tensors of one shape, which become one batch along a new first dimension.
+    """Run a PyTorch model on tensors, stacked along a new first dimension.
 
-    With ``padding``, on tensors that differ in one dimension.
+    The tensors must have one shape. With ``padding``, they may differ in one dimension.
 
     >>> from runinference import samples
     >>> from torchvision.models import shufflenet_v2_x0_5
@@ -224,25 +225,26 @@ class PytorchModelHandlerTensor(_PytorchModelHandler):
 
 
 class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
-    """Runs a PyTorch model on dictionaries of tensors, whose keys are the keywords of the model's call.
+    """Run a PyTorch model on dictionaries of tensors, whose keys are the keywords of the model's call.
 
-    Each key's tensors must have one shape; they become one batch along a new first dimension. With ``padding``
-    they may differ in one dimension.
+    The tensors of each key are stacked along a new first dimension and must have one shape. With ``padding``, they
+    may differ in one dimension.
     """
 
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
 
 
-def _check_sources(path: str | None, make: Any, whole: dict[str, str]) -> None:
-    if whole and (path or make or len(whole) > 1):
+def _check_sources(path: str | None, model_class: Any, complete: Sequence[str]) -> None:
+    if complete and (path or model_class or len(complete) > 1):
         raise OptionError(
-            f"{next(iter(whole))} holds a whole model: give it alone, or state_dict_path and model_class."
+            f"{complete[0]} holds a complete model. To fix this, pass it alone, or pass state_dict_path and "
+            "model_class instead."
         )
-    if path and make is None:
+    if path and model_class is None:
         raise OptionError(
-            "state_dict_path needs model_class: the file holds weights, and the class makes the module that "
-            "they belong to. A file that holds a whole model needs no class: give TorchScript as "
-            "torch_script_model_path, and a program of torch.export as torch_export_model_path."
+            "state_dict_path needs model_class, which creates the module for the weights. If the file holds a "
+            "complete model, pass it without a class: TorchScript as torch_script_model_path, a torch.export "
+            "program as torch_export_model_path."
         )
-    if make is not None and not path:
-        raise OptionError("model_class needs state_dict_path, the file of its weights.")
+    if model_class is not None and not path:
+        raise OptionError("model_class needs state_dict_path, the path of its weights.")

@@ -25,7 +25,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "rows of PyTorch drag their batch along": (
         "view",
-        "test_pytorch_inference.py::test_results_own_their_memory_and_know_no_gradient",
+        "test_pytorch_inference.py::test_results_own_their_memory_and_have_no_gradient",
     ),
     "some handlers ignore refreshes and name no model": (
         "test_xgboost_inference.py::test_beam_ignores_a_new_model_and_here_it_takes_over",

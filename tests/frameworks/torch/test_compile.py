@@ -1,4 +1,4 @@
-"""Compiled PyTorch models: the same answers, and a word where a machine cannot compile."""
+"""torch.compile: the same predictions, and an error on machines that cannot compile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def weights(tmp_path):
     return str(tmp_path / "model.pt")
 
 
-def test_keywords_reach_the_backend_and_answers_are_the_same(weights):
+def test_passes_keywords_to_the_compiler_and_predicts_the_same(weights):
     compiled = []
 
     def backend(graph, inputs):
@@ -33,15 +33,15 @@ def test_keywords_reach_the_backend_and_answers_are_the_same(weights):
 
     handler = PytorchModelHandlerTensor(weights, make, compile={"backend": backend})
     model = handler.load_model()
-    assert len(compiled) == 1, "one line was compiled, to see whether this machine can"
+    assert len(compiled) == 1, "only the one-line check was compiled"
     for size in (4, 5, 6):
         results = handler.run_inference(list(ROWS[:size]), model)
         found = torch.stack([result.inference for result in results])
         torch.testing.assert_close(found, make()(ROWS[:size]).detach())
-    assert len(compiled) == 3, "once for the first size, once for all others"
+    assert len(compiled) == 3, "once for the first size, once for all other sizes"
 
 
-def test_an_exported_program_is_compiled(tmp_path):
+def test_compiles_an_exported_program(tmp_path):
     compiled = []
 
     def backend(graph, inputs):
@@ -61,23 +61,23 @@ def test_an_exported_program_is_compiled(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for a CPU with g++")
-def test_true_means_the_compiler_of_pytorch(weights):
+def test_true_selects_the_default_compiler(weights):
     handler = PytorchModelHandlerTensor(weights, make, compile=True, min_batch_size=6)
     found = torch.stack([result.inference for result in handler.predict(ROWS)])
     torch.testing.assert_close(found, make()(ROWS).detach())
 
 
-def test_without_a_compiler_the_model_does_not_load(weights, monkeypatch):
+def test_load_model_fails_without_a_compiler(weights, monkeypatch):
     torch.compiler.reset()
     monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere/c++"))
     with pytest.raises(
-        ModelLoadError, match="No working C.. compiler .* compiler such as g.., on a"
+        ModelLoadError, match="No working C.. compiler .* compiler such as g..; for a"
     ):
         PytorchModelHandlerTensor(weights, make, compile=True).load_model()
 
 
-def test_a_backend_that_fails_is_told_when_the_model_loads(weights):
+def test_load_model_fails_if_the_backend_fails(weights):
     def broken(graph, inputs):
         raise RuntimeError("no backend today")
 
@@ -93,11 +93,11 @@ def test_a_backend_that_fails_is_told_when_the_model_loads(weights):
         (3, "must be True, a mode such as 'max-autotune', or a dictionary"),
     ],
 )
-def test_what_torch_compile_does_not_know_is_refused_at_once(weights, value, message):
+def test_constructor_rejects_unknown_modes_and_keywords(weights, value, message):
     with pytest.raises(OptionError, match=message):
         PytorchModelHandlerTensor(weights, make, compile=value)
 
 
-def test_torch_script_is_not_compiled():
+def test_constructor_rejects_compile_with_torch_script():
     with pytest.raises(OptionError, match="does not compile TorchScript"):
         PytorchModelHandlerTensor(torch_script_model_path="m.pt", compile=True)

@@ -1,4 +1,4 @@
-"""Programs of torch.export: by position, by name, for free sizes and for fixed ones."""
+"""torch.export programs: positional and named inputs, dynamic and static dimensions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runinference.pytorch_inference import (
 )
 
 ROWS = torch.arange(12.0).reshape(6, 2)
-FREE = {0: torch.export.Dim.AUTO}
+DYNAMIC = {0: torch.export.Dim.AUTO}
 
 
 class Linear(torch.nn.Module):
@@ -43,15 +43,15 @@ class Difference(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The same programs, exported with a free first dimension or without, by position or by name."""
+    """Programs exported with a dynamic or static batch dimension, and positional or named inputs."""
     folder = tmp_path_factory.mktemp("programs")
     x, y, model, minus = torch.zeros(4, 2), torch.ones(4, 2), Linear().eval(), Difference()
-    both, free = {"left": x, "right": y}, {"left": FREE, "right": FREE}
+    both, dynamic = {"left": x, "right": y}, {"left": DYNAMIC, "right": DYNAMIC}
     for name, program in {
-        "free": torch.export.export(model, (x,), dynamic_shapes=(FREE,)),
-        "fixed": torch.export.export(model, (x,)),
-        "named": torch.export.export(minus, (), both, dynamic_shapes=free),
-        "placed": torch.export.export(minus, (x, y), dynamic_shapes=free),
+        "dynamic": torch.export.export(model, (x,), dynamic_shapes=(DYNAMIC,)),
+        "static": torch.export.export(model, (x,)),
+        "named": torch.export.export(minus, (), both, dynamic_shapes=dynamic),
+        "positional": torch.export.export(minus, (x, y), dynamic_shapes=dynamic),
     }.items():
         torch.export.save(program, folder / f"{name}.pt2")
     return folder
@@ -61,8 +61,8 @@ def handler(path, **options):
     return PytorchModelHandlerTensor(torch_export_model_path=str(path), **options)
 
 
-def test_a_program_says_what_its_model_says(folder):
-    path = folder / "free.pt2"
+def test_predicts_the_same_as_the_original_model(folder):
+    path = folder / "dynamic.pt2"
     results = run(list(ROWS), RunInference(handler(path)))
     assert len(results) == 6
     for example, inference, model_id in results:
@@ -70,15 +70,15 @@ def test_a_program_says_what_its_model_says(folder):
         assert model_id == str(path)
 
 
-@pytest.mark.parametrize("name", ["named", "placed"])
-def test_dictionaries_give_inputs_by_name_however_it_was_exported(folder, name):
+@pytest.mark.parametrize("name", ["named", "positional"])
+def test_accepts_dictionaries_however_it_was_exported(folder, name):
     minus = PytorchModelHandlerKeyedTensor(torch_export_model_path=str(folder / f"{name}.pt2"))
     pairs = [{"right": torch.ones(2), "left": torch.full((2,), float(n))} for n in range(5)]
     assert [result.inference[0].item() for result in minus.predict(pairs)] == [-1, 0, 1, 2, 3]
 
 
-def test_an_input_that_is_missing_or_unknown_is_named(folder):
-    minus = PytorchModelHandlerKeyedTensor(torch_export_model_path=str(folder / "placed.pt2"))
+def test_names_missing_and_unknown_inputs(folder):
+    minus = PytorchModelHandlerKeyedTensor(torch_export_model_path=str(folder / "positional.pt2"))
     one = torch.ones(2)
     with pytest.raises(ElementError, match="input 'right' is missing"):
         minus.predict([{"left": one}])
@@ -86,8 +86,8 @@ def test_an_input_that_is_missing_or_unknown_is_named(folder):
         minus.predict([{"left": one, "rihgt": one}])
 
 
-def test_a_program_for_one_size_of_batch_says_so(folder):
-    path = folder / "fixed.pt2"
+def test_suggests_the_batch_size_of_a_static_program(folder):
+    path = folder / "static.pt2"
     with pytest.raises(
         BatchShapeError, match="exactly 4. .* min_batch_size=4 and max_batch_size=4"
     ):
@@ -95,27 +95,27 @@ def test_a_program_for_one_size_of_batch_says_so(folder):
     assert len(handler(path, min_batch_size=4, max_batch_size=4).predict(ROWS[:4])) == 4
 
 
-def test_examples_of_another_shape_are_named_with_both(folder):
+def test_names_the_shapes_of_an_element_and_of_the_input(folder):
     with pytest.raises(
         BatchShapeError, match=r"have shape \(5,\), and the model's input 'x' takes \(2"
     ):
-        handler(folder / "free.pt2").predict([torch.zeros(5)])
+        handler(folder / "dynamic.pt2").predict([torch.zeros(5)])
 
 
-def test_a_program_moves_to_its_device(folder):
-    model = handler(folder / "free.pt2", device="meta").load_model()
+def test_moves_the_program_to_its_device(folder):
+    model = handler(folder / "dynamic.pt2", device="meta").load_model()
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
 
 
-def test_a_program_can_be_updated(folder):
-    changed = handler(folder / "fixed.pt2")
-    changed.update_model_path(str(folder / "free.pt2"))
+def test_update_model_path_replaces_the_program(folder):
+    changed = handler(folder / "static.pt2")
+    changed.update_model_path(str(folder / "dynamic.pt2"))
     [result] = changed.predict(ROWS[:1])
-    assert result.model_id == str(folder / "free.pt2")
+    assert result.model_id == str(folder / "dynamic.pt2")
 
 
-def test_a_file_can_be_pinned_to_its_digest(folder):
-    path = folder / "free.pt2"
+def test_checks_the_digest_of_the_file(folder):
+    path = folder / "dynamic.pt2"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(handler(path, model_sha256=digest).predict(ROWS)) == 6
     with pytest.raises(ModelLoadError, match="SHA-256 digest .* was not loaded"):
@@ -123,10 +123,10 @@ def test_a_file_can_be_pinned_to_its_digest(folder):
 
 
 @pytest.mark.parametrize("kind", ["empty", "page", "half", "weights"])
-def test_what_is_no_program_is_named(folder, tmp_path, kind):
-    whole = (folder / "free.pt2").read_bytes()
+def test_explains_a_file_that_is_not_a_program(folder, tmp_path, kind):
+    complete = (folder / "dynamic.pt2").read_bytes()
     torch.save(Linear().state_dict(), tmp_path / "weights.pt")
-    content = {"empty": b"", "page": b"<html>", "half": whole[: len(whole) // 2]}
+    content = {"empty": b"", "page": b"<html>", "half": complete[: len(complete) // 2]}
     (tmp_path / "m.pt2").write_bytes(content.get(kind) or (tmp_path / "weights.pt").read_bytes())
     with pytest.raises(
         ModelLoadError, match=r"m\.pt2.* may be truncated, or .* as state_dict_path"
@@ -134,21 +134,22 @@ def test_what_is_no_program_is_named(folder, tmp_path, kind):
         handler(tmp_path / "m.pt2").predict(ROWS)
 
 
-def test_a_program_in_the_place_of_weights_or_script_is_told(folder):
-    path = str(folder / "free.pt2")
-    with pytest.raises(ModelLoadError, match="give it as torch_export_model_path"):
+def test_explains_a_program_passed_as_weights_or_torch_script(folder):
+    path = str(folder / "dynamic.pt2")
+    with pytest.raises(ModelLoadError, match="pass it as torch_export_model_path"):
         PytorchModelHandlerTensor(path, Linear).predict(ROWS)
     with pytest.raises(ModelLoadError, match="as torch_export_model_path"):
         PytorchModelHandlerTensor(torch_script_model_path=path).predict(ROWS)
 
 
-def test_a_missing_program_is_named(tmp_path):
+def test_names_a_missing_file(tmp_path):
     with pytest.raises(ModelNotFoundError, match=r"no\.pt2' \(torch_export_model_path\)"):
         handler(Path(tmp_path) / "no.pt2").predict(ROWS)
 
 
-def test_two_whole_models_are_one_too_many():
+def test_rejects_two_complete_models():
     with pytest.raises(
-        OptionError, match="torch_script_model_path holds a whole model: give it alone"
+        OptionError,
+        match="torch_script_model_path holds a complete model. To fix this, pass it alone",
     ):
         PytorchModelHandlerTensor(torch_script_model_path="a", torch_export_model_path="b")

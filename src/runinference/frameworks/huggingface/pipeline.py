@@ -19,7 +19,7 @@ from runinference.frameworks.huggingface.loading import (
 )
 from runinference.frameworks.huggingface.tasks import PipelineTask, refuse_unknown
 from runinference.frameworks.huggingface.tokenizer import ready_for_batches
-from runinference.frameworks.torch.devices import device_named, usable
+from runinference.frameworks.torch.devices import parse_device, resolve_device
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -189,7 +189,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def _check_device(self) -> None:
         if self._device is None:
             return
-        device_named(self._device)
+        parse_device(self._device)
         for name in ("device", "device_map"):
             if name in self._load_pipeline_args:
                 raise OptionError(
@@ -199,7 +199,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def _device_here(self) -> Any:
         if self._device is None:
             return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        return usable(device_named(self._device))
+        return resolve_device(parse_device(self._device))
 
 
 def _one_each(output: Any, size: int) -> Any:

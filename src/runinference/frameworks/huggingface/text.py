@@ -15,8 +15,8 @@ from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.loading import load_model, read_json, where_of
 from runinference.frameworks.huggingface.tokenizer import Tokens, checked, load_tokenizer
-from runinference.frameworks.torch.calling import infer_keyed, needs_lengths
-from runinference.frameworks.torch.devices import device_named, device_of, usable
+from runinference.frameworks.torch.calling import StackedInferenceFn, with_length_fn
+from runinference.frameworks.torch.devices import get_model_device, parse_device, resolve_device
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -77,11 +77,9 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
             OptionError: ``model_class`` or ``device`` is of another kind, or an argument of the tokenizer would
                 keep it from giving one row for each text.
         """
-        if needs_lengths(options):
-            options["batch_length_fn"] = self._count
-        super().__init__(**options)
+        super().__init__(**with_length_fn(options, self._count))
         check_model(model_uri, model_class)
-        device_named(device)
+        parse_device(device)
         self._model_uri = model_uri
         self._model_class = model_class
         self._device = device
@@ -98,7 +96,7 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
             ModelLoadError: The model is of another kind than its class, or lacks weights that the class needs.
         """
-        device = usable(device_named(self._device))
+        device = resolve_device(parse_device(self._device))
         model = load_model(self._model_uri, self._model_class, self._model_config_args, device)
         return Reader(model, self._load_tokens())
 
@@ -109,15 +107,10 @@ class HuggingFaceModelHandlerText(ModelHandler[Any, PredictionResult, Any]):
         tokens: Tokens = model.tokens
         module = model.model
         encoded = tokens.encode(batch)
-        rows = infer_keyed(
-            self._method,
-            encoded,
-            module,
-            device_of(module, device_named(self._device)),
-            {**self._without_cache(module), **(inference_args or {})},
-            None,
-            self._padding(tokens, module),
-        )
+        call = StackedInferenceFn(True, self._method, self._padding(tokens, module))
+        device = get_model_device(module, parse_device(self._device))
+        args = {**self._without_cache(module), **(inference_args or {})}
+        rows = call(encoded, module, device, args)
         inferences = [row.inference for row in rows]
         if self._method == "generate":
             given = max(map(len, (x["input_ids"] for x in encoded))) if _continues(module) else 0

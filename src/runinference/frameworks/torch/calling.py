@@ -1,9 +1,10 @@
-"""How a PyTorch model answers a batch: examples become tensors, and its output one result for each."""
+"""Call PyTorch models on batches: stack or pad the examples, call, and split the output."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runinference.collate.padding import NoPadding, Padding, Unsplit
@@ -12,13 +13,15 @@ from runinference.collate.stack import reject_keyed_examples, stack_batch
 from runinference.collate.unbatch import to_results
 from runinference.errors import BatchShapeError, OptionError, suggest
 from runinference.extras import need
-from runinference.frameworks.torch.devices import stack_for, to_cpu, to_device
+from runinference.frameworks.torch.devices import get_stack_fn, to_cpu, to_device
+from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
 torch = need("torch", extra="torch")
 
 _InferenceArgs = dict[str, Any] | None
-Results = Callable[[Any, Any, "str | None"], Iterable[Any]]
+InferenceFn = Callable[..., Iterable[PredictionResult]]
+MakeResults = Callable[[Any, Any, "str | None"], Iterable[Any]]
 
 
 def default_tensor_inference_fn(
@@ -28,13 +31,13 @@ def default_tensor_inference_fn(
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
 ) -> Iterable[PredictionResult]:
-    """Stacks tensors of one shape along a new first dimension, and calls the model with them.
+    """Stack tensors of one shape along a new first dimension, and call the model with them.
 
     Raises:
-        BatchShapeError: A tensor has another shape than the others.
+        BatchShapeError: The tensors have different shapes.
         ResultMismatchError: The output does not have one entry for each tensor.
     """
-    return infer(None, batch, model, device, inference_args, model_id)
+    return _TENSORS(batch, model, device, inference_args, model_id)
 
 
 def default_keyed_tensor_inference_fn(
@@ -44,138 +47,138 @@ def default_keyed_tensor_inference_fn(
     inference_args: _InferenceArgs = None,
     model_id: str | None = None,
 ) -> Iterable[PredictionResult]:
-    """Stacks the tensors of each key, and calls the model with the keys as keywords.
+    """Stack the tensors of each key, and call the model with the keys as keywords.
 
     Raises:
-        BatchShapeError: A tensor has another shape than the others, or an example has other keys.
+        BatchShapeError: The tensors of a key have different shapes, or the examples have different keys.
         ResultMismatchError: The output does not have one entry for each example.
     """
-    return infer_keyed(None, batch, model, device, inference_args, model_id)
+    return _KEYED_TENSORS(batch, model, device, inference_args, model_id)
 
 
-def make_tensor_model_fn(model_fn: str) -> Callable[..., Iterable[PredictionResult]]:
-    """An ``inference_fn`` for tensors that calls the model's method ``model_fn``, such as ``"generate"``."""
-    return functools.partial(infer, model_fn)
+def make_tensor_model_fn(model_fn: str) -> InferenceFn:
+    """Return an ``inference_fn`` for tensors that calls the method ``model_fn`` of the model."""
+    return StackedInferenceFn(method=model_fn)
 
 
-def make_keyed_tensor_model_fn(model_fn: str) -> Callable[..., Iterable[PredictionResult]]:
-    """An ``inference_fn`` for dictionaries of tensors that calls the model's method ``model_fn``."""
-    return functools.partial(infer_keyed, model_fn)
+def make_keyed_tensor_model_fn(model_fn: str) -> InferenceFn:
+    """Return an ``inference_fn`` for dictionaries of tensors that calls the method ``model_fn`` of the model."""
+    return StackedInferenceFn(keyed=True, method=model_fn)
 
 
-def infer(
-    method: str | None,
-    batch: Sequence[Any],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
-    model_id: str | None = None,
-    padding: Padding | NoPadding = NoPadding(),
-    results: Results = to_results,
-) -> Iterable[PredictionResult]:
-    """One result for each tensor, from one call of the model or of its method."""
-    stack = functools.partial(_stack, stack_for(device))
-
-    def call(examples: Sequence[Any]) -> Any:
-        inputs = to_device(padding.join(examples, stack), device)
-        masks = _move(padding.masks(examples), device)
-        with torch.inference_mode():
-            output = _method(model, method)(inputs, **masks, **(inference_args or {}))
-            return to_cpu(output, device)
-
-    return results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
+_NO_PADDING = NoPadding()
 
 
-def infer_keyed(
-    method: str | None,
-    batch: Sequence[Mapping[str, Any]],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
-    model_id: str | None = None,
-    padding: Padding | NoPadding = NoPadding(),
-    results: Results = to_results,
-) -> Iterable[PredictionResult]:
-    """One result for each dictionary of tensors, from one call of the model or of its method."""
-    stack = functools.partial(_stack, stack_for(device))
+@dataclass(frozen=True, eq=False)
+class StackedInferenceFn:
+    """An ``inference_fn`` that makes one batch of the examples and calls the model once.
 
-    def call(examples: Sequence[Mapping[str, Any]]) -> Any:
-        inputs = _move(padding.join_keys(examples, stack), device)
-        with torch.inference_mode():
-            output = _method(model, method)(**inputs, **(inference_args or {}))
-            return to_cpu(output, device)
+    Attributes:
+        keyed: Whether examples are dictionaries of tensors, whose keys are keywords of the call.
+        method: The method of the model to call, or None to call the model itself.
+        padding: How tensors are stacked, and how their outputs are split.
+        make_results: Creates the results from the batch, the output of each example, and the model ID.
+    """
 
-    if not isinstance(batch, Mapping):
-        _check_keys(batch)
-    return results(batch, padding.rows(batch, call, known_of(model, method)), model_id)
+    keyed: bool = False
+    method: str | None = None
+    padding: Padding | NoPadding = _NO_PADDING
+    make_results: MakeResults = to_results
+
+    def __call__(
+        self,
+        batch: Sequence[Any],
+        model: Any,
+        device: Any,
+        inference_args: _InferenceArgs = None,
+        model_id: str | None = None,
+    ) -> Iterable[PredictionResult]:
+        def call(examples: Sequence[Any]) -> Any:
+            args, kwargs = self._join(examples, device)
+            with torch.inference_mode():
+                function = _get_method(model, self.method)
+                return to_cpu(function(*args, **kwargs, **(inference_args or {})), device)
+
+        if self.keyed and not isinstance(batch, Mapping):
+            _check_keys(batch)
+        rows = self.padding.rows(batch, call, known_of(model, self.method))
+        return self.make_results(batch, rows, model_id)
+
+    def _join(self, examples: Sequence[Any], device: Any) -> tuple[list[Any], dict[str, Any]]:
+        stack = functools.partial(_stack, get_stack_fn(device))
+        if self.keyed:
+            args, kwargs = [], self.padding.join_keys(examples, stack)
+        else:
+            args, kwargs = [self.padding.join(examples, stack)], self.padding.masks(examples)
+        moved = {name: to_device(tensor, device) for name, tensor in kwargs.items()}
+        return [to_device(tensor, device) for tensor in args], moved
 
 
-def padded(inference_fn: Any, padding: Padding) -> Callable[..., Iterable[PredictionResult]]:
-    """The same function of ours, with padding."""
-    inference_fn, function = _as_ours(inference_fn)
-    if function is infer and isinstance(padding.value, Mapping):
+_TENSORS = StackedInferenceFn()
+_KEYED_TENSORS = StackedInferenceFn(keyed=True)
+
+
+def with_padding(inference_fn: InferenceFn, padding: Padding) -> InferenceFn:
+    """Return an inference function of this module with padding.
+
+    Raises:
+        OptionError: The function is the user's own, or takes tensors but ``padding`` names keys.
+    """
+    stacked = _as_stacked(inference_fn)
+    if stacked is None:
         raise OptionError(
-            "The value of Padding must be a number here: these examples are tensors, which have no keys. "
-            "Dictionaries of tensors are for PytorchModelHandlerKeyedTensor."
+            "padding has no effect on your own inference_fn, which gets the unpadded examples. To fix this, leave "
+            "padding out, or use make_tensor_model_fn or make_keyed_tensor_model_fn."
         )
-    if function not in (infer, infer_keyed):
+    if not stacked.keyed and isinstance(padding.value, Mapping):
         raise OptionError(
-            "padding has no effect on an inference_fn of your own, which gets the examples as they came. Leave "
-            "padding out, or take make_tensor_model_fn or make_keyed_tensor_model_fn."
+            "The value of Padding must be a number here: these examples are tensors, which have no keys. For "
+            "dictionaries of tensors, use PytorchModelHandlerKeyedTensor."
         )
-    return functools.partial(inference_fn, padding=padding)
+    return replace(stacked, padding=padding)
 
 
-def unsplit(inference_fn: Any, results: Results) -> Callable[..., Iterable[PredictionResult]]:
-    """The same function of ours, whose results ``results`` makes of the whole output; any other as it is."""
-    inference_fn, function = _as_ours(inference_fn)
-    if function not in (infer, infer_keyed):
-        return inference_fn  # type: ignore[no-any-return]
-    return functools.partial(inference_fn, padding=Unsplit(), results=results)
+def without_splitting(inference_fn: InferenceFn, make_results: MakeResults) -> InferenceFn:
+    """Return an inference function of this module that doesn't split its output; leave the user's own as it is."""
+    stacked = _as_stacked(inference_fn)
+    if stacked is None:
+        return inference_fn
+    return replace(stacked, padding=Unsplit(), make_results=make_results)
 
 
-def padding_of(inference_fn: Any) -> Padding | None:
-    """The padding that a function of ours was given."""
-    return (getattr(inference_fn, "keywords", None) or {}).get("padding")
-
-
-def refuse_padding(padding: Padding | None) -> None:
-    """Raises where there is padding: the rows of one tensor have one length."""
+def check_no_padding(padding: Padding | None) -> None:
+    """Raise `OptionError` if there is padding, which doesn't apply to unsplit results."""
     if padding is not None:
         raise OptionError(
-            "whole_results=True is for arrays of rows, which have one length, and padding is for rows of several. "
-            "Leave padding out and give padded arrays; or leave whole_results out, and give lists of rows."
+            "whole_results=True takes arrays whose rows have one length, but padding is for rows of different "
+            "lengths. To fix this, leave padding out and pass padded arrays, or leave whole_results out and pass "
+            "lists of rows."
         )
 
 
-def _as_ours(inference_fn: Any) -> tuple[Any, Any]:
-    """A function, and which of ours it calls, if it does."""
-    inference_fn = _WITHOUT_METHOD.get(inference_fn, inference_fn)
-    return inference_fn, getattr(inference_fn, "func", None)
+def with_length_fn(
+    options: HandlerOptions, length_fn: Callable[[Any], int] | None
+) -> HandlerOptions:
+    """Return options with ``batch_length_fn`` set, if another option needs it and it is not given."""
+    given = {name for name, value in options.items() if value is not None}
+    if "batch_length_fn" in given or not given & {"max_padded_size", "batch_bucket_boundaries"}:
+        return options
+    return {**options, "batch_length_fn": length_fn}
 
 
-_WITHOUT_METHOD = {
-    default_tensor_inference_fn: functools.partial(infer, None),
-    default_keyed_tensor_inference_fn: functools.partial(infer_keyed, None),
-}
-
-
-def needs_lengths(options: Mapping[str, Any]) -> bool:
-    """Whether an option stands there that needs lengths, and none that gives them."""
-    if options.get("batch_length_fn") is not None:
-        return False
-    return any(options.get(n) is not None for n in ("max_padded_size", "batch_bucket_boundaries"))
-
-
-def _move(tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    return {key: to_device(tensor, device) for key, tensor in tensors.items()}
+def _as_stacked(inference_fn: InferenceFn) -> StackedInferenceFn | None:
+    if inference_fn is default_tensor_inference_fn:
+        return _TENSORS
+    if inference_fn is default_keyed_tensor_inference_fn:
+        return _KEYED_TENSORS
+    return inference_fn if isinstance(inference_fn, StackedInferenceFn) else None
 
 
 def _stack(
     stack: Callable[[Any], Any],
     batch: Sequence[Any],
     what: str = "the batch",
-    cure: Callable[[int], str] | None = None,
+    hint: Callable[[int], str] | None = None,
 ) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch
@@ -183,13 +186,13 @@ def _stack(
         if not isinstance(example, torch.Tensor):
             reject_keyed_examples(batch)
             raise BatchShapeError(
-                f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. Convert it "
-                "before, for example with_preprocess_fn(torch.as_tensor)."
+                f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. To fix this, "
+                "convert it, for example with_preprocess_fn(torch.as_tensor)."
             )
-    return stack_batch(stack, batch, what, cure or _pad_them)
+    return stack_batch(stack, batch, what, hint or _suggest_padding)
 
 
-def _pad_them(dim: int) -> str:
+def _suggest_padding(dim: int) -> str:
     return f"pad them with padding=Padding({f'dim={dim}' if dim else ''})"
 
 
@@ -198,15 +201,17 @@ def _check_keys(batch: Sequence[Mapping[str, Any]]) -> None:
     for index, example in enumerate(batch):
         if example.keys() != keys:
             raise BatchShapeError(
-                f"Element {index} of the batch has the keys {sorted(example)}, and element 0 has {sorted(keys)}. "
-                "Give all elements the same keys."
+                f"Element {index} of the batch has the keys {sorted(example)}, but element 0 has {sorted(keys)}. "
+                "To fix this, give all elements the same keys."
             )
 
 
-def _method(model: Any, name: str | None) -> Callable[..., Any]:
+def _get_method(model: Any, name: str | None) -> Callable[..., Any]:
     if name is None:
         return model  # type: ignore[no-any-return]
     if not hasattr(model, name):
-        near = suggest(name, (n for n in dir(model) if not n.startswith("_")))
-        raise AttributeError(f"The model, a {type(model).__name__}, has no method {name!r}.{near}")
+        names = (n for n in dir(model) if not n.startswith("_"))
+        raise AttributeError(
+            f"The model, a {type(model).__name__}, has no method {name!r}.{suggest(name, names)}"
+        )
     return getattr(model, name)  # type: ignore[no-any-return]

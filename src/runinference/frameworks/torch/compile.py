@@ -1,4 +1,4 @@
-"""Whether and how a PyTorch model is compiled, and whether this machine can."""
+"""Compile PyTorch models with ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from runinference.frameworks.torch.loading import first_sentence
 torch = need("torch", extra="torch")
 
 
-def compile_args(value: Any) -> dict[str, Any] | None:
-    """The keywords for ``torch.compile`` that an option says; None if nothing is to be compiled.
+def parse_compile_option(value: Any) -> dict[str, Any] | None:
+    """Convert the option ``compile`` to keywords for ``torch.compile``.
 
-    >>> compile_args("max-autotune")
+    >>> parse_compile_option("max-autotune")
     {'mode': 'max-autotune'}
 
     Args:
-        value: True or False, a mode, or keywords.
+        value: True or False, a mode, or a dictionary of keywords.
+
+    Returns:
+        The keywords, or None if the model isn't compiled.
 
     Raises:
-        OptionError: There is no such mode or keyword.
+        OptionError: ``torch.compile`` has no such mode or keyword.
     """
     if value is None or isinstance(value, bool):
         return {} if value else None
@@ -37,7 +40,7 @@ def compile_args(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, Mapping):
         raise OptionError(
             "compile must be True, a mode such as 'max-autotune', or a dictionary of keywords for torch.compile, "
-            f"and is {value!r}."
+            f"but is {value!r}."
         )
     known = [name for name in inspect.signature(torch.compile).parameters if name != "model"]
     for name in value:
@@ -47,21 +50,21 @@ def compile_args(value: Any) -> dict[str, Any] | None:
 
 
 def compile_model(model: Any, args: dict[str, Any], device: Any) -> None:
-    """Lets a model be compiled when it is first called.
+    """Mark a model to be compiled at its first call, after compiling a one-line function as a check.
 
     Raises:
-        ModelLoadError: This machine cannot compile; found with a function of one line.
+        ModelLoadError: This machine can't compile.
     """
     try:
-        torch.compile(_one_more, **args)(torch.zeros(2, device=device))
+        torch.compile(_add_one, **args)(torch.zeros(2, device=device))
     except Exception as error:
-        said = first_sentence(getattr(error, "inner_exception", error))
+        reason = first_sentence(getattr(error, "inner_exception", error))
         raise ModelLoadError(
-            f"The model cannot be compiled here ({said}). Workers need what torch.compile needs: "
-            "on a CPU a C++ compiler such as g++, on a GPU Triton. Or leave compile out."
+            f"The model cannot be compiled here ({reason}). To fix this, install what torch.compile needs on "
+            "each worker: for a CPU, a C++ compiler such as g++; for a GPU, Triton. Or leave compile out."
         ) from error
     model.compile(**args)
 
 
-def _one_more(x: Any) -> Any:
+def _add_one(x: Any) -> Any:
     return x + 1

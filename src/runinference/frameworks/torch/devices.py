@@ -1,4 +1,4 @@
-"""Where a PyTorch model runs, in which precision, and how tensors get there and back."""
+"""Devices, mixed precision and memory formats for PyTorch models."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ torch = need("torch", extra="torch")
 _LOGGER = logging.getLogger(__name__)
 
 
-def device_named(name: Any) -> Any:
-    """The device of PyTorch that ``name`` says; ``"CPU"`` and ``"GPU"``, Beam's words, are among them.
+def parse_device(name: Any) -> Any:
+    """Convert Beam's ``"CPU"`` or ``"GPU"``, or any PyTorch device name, to a ``torch.device``.
 
-    >>> device_named("GPU")
+    >>> parse_device("GPU")
     device(type='cuda')
 
     Raises:
-        OptionError: PyTorch knows no such device.
+        OptionError: PyTorch has no such device.
     """
     if isinstance(name, torch.device):
         return name
@@ -33,124 +33,118 @@ def device_named(name: Any) -> Any:
         return torch.device("cuda" if lower == "gpu" else lower)
     except (RuntimeError, TypeError) as error:
         raise OptionError(
-            f"device must be 'CPU', 'GPU' or a device of PyTorch such as 'cuda:1', and is {name!r}."
+            f"device must be 'CPU', 'GPU' or a PyTorch device such as 'cuda:1', but is {name!r}."
         ) from error
 
 
 @functools.cache
-def usable(device: Any) -> Any:
-    """The device, or the CPU, with a warning, where there is no such device."""
+def resolve_device(device: Any) -> Any:
+    """Return ``device``, or log a warning and return the CPU if this machine has no such device."""
     if device.type == "cpu":
         return device
     try:
         torch.empty(1, device=device)
     except torch.cuda.OutOfMemoryError:
-        return device  # it is there, and its user hears of it when the model loads
+        return device  # The device exists. Loading the model reports the lack of memory.
     except (RuntimeError, AssertionError) as error:
         _LOGGER.warning(
-            "The model runs on the CPU: the device %s cannot be used (%s).", device, error
+            "The model runs on the CPU: the device %s is not available (%s).", device, error
         )
         return torch.device("cpu")
     return device
 
 
-def device_of(model: Any, device: Any) -> Any:
-    """Where a model's weights are; for one without weights, the device it was meant for."""
-    if (
-        isinstance(model, torch.nn.Module)
-        and (weight := next(model.parameters(), None)) is not None
-    ):
-        return weight.device
-    return usable(device)
+def get_model_device(model: Any, device: Any) -> Any:
+    """Return the device of the model's weights, or ``device`` (if available) for a model without weights."""
+    weights = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    weight = next(weights, None)
+    return resolve_device(device) if weight is None else weight.device
 
 
-def dtype_named(name: Any) -> Any:
-    """The type of numbers for mixed precision that ``name`` says, if any.
+def parse_autocast_dtype(name: Any) -> Any:
+    """Convert ``"bfloat16"`` or ``"float16"`` to its ``torch.dtype``; None stays None.
 
-    >>> dtype_named("bfloat16")
+    >>> parse_autocast_dtype("bfloat16")
     torch.bfloat16
 
     Raises:
-        OptionError: It is no type that autocast knows.
+        OptionError: Autocast doesn't support the dtype.
     """
-    dtype = None if name is None else _MIXED.get(str(name).removeprefix("torch."))
+    dtype = None if name is None else _AUTOCAST_DTYPES.get(str(name).removeprefix("torch."))
     if name is not None and dtype is None:
         raise OptionError(
-            f"autocast must be 'bfloat16' or 'float16', and is {name!r}.{suggest(str(name), _MIXED)}"
+            "autocast must be 'bfloat16' or 'float16', but is "
+            f"{name!r}.{suggest(str(name), _AUTOCAST_DTYPES)}"
         )
     return dtype
 
 
-_MIXED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(device: Any, dtype: Any) -> AbstractContextManager[Any]:
-    """Within it, operations that gain by it compute in ``dtype``; nothing changes if that is None.
+    """Return a context for mixed precision in ``dtype``, or one without effect if ``dtype`` is None.
 
     Raises:
-        ModelLoadError: The device does not know mixed precision.
+        ModelLoadError: The device doesn't support mixed precision.
     """
     if dtype is None:
         return nullcontext()
     if not torch.amp.is_autocast_available(device.type):
         raise ModelLoadError(
-            f"The device {device} has no mixed precision. Leave autocast out, or convert the model: "
-            "load it as float32 and call .half() or .bfloat16() in model_class."
+            f"The device {device} doesn't support mixed precision. To fix this, leave autocast out, or convert "
+            "the model: load it as float32 and call .half() or .bfloat16() in model_class."
         )
     return torch.autocast(device.type, dtype=dtype)  # type: ignore[no-any-return]
 
 
-def stack_for(device: Any) -> Callable[[Sequence[Any]], Any]:
-    """What stacks tensors that go to a device: for a GPU, into memory that it can copy from by itself."""
+def get_stack_fn(device: Any) -> Callable[[Sequence[Any]], Any]:
+    """Return the function that stacks tensors bound for a device; for a GPU, it uses pinned memory."""
     return _stack_pinned if device.type == "cuda" else torch.stack
 
 
 def to_device(tensor: Any, device: Any) -> Any:
-    """The tensor on a device. From pinned memory the copy does not wait, and what follows waits for it."""
+    """Copy a tensor to a device, asynchronously if the tensor is in pinned memory."""
     return torch.as_tensor(tensor).to(device, non_blocking=True)
 
 
 def to_cpu(output: Any, device: Any) -> Any:
-    """An output whose tensors are on the CPU, each in one copy; and float32 again after mixed precision."""
+    """Copy the tensors of an output to the CPU, and convert them to float32 after mixed precision."""
     mixed = torch.is_autocast_enabled(device.type)
     if device.type == "cpu" and not mixed:
         return output
 
-    def back(_: Any, part: Any) -> Any:
+    def copy(_: Any, part: Any) -> Any:
         if not isinstance(part, torch.Tensor):
             return part
-        low = mixed and part.dtype in _MIXED.values()
-        return part.to("cpu", torch.float32 if low else part.dtype)
+        is_low = mixed and part.dtype in _AUTOCAST_DTYPES.values()
+        return part.to("cpu", torch.float32 if is_low else part.dtype)
 
-    return replaced(output, back)
+    return replaced(output, copy)
 
 
-def channels_last(model: Any) -> Any:
-    """A model of pictures that computes in the order of memory that convolutions are fastest in; it takes any."""
+def use_channels_last(model: Any) -> Any:
+    """Convert a model's weights, and each 4-dimensional input of its calls, to ``torch.channels_last``."""
     model = model.to(memory_format=torch.channels_last)
-    if not isinstance(
-        model, torch.jit.ScriptModule
-    ):  # it takes no hooks; its convolutions see to it
-        model.register_forward_pre_hook(_inputs_channels_last, with_kwargs=True)
+    # TorchScript accepts no hooks with keywords; its convolutions convert their inputs themselves.
+    if not isinstance(model, torch.jit.ScriptModule):
+        model.register_forward_pre_hook(_convert_inputs, with_kwargs=True)
     return model
 
 
-def _inputs_channels_last(
-    model: Any, given: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def last(x: Any) -> Any:
-        picture = isinstance(x, torch.Tensor) and x.dim() == 4
-        return x.contiguous(memory_format=torch.channels_last) if picture else x
+def _convert_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    return tuple(map(_to_channels_last, args)), {k: _to_channels_last(v) for k, v in kwargs.items()}
 
-    return tuple(map(last, given)), {name: last(x) for name, x in named.items()}
+
+def _to_channels_last(value: Any) -> Any:
+    is_image = isinstance(value, torch.Tensor) and value.dim() == 4
+    return value.contiguous(memory_format=torch.channels_last) if is_image else value
 
 
 def _stack_pinned(batch: Sequence[Any]) -> Any:
     first = batch[0]
-    alike = all(
-        (x.shape, x.dtype, x.device.type) == (first.shape, first.dtype, "cpu") for x in batch
-    )
-    if not alike:
+    expected = (first.shape, first.dtype, "cpu")
+    if any((x.shape, x.dtype, x.device.type) != expected for x in batch):
         return torch.stack(tuple(batch))
     pinned = torch.empty((len(batch), *first.shape), dtype=first.dtype, pin_memory=True)
     return torch.stack(tuple(batch), out=pinned)

@@ -1,4 +1,4 @@
-"""Programs of torch.export: loaded from their files, and called by position or by name."""
+"""Load programs that ``torch.export`` wrote, and call them with positional or named inputs."""
 
 from __future__ import annotations
 
@@ -14,86 +14,85 @@ from runinference.model_file import open_model
 torch = need("torch", extra="torch")
 
 
-class Exported(torch.nn.Module):  # type: ignore[misc, name-defined]
-    """A program that ``torch.export`` wrote, as a module.
+class ExportedModule(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """A ``torch.export`` program that takes tensors by position or by input name, however it was exported.
 
-    It is called with tensors by position or by the names of its inputs, whichever way it was exported. What it was
-    exported for it needs: sizes that were not free must be the same.
+    Dimensions that weren't exported as dynamic must have the exported size.
     """
 
     def __init__(self, program: Any) -> None:
         super().__init__()
         self.program = program.module()
-        self.inputs = _inputs(program)
-        self.by_position = _by_position(program)
+        self.inputs = _get_inputs(program)
+        self.n_positional = _count_positional_inputs(program)
 
-    def forward(self, *given: Any, **named: Any) -> Any:
-        """The program's output.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program.
 
         Raises:
             BatchShapeError: The batch has another size or shape than the program was exported for.
             ElementError: An input is missing or unknown.
         """
-        if self.by_position is None:
-            return self.program(*given, **named)
+        if self.n_positional is None:
+            return self.program(*args, **kwargs)
         names = [one.name for one in self.inputs]
-        values = {**dict(zip(names, given, strict=False)), **named}
+        values = {**dict(zip(names, args, strict=False)), **kwargs}
         check_names(list(values), self.inputs)
         for one in self.inputs:
             if one.shape:
                 check_shape(values[one.name], one, len(values[one.name]))
-        first = [values.pop(name) for name in names[: self.by_position]]
-        return self.program(*first, **values)
+        positional = [values.pop(name) for name in names[: self.n_positional]]
+        return self.program(*positional, **values)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the program, and not what looks at its inputs before."""
+        """Compile the program, but not the checks of its inputs."""
         self.program.compile(*args, **kwargs)
 
 
-def read_exported(
+def load_exported_program(
     path: str, device: Any, load_model_args: Mapping[str, Any], sha256: str | None = None
-) -> Exported:
-    """The program in a file of ``torch.export.save``.
+) -> ExportedModule:
+    """Load a file that ``torch.export.save`` wrote.
 
-    Such a file may hold pickled objects, and loading it may run code: load only files that you trust.
+    Such a file may hold pickled objects, and loading it may run code. Load only files that you trust.
 
     Args:
-        path: The file.
-        device: Where the program runs.
+        path: The path of the file.
+        device: The device that the program runs on.
         load_model_args: Keywords for ``torch.export.load``.
-        sha256: The digest that the file must have.
+        sha256: The expected SHA-256 digest of the file.
 
     Raises:
-        ModelNotFoundError: There is no such file.
-        ModelLoadError: The file is of another kind, truncated, or has another digest.
+        ModelNotFoundError: The file doesn't exist.
+        ModelLoadError: The file isn't an exported program, is truncated, or has another digest.
     """
     with open_model(path, "torch_export_model_path", sha256) as file:
         try:
             program = torch.export.load(file, **load_model_args)
         except Exception as error:
             raise ModelLoadError(
-                f"The file {path!r} (torch_export_model_path) cannot be loaded as a program of torch.export "
-                f"({first_sentence(error)}). It may be truncated, or written by another version of PyTorch than "
-                f"{torch.__version__}; if it is TorchScript, give it as torch_script_model_path, and if it holds "
+                f"The file {path!r} (torch_export_model_path) cannot be loaded as a torch.export program "
+                f"({first_sentence(error)}). It may be truncated, or saved by another PyTorch version than "
+                f"{torch.__version__}. If it holds TorchScript, pass it as torch_script_model_path; if it holds "
                 "weights, as state_dict_path."
             ) from error
     if any(weight.device != device for weight in program.state_dict.values()):
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    return Exported(program)
+    return ExportedModule(program)
 
 
-def _inputs(program: Any) -> list[Input]:
-    """The inputs of a program with their shapes; a size that is free is no number."""
+def _get_inputs(program: Any) -> list[Input]:
+    """Return the program's inputs; in their shapes, dynamic dimensions are symbols instead of numbers."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     shapes = [tuple(getattr(nodes[name].meta.get("val"), "shape", ())) for name in names]
     return [Input(name, None, shape) for name, shape in zip(names, shapes, strict=True)]
 
 
-def _by_position(program: Any) -> int | None:
-    """How many inputs are given by position, before the named ones; None where some are no tensors."""
+def _count_positional_inputs(program: Any) -> int | None:
+    """Return the number of positional inputs, or None if some inputs aren't tensors."""
     args, kwargs = program.example_inputs or ((), {})
     if not all(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
         return None
