@@ -28,7 +28,7 @@ from transformers import (
 from common import RUNNER, CollectElements, run
 from runinference import KeyedModelHandler, PredictionResult, RunInference, samples
 from runinference import huggingface_inference as hf
-from runinference.collate.pytree import parts
+from runinference.collate.pytree import leaves_with_path
 from runinference.errors import OptionError
 from runinference.http_inference import HTTPModelHandler, KServeV2
 from runinference.lightgbm_inference import (
@@ -43,7 +43,7 @@ from runinference.remote.handler import RemoteModelHandler
 from runinference.samples import servers
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from runinference.testing import check_handler
-from runinference.testing.compare import held, same
+from runinference.testing.compare import retained_bytes, same
 from runinference.xgboost_inference import (
     XGBoostModelHandlerNumpy,
     XGBoostModelHandlerPandas,
@@ -642,8 +642,8 @@ def test_a_whole_array_gets_one_result_whose_rows_are_those_of_single_elements(c
     singly = [np.ravel(one) if np.ndim(one) == 1 and len(one) == 1 else one for one in singly]
     for row, one in zip(split_rows(inference(result), n), singly, strict=True):
         assert same(np.ravel(row), np.ravel(one)) if np.ndim(one) else same(row, one)
-    for _, part in parts(inference(result)):
-        assert held(part) <= getattr(part, "nbytes", 0)
+    for _, part in leaves_with_path(inference(result)):
+        assert retained_bytes(part) <= getattr(part, "nbytes", 0)
 
 
 def test_a_whole_array_that_fails_is_one_dead_letter_and_its_rows_are_counted(case, whole):

@@ -8,8 +8,8 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.collate.named_inputs import Input
-from runinference.collate.unbatch import split
+from runinference.collate.named_inputs import InputSpec
+from runinference.collate.unbatch import unbatch
 from runinference.errors import EndpointRefusedError, UnusableAnswerError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
@@ -100,7 +100,7 @@ class HTTPModelHandler(EndpointModelHandler):
         protocol = self._protocol
         body = protocol.body(batch, model.inputs(), inference_args or {})
         rows = model.client.post(
-            protocol.path, body, lambda answer: split(protocol.output(answer, batch), len(batch))
+            protocol.path, body, lambda answer: unbatch(protocol.output(answer, batch), len(batch))
         )
         return [PredictionResult(x, y, protocol.model_id) for x, y in zip(batch, rows, strict=True)]
 
@@ -119,10 +119,10 @@ class _Described:
     def __init__(self, client: Client, protocol: Any) -> None:
         self.client = client
         self._protocol = protocol
-        self._inputs: list[Input] | None = None
+        self._inputs: list[InputSpec] | None = None
         self._lock = threading.Lock()
 
-    def inputs(self) -> list[Input]:
+    def inputs(self) -> list[InputSpec]:
         """What the model takes; empty if the server does not tell."""
         if self._protocol.description_path is None:
             return []
@@ -131,7 +131,7 @@ class _Described:
                 self._inputs = self._told()
             return self._inputs
 
-    def _told(self) -> list[Input]:
+    def _told(self) -> list[InputSpec]:
         try:
             description = self.client.get(self._protocol.description_path)
         except EndpointRefusedError as error:
@@ -142,7 +142,7 @@ class _Described:
                 return []
             raise
         try:
-            inputs: list[Input] = self._protocol.inputs(description)
+            inputs: list[InputSpec] = self._protocol.inputs(description)
         except (UnusableAnswerError, KeyError, TypeError, AttributeError):
             return []
         return inputs

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from runinference.collate.frames import (
     check_columns,
-    joined,
+    concat_tables,
     sparse_bytes,
     split_examples,
     split_predictions,
@@ -54,7 +54,7 @@ def default_lightgbm_inference_fn(
     examples = split_examples(batch)
     tables = to_tables(examples)
     check_columns(tables, model.num_feature(), _names(model), _spelt)
-    predictions = model.predict(joined(tables), **(inference_args or {}))
+    predictions = model.predict(concat_tables(tables), **(inference_args or {}))
     parts = split_predictions(predictions, examples, tables)
     return [PredictionResult(x, y) for x, y in zip(examples, parts, strict=True)]
 

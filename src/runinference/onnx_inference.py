@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
-from runinference.collate.named_inputs import Input, bind_inputs
+from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.errors import OptionError, suggest
 from runinference.frameworks.onnx.session import (
     check_providers,
@@ -163,10 +163,10 @@ def _run(
     return dict(zip(wanted, outputs, strict=True))
 
 
-def _takes(session: Any) -> list[Input]:
+def _takes(session: Any) -> list[InputSpec]:
     required, optional = session.get_inputs(), session.get_overridable_initializers()
     return [
-        Input(node.name, _NUMPY_TYPES.get(node.type), tuple(node.shape), node in required)
+        InputSpec(node.name, _NUMPY_TYPES.get(node.type), tuple(node.shape), node in required)
         for node in (*required, *optional)
     ]
 

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from runinference.collate.frames import is_dataframe, split_examples
 from runinference.collate.stack import stack_arrays
-from runinference.collate.unbatch import split
+from runinference.collate.unbatch import unbatch
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.handlers.model_handler import ModelHandler
@@ -195,7 +195,7 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
         batch = split_examples(batch)
         _check_frames(batch)
         predictions, rows = self._model_inference_fn(model, batch, inference_args)
-        inferences = split(predictions, len(batch))
+        inferences = unbatch(predictions, len(batch))
         return [
             PredictionResult(row, inference, self._model_uri)
             for row, inference in zip(rows, inferences, strict=True)

@@ -10,8 +10,8 @@ from typing_extensions import Unpack
 
 from runinference.collate.frames import (
     check_columns,
+    concat_tables,
     is_dataframe,
-    joined,
     sparse_bytes,
     split_examples,
     split_predictions,
@@ -62,7 +62,7 @@ def default_xgboost_inference_fn(
     tables = to_tables(examples)
     if arguments.get("validate_features", True):
         _check(tables, model)
-    predictions = model.predict(_input(joined(tables), model), **arguments)
+    predictions = model.predict(_input(concat_tables(tables), model), **arguments)
     return [
         PredictionResult(example, prediction)
         for example, prediction in zip(

@@ -12,104 +12,106 @@ from runinference.batching.policy import BatchPolicy
 
 
 def fixed(size: int, **fields) -> BatchPolicy:
-    return BatchPolicy(min_size=size, max_size=size, **fields)
+    return BatchPolicy(min_batch_size=size, max_batch_size=size, **fields)
 
 
 def budget(n: int, **fields) -> BatchPolicy:
-    return BatchPolicy(max_padded=n, measure=int, **fields)
+    return BatchPolicy(max_padded_size=n, length_fn=int, **fields)
 
 
 def learn(policy: BatchPolicy, seconds) -> AdaptiveSize:
     size = AdaptiveSize(policy)
     for _ in range(100):
-        size.record(size.now, seconds(size.now))
+        size.record(size.current, seconds(size.current))
     return size
 
 
 def test_a_call_with_a_large_fixed_cost_gets_large_batches():
-    assert learn(BatchPolicy(), lambda n: 1e-3 + 1e-6 * n).now >= 4096
+    assert learn(BatchPolicy(), lambda n: 1e-3 + 1e-6 * n).current >= 4096
 
 
 def test_a_call_that_costs_the_same_for_each_element_stays_small():
-    assert learn(BatchPolicy(), lambda n: 1e-2 * n).now == 1
+    assert learn(BatchPolicy(), lambda n: 1e-2 * n).current == 1
 
 
 def test_a_call_that_gets_dearer_with_size_settles_where_it_was_cheapest():
-    assert learn(BatchPolicy(), lambda n: n * (1e-3 / min(n, 8) + 1e-4 * max(0, n - 8))).now == 8
+    assert (
+        learn(BatchPolicy(), lambda n: n * (1e-3 / min(n, 8) + 1e-4 * max(0, n - 8))).current == 8
+    )
 
 
 def test_a_few_slow_calls_do_not_settle_the_size_for_good():
-    size = AdaptiveSize(BatchPolicy(max_size=32))
+    size = AdaptiveSize(BatchPolicy(max_batch_size=32))
     size.record(1, 1.0)
     for noise in (0, 0.4, 0.4, 0.4, 0.8, 0.8, 0.8):
-        size.record(size.now, 0.003 + 0.0003 * size.now + noise)
-    assert (size.settled, size.now) == (True, 1)
+        size.record(size.current, 0.003 + 0.0003 * size.current + noise)
+    assert (size.converged, size.current) == (True, 1)
     for _ in range(100):
-        size.record(size.now, 0.003 + 0.0003 * size.now)
-    assert size.now == 32
+        size.record(size.current, 0.003 + 0.0003 * size.current)
+    assert size.current == 32
 
 
 def test_where_larger_is_much_cheaper_one_call_is_enough_to_go_on():
-    size = AdaptiveSize(BatchPolicy(max_size=1024))
+    size = AdaptiveSize(BatchPolicy(max_batch_size=1024))
     sizes = []
     for _ in range(12):
-        sizes.append(size.now)
-        size.record(size.now, 5e-3 + 1e-7 * size.now)
+        sizes.append(size.current)
+        size.record(size.current, 5e-3 + 1e-7 * size.current)
     assert sizes == [1, *(2**n for n in range(11))]
 
 
 @pytest.mark.parametrize(("low", "high"), [(3, 100), (1, 7), (5, 5)])
 def test_the_size_stays_within_its_limits(low, high):
-    policy = BatchPolicy(min_size=low, max_size=high)
+    policy = BatchPolicy(min_batch_size=low, max_batch_size=high)
     size = AdaptiveSize(policy)
     for _ in range(50):
-        assert low <= size.now <= high
-        size.record(size.now, 1e-3 + 1e-6 * size.now)
+        assert low <= size.current <= high
+        size.record(size.current, 1e-3 + 1e-6 * size.current)
 
 
 def test_a_budget_decides_the_size_and_no_search_does():
-    size = AdaptiveSize(budget(100, max_size=50))
-    assert (size.now, size.budget, size.settled) == (50, 100, True)
+    size = AdaptiveSize(budget(100, max_batch_size=50))
+    assert (size.current, size.max_padded_size, size.converged) == (50, 100, True)
 
 
 def go_well(size: AdaptiveSize, calls: int = 32) -> None:
     for _ in range(calls):
-        size.record(size.now, 1e-3)
+        size.record(size.current, 1e-3)
 
 
-@pytest.mark.parametrize("policy", [fixed(64), BatchPolicy(min_size=64, max_size=100)])
+@pytest.mark.parametrize("policy", [fixed(64), BatchPolicy(min_batch_size=64, max_batch_size=100)])
 def test_out_of_memory_halves_the_size_and_calls_that_go_well_double_it_again(policy):
     size = AdaptiveSize(policy)
-    size.out_of_memory(64)
-    assert size.now == 32
-    size.out_of_memory(32)
-    size.out_of_memory(32)
-    assert size.now == 16
+    size.record_out_of_memory(64)
+    assert size.current == 32
+    size.record_out_of_memory(32)
+    size.record_out_of_memory(32)
+    assert size.current == 16
     go_well(size, 31)
-    assert size.now == 16
+    assert size.current == 16
     go_well(size, 1)
-    assert size.now == 32
+    assert size.current == 32
     go_well(size)
-    assert size.now == 64
+    assert size.current == 64
     go_well(size, 1_000)
-    assert size.now <= policy.max_size
+    assert size.current <= policy.max_batch_size
 
 
 def test_small_calls_do_not_prove_that_large_ones_fit():
     size = AdaptiveSize(fixed(64))
-    size.out_of_memory(64)
+    size.record_out_of_memory(64)
     for _ in range(100):
         size.record(3, 1e-3)
-    assert size.now == 32
+    assert size.current == 32
 
 
 def test_a_size_that_proves_too_high_again_is_tried_more_and_more_rarely():
     size = AdaptiveSize(fixed(64))
     waits = []
     for _ in range(4):
-        size.out_of_memory(64)
+        size.record_out_of_memory(64)
         calls = 0
-        while size.now < 64:
+        while size.current < 64:
             go_well(size, 1)
             calls += 1
         waits.append(calls)
@@ -119,35 +121,35 @@ def test_a_size_that_proves_too_high_again_is_tried_more_and_more_rarely():
 def test_one_element_that_does_not_fit_alone_leaves_a_size_of_one_for_a_while():
     size = AdaptiveSize(fixed(8))
     for n in (8, 4, 2, 1):
-        size.out_of_memory(n)
-    assert size.now == 1
+        size.record_out_of_memory(n)
+    assert size.current == 1
     go_well(size, 3 * 32)
-    assert size.now == 8
+    assert size.current == 8
 
 
 def test_the_search_goes_on_below_what_fits():
-    size = AdaptiveSize(BatchPolicy(max_size=1_000))
+    size = AdaptiveSize(BatchPolicy(max_batch_size=1_000))
     for _ in range(10_000):
-        if size.now > 100:
-            size.out_of_memory(size.now)
-        size.record(size.now, 1.0)
-        assert size.now <= 128
-    assert size.now == 64
+        if size.current > 100:
+            size.record_out_of_memory(size.current)
+        size.record(size.current, 1.0)
+        assert size.current <= 128
+    assert size.current == 64
 
 
 def test_out_of_memory_within_a_budget_halves_the_budget_and_not_the_number():
-    policy = budget(1_000, max_size=500)
+    policy = budget(1_000, max_batch_size=500)
     size = AdaptiveSize(policy)
-    size.out_of_memory(4, policy.padded_size([200, 200, 100, 100]))
-    assert (size.now, size.budget) == (500, 400)
+    size.record_out_of_memory(4, policy.padded_size([200, 200, 100, 100]))
+    assert (size.current, size.max_padded_size) == (500, 400)
     batcher = Batcher(policy, size)
     for n in (200, 200, 100, 100, 1, 1):
         batcher.add(n, n)
     assert batcher.flush() == [[200, 200], [100, 100, 1, 1]]
     go_well(size)
-    assert size.budget == 800
-    size.out_of_memory(4)
-    assert size.now == 2
+    assert size.max_padded_size == 800
+    size.record_out_of_memory(4)
+    assert size.current == 2
 
 
 def test_threads_that_run_out_of_memory_together_halve_once():
@@ -156,11 +158,11 @@ def test_threads_that_run_out_of_memory_together_halve_once():
 
     def fail() -> None:
         barrier.wait()
-        size.out_of_memory(64)
+        size.record_out_of_memory(64)
 
     threads = [threading.Thread(target=fail) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert size.now == 32
+    assert size.current == 32

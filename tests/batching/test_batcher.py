@@ -22,7 +22,7 @@ def batches(policy: BatchPolicy, elements):
 
 
 def fixed(size: int, **fields) -> BatchPolicy:
-    return BatchPolicy(min_size=size, max_size=size, **fields)
+    return BatchPolicy(min_batch_size=size, max_batch_size=size, **fields)
 
 
 def test_a_fixed_size_is_kept_and_the_rest_comes_at_the_end():
@@ -30,25 +30,27 @@ def test_a_fixed_size_is_kept_and_the_rest_comes_at_the_end():
 
 
 def test_weight_is_never_passed_except_by_one_element_alone():
-    policy = fixed(100, max_weight=10, weigh=lambda n: n)
+    policy = fixed(100, max_batch_weight=10, element_size_fn=lambda n: n)
     assert batches(policy, [4, 6, 1, 20, 3]) == [[4, 6], [1], [20], [3]]
 
 
 def test_bytes_are_never_passed_except_by_one_element_alone():
     rows = [np.zeros(n, np.int8) for n in (40, 60, 10, 200, 30)]
-    sizes = [[len(row) for row in batch] for batch in batches(fixed(100, max_bytes=100), rows)]
+    sizes = [
+        [len(row) for row in batch] for batch in batches(fixed(100, max_batch_bytes=100), rows)
+    ]
     assert sizes == [[40, 60], [10], [200], [30]]
 
 
 def test_lengths_of_one_bucket_share_a_batch_and_a_boundary_is_in_the_upper_bucket():
-    policy = fixed(100, measure=len, boundaries=(2, 4))
+    policy = fixed(100, length_fn=len, bucket_boundaries=(2, 4))
     words = ["a", "bb", "cccc", "d", "eee", "ffff"]
     assert batches(policy, words) == [["a", "d"], ["bb", "eee"], ["cccc", "ffff"]]
 
 
 def test_a_length_without_boundaries_uses_those_of_beam():
-    policy = BatchPolicy.of({"length_fn": len})
-    assert policy.boundaries == (16, 32, 64, 128, 256, 512)
+    policy = BatchPolicy.from_options({"length_fn": len})
+    assert policy.bucket_boundaries == (16, 32, 64, 128, 256, 512)
 
 
 @given(
@@ -60,10 +62,10 @@ def test_a_length_without_boundaries_uses_those_of_beam():
 def test_nothing_is_lost_or_twice_and_every_limit_holds(elements, size, weight, boundaries):
     policy = fixed(
         size,
-        max_weight=weight,
-        weigh=lambda n: n,
-        measure=lambda n: n,
-        boundaries=tuple(boundaries),
+        max_batch_weight=weight,
+        element_size_fn=lambda n: n,
+        length_fn=lambda n: n,
+        bucket_boundaries=tuple(boundaries),
     )
     found = batches(policy, elements)
     assert sorted(n for batch in found for n in batch) == sorted(elements)
@@ -78,7 +80,7 @@ def itself(n: int) -> int:
 
 
 def budget(n: int, **fields) -> BatchPolicy:
-    return BatchPolicy(max_padded=n, measure=itself, **fields)
+    return BatchPolicy(max_padded_size=n, length_fn=itself, **fields)
 
 
 def padded(batch: list[int]) -> int:
@@ -128,7 +130,7 @@ def test_a_window_smaller_than_the_budget_is_one_batch():
 
 
 def test_a_window_is_bounded_by_bytes():
-    policy = BatchPolicy(max_padded=10**9, measure=len)
+    policy = BatchPolicy(max_padded_size=10**9, length_fn=len)
     batcher = Batcher(policy, AdaptiveSize(policy))
     megabyte = np.zeros(1 << 20, np.int8)
     n_batches = [len(batcher.add(megabyte, None)) for _ in range(64)]
@@ -147,10 +149,10 @@ def test_with_a_budget_nothing_is_lost_and_every_limit_holds(
 ):
     policy = budget(
         most_padded,
-        max_size=size,
-        max_weight=weight,
-        weigh=itself,
-        boundaries=tuple(boundaries),
+        max_batch_size=size,
+        max_batch_weight=weight,
+        element_size_fn=itself,
+        bucket_boundaries=tuple(boundaries),
     )
     found = batches(policy, elements)
     assert sorted(n for batch in found for n in batch) == sorted(elements)
@@ -170,7 +172,7 @@ def test_a_handler_predicts_within_its_budget_and_keeps_the_order():
 
 
 def test_elements_whose_bytes_are_hard_to_tell_are_gathered_too():
-    policy = BatchPolicy(min_size=3, max_size=3)
+    policy = BatchPolicy(min_batch_size=3, max_batch_size=3)
     batcher = Batcher(policy, AdaptiveSize(policy))
     elements = [SimpleNamespace(nbytes=None), torch.eye(3).to_sparse(), np.zeros(3)]
     full = [batch for element in elements for batch in batcher.add(element, id(element))]

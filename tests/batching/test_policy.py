@@ -17,16 +17,16 @@ from runinference.errors import OptionError, UnknownOptionError
 
 def test_a_budget_has_no_buckets_unless_they_are_asked_for():
     options = {"length_fn": len, "max_padded_size": 100}
-    assert BatchPolicy.of(options).boundaries == ()
-    assert BatchPolicy.of({**options, "bucket_boundaries": [4]}).boundaries == (4,)
+    assert BatchPolicy.from_options(options).bucket_boundaries == ()
+    assert BatchPolicy.from_options({**options, "bucket_boundaries": [4]}).bucket_boundaries == (4,)
 
 
 def test_the_budget_of_a_handler_is_ours_alone_and_goes_with_it_into_another():
     handler = Doubler("budget", max_padded_size=10, batch_length_fn=int, max_batch_bytes=100)
     assert handler.batch_elements_kwargs() == {"length_fn": int}
     for one in (handler, handler.with_preprocess_fn(float), KeyedModelHandler(handler)):
-        assert resolve_policy(one).max_padded == 10
-        assert resolve_policy(one).max_bytes == 100
+        assert resolve_policy(one).max_padded_size == 10
+        assert resolve_policy(one).max_batch_bytes == 100
     assert resolve_policy(KeyedModelHandler(handler)).length(("key", 7)) == 7
 
 
@@ -54,7 +54,7 @@ def test_bytes_are_what_arrays_tensors_and_frames_hold():
         ({"length_fn": len, "max_padded_size": 0}, "max_padded_size must be greater than 0"),
         (
             {"length_fn": len, "max_padded_size": 8, "min_batch_size": 9},
-            r"min_batch_size \(9\) elements are longer than max_padded_size \(8\)",
+            r"min_batch_size \(9\) elements exceed max_padded_size \(8\)",
         ),
         ({"length_fn": len, "bucket_boundaries": [4, 2]}, "ascending"),
         ({"length_fn": len, "bucket_boundaries": [0, 2]}, "positive"),
@@ -62,24 +62,30 @@ def test_bytes_are_what_arrays_tensors_and_frames_hold():
 )
 def test_options_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
-        BatchPolicy.of(options)
+        BatchPolicy.from_options(options)
 
 
 def test_an_element_size_without_a_weight_counts_against_the_size_of_the_batch_as_in_beam():
-    policy = BatchPolicy.of({"element_size_fn": len, "min_batch_size": 8, "max_batch_size": 20})
-    assert policy.max_weight == 20
-    assert policy.min_size == policy.max_size  # nothing is searched: the weight decides
-    policy = BatchPolicy.of({"element_size_fn": len, "max_batch_weight": 20, "max_batch_size": 3})
-    assert (policy.max_weight, policy.max_size) == (20, 3)
+    policy = BatchPolicy.from_options(
+        {"element_size_fn": len, "min_batch_size": 8, "max_batch_size": 20}
+    )
+    assert policy.max_batch_weight == 20
+    assert policy.min_batch_size == policy.max_batch_size  # nothing is searched: the weight decides
+    policy = BatchPolicy.from_options(
+        {"element_size_fn": len, "max_batch_weight": 20, "max_batch_size": 3}
+    )
+    assert (policy.max_batch_weight, policy.max_batch_size) == (20, 3)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one():
     with pytest.raises(UnknownOptionError, match="Did you mean 'max_batch_size'"):
-        BatchPolicy.of({"max_batchsize": 3})
+        BatchPolicy.from_options({"max_batchsize": 3})
 
 
 def test_what_tunes_beams_batches_is_understood():
-    assert BatchPolicy.of({"target_batch_overhead": 0.1, "variance": 0.2}) == BatchPolicy()
+    assert (
+        BatchPolicy.from_options({"target_batch_overhead": 0.1, "variance": 0.2}) == BatchPolicy()
+    )
 
 
 def test_sparse_tensors_are_measured():

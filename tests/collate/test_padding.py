@@ -106,7 +106,7 @@ def test_the_budget_takes_its_lengths_from_the_padding(texts_model):
     given = PytorchModelHandlerKeyedTensor(
         texts_model, bert, padding=TOKENS, max_padded_size=99, batch_length_fn=len
     )
-    assert resolve_policy(given).measure is len
+    assert resolve_policy(given).length_fn is len
 
 
 @pytest.mark.parametrize("transform", [RunInference, BeamsRunInference])

@@ -14,7 +14,7 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from runinference import ModelHandler
-from runinference.collate.unbatch import split, to_results
+from runinference.collate.unbatch import to_results, unbatch
 from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
 
@@ -28,13 +28,13 @@ class Output:
 
 
 def test_an_array_gives_rows_that_own_their_memory():
-    rows = split(np.arange(6.0).reshape(3, 2), 3)
+    rows = unbatch(np.arange(6.0).reshape(3, 2), 3)
     assert [row.tolist() for row in rows] == [[0, 1], [2, 3], [4, 5]]
     assert all(row.base is None for row in rows)
 
 
 def test_a_tensor_gives_rows_that_own_their_memory():
-    rows = split(torch.arange(6.0).reshape(3, 2), 3)
+    rows = unbatch(torch.arange(6.0).reshape(3, 2), 3)
     assert [row.tolist() for row in rows] == [[0, 1], [2, 3], [4, 5]]
     assert all(row.untyped_storage().nbytes() == 8 for row in rows)
 
@@ -42,24 +42,24 @@ def test_a_tensor_gives_rows_that_own_their_memory():
 def test_rows_of_a_tensor_made_in_inference_mode_are_ordinary_tensors():
     with torch.inference_mode():
         output = torch.ones(2, 3)
-    row, _ = split(output, 2)
+    row, _ = unbatch(output, 2)
     row += 1  # an inference tensor would refuse
     assert row.tolist() == [2, 2, 2]
 
 
 def test_a_vector_gives_scalars():
-    assert split(np.array([1, 2]), 2) == [1, 2]
-    assert [t.item() for t in split(torch.tensor([1, 2]), 2)] == [1, 2]
+    assert unbatch(np.array([1, 2]), 2) == [1, 2]
+    assert [t.item() for t in unbatch(torch.tensor([1, 2]), 2)] == [1, 2]
 
 
 def test_a_list_and_an_iterator_give_their_items():
-    assert split(["a", "b"], 2) == ["a", "b"]
-    assert split((x for x in "ab"), 2) == ["a", "b"]
-    assert split(range(2), 2) == [0, 1]
+    assert unbatch(["a", "b"], 2) == ["a", "b"]
+    assert unbatch((x for x in "ab"), 2) == ["a", "b"]
+    assert unbatch(range(2), 2) == [0, 1]
 
 
 def test_a_mapping_gives_dictionaries_and_a_scalar_in_it_is_given_to_each():
-    rows = split({"logits": torch.eye(2), "loss": torch.tensor(0.5), "note": None}, 2)
+    rows = unbatch({"logits": torch.eye(2), "loss": torch.tensor(0.5), "note": None}, 2)
     assert [row["logits"].tolist() for row in rows] == [[1, 0], [0, 1]]
     assert [row["loss"].item() for row in rows] == [0.5, 0.5]
     assert [row["note"] for row in rows] == [None, None]
@@ -67,54 +67,54 @@ def test_a_mapping_gives_dictionaries_and_a_scalar_in_it_is_given_to_each():
 
 def test_a_mapping_of_tuples_is_split_inside_as_hidden_states_are():
     layers = tuple(torch.full((8, 4), float(layer)) for layer in range(3))
-    rows = split({"hidden_states": layers}, 8)
+    rows = unbatch({"hidden_states": layers}, 8)
     assert len(rows) == 8
     assert [layer.tolist() for layer in rows[7]["hidden_states"]] == [[0] * 4, [1] * 4, [2] * 4]
 
 
 def test_a_tuple_is_one_structure():
-    rows = split((torch.eye(4), torch.arange(4)), 4)
+    rows = unbatch((torch.eye(4), torch.arange(4)), 4)
     assert len(rows) == 4
     assert rows[2][0].tolist() == [0, 0, 1, 0]
     assert rows[2][1].item() == 2
 
 
 def test_a_tuple_is_one_structure_even_if_it_is_as_long_as_the_batch():
-    rows = split((np.array([1, 2]), np.array([3, 4])), 2)
+    rows = unbatch((np.array([1, 2]), np.array([3, 4])), 2)
     assert rows == [(1, 3), (2, 4)]
 
 
 def test_a_tuple_of_results_gives_its_items():
     results = tuple(PredictionResult(np.ones(2), np.ones(2)) for _ in range(2))
-    assert split(results, 2) == list(results)
-    assert split(("a", "b"), 2) == ["a", "b"]
+    assert unbatch(results, 2) == list(results)
+    assert unbatch(("a", "b"), 2) == ["a", "b"]
 
 
 def test_named_tuples_and_dataclasses_keep_their_type():
-    first, _ = split(Named(np.eye(2), 0.5), 2)
+    first, _ = unbatch(Named(np.eye(2), 0.5), 2)
     assert isinstance(first, Named)
     assert first.logits.tolist() == [1, 0]
     assert first.loss == 0.5
-    first, _ = split(Output(torch.eye(2)), 2)
+    first, _ = unbatch(Output(torch.eye(2)), 2)
     assert isinstance(first, Output)
     assert first.logits.tolist() == [1, 0]
     assert first.loss is None
 
 
 def test_hugging_face_outputs_give_dictionaries():
-    first, _ = split(SequenceClassifierOutput(loss=torch.tensor(1.0), logits=torch.eye(2)), 2)
+    first, _ = unbatch(SequenceClassifierOutput(loss=torch.tensor(1.0), logits=torch.eye(2)), 2)
     assert first["logits"].tolist() == [1, 0]
     assert first["loss"].item() == 1
 
 
 def test_frames_series_and_sparse_matrices_give_rows():
     frame = pd.DataFrame({"a": [1, 2], "b": [3, 4]})
-    assert [row.to_dict("records") for row in split(frame, 2)] == [
+    assert [row.to_dict("records") for row in unbatch(frame, 2)] == [
         [{"a": 1, "b": 3}],
         [{"a": 2, "b": 4}],
     ]
-    assert split(frame["a"], 2) == [1, 2]
-    rows = split(scipy.sparse.csr_matrix(np.eye(2)), 2)
+    assert unbatch(frame["a"], 2) == [1, 2]
+    rows = unbatch(scipy.sparse.csr_matrix(np.eye(2)), 2)
     assert [row.toarray().tolist() for row in rows] == [[[1, 0]], [[0, 1]]]
 
 
@@ -123,7 +123,7 @@ def test_frames_series_and_sparse_matrices_give_rows():
 )
 def test_another_length_than_the_batch_is_an_error_with_both_lengths(output):
     with pytest.raises(ResultMismatchError, match=r"returned 1 result for a batch of 8 elements"):
-        split(output, 8)
+        unbatch(output, 8)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def test_another_length_than_the_batch_is_an_error_with_both_lengths(output):
 )
 def test_an_output_with_no_leading_dimension_is_an_error_that_says_what_to_return(output):
     with pytest.raises(ResultMismatchError, match="nothing in it has a leading dimension"):
-        split(output, 8)
+        unbatch(output, 8)
 
 
 def test_a_list_of_several_outputs_is_told_apart_from_results():
     with pytest.raises(ResultMismatchError, match="return a tuple"):
-        split([np.ones((8, 2)), np.ones((8, 3))], 8)
+        unbatch([np.ones((8, 2)), np.ones((8, 3))], 8)
 
 
 def test_the_part_that_does_not_fit_is_named():
     with pytest.raises(
         ResultMismatchError, match=r"the output\['boxes'\] is Tensor of shape \(3, 4\)"
     ):
-        split({"logits": torch.ones(2), "boxes": torch.ones(3, 4)}, 2)
+        unbatch({"logits": torch.ones(2), "boxes": torch.ones(3, 4)}, 2)
 
 
 def test_results_carry_example_and_model():
@@ -169,4 +169,7 @@ def test_a_handler_called_on_its_own_gives_what_its_function_gave_and_predict_sa
 
 def test_a_table_of_arrow_is_split_in_rows_and_not_in_columns():
     table = pyarrow.table({"a": [1, 2], "b": [3, 4]})
-    assert [row.to_pylist() for row in split(table, 2)] == [[{"a": 1, "b": 3}], [{"a": 2, "b": 4}]]
+    assert [row.to_pylist() for row in unbatch(table, 2)] == [
+        [{"a": 1, "b": 3}],
+        [{"a": 2, "b": 4}],
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runinference.collate.named_inputs import Input
+from runinference.collate.named_inputs import InputSpec
 from runinference.errors import BatchShapeError, ElementError, OptionError, UnusableAnswerError
 from runinference.remote.tensor_protocols import KServeV2, TFServing, TFServingColumns, TorchServe
 
@@ -42,7 +42,7 @@ def test_a_model_is_renamed_by_its_name_or_its_name_and_version(kind):
 
 
 def test_kserve_gets_the_type_and_the_name_that_the_model_takes():
-    body = KServeV2("m").body(ROWS, [Input("x", np.dtype("float32"), (None, 2))], {})
+    body = KServeV2("m").body(ROWS, [InputSpec("x", np.dtype("float32"), (None, 2))], {})
     assert body == {
         "inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]
     }
@@ -64,7 +64,7 @@ def test_kserve_is_asked_for_some_outputs_and_with_parameters():
     assert body["parameters"] == {"top": 3}
 
 
-TAKES = [Input("a", np.dtype("float32"), (None, 2))]
+TAKES = [InputSpec("a", np.dtype("float32"), (None, 2))]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_a_server_tells_of_its_inputs_is_understood():
             {"name": "b", "datatype": "BYTES", "shape": [-1]},
         ]
     }
-    assert KServeV2.inputs(told) == [*TAKES, Input("b", None, (None,))]
+    assert KServeV2.inputs(told) == [*TAKES, InputSpec("b", None, (None,))]
     assert KServeV2.inputs({"inputs": []}) == KServeV2.inputs({}) == []
 
 

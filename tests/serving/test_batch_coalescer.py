@@ -89,7 +89,7 @@ def test_a_call_holds_no_more_than_a_batch_may():
     assert model.calls == [[1], [2, 3, 4, 5], [6, 7]]
     assert len(got) == 4
     n_bytes = 2 * (1).__sizeof__()
-    model, got = together([[1], [2, 3], [4]], policy=BatchPolicy(max_bytes=n_bytes))
+    model, got = together([[1], [2, 3], [4]], policy=BatchPolicy(max_batch_bytes=n_bytes))
     assert model.calls == [[1], [2, 3], [4]]
 
 
@@ -203,7 +203,7 @@ def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones
     threads, version, call_together = threads_of_a_step(4, memory=8)
     call_together()
     assert Gated.calls == [4, 12, 8, 4]
-    assert threads[0]._size_for(version).most == 6
+    assert threads[0]._size_for(version).max_size == 6
     Gated.calls.clear()
     call_together()
     assert Gated.calls == [4, 4, 4, 4]
@@ -211,10 +211,10 @@ def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones
 
 def test_a_shared_call_that_fits_raises_the_size_again():
     threads, version, call_together = threads_of_a_step(3, memory=8)
-    threads[0]._size_for(version).out_of_memory(16)
+    threads[0]._size_for(version).record_out_of_memory(16)
     for _ in range(32):
         call_together()
-    assert threads[0]._size_for(version).most == 16
+    assert threads[0]._size_for(version).max_size == 16
 
 
 def test_a_shared_call_is_measured_once_with_the_elements_of_all():

@@ -27,12 +27,16 @@ class AdaptiveSize:
     """
 
     def __init__(self, policy: BatchPolicy) -> None:
-        self._fixed = policy.min_size == policy.max_size or policy.max_padded is not None
-        self.settled = self._fixed
-        self._least, self._most = policy.min_size, policy.max_size
-        self._wanted = policy.min_size if policy.max_padded is None else policy.max_size
-        self._elements = _Limit(policy.max_size)
-        self._padded = None if policy.max_padded is None else _Limit(policy.max_padded)
+        self._fixed = (
+            policy.min_batch_size == policy.max_batch_size or policy.max_padded_size is not None
+        )
+        self.converged = self._fixed
+        self._least, self._most = policy.min_batch_size, policy.max_batch_size
+        self._wanted = (
+            policy.min_batch_size if policy.max_padded_size is None else policy.max_batch_size
+        )
+        self._elements = _Limit(policy.max_batch_size)
+        self._padded = None if policy.max_padded_size is None else _Limit(policy.max_padded_size)
         self._cost: dict[int, float] = {}
         self._calls = 0
         self._warm = False
@@ -42,9 +46,9 @@ class AdaptiveSize:
         self._put_in_force()
 
     @property
-    def most(self) -> int:
+    def max_size(self) -> int:
         """The elements that a batch may have at most, whatever is cheapest."""
-        return min(self._most, self._elements.now)
+        return min(self._most, self._elements.current)
 
     def record(self, n_elements: int, seconds: float) -> None:
         """Learns from one call of the model with ``n_elements`` that took ``seconds`` and went well."""
@@ -58,7 +62,7 @@ class AdaptiveSize:
             self._warm = True
             self._put_in_force()
 
-    def out_of_memory(self, n_elements: int, padded_size: int | None = None) -> None:
+    def record_out_of_memory(self, n_elements: int, padded_size: int | None = None) -> None:
         """Learns that a call with ``n_elements`` did not fit into memory.
 
         From now on a batch has at most half as many elements, if need be fewer than ``min_batch_size``. With
@@ -75,18 +79,18 @@ class AdaptiveSize:
             self._put_in_force()
 
     def _went_well(self, n_elements: int) -> None:
-        if n_elements >= self.now:
+        if n_elements >= self.current:
             self._elements.went_well()
         if self._padded is not None:
             self._padded.went_well()
 
     def _put_in_force(self) -> None:
-        self.now = min(self._wanted, self._elements.now)
-        self.budget = None if self._padded is None else self._padded.now
+        self.current = min(self._wanted, self._elements.current)
+        self.max_padded_size = None if self._padded is None else self._padded.current
         self._limited = self._elements.below or (self._padded is not None and self._padded.below)
 
     def _learn(self, cost: float) -> None:
-        if self.settled:
+        if self.converged:
             self._rest -= 1
             if self._rest == 0:
                 self._search_again()
@@ -105,7 +109,7 @@ class AdaptiveSize:
         self._cost.clear()
         self._calls = self._worse = 0
         self._wanted = max(self._least, self._wanted // 2)
-        self.settled = False
+        self.converged = False
 
     def _grow(self) -> None:
         self._calls = 0
@@ -114,7 +118,7 @@ class AdaptiveSize:
         if self._worse == _WORSE_IN_A_ROW or self._wanted >= self._most:
             best = min(self._cost.values())
             self._wanted = min(size for size, cost in self._cost.items() if cost <= 1.05 * best)
-            self.settled = True
+            self.converged = True
         else:
             self._wanted = min(2 * self._wanted, self._most)
 
@@ -127,17 +131,17 @@ class _Limit:
     """What fits into memory: halved where it did not, doubled again after calls that went well."""
 
     def __init__(self, most: int) -> None:
-        self.now = self._most = most
+        self.current = self._most = most
         self._well = 0
         self._grown = False
         self._patience = _PATIENCE
 
     @property
     def below(self) -> bool:
-        return self.now < self._most
+        return self.current < self._most
 
     def halve(self, amount: int) -> None:
-        self.now = min(self.now, max(1, amount // 2))
+        self.current = min(self.current, max(1, amount // 2))
         if self._grown:
             self._patience = min(2 * self._patience, _MOST_PATIENCE)
         self._grown = False
@@ -146,7 +150,7 @@ class _Limit:
     def went_well(self) -> None:
         self._well += 1
         if self._well >= self._patience:
-            self.now = min(2 * self.now, self._most)
+            self.current = min(2 * self.current, self._most)
             self._grown = True
             self._well = 0
 

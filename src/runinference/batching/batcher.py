@@ -33,7 +33,7 @@ class Batcher(Generic[ItemT]):
     """
 
     def __new__(cls, policy: BatchPolicy, size: AdaptiveSize) -> Batcher[ItemT]:
-        return super().__new__(_PlainBatcher if policy.plain else cls)
+        return super().__new__(_PlainBatcher if policy.has_only_size_limits else cls)
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._policy = policy
@@ -43,9 +43,9 @@ class Batcher(Generic[ItemT]):
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
         """Takes one element with its item; gives the batches that are full now, mostly none."""
         policy = self._policy
-        length = 0 if policy.measure is None else policy.measure(element)
-        weight = 1 if policy.weigh is None else policy.weigh(element)
-        number = bisect_right(policy.boundaries, length)
+        length = 0 if policy.length_fn is None else policy.length_fn(element)
+        weight = 1 if policy.element_size_fn is None else policy.element_size_fn(element)
+        number = bisect_right(policy.bucket_boundaries, length)
         bucket = self._buckets.get(number)
         if bucket is None:
             bucket = self._buckets[number] = self._new_bucket()
@@ -56,7 +56,7 @@ class Batcher(Generic[ItemT]):
         return [batch for bucket in self._buckets.values() for batch in bucket.flush()]
 
     def _new_bucket(self) -> _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]:
-        kind = _ArrivalOrderBucket if self._policy.max_padded is None else _LengthSortedBucket
+        kind = _ArrivalOrderBucket if self._policy.max_padded_size is None else _LengthSortedBucket
         return kind(self._policy, self._size)
 
 
@@ -64,7 +64,7 @@ class _PlainBatcher(Batcher[ItemT]):
     """For a policy that counts elements and bytes alone: the same, at a third of the price."""
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
-        self._max_bytes = policy.max_bytes
+        self._max_bytes = policy.max_batch_bytes
         self._size = size
         self._items: list[ItemT] = []
         self._n_bytes = 0
@@ -78,7 +78,7 @@ class _PlainBatcher(Batcher[ItemT]):
         items = self._items
         items.append(item)
         self._n_bytes = n_bytes
-        return [*full, *self.flush()] if len(items) >= self._size.now else full
+        return [*full, *self.flush()] if len(items) >= self._size.current else full
 
     def flush(self) -> Sequence[list[ItemT]]:
         items, self._items, self._n_bytes = self._items, [], 0
@@ -91,8 +91,8 @@ class _ArrivalOrderBucket(Generic[ItemT]):
     __slots__ = ("_max_bytes", "_max_weight", "_n_bytes", "_size", "_weight", "items")
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
-        self._max_bytes = policy.max_bytes
-        self._max_weight = inf if policy.max_weight is None else policy.max_weight
+        self._max_bytes = policy.max_batch_bytes
+        self._max_weight = inf if policy.max_batch_weight is None else policy.max_batch_weight
         self._size = size
         self._start()
 
@@ -112,7 +112,7 @@ class _ArrivalOrderBucket(Generic[ItemT]):
         self.items.append(item)
         self._n_bytes = n_bytes
         self._weight = weight
-        return [*full, *self.flush()] if len(self.items) >= self._size.now else full
+        return [*full, *self.flush()] if len(self.items) >= self._size.current else full
 
     def flush(self) -> Sequence[list[ItemT]]:
         items = self.items
@@ -131,8 +131,8 @@ class _LengthSortedBucket(Generic[ItemT]):
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._size = size
-        self._enough = WINDOW_BUDGETS * (policy.max_padded or 0)
-        self._max_bytes = max(DEFAULT_MAX_BATCH_BYTES, policy.max_bytes)
+        self._enough = WINDOW_BUDGETS * (policy.max_padded_size or 0)
+        self._max_bytes = max(DEFAULT_MAX_BATCH_BYTES, policy.max_batch_bytes)
         self._batch: _ArrivalOrderBucket[_Entry[ItemT]] = _ArrivalOrderBucket(policy, size)
         self._open([])
 
@@ -168,7 +168,7 @@ class _LengthSortedBucket(Generic[ItemT]):
         """The full batches of the window, and what is left."""
         full: list[list[_Entry[ItemT]]] = []
         batch = self._batch
-        budget = self._size.budget or 0
+        budget = self._size.max_padded_size or 0
         for entry in sorted(self._window, key=itemgetter(0), reverse=True):
             if batch.items and batch.items[0][0] * (len(batch.items) + 1) > budget:
                 full += batch.flush()

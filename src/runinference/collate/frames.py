@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runinference.collate.stack import reject_keyed_examples
-from runinference.collate.unbatch import split
+from runinference.collate.unbatch import unbatch
 from runinference.errors import BatchShapeError, ResultMismatchError
 from runinference.extras import need
 
@@ -46,7 +46,7 @@ def check_columns(
     tables: Sequence[Any],
     n_columns: int,
     names: Sequence[str] | None,
-    spelt: Callable[[str], str] = str,
+    normalize_name: Callable[[str], str] = str,
 ) -> None:
     """Raises unless each table has the columns that a model was trained with.
 
@@ -54,14 +54,14 @@ def check_columns(
         tables: Data frames, arrays or sparse matrices.
         n_columns: How many columns the model was trained with.
         names: Their names, in order, if it knows any.
-        spelt: How the model spells the name of a column.
+        normalize_name: How the model spells the name of a column.
 
     Raises:
         BatchShapeError: A table has others, or the same in another order.
     """
     for index, table in enumerate(tables):
         if is_dataframe(table) and names is not None and table.columns.nlevels == 1:
-            found = [spelt(str(column)) for column in table.columns]
+            found = [normalize_name(str(column)) for column in table.columns]
             if found != list(names):
                 raise BatchShapeError(_other_columns(index, found, list(names)))
         elif n_columns and table.shape[1] != n_columns:
@@ -71,10 +71,10 @@ def check_columns(
             )
 
 
-def joined(tables: Sequence[Any]) -> Any:
+def concat_tables(tables: Sequence[Any]) -> Any:
     """One table of the rows of all, which are of one kind.
 
-    >>> joined([np.zeros((2, 3)), np.ones((1, 3))]).shape
+    >>> concat_tables([np.zeros((2, 3)), np.ones((1, 3))]).shape
     (3, 3)
 
     Raises:
@@ -95,7 +95,7 @@ def joined(tables: Sequence[Any]) -> Any:
     if len(tables) == 1:
         return tables[0]
     if is_dataframe(tables[0]):
-        return _joined_frames(tables)
+        return _concat_frames(tables)
     if _is_sparse(tables[0]):
         return need("scipy.sparse", extra="xgboost").vstack(tables, format="csr")
     return np.concatenate(tables)
@@ -116,7 +116,7 @@ def split_predictions(
             "needs exactly one: check inference_args."
         )
     if len(tables) == 1 and len(_shape(examples[0])) == 1:  # its rows are the examples
-        return split(predictions, len(examples))
+        return unbatch(predictions, len(examples))
     parts = np.split(predictions, np.cumsum(lengths)[:-1])
     return [
         part[0].copy() if len(_shape(example)) == 1 else part.copy()
@@ -189,7 +189,7 @@ def _table(example: Any, index: int) -> Any:
     return np.atleast_2d(array)
 
 
-def _joined_frames(frames: Sequence[Any]) -> Any:
+def _concat_frames(frames: Sequence[Any]) -> Any:
     """One frame; columns of categories stay so where frames know different categories."""
     pandas = need("pandas", extra="xgboost")
     table = pandas.concat(frames, axis=0)

@@ -11,7 +11,7 @@ from runinference.collate.stack import stack_arrays
 from runinference.errors import BatchShapeError, ElementError, suggest
 
 
-class Input(NamedTuple):
+class InputSpec(NamedTuple):
     """What a model says of one of its inputs.
 
     Attributes:
@@ -29,11 +29,11 @@ class Input(NamedTuple):
 
 
 def bind_inputs(
-    batch: Sequence[Any], inputs: Sequence[Input], others: Mapping[str, Any]
+    batch: Sequence[Any], inputs: Sequence[InputSpec], others: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arrays for a call of a model, by name.
 
-    >>> pixels = Input("pixels", np.float32, (None, 2))
+    >>> pixels = InputSpec("pixels", np.float32, (None, 2))
     >>> bind_inputs([[0, 1], [2, 3]], [pixels], {})["pixels"].dtype
     dtype('float32')
 
@@ -47,18 +47,18 @@ def bind_inputs(
         ElementError: An input is missing, unknown, or of a type that the model does not take.
     """
     known = {one.name: one for one in inputs}
-    columns = columns_of(batch)
+    columns = stack_columns(batch)
     if not isinstance(columns, Mapping):
         first = next((name for name in known if name not in others), inputs[0].name)
         columns = {first: columns}
-    check_names([*columns, *others], inputs)
+    check_input_names([*columns, *others], inputs)
     n_elements = len(next(iter(columns.values()))) if isinstance(batch, Mapping) else len(batch)
     for name, array in columns.items():
-        check_shape(array, known[name], n_elements)
+        check_input_shape(array, known[name], n_elements)
     return {name: _typed(array, known[name]) for name, array in {**columns, **others}.items()}
 
 
-def check_names(given: Sequence[str], inputs: Sequence[Input]) -> None:
+def check_input_names(given: Sequence[str], inputs: Sequence[InputSpec]) -> None:
     """Raises unless a call gives what a model needs, and nothing that it does not know.
 
     Raises:
@@ -78,7 +78,7 @@ def check_names(given: Sequence[str], inputs: Sequence[Input]) -> None:
             )
 
 
-def check_shape(array: Any, wanted: Input, n_elements: int) -> None:
+def check_input_shape(array: Any, wanted: InputSpec, n_elements: int) -> None:
     """Raises unless a batch has the shape that an input takes.
 
     Args:
@@ -111,7 +111,7 @@ def check_shape(array: Any, wanted: Input, n_elements: int) -> None:
         )
 
 
-def columns_of(batch: Sequence[Any]) -> Any:
+def stack_columns(batch: Sequence[Any]) -> Any:
     """The batch as one array; a batch of dictionaries as one array for each of their names, as it may be already.
 
     Raises:
@@ -135,7 +135,7 @@ def columns_of(batch: Sequence[Any]) -> Any:
     }
 
 
-def _typed(array: Any, wanted: Input) -> Any:
+def _typed(array: Any, wanted: InputSpec) -> Any:
     """An array in the type that an input has: numbers keep their kind, stay finite, and whole if they are."""
     array = np.asarray(array)
     if wanted.dtype is None or array.dtype == wanted.dtype:

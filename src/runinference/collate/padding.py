@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from runinference.collate.pytree import Path, parts, replaced
-from runinference.collate.unbatch import split
+from runinference.collate.pytree import Path, leaves_with_path, map_with_path
+from runinference.collate.unbatch import unbatch
 from runinference.errors import BatchShapeError, OptionError
 
 if TYPE_CHECKING:
@@ -146,23 +146,27 @@ class Padding:
             call: Joins examples, and calls the model.
             known: Which parts of an output follow the length; added to, for the next batch of the same model.
         """
-        rows = split(call(batch), len(batch))
+        rows = unbatch(call(batch), len(batch))
         lengths = [self.length(example) for example in batch]
         longest = max(lengths)
         shorter = max((n for n in lengths if n < longest), default=0)
         if not self.unpad or not shorter:
             return rows
-        unknown = [p for p, part in parts(rows[0]) if self._has(part, longest) and p not in known]
+        unknown = [
+            p
+            for p, part in leaves_with_path(rows[0])
+            if self._has(part, longest) and p not in known
+        ]
         if unknown:
             alone = batch[lengths.index(shorter)]
-            answer = dict(parts(split(call([alone, alone]), 2)[0]))
+            answer = dict(leaves_with_path(unbatch(call([alone, alone]), 2)[0]))
             known.update({path: self._has(answer.get(path), shorter) for path in unknown})
 
         def cut(length: int, path: Path, part: Any) -> Any:
             follows = known.get(path, False) and self._has(part, longest)
             return self._cut(part, length, longest) if follows and length < longest else part
 
-        return [replaced(row, partial(cut, n)) for n, row in zip(lengths, rows, strict=True)]
+        return [map_with_path(row, partial(cut, n)) for n, row in zip(lengths, rows, strict=True)]
 
     def _cut(self, part: Any, length: int, longest: int) -> Any:
         own = part[self._place(length, longest, self.dim)]
@@ -245,7 +249,7 @@ class NoPadding:
     def rows(
         self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], known: dict[Path, bool]
     ) -> list[Any]:
-        return split(call(batch), len(batch))
+        return unbatch(call(batch), len(batch))
 
 
 class Unsplit(NoPadding):

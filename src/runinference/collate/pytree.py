@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 Path = tuple[Hashable, ...]
 
 
-def known_of(model: Any, method: str | None) -> dict[Path, bool]:
+def get_unpad_cache(model: Any, method: str | None) -> dict[Path, bool]:
     """What is known of the output of a model's method, as long as the model lives; see ``Padding.rows``."""
     try:
         return _KNOWN.setdefault(model, {}).setdefault(method, {})
@@ -22,22 +22,22 @@ def known_of(model: Any, method: str | None) -> dict[Path, bool]:
 _KNOWN: WeakKeyDictionary[Any, dict[str | None, dict[Path, bool]]] = WeakKeyDictionary()
 
 
-def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves_with_path(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """The arrays in a structure, each with the names and numbers that lead to it."""
     fields = children(value)
     if fields is None:
         yield path, value
     else:
         for name, part in fields.items():
-            yield from parts(part, (*path, name))
+            yield from leaves_with_path(part, (*path, name))
 
 
-def replaced(value: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+def map_with_path(value: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
     """The same structure with each array replaced."""
     fields = children(value)
     if fields is None:
         return function(path, value)
-    made = {name: replaced(part, function, (*path, name)) for name, part in fields.items()}
+    made = {name: map_with_path(part, function, (*path, name)) for name, part in fields.items()}
     return rebuild(value, made)
 
 

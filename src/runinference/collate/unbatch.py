@@ -28,17 +28,17 @@ from runinference.results import PredictionResult
 _Rows = list[Any]
 
 
-def split(output: Any, size: int) -> list[Any]:
+def unbatch(output: Any, size: int) -> list[Any]:
     """The results of a batch of ``size`` elements, one each.
 
-    >>> split({"label": ["cat", "dog"], "loss": 0.5}, 2)
+    >>> unbatch({"label": ["cat", "dog"], "loss": 0.5}, 2)
     [{'label': 'cat', 'loss': 0.5}, {'label': 'dog', 'loss': 0.5}]
 
     Raises:
         ResultMismatchError: The output, or a part of it, has another length than the batch, or nothing in it
             has a leading dimension.
     """
-    rows = _split(output, size, "the output")
+    rows = _unbatch(output, size, "the output")
     if rows is None and isinstance(output, tuple) and len(output) == size:
         return list(output)
     if rows is None:
@@ -56,7 +56,7 @@ def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[
     A list of another length stays one: who runs the handler says so, and a program that calls the handler
     itself gets what there is.
     """
-    rows = output if isinstance(output, list) else split(output, len(batch))
+    rows = output if isinstance(output, list) else unbatch(output, len(batch))
     examples = [*batch, *[None] * (len(rows) - len(batch))]
     # Made by tuple itself, in C: at half the price of a call of the class for each.
     return list(map(tuple.__new__, repeat(PredictionResult), zip(examples, rows, repeat(model_id))))
@@ -72,26 +72,26 @@ def batch_length(batch: Any) -> int | None:
         return None
 
 
-def _split(value: Any, size: int, where: str) -> _Rows | None:
+def _unbatch(value: Any, size: int, where: str) -> _Rows | None:
     """The rows of a value, or None when it has no leading dimension."""
     if value is None or isinstance(value, _WHOLE):
         return None
     if isinstance(value, list):
         return _checked(value, size, where)
     if isinstance(value, Mapping) and get_shape(value) is None:  # as a DOK matrix of SciPy's is
-        return _split_fields(value, size, where, dict)
+        return _unbatch_fields(value, size, where, dict)
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
         if fields is not None:
             named = dict(zip(fields, value, strict=True))
-            return _split_fields(named, size, where, lambda row: type(value)(**row))
+            return _unbatch_fields(named, size, where, lambda row: type(value)(**row))
         numbered = dict(enumerate(value))
-        return _split_fields(numbered, size, where, lambda row: tuple(row.values()))
+        return _unbatch_fields(numbered, size, where, lambda row: tuple(row.values()))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        return _split_fields(named, size, where, lambda row: dataclasses.replace(value, **row))
+        return _unbatch_fields(named, size, where, lambda row: dataclasses.replace(value, **row))
     if (shape := get_shape(value)) is not None:
-        return _split_array(value, shape, size, where)
+        return _unbatch_array(value, shape, size, where)
     if isinstance(value, Iterable):
         return _checked(list(value), size, where)
     return None
@@ -101,10 +101,10 @@ def _split(value: Any, size: int, where: str) -> _Rows | None:
 _WHOLE = (str, bytes, bytearray, PredictionResult, set, frozenset)
 
 
-def _split_fields(
+def _unbatch_fields(
     fields: Mapping[Any, Any], size: int, where: str, build: Callable[[dict[Any, Any]], Any]
 ) -> _Rows | None:
-    columns = {name: _split(part, size, f"{where}[{name!r}]") for name, part in fields.items()}
+    columns = {name: _unbatch(part, size, f"{where}[{name!r}]") for name, part in fields.items()}
     if all(column is None for column in columns.values()):
         return None
     each = {
@@ -114,7 +114,7 @@ def _split_fields(
     return [build(dict(zip(each, row, strict=True))) for row in zip(*each.values(), strict=True)]
 
 
-def _split_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Rows | None:
+def _unbatch_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Rows | None:
     if len(shape) == 0:
         return None
     if shape[0] != size:

@@ -15,7 +15,7 @@ from runinference.errors import OutOfMemoryError, ResultMismatchError, is_out_of
 from runinference.results import PredictionResult
 
 
-def gives_whole_results(handler: Any) -> bool:
+def returns_unsplit_results(handler: Any) -> bool:
     """Whether each element of a handler, any with Beam's methods, gets one result for all of its rows."""
     return bool(getattr(handler, "gives_whole_results", bool)())
 

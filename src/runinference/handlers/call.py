@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runinference.collate.unbatch import batch_length, split
-from runinference.collate.unsplit import gives_whole_results, run_unsplit
+from runinference.collate.unbatch import batch_length, unbatch
+from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import Part, parts_of, tell_parts
 
 
@@ -21,14 +21,14 @@ def run_batch(
         ResultMismatchError: The handler gave more or fewer results than the batch has elements.
         OutOfMemoryError: Memory did not suffice for an element that is a whole batch.
     """
-    if gives_whole_results(handler):
+    if returns_unsplit_results(handler):
         return [run_unsplit(handler, batch, model, inference_args)]
     size = batch_length(batch)
     try:
         output = handler.run_inference(
             batch, model, dict(inference_args) if inference_args else inference_args
         )
-        return list(output) if size is None else split(output, size)
+        return list(output) if size is None else unbatch(output, size)
     except Exception as error:
         # Who calls another handler may have sorted the batch, or change its results.
         if parts_of(error) and not getattr(handler, "tells_parts", False):

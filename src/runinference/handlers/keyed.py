@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from runinference.caching.model_cache import CacheLimits
-from runinference.collate.unbatch import split
-from runinference.collate.unsplit import gives_whole_results, run_unsplit
+from runinference.collate.unbatch import unbatch
+from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, Part, parts_of, tell_parts
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_per_key import (
@@ -63,7 +63,7 @@ class _KeyWrapper(ModelHandler[Any, Any, Any]):
         return bool(self._unkeyed.should_skip_batching())
 
     def gives_whole_results(self) -> bool:
-        return gives_whole_results(self._unkeyed)
+        return returns_unsplit_results(self._unkeyed)
 
     def validate_whole_results(self) -> None:
         getattr(self._unkeyed, "validate_whole_results", lambda: None)()
@@ -109,7 +109,7 @@ class _KeyWrapper(ModelHandler[Any, Any, Any]):
             if parts := parts_of(error):
                 tell_parts(error, _keyed_parts(keys, parts))
             raise
-        return list(zip(keys, split(output, len(keys)), strict=True))
+        return list(zip(keys, unbatch(output, len(keys)), strict=True))
 
 
 class KeyedModelHandler(_KeyWrapper):
@@ -225,7 +225,7 @@ class MaybeKeyedModelHandler(_KeyWrapper):
                 f"{sum(keyed)} of {len(batch)} elements of a batch are tuples (key, example), the others have no "
                 "key. Give MaybeKeyedModelHandler one kind in one PCollection, for example by a key of None."
             )
-        return split(self._unkeyed.run_inference(batch, model, inference_args), len(batch))
+        return unbatch(self._unkeyed.run_inference(batch, model, inference_args), len(batch))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         if self.gives_whole_results():

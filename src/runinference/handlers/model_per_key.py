@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from runinference.caching.model_cache import CacheLimits, ModelCache
-from runinference.collate.unsplit import gives_whole_results
+from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import (
     ElementError,
     OptionError,
@@ -181,7 +181,7 @@ class _Lent:
 
 def wholly(handler: Any, whole_results: bool) -> Any:
     """A handler that makes whole results, or none; one of Beam's makes whatever it makes."""
-    if gives_whole_results(handler) == whole_results or not isinstance(handler, ModelHandler):
+    if returns_unsplit_results(handler) == whole_results or not isinstance(handler, ModelHandler):
         return handler
     return handler.with_no_batching(whole_results=whole_results)
 
@@ -230,7 +230,7 @@ def check_mappings(mappings: Sequence[Any]) -> None:
             taken[key] = number
         refuse_functions(mapping.mh, "KeyedModelHandler")
         if mapping.mh.should_skip_batching():
-            whole = "whole_results=True" if gives_whole_results(mapping.mh) else ""
+            whole = "whole_results=True" if returns_unsplit_results(mapping.mh) else ""
             raise OptionError(
                 "A handler inside a KeyModelMapping cannot skip batching for its keys alone. Say it for all: "
                 f"KeyedModelHandler([...]).with_no_batching({whole})."

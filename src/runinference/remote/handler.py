@@ -16,7 +16,7 @@ from typing import Any, cast
 from typing_extensions import Self, Unpack
 
 from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE
-from runinference.collate.unbatch import split
+from runinference.collate.unbatch import unbatch
 from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
 from runinference.extras import need
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
@@ -214,7 +214,7 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
         except Exception as error:
             self.logger.error("A request of %d examples failed for good: %r", _size(part), error)
             raise tell_parts(error, [Part(_size(part), None, error)]) from error.__cause__
-        return split(output, len(part)) if _is_list_like(part) else cast(Any, output)
+        return unbatch(output, len(part)) if _is_list_like(part) else cast(Any, output)
 
     def _try_once(
         self, pool: RequestPool, part: Any, model: ModelT, args: dict[str, Any] | None

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from runinference.collate.named_inputs import Input, bind_inputs
+from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.errors import OptionError, UnusableAnswerError
 from runinference.remote.json_tensors import TYPES, array_of, as_arrays, field, listed, tensor
 
@@ -35,7 +35,9 @@ class TensorProtocol(Protocol):
     def renamed(self, model_id: str) -> Any:
         """The same for another model."""
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[Input], fields: Mapping[str, Any]) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         """What a request says."""
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
@@ -79,7 +81,7 @@ class KServeV2(_Named):
     >>> digits = KServeV2("digits", version="3")
     >>> digits.path
     '/v2/models/digits/versions/3/infer'
-    >>> digits.body([np.array([1.0, 2.0])], [Input("pixels", np.float32, ())], {})
+    >>> digits.body([np.array([1.0, 2.0])], [InputSpec("pixels", np.float32, ())], {})
     {'inputs': [{'name': 'pixels', 'shape': [1, 2], 'datatype': 'FP32', 'data': [1.0, 2.0]}]}
 
     Attributes:
@@ -101,7 +103,9 @@ class KServeV2(_Named):
     def path(self) -> str:
         return f"{self.description_path}/infer"
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[Input], fields: Mapping[str, Any]) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         arrays = bind_inputs(batch, inputs or _inputs_named_in(batch[0]), {})
         body: dict[str, Any] = {"inputs": [tensor(name, array) for name, array in arrays.items()]}
         if fields:
@@ -121,11 +125,11 @@ class KServeV2(_Named):
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
     @staticmethod
-    def inputs(description: Any) -> list[Input]:
+    def inputs(description: Any) -> list[InputSpec]:
         """The inputs of a model, from what the server tells of it."""
         found = field(description, "inputs", list) if "inputs" in description else []
         return [
-            Input(
+            InputSpec(
                 one["name"],
                 TYPES.get(one.get("datatype")),
                 tuple(size if size > 0 else None for size in one.get("shape") or ()),
@@ -155,7 +159,9 @@ class TFServing(_Named):
         version = "" if self.version is None else f"/versions/{self.version}"
         return f"/v1/models/{self.model_name}{version}:predict"
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[Input], fields: Mapping[str, Any]) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         signature = {} if self.signature_name is None else {"signature_name": self.signature_name}
         return {**signature, **fields, **self._examples(batch)}
 
@@ -203,7 +209,9 @@ class TorchServe(_Named):
     def path(self) -> str:
         return f"/predictions/{self.model_id}"
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[Input], fields: Mapping[str, Any]) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         if len(batch) != 1 or fields:
             raise OptionError(
                 "A request to TorchServe holds one example and nothing else: leave inference_args out, and "
@@ -215,7 +223,7 @@ class TorchServe(_Named):
         return [as_arrays(answer)]
 
 
-def _inputs_named_in(example: Any) -> list[Input]:
+def _inputs_named_in(example: Any) -> list[InputSpec]:
     """The inputs that an example names; one, if it names none."""
     names = example if isinstance(example, Mapping) else ["input-0"]
-    return [Input(name, None, ()) for name in names]
+    return [InputSpec(name, None, ()) for name in names]

@@ -20,13 +20,13 @@ class BatchCoalescer:
     one batch may hold. So each thread makes at most one call for others. If a call for several fails, each
     calls for itself, and meets its own error; if it ran out of memory, it is made again in halves.
 
-    >>> coalescer = BatchCoalescer(BatchPolicy(max_size=64))
+    >>> coalescer = BatchCoalescer(BatchPolicy(max_batch_size=64))
     >>> coalescer.call([1, 2], 64, lambda numbers: [2 * n for n in numbers])
     [2, 4]
     """
 
     def __init__(self, policy: BatchPolicy) -> None:
-        self._max_bytes = policy.max_bytes
+        self._max_bytes = policy.max_batch_bytes
         self._lock = threading.Lock()
         self._line: deque[_Waiting] = deque()
         self._busy = False

@@ -159,10 +159,10 @@ class ModelSession:
 
     def _joined(self, version: ModelVersion, batch: Any, run: Call) -> list[Any]:
         """What ``run`` makes of a batch; a small one may share its call with those of other threads."""
-        if not (self._config.dynamic_batching and version.policy.plain):
+        if not (self._config.dynamic_batching and version.policy.has_only_size_limits):
             return run(batch)
         size = self.size_for(version)
-        if len(batch) >= size.now:
+        if len(batch) >= size.current:
             return run(batch)
 
         def run_together(joined: Any) -> list[Any]:
@@ -170,11 +170,11 @@ class ModelSession:
                 return run(joined)
             except Exception as error:
                 if len(joined) > len(batch) and is_out_of_memory(error):
-                    size.out_of_memory(len(joined))
+                    size.record_out_of_memory(len(joined))
                 raise
 
         coalescer = self.models.coalescer_for(self._config.models.name, version.name, version)
-        return coalescer.call(batch, size.most, run_together)
+        return coalescer.call(batch, size.max_size, run_together)
 
     @contextmanager
     def _borrow(self, version: ModelVersion) -> Iterator[tuple[ModelVersion, Model]]:

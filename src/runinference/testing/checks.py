@@ -8,10 +8,10 @@ from typing import Any
 
 from apache_beam.internal import pickler
 
-from runinference.collate.pytree import parts
+from runinference.collate.pytree import leaves_with_path
 from runinference.handlers.call import run_batch
 from runinference.handlers.error_policy import DeadLetterPolicy, Failure
-from runinference.testing.compare import held, permuted, same, short, told
+from runinference.testing.compare import permuted, retained_bytes, same, short, told
 
 
 class Wrong(Exception):  # noqa: N818 - no error
@@ -102,11 +102,11 @@ def _order(trial: Trial) -> None:
 
 def _memory(trial: Trial) -> None:
     for result in trial.together:
-        for path, part in parts(result):
+        for path, part in leaves_with_path(result):
             size = getattr(part, "nbytes", 0)
-            if "example" not in path and held(part) > size:
+            if "example" not in path and retained_bytes(part) > size:
                 raise Wrong(
-                    f"A result of {size} bytes is a view that keeps {held(part)} bytes alive.",
+                    f"A result of {size} bytes is a view that keeps {retained_bytes(part)} bytes alive.",
                     "Return the whole output of the batch, which is then split, or copies: row.copy(), or "
                     "row.clone() in PyTorch.",
                 )

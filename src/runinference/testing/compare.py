@@ -46,7 +46,7 @@ def permuted(same: Callable[[Any, Any], bool], found: Sequence[Any], wanted: Seq
     return True
 
 
-def held(part: Any) -> int:
+def retained_bytes(part: Any) -> int:
     """The bytes of the memory that an array or tensor is a part of."""
     if hasattr(part, "untyped_storage"):
         return int(part.untyped_storage().nbytes())

@@ -124,10 +124,10 @@ class BufferedInferDoFn(InferDoFn):
         n_elements, n_bytes, weight, length = totals
         policy = version.policy
         return (
-            n_elements >= self._size_for(version).now
-            or n_bytes >= policy.max_bytes
-            or (policy.max_weight is not None and weight >= policy.max_weight)
-            or (policy.max_padded is not None and length >= policy.max_padded)
+            n_elements >= self._size_for(version).current
+            or n_bytes >= policy.max_batch_bytes
+            or (policy.max_batch_weight is not None and weight >= policy.max_batch_weight)
+            or (policy.max_padded_size is not None and length >= policy.max_padded_size)
         )
 
     def _release(self, waiting: Any, totals: Any, given: Any, window: Any) -> Iterator[Any]:
@@ -159,7 +159,7 @@ def longest_wait(handler: Any) -> float | None:
     Where there is a model per key, it is the shortest wait of them all.
     """
     insides = [mapping.mh for mapping in getattr(handler, "mappings", None) or ()] or [handler]
-    waits = [resolve_policy(inside).max_duration_secs for inside in [handler, *insides]]
+    waits = [resolve_policy(inside).max_batch_duration_secs for inside in [handler, *insides]]
     return min((wait for wait in waits if wait is not None), default=None)
 
 
@@ -170,14 +170,14 @@ def _passes_a_limit(version: ModelVersion, totals: tuple[Any, ...]) -> bool:
     """Whether the last element needs a batch of its own."""
     _, n_bytes, weight, _ = totals
     policy = version.policy
-    return n_bytes > policy.max_bytes or (
-        policy.max_weight is not None and weight > policy.max_weight
+    return n_bytes > policy.max_batch_bytes or (
+        policy.max_batch_weight is not None and weight > policy.max_batch_weight
     )
 
 
 def _measures(version: ModelVersion, element: Any) -> tuple[int, int, float, int]:
     """What an element adds to a batch: itself, its bytes, its weight, its length."""
     policy = version.policy
-    weight = policy.weigh(element) if policy.weigh is not None else 1
+    weight = policy.element_size_fn(element) if policy.element_size_fn is not None else 1
     length = policy.length(element)
     return 1, size_in_bytes(element), weight, length

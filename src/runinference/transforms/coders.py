@@ -10,7 +10,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.coders import coder_impl
 
-from runinference.collate.unsplit import gives_whole_results
+from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import CoderVersionError
 from runinference.results import PredictionResult
 
@@ -127,7 +127,7 @@ def result_type(handler: Any, element_type: Any) -> Any:
         element_type: The type of the input elements. The results of a keyed handler have the same type of key.
     """
     returned = _get_return_annotation(handler)
-    if gives_whole_results(handler) and not getattr(handler, "keeps_keys", False):
+    if returns_unsplit_results(handler) and not getattr(handler, "keeps_keys", False):
         # A user's handler may return a list of results for each array.
         ours = type(handler).run_inference.__module__.startswith("runinference.")
         return PredictionResult if ours or returned is PredictionResult else Any

@@ -159,7 +159,7 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
         once = partial(self._call_once, version)
 
         def too_large(batch: Any) -> None:
-            size.out_of_memory(len(batch), version.policy.padded_size(batch))
+            size.record_out_of_memory(len(batch), version.policy.padded_size(batch))
 
         return list(halved_on_out_of_memory(once, batch, too_large))
 

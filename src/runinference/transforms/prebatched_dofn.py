@@ -11,7 +11,7 @@ from apache_beam.transforms.window import WindowedValue
 
 from runinference.collate.rows import get_row
 from runinference.collate.unbatch import batch_length
-from runinference.collate.unsplit import count_rows, gives_whole_results
+from runinference.collate.unsplit import count_rows, returns_unsplit_results
 from runinference.handlers.error_policy import Failure
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.config import InferenceConfig
@@ -20,7 +20,7 @@ from runinference.transforms.infer_dofn import EachWindow, InferDoFn
 
 def infer_prebatched(step: InferenceConfig, one_window: bool) -> InferDoFn:
     """The DoFn for a handler whose elements are batches, each of which may be in several windows or not."""
-    if gives_whole_results(step.handler):
+    if returns_unsplit_results(step.handler):
         return InferWhole(step) if one_window else InferWholeEachWindow(step)
     return InferPrebatched(step) if one_window else InferPrebatchedEachWindow(step)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from runinference.collate.unbatch import split
+from runinference.collate.unbatch import unbatch
 from runinference.errors import ElementError, RunInferenceError, suggest
 
 
@@ -58,7 +58,7 @@ def _wrong_tensor(model: Any, batch: Sequence[Any]) -> str | None:
     """What is wrong with the first tensor that the model cannot take."""
     main = getattr(model, "main_input_name", "")
     examples = (
-        split(batch, len(next(iter(batch.values())))) if isinstance(batch, Mapping) else batch
+        unbatch(batch, len(next(iter(batch.values())))) if isinstance(batch, Mapping) else batch
     )
     for index, example in enumerate(examples):
         for name, tensor in (example if isinstance(example, Mapping) else {main: example}).items():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from runinference.collate.named_inputs import Input, bind_inputs, columns_of
+from runinference.collate.named_inputs import InputSpec, bind_inputs, stack_columns
 from runinference.errors import BatchShapeError, ElementError
 from runinference.extras import need
 from runinference.frameworks.tensorflow.loading import reason
@@ -29,7 +29,7 @@ def output_of(model: Any, batch: Sequence[Any], inference_args: Mapping[str, Any
     if (signature := signature_of(model)) is not None:
         return _call_signature(signature, batch, inference_args)
     if not getattr(model, "inputs", None):
-        return _called(model, columns_of(batch), [], inference_args)
+        return _called(model, stack_columns(batch), [], inference_args)
     inputs = [_of_keras(one) for one in model.inputs]
     named = bind_inputs(batch, inputs, {})
     given = (
@@ -42,7 +42,7 @@ def output_of(model: Any, batch: Sequence[Any], inference_args: Mapping[str, Any
 
 def _call_signature(signature: Any, batch: Sequence[Any], others: Mapping[str, Any]) -> Any:
     specs = signature.structured_input_signature[1]
-    inputs = [Input(name, _numpy_type(spec), _shape(spec)) for name, spec in specs.items()]
+    inputs = [InputSpec(name, _numpy_type(spec), _shape(spec)) for name, spec in specs.items()]
     named = bind_inputs(batch, inputs, others)
     typed = {name: tf.convert_to_tensor(array, specs[name].dtype) for name, array in named.items()}
     output = _called(lambda tensors: signature(**tensors), typed, specs.values(), {})
@@ -86,9 +86,9 @@ def _graph_of(model: Any) -> Callable[..., Any]:
 _GRAPHS: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
 
 
-def _of_keras(tensor: Any) -> Input:
+def _of_keras(tensor: Any) -> InputSpec:
     """An input of a Keras model; Keras itself makes shapes fit where they can be made to."""
-    return Input(tensor.name, _numpy_type(tensor), ())
+    return InputSpec(tensor.name, _numpy_type(tensor), ())
 
 
 def _numpy_type(spec: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runinference.collate.padding import NoPadding, Padding, Unsplit
-from runinference.collate.pytree import known_of
+from runinference.collate.pytree import get_unpad_cache
 from runinference.collate.stack import reject_keyed_examples, stack_batch
 from runinference.collate.unbatch import to_results
 from runinference.errors import BatchShapeError, OptionError, suggest
@@ -101,7 +101,7 @@ class StackedInferenceFn:
 
         if self.keyed and not isinstance(batch, Mapping):
             _check_keys(batch)
-        rows = self.padding.rows(batch, call, known_of(model, self.method))
+        rows = self.padding.rows(batch, call, get_unpad_cache(model, self.method))
         return self.make_results(batch, rows, model_id)
 
     def _join(self, examples: Sequence[Any], device: Any) -> tuple[list[Any], dict[str, Any]]:

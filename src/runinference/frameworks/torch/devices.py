@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from runinference.collate.pytree import replaced
+from runinference.collate.pytree import map_with_path
 from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
 
@@ -120,7 +120,7 @@ def to_cpu(output: Any, device: Any) -> Any:
         is_low = mixed and part.dtype in _AUTOCAST_DTYPES.values()
         return part.to("cpu", torch.float32 if is_low else part.dtype)
 
-    return replaced(output, copy)
+    return map_with_path(output, copy)
 
 
 def use_channels_last(model: Any) -> Any:

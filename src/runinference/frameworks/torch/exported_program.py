@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runinference.collate.named_inputs import Input, check_names, check_shape
+from runinference.collate.named_inputs import InputSpec, check_input_names, check_input_shape
 from runinference.errors import ModelLoadError
 from runinference.extras import need
 from runinference.frameworks.torch.loading import first_sentence
@@ -37,10 +37,10 @@ class ExportedModule(torch.nn.Module):  # type: ignore[misc, name-defined]
             return self.program(*args, **kwargs)
         names = [one.name for one in self.inputs]
         values = {**dict(zip(names, args, strict=False)), **kwargs}
-        check_names(list(values), self.inputs)
+        check_input_names(list(values), self.inputs)
         for one in self.inputs:
             if one.shape:
-                check_shape(values[one.name], one, len(values[one.name]))
+                check_input_shape(values[one.name], one, len(values[one.name]))
         positional = [values.pop(name) for name in names[: self.n_positional]]
         return self.program(*positional, **values)
 
@@ -83,12 +83,12 @@ def load_exported_program(
     return ExportedModule(program)
 
 
-def _get_inputs(program: Any) -> list[Input]:
+def _get_inputs(program: Any) -> list[InputSpec]:
     """Return the program's inputs; in their shapes, dynamic dimensions are symbols instead of numbers."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     shapes = [tuple(getattr(nodes[name].meta.get("val"), "shape", ())) for name in names]
-    return [Input(name, None, shape) for name, shape in zip(names, shapes, strict=True)]
+    return [InputSpec(name, None, shape) for name, shape in zip(names, shapes, strict=True)]
 
 
 def _count_positional_inputs(program: Any) -> int | None:
