@@ -1,79 +1,78 @@
-"""What can go wrong, each with its own name; every message says the cure.
+"""The exceptions of this library. Each message says what happened and how to fix it.
 
-An error that wraps Beam's or Python's own kind is also of that kind, so that a program that caught the
-latter still does. Each takes one message, because Beam rebuilds an error as ``type(error)(message)`` when
-it adds the name of the step.
+An exception that replaces one of Beam or Python also derives from it, so existing ``except`` clauses still match.
+Each takes a single message, because Beam rebuilds errors as ``type(error)(message)`` to add the step name.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 
 class RunInferenceError(Exception):
-    """The base of all errors of this library."""
+    """The base class of all errors of this library."""
 
 
 class UnknownOptionError(RunInferenceError, TypeError):
-    """A keyword that nothing here understands."""
+    """A keyword argument is not known."""
 
 
 class OptionError(RunInferenceError, ValueError):
-    """Options that contradict each other, or a value an option cannot take."""
+    """Options conflict with each other, or an option has an invalid value."""
 
 
 class ModelNotFoundError(RunInferenceError, FileNotFoundError):
-    """No file where the model should be."""
+    """The model file does not exist."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class ModelLoadError(RunInferenceError, RuntimeError):
-    """A model file is there, and cannot be loaded as what it was said to be."""
+    """A model file exists but cannot be loaded as the given type."""
 
 
 class ElementError(RunInferenceError, ValueError):
-    """An element is not what the handler takes, such as one without a key."""
+    """The handler does not accept an element, for example because it has no key."""
 
 
 class BatchShapeError(RunInferenceError, ValueError):
-    """The elements of a batch do not stack."""
+    """The elements of a batch cannot be stacked."""
 
 
 class ResultMismatchError(RunInferenceError, ValueError):
-    """The model's output does not match the batch, one result an element."""
+    """The model output does not have one result per element of the batch."""
 
 
 class OutOfMemoryError(RunInferenceError, MemoryError):
-    """Memory did not suffice for an element that is a whole batch and is not divided; the cause says where."""
+    """Memory was exhausted by an element that is a whole batch and is never split. See ``__cause__``."""
 
 
 class ModelUnavailableError(RunInferenceError, RuntimeError):
-    """A model could not be loaded; the cause says why. Dividing the batch does not help."""
+    """A model could not be loaded, whatever the batch. See ``__cause__``."""
 
 
 class InferenceTimeoutError(RunInferenceError, TimeoutError):
-    """Loading a model or calling it took longer than the timeout; the model was given up."""
+    """Loading or calling a model exceeded the timeout."""
 
 
 class ChildDiedError(RunInferenceError, RuntimeError):
-    """The subprocess that held a model ended while it worked on a batch."""
+    """The subprocess of a model ended while it processed a batch."""
 
 
 class TooManyFailuresError(RunInferenceError, ValueError):
-    """A greater share of the records failed than the threshold allows."""
+    """The share of failed elements exceeds the threshold."""
 
 
-class Part(NamedTuple):
-    """What became of one part of a batch that was sent in parts.
+class PartialResult(NamedTuple):
+    """The outcome of one part of a batch that was sent in several parts.
 
     Attributes:
-        size: How many elements it has.
-        results: Theirs, or None if there are none.
-        error: Why not; None for a part that was never sent.
+        size: Number of elements in the part.
+        results: One result per element, or None if the part failed or was never sent.
+        error: The error of a part that failed, or None.
     """
 
     size: int
@@ -81,25 +80,34 @@ class Part(NamedTuple):
     error: Exception | None
 
 
-def parts_of(error: BaseException) -> list[Part]:
-    """What became of the parts of the batch that failed with an error; empty if it was not sent in parts."""
-    return getattr(error, "parts_of_batch", [])
+class PartialBatchError(RunInferenceError):
+    """Some parts of a batch failed; carries the results of the others.
 
+    Attributes:
+        parts: The outcome of each part, in order.
+    """
 
-def kept_of(batch: Any, parts: list[Part]) -> list[Any]:
-    """The elements of a batch that have results, as its parts tell."""
-    kept, start = [], 0
-    for size, results, _ in parts:
-        if results is not None:
-            kept += list(batch[start : start + size])
-        start += size
-    return kept
+    def __init__(self, parts: Sequence[PartialResult]) -> None:
+        super().__init__(parts)
+        self.parts = parts
 
+    @property
+    def first_error(self) -> Exception:
+        """The error of the first part that failed."""
+        return next(part.error for part in self.parts if part.error is not None)
 
-def tell_parts(error: Exception, parts: list[Part]) -> Exception:
-    """The error, which from now on tells what became of the parts of its batch."""
-    error.parts_of_batch = parts  # type: ignore[attr-defined]
-    return error
+    def succeeded(self, batch: Any) -> list[Any]:
+        """Return the elements of the batch that have results."""
+        elements, start = [], 0
+        for size, results, _ in self.parts:
+            if results is not None:
+                elements += list(batch[start : start + size])
+            start += size
+        return elements
+
+    def __str__(self) -> str:
+        n_failed = sum(part.error is not None for part in self.parts)
+        return f"{n_failed} of {len(self.parts)} parts of a batch failed: {self.first_error}"
 
 
 class CoderVersionError(RunInferenceError, ValueError):
@@ -107,18 +115,18 @@ class CoderVersionError(RunInferenceError, ValueError):
 
 
 class UnknownKeyError(RunInferenceError, KeyError):
-    """An element has a key to which no model is mapped."""
+    """No model is mapped to the key of an element."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class EndpointError(RunInferenceError, RuntimeError):
-    """An endpoint did not do what it was asked to; the message says what it answered.
+    """A request to an endpoint failed. The message includes the response.
 
     Attributes:
-        status_code: The HTTP status of the answer, or None if there was none.
-        retry_after: What the answer's header ``Retry-After`` said, or None.
+        status_code: The HTTP status of the response, or None if there was none.
+        retry_after: The value of the response header ``Retry-After``, or None.
     """
 
     status_code: int | None = None
@@ -126,38 +134,38 @@ class EndpointError(RunInferenceError, RuntimeError):
 
 
 class EndpointRefusedError(EndpointError, ModelUnavailableError):
-    """An endpoint refuses whatever is sent: the key, the address or the model's name is wrong."""
+    """An endpoint rejects all requests because the API key, the address or the model name is wrong."""
 
 
 class EndpointUnreachableError(EndpointError, ModelUnavailableError, ConnectionError):
-    """Nothing answers at the address of an endpoint."""
+    """No server responds at the address of an endpoint."""
 
 
 class EndpointDisconnectedError(EndpointError, ConnectionError):
-    """The connection to an endpoint broke before the answer was there."""
+    """The connection to an endpoint broke before the response was complete."""
 
 
 class EndpointTimeoutError(EndpointError, TimeoutError):
-    """An endpoint took longer to answer than the timeout."""
+    """An endpoint did not respond within the timeout."""
 
 
 class UnusableAnswerError(EndpointError):
-    """An endpoint answered well, and not as its protocol has it; another try does not help."""
+    """A successful response does not follow the protocol. Retrying does not help."""
 
 
 class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name
-    """A batch was not sent because the rate limit is used up."""
+    """A batch was not sent because the rate limit is exhausted."""
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the choice nearest to ``word``, whatever the case; nothing when none is near.
+    """Return ``" Did you mean 'x'?"`` for the choice closest to ``word``, ignoring case; empty if none is close.
 
     >>> suggest("max_batchsize", ["min_batch_size", "max_batch_size"])
     " Did you mean 'max_batch_size'?"
     """
-    spelt = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(word.lower(), spelt, n=1, cutoff=0.6)
-    return f" Did you mean {spelt[found[0]]!r}?" if found else ""
+    originals = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(word.lower(), originals, n=1, cutoff=0.6)
+    return f" Did you mean {originals[found[0]]!r}?" if found else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -168,9 +176,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def missing_key_error(element: Any) -> ElementError:
-    """The error for an element that should have a key, and has none."""
+    """Return the error for an element that needs a key but has none."""
     return ElementError(
-        f"KeyedModelHandler takes (key, example), and got {type(element).__name__} {repr(element)[:60]}. "
-        "Add a key, for example with beam.Map(lambda x: (x.name, x)), or use the handler without "
+        f"KeyedModelHandler takes (key, example), but got {type(element).__name__} {repr(element)[:60]}. "
+        "To fix this, add a key, for example with beam.Map(lambda x: (x.name, x)), or use the handler without "
         "KeyedModelHandler."
     )

@@ -1,4 +1,4 @@
-"""Imports a framework when it is needed; if it is missing, says which extra brings it."""
+"""Import an optional framework, or name the extra that installs it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from types import ModuleType
 
 
 def need(module: str, *, extra: str) -> ModuleType:
-    """The module, imported now.
+    """Import and return a module.
 
     Raises:
-        ImportError: It is not installed; the message names the extra to install.
+        ImportError: The module is not installed. The message names the extra to install.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
         raise ImportError(
-            f"{missing} is needed here and cannot be imported ({error}). Install it with:"
-            f' pip install "runinference[{extra}]". On a distributed runner the workers need it too.',
+            f"{missing} is required but cannot be imported ({error}). To fix this, run:"
+            f' pip install "runinference[{extra}]". On a distributed runner, the workers need it too.',
             name=error.name,
         ) from error

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import FunctionHandler
-from runinference import KeyedModelHandler
-from runinference.errors import InferenceTimeoutError, ModelUnavailableError, Part, tell_parts
+from runinference import KeyedModelHandler, ModelHandler
+from runinference.errors import (
+    InferenceTimeoutError,
+    ModelUnavailableError,
+    PartialBatchError,
+    PartialResult,
+)
+from runinference.handlers.call import RunsInParts, run_batch_in_parts
 from runinference.handlers.error_policy import (
     RETRIES,
     DeadLetterPolicy,
@@ -192,14 +197,14 @@ class InParts(Call):
             part = batch[start : start + 2]
             if failed is None:
                 try:
-                    parts.append(Part(len(part), super().__call__(part), None))
+                    parts.append(PartialResult(len(part), super().__call__(part), None))
                 except Exception as error:
                     failed = error
-                    parts.append(Part(len(part), None, error))
+                    parts.append(PartialResult(len(part), None, error))
             else:
-                parts.append(Part(len(part), None, None))
+                parts.append(PartialResult(len(part), None, None))
         if failed is not None:
-            raise tell_parts(failed, parts)
+            raise PartialBatchError(parts)
         return [result for part in parts for result in part.results]
 
 
@@ -231,11 +236,28 @@ def test_what_succeeded_before_the_model_was_unavailable_is_kept():
     assert [type(outcome) for outcome in outcomes[4:6]] == [Failure] * 2
 
 
+class SendsInParts(RunsInParts, ModelHandler):
+    """Runs a function on parts of two elements."""
+
+    def __init__(self, function):
+        super().__init__(min_batch_size=10)
+        self.function = function
+
+    def load_model(self):
+        return self.function
+
+    def run_in_parts(self, batch, model, inference_args):
+        try:
+            return [PartialResult(len(batch), model(batch), None)]
+        except PartialBatchError as error:
+            return error.parts
+
+
 def test_parts_keep_their_keys():
-    handler = KeyedModelHandler(FunctionHandler(InParts({3}), min_batch_size=10))
+    handler = KeyedModelHandler(SendsInParts(InParts({3})))
 
     outcomes = aside()[0].attempt(
-        lambda batch: handler.run_inference(batch, handler.load_model()),
+        lambda batch: run_batch_in_parts(handler, batch, handler.load_model(), None),
         [(f"k{n}", n) for n in range(6)],
     )
     assert [o for o in outcomes if not isinstance(o, Failure)] == [

@@ -29,7 +29,7 @@ def test_keys_cost_no_calls():
 
 
 def test_an_element_without_a_key_is_an_error_with_its_cure():
-    with pytest.raises(ValueError, match=r"takes \(key, example\), and got int 1"):
+    with pytest.raises(ValueError, match=r"takes \(key, example\), but got int 1"):
         KeyedModelHandler(Doubler("bare")).predict([1])
 
 

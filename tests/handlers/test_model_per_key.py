@@ -80,8 +80,8 @@ WRONG = Doubler("wrong")
         ),
         ([KeyModelMapping(["a", "a"], WRONG)], "number 0 and number 0. Each key has one model"),
         ([KeyModelMapping([], WRONG)], "needs a list of one or more keys"),
-        ([KeyModelMapping([["a"]], WRONG)], "of type list can .* a tuple of such"),
-        ([KeyModelMapping("abc", WRONG)], "needs a list of one or more keys, has 'abc'"),
+        ([KeyModelMapping([["a"]], WRONG)], "of type list is not .* a tuple of these"),
+        ([KeyModelMapping("abc", WRONG)], "needs a list of one or more keys, but has 'abc'"),
         ([], "got an empty list"),
         ([("a", WRONG)], "item 0 is a tuple"),
         ([KeyModelMapping(["a"], WRONG.with_preprocess_fn(str))], "already has preprocessing"),
@@ -106,7 +106,7 @@ def test_room_for_no_model_is_refused(room):
 
 
 def test_a_budget_for_several_models_is_refused_where_there_is_one():
-    with pytest.raises(OptionError, match="are for several models"):
+    with pytest.raises(OptionError, match="apply to per-key models only"):
         KeyedModelHandler(WRONG, max_models_per_worker_hint=2)
 
 
@@ -123,7 +123,7 @@ CHANGING = [["a"], {"a": 1}, np.array(["a"]), np.array(1), {"a"}, ("a", ["b"])]
 
 @pytest.mark.parametrize("key", CHANGING, ids=repr)
 def test_a_key_that_can_change_is_an_error_that_names_its_type_and_the_cure(key):
-    message = f"of type {type(key).__name__} can .*a tuple of such"
+    message = f"of type {type(key).__name__} is not .*a tuple of these"
     with pytest.raises(ElementError, match=message):
         run([(key, 1)], RunInference(doublers()))
     with pytest.raises(ElementError, match=message):
@@ -162,7 +162,7 @@ def test_resource_hints_of_the_models_must_agree():
     same = [KeyModelMapping([key], Hinted("8GB")) for key in "ab"]
     assert KeyedModelHandler(same).get_resource_hints() == {"min_ram": "8GB"}
     other = KeyModelMapping(["c"], Hinted("9GB"))
-    with pytest.raises(OptionError, match="the resource hint min_ram as '8GB' and '9GB'"):
+    with pytest.raises(OptionError, match="the resource hint min_ram to '8GB' and '9GB'"):
         KeyedModelHandler([*same, other]).get_resource_hints()
 
 

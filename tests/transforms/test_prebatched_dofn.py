@@ -180,9 +180,9 @@ def test_padding_is_refused(tmp_path):
     handler = PytorchModelHandlerTensor(
         str(tmp_path / "none"), torch.nn.Identity, padding=Padding()
     )
-    with pytest.raises(OptionError, match="Leave padding out"):
+    with pytest.raises(OptionError, match="leave padding out"):
         whole(handler)
-    with pytest.raises(OptionError, match="Leave padding out"):
+    with pytest.raises(OptionError, match="leave padding out"):
         whole(KeyedModelHandler(handler))
 
 

@@ -1,36 +1,72 @@
-"""Calls a handler on a batch: one result for each element, or one for all where the batch is an element itself."""
+"""Call a handler on a batch, and check that there is one result per element."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from runinference.collate.unbatch import batch_length, unbatch
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
-from runinference.errors import Part, parts_of, tell_parts
+from runinference.errors import PartialBatchError, PartialResult
+
+
+class RunsInParts(ABC):
+    """A handler that sends a batch to its model in parts, each of which may fail by itself."""
+
+    @property
+    def runs_in_parts(self) -> bool:
+        """Whether this object does so; a wrapper depends on the handler that it wraps."""
+        return True
+
+    @abstractmethod
+    def run_in_parts(
+        self, batch: Any, model: Any, inference_args: dict[str, Any] | None
+    ) -> list[PartialResult]:
+        """Run the model on a batch. Return the results or the error of each part, in order."""
 
 
 def run_batch(
     handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
 ) -> list[Any]:
-    """Calls a handler on a batch; one result for each element, consumed here if they come lazily.
+    """Run a handler on a batch and return one result per element, as a list.
 
-    Where the handler gives whole results, the batch is one element of the pipeline, and there is one result.
+    If the handler returns unsplit results, the batch is one element and there is one result.
 
     Raises:
-        ResultMismatchError: The handler gave more or fewer results than the batch has elements.
-        OutOfMemoryError: Memory did not suffice for an element that is a whole batch.
+        ResultMismatchError: The number of results is not the number of elements.
+        OutOfMemoryError: Memory was exhausted by an element that is a whole batch.
+        Exception: Any error that the handler raises.
+    """
+    try:
+        return run_batch_in_parts(handler, batch, model, inference_args)
+    except PartialBatchError as error:
+        raise error.first_error from error.first_error.__cause__
+
+
+def run_batch_in_parts(
+    handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
+) -> list[Any]:
+    """Run a handler on a batch like ``run_batch``, but keep the results of the parts that succeeded.
+
+    Raises:
+        PartialBatchError: The handler runs in parts, and a part failed.
+        Exception: As for ``run_batch``.
     """
     if returns_unsplit_results(handler):
         return [run_unsplit(handler, batch, model, inference_args)]
+    inference_args = dict(inference_args) if inference_args else inference_args
+    if runs_in_parts(handler):
+        parts = handler.run_in_parts(batch, model, inference_args)
+        if any(part.error is not None for part in parts):
+            raise PartialBatchError(parts)
+        output: Any = [result for part in parts for result in part.results]
+    else:
+        output = handler.run_inference(batch, model, inference_args)
     size = batch_length(batch)
-    try:
-        output = handler.run_inference(
-            batch, model, dict(inference_args) if inference_args else inference_args
-        )
-        return list(output) if size is None else unbatch(output, size)
-    except Exception as error:
-        # Who calls another handler may have sorted the batch, or change its results.
-        if parts_of(error) and not getattr(handler, "tells_parts", False):
-            tell_parts(error, [Part(size or 1, None, error)])
-        raise
+    return list(output) if size is None else unbatch(output, size)
+
+
+def runs_in_parts(handler: Any) -> bool:
+    """Return whether a handler reports what happened to each part of a batch."""
+    return isinstance(handler, RunsInParts) and handler.runs_in_parts

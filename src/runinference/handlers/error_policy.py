@@ -1,65 +1,73 @@
-"""What happens when a batch fails: it stops the pipeline, or exactly its failing elements are set aside."""
+"""Handle batches that fail: stop the pipeline, or find exactly the elements that fail."""
 
 from __future__ import annotations
 
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from runinference.errors import (
     InferenceTimeoutError,
     ModelUnavailableError,
-    Part,
+    PartialBatchError,
+    PartialResult,
     RateLimitExceeded,
     is_out_of_memory,
-    parts_of,
-    tell_parts,
 )
 
-#: Calls a model on a batch: one result for each element, or an error.
+#: Calls a model on a batch and returns one result per element.
 Call = Callable[[Any], list[Any]]
 
-
-#: How often a batch is tried again whole after an error that may pass, and how long the first pause is.
+#: Retries of a whole batch after a transient error, and the pause before the first one.
 RETRIES = 3
 FIRST_PAUSE_SECS = 0.1
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an element has no result."""
+    """The error of an element that has no result."""
 
     error: BaseException
 
     def report(self) -> tuple[type, str, list[str]]:
-        """Type, message and traceback, in the form of Beam's dead letters."""
+        """Return type, message and traceback, in the form of Beam's dead letters."""
         lines = traceback.format_exception(type(self.error), self.error, self.error.__traceback__)
         return type(self.error), repr(self.error), lines
 
 
 class FailFastPolicy:
-    """An error stops the pipeline, or the bundle, as the runner will have it."""
+    """Raise the first error, which stops the pipeline or makes the runner retry the bundle."""
 
     caught: tuple[type[BaseException], ...] = ()
 
     def attempt(self, call: Call, batch: Any) -> list[Any]:
-        """The results of a batch."""
+        """Return the results of a batch."""
+        failed: Exception
         try:
             return call(batch)
+        except PartialBatchError as error:
+            failed = error.first_error
         except ModelUnavailableError as error:
-            raise (error.__cause__ or error) from None
+            failed = error
+        if isinstance(failed, ModelUnavailableError):
+            raise (failed.__cause__ or failed) from None
+        raise failed from failed.__cause__
 
 
 class DeadLetterPolicy:
-    """A failing element becomes a [Failure][runinference.handlers.error_policy.Failure]; all others get their results.
+    """Turn each failing element into a `Failure`, and return the results of all other elements.
 
-    A batch that fails is divided until what fails stands alone. An error that may pass, such as a broken
-    connection, is tried again on the whole batch first. Where each failure costs much, because the model is
-    stuck or an endpoint is down, only so many are spent in a row; if none of a batch's elements gets a result
-    meanwhile, what is then undecided is set aside.
+    A batch that fails is bisected until only the failing elements remain. After a transient error, such as a
+    broken connection, the whole batch is retried first. Failures that take long, because a model hangs or an
+    endpoint is down, are limited: if too many occur in a row without any success, all elements that are still
+    undecided fail.
+
+    Args:
+        caught: The exception types to handle. Others are raised.
+        sleep: Waits for a number of seconds.
     """
 
     def __init__(
@@ -71,86 +79,97 @@ class DeadLetterPolicy:
         self._sleep = sleep
 
     def attempt(self, call: Call, batch: Any) -> list[Any]:
-        """One result or Failure for each element of a batch: of anything that can be sliced."""
-        return self._retried(call, batch, FailureBudget(len(batch)))
+        """Return one result or `Failure` per element of a batch, which can be any sequence with slices."""
+        return self._call_with_retries(call, batch, FailureBudget(len(batch)))
 
-    def _retried(
-        self, call: Call, batch: Any, patience: FailureBudget, retries: int = RETRIES
+    def _call_with_retries(
+        self, call: Call, batch: Any, budget: FailureBudget, retries: int = RETRIES
     ) -> list[Any]:
         pause = FIRST_PAUSE_SECS
         for left in reversed(range(retries + 1)):
             try:
-                return patience.renewed_by(call(batch))
+                results = call(batch)
+            except PartialBatchError as error:
+                if not isinstance(error.first_error, self.caught):
+                    raise error.first_error from error.first_error.__cause__
+                failed: BaseException = error
             except self.caught as error:
                 failed = error
-            if parts_of(failed) or not is_transient(failed):  # parts were tried again already
+            else:
+                budget.reset()
+                return results
+            if not is_transient(
+                failed
+            ):  # like a partial failure, whose parts the handler has retried
                 break
             if left and retries > 1:
                 self._sleep(pause * random.uniform(0.5, 1.5))
                 pause *= 2
-        # Not while the error is handled: those that follow have nothing to do with it, and would tell of it.
-        return self._divided(call, batch, failed, patience)
+        # Outside of the except clause, so that later errors don't get this one as their context.
+        return self._bisect(call, batch, failed, budget)
 
-    def _divided(
-        self, call: Call, batch: Any, error: BaseException, patience: FailureBudget
+    def _bisect(
+        self, call: Call, batch: Any, error: BaseException, budget: FailureBudget
     ) -> list[Any]:
-        if len(parts := parts_of(error)) > 1:
-            return self._by_part(call, batch, parts, patience)
+        if isinstance(error, PartialBatchError):
+            if len(error.parts) > 1:
+                return self._split_by_part(call, batch, error.parts, budget)
+            error = error.first_error
         if isinstance(error, ModelUnavailableError):
             return [Failure(error.__cause__ or error)] * len(batch)
-        if len(batch) == 1 or not patience.spend(error):
+        if len(batch) == 1 or not budget.spend(error):
             return [Failure(error)] * len(batch)
         middle = (len(batch) + 1) // 2
         halves = batch[:middle], batch[middle:]
-        # Where all was tried again in vain, it is so once more, at once, only for each element alone.
-        tried = is_transient(error)
-        retries = [int(len(half) == 1) if tried else RETRIES for half in halves]
+        # After retries of the whole batch failed, only single elements are retried, once and without a pause.
+        exhausted = is_transient(error)
+        retries = [int(len(half) == 1) if exhausted else RETRIES for half in halves]
         return [
             outcome
             for half, n in zip(halves, retries, strict=True)
-            for outcome in self._retried(call, half, patience, n)
+            for outcome in self._call_with_retries(call, half, budget, n)
         ]
 
-    def _by_part(
-        self, call: Call, batch: Any, parts: list[Part], patience: FailureBudget
+    def _split_by_part(
+        self, call: Call, batch: Any, parts: Sequence[PartialResult], budget: FailureBudget
     ) -> list[Any]:
-        """Keeps what a batch that was sent in parts has got, sends what was not sent, and divides the rest.
+        """Keep the results of parts that succeeded, bisect those that failed, and call those not sent yet.
 
-        Where each part that was sent found the model unavailable, those that were not would find the same.
+        If the model was unavailable for every part that was sent, the others are not sent.
         """
         sent = [part for part in parts if part.results is not None or part.error is not None]
         unavailable = [p.error for p in sent if isinstance(p.error, ModelUnavailableError)]
-        if len(unavailable) == len(sent):
+        if unavailable and len(unavailable) == len(sent):
             return [Failure(unavailable[0])] * len(batch)
         outcomes: list[Any] = []
-        unsent = 0
-        for size, results, error in [*parts, Part(0, [], None)]:
+        n_unsent = 0
+        for size, results, error in [*parts, PartialResult(0, [], None)]:
             if results is None and error is None:
-                unsent += size
+                n_unsent += size
                 continue
-            if unsent:
-                its = batch[len(outcomes) : len(outcomes) + unsent]
-                outcomes += self._retried(call, its, patience, 0)
-                unsent = 0
+            if n_unsent:
+                unsent = batch[len(outcomes) : len(outcomes) + n_unsent]
+                outcomes += self._call_with_retries(call, unsent, budget, 0)
+                n_unsent = 0
             if error is not None:
-                its = batch[len(outcomes) : len(outcomes) + size]
-                results = self._divided(call, its, tell_parts(error, []), patience)
+                failed = batch[len(outcomes) : len(outcomes) + size]
+                results = self._bisect(call, failed, error, budget)
             outcomes += results or []
         return outcomes
 
 
 class FailureBudget:
-    """How many dear failures a batch may still have before one of its calls succeeds."""
+    """The number of slow failures that a batch may have before one of its calls succeeds."""
 
     def __init__(self, n_elements: int) -> None:
-        self._most = self._left = 4 * n_elements.bit_length()
+        self._limit = self._left = 4 * n_elements.bit_length()
 
-    def renewed_by(self, results: list[Any]) -> list[Any]:
-        """The results of a call, which show that the model answers."""
-        self._left = self._most
-        return results
+    def reset(self) -> None:
+        """Restore the full budget after a call that succeeded."""
+        self._left = self._limit
 
     def spend(self, error: BaseException) -> bool:
+        """Count a slow failure. Return whether more attempts are allowed."""
         if isinstance(error, InferenceTimeoutError) or is_transient(error):
             self._left -= 1
         return self._left > 0
@@ -161,12 +180,12 @@ _TRANSIENT_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later: a broken connection, a time-out, a server under load.
+    """Return whether the same call may succeed later: after a broken connection, a timeout, an overloaded server.
 
     >>> is_transient(ConnectionResetError("peer went away")), is_transient(ValueError("bad row"))
     (True, False)
     """
-    if isinstance(error, InferenceTimeoutError):  # ours: the model was given up, not the connection
+    if isinstance(error, InferenceTimeoutError):  # the model hangs, not the connection
         return False
     if isinstance(error, _TRANSIENT):
         return True
@@ -180,25 +199,26 @@ def is_transient(error: BaseException) -> bool:
 
 
 def halved_on_out_of_memory(
-    call: Call, batch: Any, too_large: Callable[[Any], None]
+    call: Call, batch: Any, on_out_of_memory: Callable[[Any], None]
 ) -> Iterator[Any]:
-    """The results of a batch, in halves of halves where memory does not suffice for more.
+    """Yield the results of a batch, halving it as often as it takes to fit into memory.
 
     Args:
         call: Calls the model.
         batch: The elements.
-        too_large: Is told each batch that memory did not suffice for.
+        on_out_of_memory: Called with each batch that did not fit.
     """
     try:
         results: Any = call(batch)
     except Exception as error:
-        if len(batch) < 2 or not is_out_of_memory(error):
+        cause = error.first_error if isinstance(error, PartialBatchError) else error
+        if len(batch) < 2 or not is_out_of_memory(cause):
             raise
-        too_large(batch)
+        on_out_of_memory(batch)
         results = None
     if results is not None:
         yield from results
         return
     middle = (len(batch) + 1) // 2
-    yield from halved_on_out_of_memory(call, batch[:middle], too_large)
-    yield from halved_on_out_of_memory(call, batch[middle:], too_large)
+    yield from halved_on_out_of_memory(call, batch[:middle], on_out_of_memory)
+    yield from halved_on_out_of_memory(call, batch[middle:], on_out_of_memory)

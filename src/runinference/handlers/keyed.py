@@ -1,8 +1,8 @@
-"""Handlers for examples that carry a key: the key goes around the model and comes back with the result."""
+"""Handlers for elements with a key, which stays with the element and its result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -10,30 +10,43 @@ from typing import Any
 from runinference.caching.model_cache import CacheLimits
 from runinference.collate.unbatch import unbatch
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
-from runinference.errors import ElementError, OptionError, Part, parts_of, tell_parts
+from runinference.errors import ElementError, OptionError, PartialResult
+from runinference.handlers.call import RunsInParts, runs_in_parts
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_per_key import (
     KeyModelMapping,
     PerKeyModelHandler,
-    pair,
-    refuse_functions,
-    wholly,
+    reject_functions,
+    split_pair,
+    with_unsplit_results,
 )
 
 
-class _KeyWrapper(ModelHandler[Any, Any, Any]):
-    """Asks the handler inside for everything that has nothing to do with keys."""
+class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
+    """Passes everything that has nothing to do with keys on to the wrapped handler."""
 
     def __init__(self, unkeyed: Any) -> None:
-        refuse_functions(unkeyed, type(self).__name__)
+        reject_functions(unkeyed, type(self).__name__)
         self._unkeyed = unkeyed
         self._env_vars = getattr(unkeyed, "_env_vars", {})
         self._max_batch_bytes = getattr(unkeyed, "_max_batch_bytes", None)
 
     @property
-    def tells_parts(self) -> bool:
-        """Whether an error of ``run_inference`` tells what became of the parts of the batch."""
-        return bool(getattr(self._unkeyed, "tells_parts", False))
+    def runs_in_parts(self) -> bool:
+        return runs_in_parts(self._unkeyed)
+
+    def run_in_parts(
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
+    ) -> list[PartialResult]:
+        if not self._are_keyed(batch):
+            parts: list[PartialResult] = self._unkeyed.run_in_parts(batch, model, inference_args)
+            return parts
+        keys, examples = _unzip(batch)
+        remaining = iter(keys)
+        return [
+            _add_keys(part, list(islice(remaining, part.size)))
+            for part in self._unkeyed.run_in_parts(examples, model, inference_args)
+        ]
 
     def load_model(self) -> Any:
         return self._unkeyed.load_model()
@@ -49,7 +62,9 @@ class _KeyWrapper(ModelHandler[Any, Any, Any]):
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         return {
-            name: _of_example(value) if callable(value) and name in _PER_EXAMPLE else value
+            name: partial(_apply_to_example, value)
+            if callable(value) and name in _PER_EXAMPLE
+            else value
             for name, value in self._unkeyed.batch_elements_kwargs().items()
         }
 
@@ -60,17 +75,17 @@ class _KeyWrapper(ModelHandler[Any, Any, Any]):
         self._unkeyed.update_model_path(model_path=model_path)
 
     def should_skip_batching(self) -> bool:
-        return bool(self._unkeyed.should_skip_batching())
+        return bool(self._unkeyed.should_skip_batching()) or super().should_skip_batching()
 
     def gives_whole_results(self) -> bool:
-        return returns_unsplit_results(self._unkeyed)
+        return super().gives_whole_results() or returns_unsplit_results(self._unkeyed)
 
     def validate_whole_results(self) -> None:
         getattr(self._unkeyed, "validate_whole_results", lambda: None)()
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
         changed: Any = super().with_no_batching(whole_results=whole_results)
-        changed._unkeyed = wholly(self._unkeyed, whole_results)
+        changed._unkeyed = with_unsplit_results(self._unkeyed, whole_results)
         return changed  # type: ignore[no-any-return]
 
     def set_environment_vars(self) -> None:
@@ -91,29 +106,31 @@ class _KeyWrapper(ModelHandler[Any, Any, Any]):
     def should_garbage_collect_on_timeout(self) -> bool:
         return bool(self._unkeyed.should_garbage_collect_on_timeout())
 
-    def _run_whole(
-        self, element: Any, model: Any, inference_args: dict[str, Any] | None
-    ) -> tuple[Any, Any]:
-        """The result of one element, a key and an array of rows: the key, and the result for all rows."""
-        key, rows = pair(element)
-        return key, run_unsplit(self._unkeyed, rows, model, inference_args)
+    def _are_keyed(self, batch: Sequence[Any]) -> bool:
+        """Return whether the elements of a batch have keys.
 
-    def _run_unkeyed(
+        Raises:
+            ElementError: Some elements have no key but should have one.
+        """
+        raise NotImplementedError
+
+    def _run_keyed(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
     ) -> list[tuple[Any, Any]]:
-        keys = [key for key, _ in batch]
-        examples = [example for _, example in batch]
-        try:
-            output = self._unkeyed.run_inference(examples, model, inference_args)
-        except Exception as error:
-            if parts := parts_of(error):
-                tell_parts(error, _keyed_parts(keys, parts))
-            raise
+        keys, examples = _unzip(batch)
+        output = self._unkeyed.run_inference(examples, model, inference_args)
         return list(zip(keys, unbatch(output, len(keys)), strict=True))
+
+    def _run_keyed_unsplit(
+        self, element: Any, model: Any, inference_args: dict[str, Any] | None
+    ) -> tuple[Any, Any]:
+        """Return the key of an element ``(key, array)``, and one result for the whole array."""
+        key, array = split_pair(element)
+        return key, run_unsplit(self._unkeyed, array, model, inference_args)
 
 
 class KeyedModelHandler(_KeyWrapper):
-    """Takes ``(key, example)`` and gives ``(key, prediction)``, with one model for all keys or several.
+    """Takes ``(key, example)`` and returns ``(key, prediction)``, with one model for all keys or per-key models.
 
     >>> from runinference import samples
     >>> from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
@@ -128,8 +145,6 @@ class KeyedModelHandler(_KeyWrapper):
     ['a', 'b']
     """
 
-    keeps_keys = True
-
     def __init__(
         self,
         unkeyed: Any,
@@ -137,55 +152,51 @@ class KeyedModelHandler(_KeyWrapper):
         *,
         max_model_bytes_per_worker: int | None = None,
     ) -> None:
-        """Wraps a handler for examples without keys, or several, each for keys of its own.
+        """Wrap a handler for examples without keys, or several handlers with their keys.
 
         Args:
-            unkeyed: A handler, or a list of ``KeyModelMapping``. Batches are cut by model, not by key.
-            max_models_per_worker_hint: With several models: how many a process holds at a time. The least
-                recently used makes room.
-            max_model_bytes_per_worker: With several models: how many bytes of models a process holds.
+            unkeyed: A handler, or a list of ``KeyModelMapping``. Batches are formed per model, not per key.
+            max_models_per_worker_hint: With per-key models: the maximum number of models in a process. The
+                least recently used model is evicted first.
+            max_model_bytes_per_worker: With per-key models: the maximum bytes of models in a process.
 
         Raises:
-            OptionError: A handler inside has functions of its own, a key has two models, or a mapping has no
-                key.
+            OptionError: A wrapped handler has preprocessing or postprocessing functions, a key has two models,
+                or a mapping has no key.
         """
-        room = CacheLimits(max_models_per_worker_hint, max_model_bytes_per_worker)
+        limits = CacheLimits(max_models_per_worker_hint, max_model_bytes_per_worker)
         if isinstance(unkeyed, (list, tuple)):
-            unkeyed = PerKeyModelHandler(unkeyed, room, KeyedModelHandler)
-        elif room != CacheLimits():
+            unkeyed = PerKeyModelHandler(unkeyed, limits, KeyedModelHandler)
+        elif limits != CacheLimits():
             raise OptionError(
-                "max_models_per_worker_hint and max_model_bytes_per_worker are for several models: give "
-                "KeyedModelHandler a list of KeyModelMapping."
+                "max_models_per_worker_hint and max_model_bytes_per_worker apply to per-key models only. To use "
+                "them, give KeyedModelHandler a list of KeyModelMapping."
             )
         super().__init__(unkeyed)
 
     @property
     def mappings(self) -> list[KeyModelMapping[Any, Any, Any, Any]]:
-        """Which keys have which handler; none where there is one for all."""
+        """The mappings of keys to handlers; empty if one handler serves all keys."""
         return self._unkeyed.mappings if isinstance(self._unkeyed, PerKeyModelHandler) else []
 
     @property
-    def room(self) -> CacheLimits:
-        """How many models a process may hold."""
-        return (
-            self._unkeyed.room if isinstance(self._unkeyed, PerKeyModelHandler) else CacheLimits()
-        )
+    def cache_limits(self) -> CacheLimits:
+        """The limits on the models that a process holds."""
+        per_key = isinstance(self._unkeyed, PerKeyModelHandler)
+        return self._unkeyed.cache_limits if per_key else CacheLimits()
 
     def handler_for(self, key: Any) -> KeyedModelHandler:
-        """The handler of a key's model, for examples with keys.
+        """Return the handler of a key's model, which takes elements with keys.
 
         Raises:
             UnknownKeyError: No model is mapped to the key.
-            ElementError: The key cannot be looked up, because it can change, such as a list.
+            ElementError: The key is not hashable.
         """
-        return (
-            self._unkeyed.handler_for(key)
-            if isinstance(self._unkeyed, PerKeyModelHandler)
-            else self
-        )
+        per_key = isinstance(self._unkeyed, PerKeyModelHandler)
+        return self._unkeyed.handler_for(key) if per_key else self
 
-    def handlers_inside(self) -> list[Any]:
-        """The handler inside, or those of all keys."""
+    def inner_handlers(self) -> list[Any]:
+        """Return the wrapped handler, or the handlers of all mappings."""
         return [mapping.mh for mapping in self.mappings] or [self._unkeyed]
 
     def run_inference(
@@ -194,68 +205,78 @@ class KeyedModelHandler(_KeyWrapper):
         if isinstance(self._unkeyed, PerKeyModelHandler):
             return self._unkeyed.run_inference(batch, model, inference_args)  # type: ignore[no-any-return]
         if self.gives_whole_results():
-            return self._run_whole(batch, model, inference_args)
-        for element in batch:
-            pair(element)
-        return self._run_unkeyed(batch, model, inference_args)
+            return self._run_keyed_unsplit(batch, model, inference_args)
+        self._are_keyed(batch)
+        return self._run_keyed(batch, model, inference_args)
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         if isinstance(self._unkeyed, PerKeyModelHandler):
             return self._unkeyed.get_num_bytes(batch)
         if self.gives_whole_results():
-            return super().get_num_bytes(pair(batch)[1])
+            return super().get_num_bytes(split_pair(batch)[1])
         return super().get_num_bytes([example for _, example in batch])
+
+    def _are_keyed(self, batch: Sequence[Any]) -> bool:
+        for element in batch:
+            split_pair(element)
+        return True
 
 
 class MaybeKeyedModelHandler(_KeyWrapper):
-    """Takes examples with keys or without, and gives predictions alike; for examples that are no tuples."""
+    """Takes elements with or without a key, and returns predictions of the same form.
+
+    Examples must not be tuples, because a tuple is read as ``(key, example)``.
+    """
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:
         if self.gives_whole_results():
-            with_key = isinstance(batch, tuple)
-            run: Any = self._run_whole if with_key else partial(run_unsplit, self._unkeyed)
+            keyed = isinstance(batch, tuple)
+            run: Any = self._run_keyed_unsplit if keyed else partial(run_unsplit, self._unkeyed)
             return run(batch, model, inference_args)  # type: ignore[no-any-return]
-        keyed = [isinstance(element, tuple) for element in batch]
-        if all(keyed):
-            return self._run_unkeyed(batch, model, inference_args)
-        if any(keyed):
-            raise ElementError(
-                f"{sum(keyed)} of {len(batch)} elements of a batch are tuples (key, example), the others have no "
-                "key. Give MaybeKeyedModelHandler one kind in one PCollection, for example by a key of None."
-            )
+        if self._are_keyed(batch):
+            return self._run_keyed(batch, model, inference_args)
         return unbatch(self._unkeyed.run_inference(batch, model, inference_args), len(batch))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         if self.gives_whole_results():
-            return super().get_num_bytes(_example(batch))
-        return super().get_num_bytes([_example(element) for element in batch])
+            return super().get_num_bytes(_drop_key(batch))
+        return super().get_num_bytes([_drop_key(element) for element in batch])
+
+    def _are_keyed(self, batch: Sequence[Any]) -> bool:
+        keyed = [isinstance(element, tuple) for element in batch]
+        if any(keyed) and not all(keyed):
+            raise ElementError(
+                f"{sum(keyed)} of {len(batch)} elements of a batch are tuples (key, example), and the others have "
+                "no key. To fix this, give MaybeKeyedModelHandler one kind per PCollection, for example by adding "
+                "the key None."
+            )
+        return all(keyed)
 
 
-def _keyed_parts(keys: list[Any], parts: list[Part]) -> list[Part]:
-    """The parts of a batch whose elements have keys."""
-    left = iter(keys)
-    keyed = []
-    for part in parts:
-        own = list(islice(left, part.size))
-        results = None if part.results is None else list(zip(own, part.results, strict=True))
-        keyed.append(part._replace(results=results))
-    return keyed
+def per_key_mappings(handler: Any) -> list[KeyModelMapping[Any, Any, Any, Any]]:
+    """Return the mappings of a handler with per-key models; an empty list for any other handler."""
+    return handler.mappings if isinstance(handler, KeyedModelHandler) else []
 
 
+#: Batching options that are functions of one example.
 _PER_EXAMPLE = ("element_size_fn", "length_fn")
 
 
-class _of_example:  # noqa: N801 - reads as a function
-    """A function of an example, as a function of ``(key, example)``."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-
-    def __call__(self, element: Any) -> Any:
-        return self._function(_example(element))
+def _apply_to_example(function: Callable[[Any], Any], element: Any) -> Any:
+    return function(_drop_key(element))
 
 
-def _example(element: Any) -> Any:
+def _drop_key(element: Any) -> Any:
     return element[1] if isinstance(element, tuple) and len(element) == 2 else element
+
+
+def _unzip(batch: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    return [key for key, _ in batch], [example for _, example in batch]
+
+
+def _add_keys(part: PartialResult, keys: list[Any]) -> PartialResult:
+    if part.results is None:
+        return part
+    return part._replace(results=list(zip(keys, part.results, strict=True)))

@@ -1,4 +1,4 @@
-"""A handler without a pipeline: the same batches, the same results, in a list."""
+"""Local prediction: run a handler without a pipeline, with the batching and the results of the transform."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from runinference.handlers.call import run_batch
 def predict(
     handler: Any, examples: Iterable[Any], inference_args: dict[str, Any] | None
 ) -> list[Any]:
-    """One result for each example, in their order; see ``ModelHandler.predict``."""
+    """Return one result per example, in the same order; see ``ModelHandler.predict``."""
     handler.validate_inference_args(inference_args)
-    model = _model_of(handler)
+    model = _get_model(handler)
     for function in handler.get_preprocess_fns():
         examples = map(function, examples)
     if handler.should_skip_batching():
@@ -29,13 +29,13 @@ def predict(
             for result in run_batch(handler, batch, model, inference_args)
         ]
     else:
-        results = _in_batches(handler, examples, model, inference_args)
+        results = _predict_in_batches(handler, examples, model, inference_args)
     for function in handler.get_postprocess_fns():
         results = [function(result) for result in results]
     return results
 
 
-def _in_batches(
+def _predict_in_batches(
     handler: Any, examples: Iterable[Any], model: Any, inference_args: dict[str, Any] | None
 ) -> list[Any]:
     policy = resolve_policy(handler)
@@ -44,23 +44,22 @@ def _in_batches(
     results: dict[int, Any] = {}
 
     def run(numbered: list[tuple[int, Any]]) -> None:
-        numbers, batch = zip(*numbered, strict=True)
+        indices, batch = zip(*numbered, strict=True)
         start = time.perf_counter()
-        results.update(
-            zip(numbers, run_batch(handler, list(batch), model, inference_args), strict=True)
-        )
+        output = run_batch(handler, list(batch), model, inference_args)
+        results.update(zip(indices, output, strict=True))
         size.record(len(batch), time.perf_counter() - start)
 
-    for number, example in enumerate(examples):
-        for full in batcher.add(example, (number, example)):
-            run(full)
-    for rest in batcher.flush():
-        run(rest)
-    return [results[number] for number in range(len(results))]
+    for index, example in enumerate(examples):
+        for batch in batcher.add(example, (index, example)):
+            run(batch)
+    for batch in batcher.flush():
+        run(batch)
+    return [results[index] for index in range(len(results))]
 
 
-def _model_of(handler: Any) -> Any:
-    """The model of a handler, loaded once and dropped with the handler."""
+def _get_model(handler: Any) -> Any:
+    """Return the model of a handler, which is loaded once and freed with the handler."""
     with _lock:
         if id(handler) not in _models:
             handler.set_environment_vars()

@@ -1,4 +1,4 @@
-"""A model for each key: several handlers, each for keys of its own, as one handler of pairs."""
+"""Per-key models: several handlers, each for keys of its own, combined into one handler."""
 
 from __future__ import annotations
 
@@ -21,94 +21,105 @@ KeyT = TypeVar("KeyT")
 
 
 class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
-    """The model of some keys: examples with one of ``keys`` go through the handler ``mh``."""
+    """Maps keys to a model: elements with one of ``keys`` use the handler ``mh``."""
 
     def __init__(self, keys: list[KeyT], mh: ModelHandler[ExampleT, PredictionT, ModelT]) -> None:
-        self.keys = keys if isinstance(keys, str) else list(keys)  # a text is refused later
+        self.keys = keys if isinstance(keys, str) else list(keys)  # a string is rejected later
         self.mh = mh
 
 
 class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
-    """The handlers of several mappings, as one: what a ``KeyedModelHandler`` holds where keys have models.
+    """Routes elements ``(key, example)`` to the handler of their key.
 
-    Its batches are pairs of a key and an example. Its model is a cache, which loads each when it is first used.
+    Its model is a cache, which loads the model of each handler on first use.
 
     Attributes:
-        mappings: Which keys have which handler.
-        room: How many models a process may hold.
+        mappings: The mappings of keys to handlers.
+        cache_limits: The limits on the models that a process holds.
     """
 
     def __init__(
         self,
         mappings: Sequence[KeyModelMapping[Any, Any, Any, Any]],
-        room: CacheLimits,
+        cache_limits: CacheLimits,
         keyed: Callable[[Any], Any],
     ) -> None:
-        """Takes mappings, room, and what makes a handler of pairs of a handler of examples.
+        """Combine the handlers of several mappings.
+
+        Args:
+            mappings: The mappings of keys to handlers.
+            cache_limits: The limits on the models that a process holds.
+            keyed: Wraps a handler of examples so that it takes ``(key, example)``.
 
         Raises:
-            OptionError: A handler has functions of its own, a key has two models, or a mapping has no key.
+            OptionError: A handler has preprocessing or postprocessing functions, a key has two models, or a
+                mapping has no key.
         """
         check_mappings(mappings)
         super().__init__()
         self.mappings = list(mappings)
-        self.room = room
+        self.cache_limits = cache_limits
         self._keyed = keyed
         self._handlers: dict[Any, Any] | None = None
 
     def handler_for(self, key: Any) -> Any:
-        """The handler of a key's model, for examples with keys.
+        """Return the handler of a key's model, which takes elements with keys.
 
         Raises:
             UnknownKeyError: No model is mapped to the key.
-            ElementError: The key cannot be looked up, because it can change, such as a list.
+            ElementError: The key is not hashable.
         """
         if self._handlers is None:
-            handlers = {}
-            for mapping in self.mappings:
-                inside = self._keyed(mapping.mh)
-                if self.gives_whole_results():
-                    inside = inside.with_no_batching(whole_results=True)
-                handlers.update(dict.fromkeys(mapping.keys, inside))
-            self._handlers = handlers
+            self._handlers = self._handlers_by_key()
         try:
             return self._handlers[key]
         except KeyError:
-            near = suggest(str(key), map(str, self._handlers))
+            hint = suggest(str(key), map(str, self._handlers))
             raise UnknownKeyError(
-                f"No model is mapped to the key {key!r}.{near} Add it to the keys of a KeyModelMapping."
+                f"No model is mapped to the key {key!r}.{hint} Add it to the keys of a KeyModelMapping."
             ) from None
         except TypeError as error:
-            raise ElementError(_no_hash(key, error)) from None
+            raise ElementError(_not_hashable(key, error)) from None
+
+    def _handlers_by_key(self) -> dict[Any, Any]:
+        handlers = {}
+        for mapping in self.mappings:
+            handler = self._keyed(mapping.mh)
+            if self.gives_whole_results():
+                handler = handler.with_no_batching(whole_results=True)
+            handlers.update(dict.fromkeys(mapping.keys, handler))
+        return handlers
 
     def load_model(self) -> ModelCache:
-        return ModelCache(self.room)
+        return ModelCache(self.cache_limits)
 
     def run_inference(
         self, batch: Any, model: ModelCache, inference_args: dict[str, Any] | None = None
     ) -> Any:
-        """Results of several models, each called once; the way of ``predict`` and of Beam's own transform."""
+        """Run each model once on its part of a batch. Used by ``predict`` and by Beam's own transform."""
         if self.gives_whole_results():
-            return self._called(self.handler_for(pair(batch)[0]), batch, model, inference_args)
-        numbers: dict[Any, list[int]] = {}
-        for number, element in enumerate(batch):
-            numbers.setdefault(self.handler_for(pair(element)[0]), []).append(number)
+            handler = self.handler_for(split_pair(batch)[0])
+            return self._run_one(handler, batch, model, inference_args)
+        indices: dict[Any, list[int]] = {}
+        for index, element in enumerate(batch):
+            indices.setdefault(self.handler_for(split_pair(element)[0]), []).append(index)
         results: dict[int, Any] = {}
-        for handler, own in numbers.items():
-            found = self._called(handler, [batch[n] for n in own], model, inference_args)
-            results.update(zip(own, found, strict=True))
-        return [results[number] for number in range(len(batch))]
+        for handler, places in indices.items():
+            part = [batch[index] for index in places]
+            output = self._run_one(handler, part, model, inference_args)
+            results.update(zip(places, output, strict=True))
+        return [results[index] for index in range(len(batch))]
 
-    def _called(
+    def _run_one(
         self, handler: Any, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
     ) -> Any:
-        with cache.lease(str(id(handler)), partial(_Lent.load, handler)) as lent:
-            return handler.run_inference(batch, lent.model, inference_args)
+        with cache.lease(str(id(handler)), partial(_LoadedModel, handler)) as loaded:
+            return handler.run_inference(batch, loaded.model, inference_args)
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
         changed: Any = super().with_no_batching(whole_results=whole_results)
         changed.mappings = [
-            KeyModelMapping(mapping.keys, wholly(mapping.mh, whole_results))
+            KeyModelMapping(mapping.keys, with_unsplit_results(mapping.mh, whole_results))
             for mapping in self.mappings
         ]
         changed._handlers = None
@@ -118,27 +129,28 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         for handler in self._each():
             getattr(handler, "validate_whole_results", lambda: None)()
 
-    def get_num_bytes(self, batch: Any) -> int:
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
         if self.gives_whole_results():
-            return int(self.handler_for(pair(batch)[0]).get_num_bytes(batch))
-        return sum(self.handler_for(element[0]).get_num_bytes([element]) for element in batch)
+            return super().get_num_bytes(split_pair(batch)[1])
+        return super().get_num_bytes([example for _, example in batch])
 
     def get_metrics_namespace(self) -> str:
         return "BeamML_KeyedModels"
 
     def get_resource_hints(self) -> dict[str, Any]:
-        """The hints of all handlers.
+        """Return the hints of all handlers.
 
         Raises:
-            OptionError: Two contradict each other.
+            OptionError: Two handlers disagree on a hint.
         """
         hints: dict[str, Any] = {}
         for handler in self._each():
             for name, value in handler.get_resource_hints().items():
                 if hints.setdefault(name, value) != value:
                     raise OptionError(
-                        f"The handlers of a KeyedModelHandler give the resource hint {name} as {hints[name]!r} "
-                        f"and {value!r}. Override KeyedModelHandler.get_resource_hints() to say which holds."
+                        f"The handlers of a KeyedModelHandler set the resource hint {name} to {hints[name]!r} and "
+                        f"{value!r}. To fix this, override KeyedModelHandler.get_resource_hints() and return one "
+                        "value."
                     )
         return hints
 
@@ -149,7 +161,8 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
     def update_model_path(self, model_path: str | None = None) -> None:
         if model_path is not None:
             raise OptionError(
-                "One path cannot update the models of several keys: emit a list of KeyModelPathMapping."
+                "One path cannot update the models of several keys. To fix this, emit a list of "
+                "KeyModelPathMapping."
             )
 
     def set_environment_vars(self) -> None:
@@ -163,93 +176,106 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         return [mapping.mh for mapping in self.mappings]
 
 
-class _Lent:
-    """A model on a cache."""
+class _LoadedModel:
+    """A model in the cache of a `PerKeyModelHandler`."""
 
     n_bytes = 0
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    @classmethod
-    def load(cls, handler: Any) -> _Lent:
-        return cls(handler.load_model())
+    def __init__(self, handler: Any) -> None:
+        self.model = handler.load_model()
 
     def close(self) -> None:
         self.model = None
 
 
-def wholly(handler: Any, whole_results: bool) -> Any:
-    """A handler that makes whole results, or none; one of Beam's makes whatever it makes."""
+def with_unsplit_results(handler: Any, whole_results: bool) -> Any:
+    """Return a handler with unsplit results, or with split ones; a handler of another library as it is."""
     if returns_unsplit_results(handler) == whole_results or not isinstance(handler, ModelHandler):
         return handler
     return handler.with_no_batching(whole_results=whole_results)
 
 
-def refuse_functions(unkeyed: Any, wrapper: str) -> None:
-    """Raises for a handler that already has functions: applied inside, they would not see the key."""
+def reject_functions(unkeyed: Any, wrapper: str) -> None:
+    """Raise if a handler has preprocessing or postprocessing functions: inside, they would not see the key.
+
+    Raises:
+        OptionError: It has some.
+    """
     for functions, kind in (
         (unkeyed.get_preprocess_fns(), "preprocess"),
         (unkeyed.get_postprocess_fns(), "postprocess"),
     ):
         if functions:
             raise OptionError(
-                f"{wrapper} wraps a {type(unkeyed).__name__} that already has {kind}ing. Add the function to "
-                f"the outer handler instead, where it sees key and example: {wrapper}(handler)"
-                f".with_{kind}_fn(fn)."
+                f"{wrapper} wraps a {type(unkeyed).__name__} that already has {kind}ing functions. To fix this, "
+                "add the function to the outer handler, where it receives key and example: "
+                f"{wrapper}(handler).with_{kind}_fn(fn)."
             )
 
 
 def check_mappings(mappings: Sequence[Any]) -> None:
-    """Raises unless each key has one model, and each handler is one for examples without functions."""
+    """Raise unless each key has one model, and each handler takes examples and has no functions.
+
+    Raises:
+        OptionError: The mappings are not valid.
+    """
     if not mappings:
         raise OptionError(
-            "KeyedModelHandler got an empty list. Give it a handler, or a list of KeyModelMapping(keys, handler)."
+            "KeyedModelHandler got an empty list. To fix this, give it a handler, or a list of "
+            "KeyModelMapping(keys, handler)."
         )
-    taken: dict[Any, int] = {}
+    owners: dict[Any, int] = {}
     for number, mapping in enumerate(mappings):
-        if not hasattr(mapping, "keys") or not hasattr(mapping, "mh"):
-            raise OptionError(
-                f"KeyedModelHandler takes a list of KeyModelMapping(keys, handler), and item {number} is a "
-                f"{type(mapping).__name__}."
-            )
-        if isinstance(mapping.keys, str) or not list(mapping.keys):
-            raise OptionError(
-                f"KeyModelMapping number {number} needs a list of one or more keys, has {mapping.keys!r}."
-            )
+        _check_mapping(number, mapping)
         for key in mapping.keys:
-            try:
-                hash(key)
-            except TypeError as error:
-                raise OptionError(_no_hash(key, error)) from None
-            if key in taken:
+            _check_hashable(key)
+            if key in owners:
                 raise OptionError(
-                    f"The key {key!r} is in KeyModelMapping number {taken[key]} and number {number}. Each key has "
-                    "one model: remove it from one of them."
+                    f"The key {key!r} is in KeyModelMapping number {owners[key]} and number {number}. Each key "
+                    "has one model. To fix this, remove the key from one of them."
                 )
-            taken[key] = number
-        refuse_functions(mapping.mh, "KeyedModelHandler")
-        if mapping.mh.should_skip_batching():
-            whole = "whole_results=True" if returns_unsplit_results(mapping.mh) else ""
-            raise OptionError(
-                "A handler inside a KeyModelMapping cannot skip batching for its keys alone. Say it for all: "
-                f"KeyedModelHandler([...]).with_no_batching({whole})."
-            )
+            owners[key] = number
 
 
-def _no_hash(key: Any, error: TypeError) -> str:
+def _check_mapping(number: int, mapping: Any) -> None:
+    if not hasattr(mapping, "keys") or not hasattr(mapping, "mh"):
+        raise OptionError(
+            f"KeyedModelHandler takes a list of KeyModelMapping(keys, handler), but item {number} is a "
+            f"{type(mapping).__name__}."
+        )
+    if isinstance(mapping.keys, str) or not list(mapping.keys):
+        raise OptionError(
+            f"KeyModelMapping number {number} needs a list of one or more keys, but has {mapping.keys!r}."
+        )
+    reject_functions(mapping.mh, "KeyedModelHandler")
+    if mapping.mh.should_skip_batching():
+        argument = "whole_results=True" if returns_unsplit_results(mapping.mh) else ""
+        raise OptionError(
+            "A handler inside a KeyModelMapping cannot skip batching for its keys alone. To fix this, skip it for "
+            f"all keys: KeyedModelHandler([...]).with_no_batching({argument})."
+        )
+
+
+def _check_hashable(key: Any) -> None:
+    try:
+        hash(key)
+    except TypeError as error:
+        raise OptionError(_not_hashable(key, error)) from None
+
+
+def _not_hashable(key: Any, error: TypeError) -> str:
     return (
-        f"A key must not be able to change, and {repr(key)[:60]} of type {type(key).__name__} can ({error}). "
-        "Make it a text, a number or a tuple of such, for example with "
+        f"A key must be hashable, but {repr(key)[:60]} of type {type(key).__name__} is not ({error}). To fix "
+        "this, use a string, a number or a tuple of these, for example with "
         "beam.Map(lambda pair: (tuple(pair[0]), pair[1]))."
     )
 
 
-def pair(element: Any) -> tuple[Any, Any]:
-    """A key and what it belongs to.
+def split_pair(element: Any) -> tuple[Any, Any]:
+    """Return the key and the example of an element.
 
     Raises:
-        ElementError: It is no pair.
+        ElementError: The element is not a tuple of two items.
     """
     if not (isinstance(element, tuple) and len(element) == 2):
         raise missing_key_error(element)

@@ -1,4 +1,4 @@
-"""What a model refresh says: values that name a new model, for all elements or for those of some keys."""
+"""Model updates: values that name a new model for all elements, or for those with certain keys."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ModelMetadata(NamedTuple):
     """Names the model to use from now on.
 
     Attributes:
-        model_id: Where it is: a path or address from which the handler loads it.
-        model_name: A short name for it; metrics of its calls carry it.
+        model_id: The path or address that the handler loads the model from.
+        model_name: A short name, which prefixes the metrics of the model.
     """
 
     model_id: str
@@ -28,9 +28,9 @@ class KeyModelPathMapping(Generic[KeyT]):
     """Names the model to use from now on for some keys.
 
     Attributes:
-        keys: Whose model it is.
-        update_path: Where it is.
-        model_id: A short name for it; metrics of its calls carry it.
+        keys: The keys.
+        update_path: The path or address that the handler loads the model from.
+        model_id: A short name, which prefixes the metrics of the model.
     """
 
     keys: list[KeyT]
@@ -39,48 +39,56 @@ class KeyModelPathMapping(Generic[KeyT]):
 
 
 def check_metadata(update: Any) -> None:
-    """Raises unless an update is a ``ModelMetadata`` with a path, ours or Beam's.
+    """Raise unless an update is a ``ModelMetadata`` of this library or of Beam.
 
     Raises:
-        OptionError: It is something else.
+        OptionError: The update is something else.
     """
     if not isinstance(getattr(update, "model_id", None), str) or hasattr(update, "keys"):
         raise OptionError(
-            f"A model refresh is a ModelMetadata(model_id, model_name), or a list of KeyModelPathMapping where "
-            f"there is a model per key, and not {update!r}."
+            "A model refresh must be a ModelMetadata(model_id, model_name), or a list of KeyModelPathMapping for "
+            f"per-key models, but is {update!r}."
         )
 
 
 def paths_by_key(update: Any, known: set[Any]) -> dict[Any, Any]:
-    """The ``KeyModelPathMapping`` of each key.
+    """Return the ``KeyModelPathMapping`` of each key.
+
+    Args:
+        update: A list of ``KeyModelPathMapping``, or a single one.
+        known: All keys that have a model.
 
     Raises:
-        OptionError: It is something else, a path is empty, or its keys are not the known ones, once each.
+        OptionError: The update is something else, a path is empty, or it does not name each key exactly once.
     """
     mappings = update if isinstance(update, (list, tuple)) else [update]
     found: dict[Any, Any] = {}
     for mapping in mappings:
         if not hasattr(mapping, "keys") or not hasattr(mapping, "update_path"):
             raise OptionError(
-                "A refresh of models per key is a list of KeyModelPathMapping(keys, update_path, model_id), and "
-                f"not {update!r}."
+                "A refresh of per-key models must be a list of KeyModelPathMapping(keys, update_path, model_id), "
+                f"but is {update!r}."
             )
         if not mapping.update_path:
             raise OptionError(f"The model refresh has an empty path for the keys {mapping.keys}.")
         for key in mapping.keys:
-            if not isinstance(key, Hashable):
-                raise OptionError(
-                    f"The model refresh names the key {key!r}, and no model can be mapped to a "
-                    f"{type(key).__name__}: name the keys of the KeyModelMapping."
-                )
-            if key in found:
-                raise OptionError(f"The model refresh names the key {key!r} twice.")
+            _check_key(key, found)
             found[key] = mapping
     if found.keys() != known:
         missing = sorted(map(repr, known - found.keys()))
         unknown = sorted(map(repr, found.keys() - known))
         raise OptionError(
-            f"A model refresh names each key once. Missing: {', '.join(missing) or 'none'}. "
+            f"A model refresh must name each key once. Missing: {', '.join(missing) or 'none'}. "
             f"Not mapped to a model: {', '.join(unknown) or 'none'}."
         )
     return found
+
+
+def _check_key(key: Any, found: dict[Any, Any]) -> None:
+    if not isinstance(key, Hashable):
+        raise OptionError(
+            f"The model refresh names the key {key!r}, but a {type(key).__name__} is not hashable. "
+            "To fix this, name keys of a KeyModelMapping."
+        )
+    if key in found:
+        raise OptionError(f"The model refresh names the key {key!r} twice.")

@@ -9,19 +9,27 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from typing_extensions import Self, Unpack
 
 from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE
 from runinference.collate.unbatch import unbatch
-from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
+from runinference.errors import OptionError, PartialBatchError, PartialResult, RateLimitExceeded
 from runinference.extras import need
+from runinference.handlers.call import RunsInParts
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, accepts
-from runinference.remote.request_pool import ProcessRequestPool, RateLimiter, RequestPool, throttler
+from runinference.remote.request_pool import (
+    ProcessRequestPool,
+    RateLimiter,
+    RequestPool,
+    is_list_like,
+    part_size,
+    throttler,
+)
 from runinference.remote.retry import Backoff, at_least, retry_after, worth_retrying
 
 __all__ = [
@@ -53,7 +61,7 @@ class RemoteOptions(HandlerOptions, total=False):
 _ROUNDS = 16
 
 
-class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
+class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT]):
     """Calls a model behind an endpoint. Subclasses say how to make a client, and how to send one request.
 
     >>> class Doubling(RemoteModelHandler[int, int, object]):
@@ -64,9 +72,6 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
     >>> Doubling(max_request_size=2).predict([1, 2, 3])
     [2, 4, 6]
     """
-
-    #: Whether an error of ``run_inference`` tells what became of the parts of the batch.
-    tells_parts = True
 
     # What holds in a subclass that does not call the constructor.
     num_retries = 5
@@ -188,15 +193,21 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
             Exception: What the first request of the batch that failed raised at its last try. Requests that
                 are on their way are waited for; those that are not are never sent.
         """
-        pool = self._process_pool.open(self._outbox)
-        parts = _cut(batch, self.max_request_size)
+        parts = self.run_in_parts(batch, model, inference_args)
+        if any(part.error is not None for part in parts):
+            error = PartialBatchError(parts).first_error
+            raise error from error.__cause__
+        return [result for part in parts for result in part.results or ()]
 
-        def send(part: Sequence[ExampleT]) -> Iterable[PredictionT]:
+    def run_in_parts(
+        self, batch: Any, model: ModelT, inference_args: dict[str, Any] | None
+    ) -> list[PartialResult]:
+        pool = self._process_pool.open(self._outbox)
+
+        def send(part: Any) -> list[Any]:
             return self._answer(pool, part, model, inference_args)
 
-        if len(parts) == 1:
-            return send(parts[0])
-        return [result for results in pool.together(send, parts) for result in results]
+        return pool.run(send, _cut(batch, self.max_request_size))
 
     def validate_whole_results(self) -> None:
         raise OptionError(
@@ -206,20 +217,22 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
 
     def _answer(
         self, pool: RequestPool, part: Any, model: ModelT, args: dict[str, Any] | None
-    ) -> Iterable[PredictionT]:
+    ) -> list[PredictionT]:
         """The predictions for one request, tried as often as it takes."""
         self.throttler.throttle()
         try:
             output = self._retrying()(self._try_once, pool, part, model, args)
         except Exception as error:
-            self.logger.error("A request of %d examples failed for good: %r", _size(part), error)
-            raise tell_parts(error, [Part(_size(part), None, error)]) from error.__cause__
-        return unbatch(output, len(part)) if _is_list_like(part) else cast(Any, output)
+            self.logger.error(
+                "A request of %d examples failed for good: %r", part_size(part), error
+            )
+            raise
+        return unbatch(output, len(part)) if is_list_like(part) else list(output)
 
     def _try_once(
         self, pool: RequestPool, part: Any, model: ModelT, args: dict[str, Any] | None
     ) -> Iterable[PredictionT]:
-        pool.ask_leave(_size(part))
+        pool.ask_leave(part_size(part))
         with pool.places:
             try:
                 output = self.request(_own_list(part), model, _own(args))
@@ -278,17 +291,9 @@ class RemoteModelHandler(ABC, ModelHandler[ExampleT, PredictionT, ModelT]):
 
 def _cut(batch: Any, most: int | None) -> list[Any]:
     """A batch in parts of at most so many examples; whole, if it has no such parts."""
-    if most is None or not _is_list_like(batch) or len(batch) <= most:
+    if most is None or not is_list_like(batch) or len(batch) <= most:
         return [batch]
     return [batch[start : start + most] for start in range(0, len(batch), most)]
-
-
-def _is_list_like(batch: Any) -> bool:
-    return hasattr(batch, "__len__") and not isinstance(batch, Mapping)
-
-
-def _size(part: Any) -> int:
-    return len(part) if _is_list_like(part) else 1
 
 
 def _own_list(part: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from apache_beam.io.components.adaptive_throttler import ReactiveThrottler
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 from apache_beam.utils.shared import Shared
 
-from runinference.errors import OptionError, Part, RateLimitExceeded, tell_parts
+from runinference.errors import OptionError, PartialResult, RateLimitExceeded
 from runinference.remote.retry import at_least
 
 
@@ -44,12 +44,13 @@ class RequestPool:
                 "limit, lower max_concurrent_requests, or wait longer: num_retries, backoff."
             )
 
-    def together(self, send: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """What ``send`` makes of each part, in order, several at a time.
+    def run(self, send: Callable[[Any], list[Any]], parts: Sequence[Any]) -> list[PartialResult]:
+        """Send the parts of a batch, several at a time, and return the outcome of each in order.
 
-        Raises:
-            Exception: The first error in order, which tells what became of all parts.
+        After the first failure, requests in flight are awaited, and no others are sent.
         """
+        if len(parts) == 1:
+            return [_run(send, parts[0])]
         in_step = _InStepOfThisThread(send)
         futures = [self._pool.submit(in_step, part) for part in parts]
         try:
@@ -58,21 +59,35 @@ class RequestPool:
             for future in futures:
                 future.cancel()
         wait(futures)
-        told = [_told(part, future) for part, future in zip(parts, futures, strict=True)]
-        if failed := next((part.error for part in told if part.error is not None), None):
-            raise tell_parts(failed, told)
-        return [future.result() for future in futures]
+        return [_outcome(part, future) for part, future in zip(parts, futures, strict=True)]
 
 
-def _told(part: Any, future: Future[Any]) -> Part:
-    """What became of one part."""
-    size = len(part) if hasattr(part, "__len__") else 1
+def _run(send: Callable[[Any], list[Any]], part: Any) -> PartialResult:
+    """Send one part in this thread."""
+    try:
+        return PartialResult(part_size(part), send(part), None)
+    except Exception as error:
+        return PartialResult(part_size(part), None, error)
+
+
+def _outcome(part: Any, future: Future[Any]) -> PartialResult:
+    size = part_size(part)
     if future.cancelled():
-        return Part(size, None, None)
+        return PartialResult(size, None, None)
     error = future.exception()
     if isinstance(error, Exception):
-        return Part(size, None, error)
-    return Part(size, list(future.result()), None)
+        return PartialResult(size, None, error)
+    return PartialResult(size, future.result(), None)
+
+
+def part_size(part: Any) -> int:
+    """Return the number of examples in a part of a batch; 1 for a structure such as a mapping."""
+    return len(part) if is_list_like(part) else 1
+
+
+def is_list_like(batch: Any) -> bool:
+    """Return whether a batch is a sequence of examples."""
+    return hasattr(batch, "__len__") and not isinstance(batch, Mapping)
 
 
 class _InStepOfThisThread:

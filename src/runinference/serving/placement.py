@@ -20,7 +20,7 @@ from apache_beam.internal import pickler
 from apache_beam.utils.multi_process_shared import MultiProcessShared
 
 from runinference.caching.memory_budget import resident_bytes
-from runinference.handlers.call import run_batch
+from runinference.handlers.call import run_batch_in_parts
 from runinference.serving.ipc import dumps, dumps_outcome, loads
 from runinference.serving.routing import ModelVersion
 
@@ -59,7 +59,7 @@ class InProcessModel:
         self.n_bytes = max(model_bytes(self._model), resident_bytes() - before)
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        return run_batch(handler, batch, self._model, inference_args)
+        return run_batch_in_parts(handler, batch, self._model, inference_args)
 
     def close(self) -> None:
         self._model = None

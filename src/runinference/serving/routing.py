@@ -9,6 +9,7 @@ from apache_beam.internal import pickler
 
 from runinference.batching.policy import BatchPolicy, resolve_policy
 from runinference.errors import missing_key_error
+from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.model_update import check_metadata, paths_by_key
 
 
@@ -45,7 +46,7 @@ def make_router(handler: Any) -> Router:
     """The routes of a handler, before any refresh."""
     return (
         PerKeyRouter.of_handler(handler)
-        if getattr(handler, "mappings", None)
+        if per_key_mappings(handler)
         else SingleModelRouter(handler)
     )
 

@@ -21,6 +21,7 @@ from apache_beam.utils.timestamp import Timestamp
 from runinference.batching.batcher import Batcher
 from runinference.batching.policy import resolve_policy, size_in_bytes
 from runinference.handlers.error_policy import Failure
+from runinference.handlers.keyed import per_key_mappings
 from runinference.serving.routing import ModelVersion, make_router
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.infer_dofn import InferDoFn
@@ -158,7 +159,7 @@ def longest_wait(handler: Any) -> float | None:
 
     Where there is a model per key, it is the shortest wait of them all.
     """
-    insides = [mapping.mh for mapping in getattr(handler, "mappings", None) or ()] or [handler]
+    insides = [mapping.mh for mapping in per_key_mappings(handler)] or [handler]
     waits = [resolve_policy(inside).max_batch_duration_secs for inside in [handler, *insides]]
     return min((wait for wait in waits if wait is not None), default=None)
 

@@ -12,6 +12,7 @@ from apache_beam.coders import coder_impl
 
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import CoderVersionError
+from runinference.handlers.keyed import KeyedModelHandler
 from runinference.results import PredictionResult
 
 #: The version of the wire format, and the first byte of each encoded value. Increase it with each change
@@ -127,15 +128,15 @@ def result_type(handler: Any, element_type: Any) -> Any:
         element_type: The type of the input elements. The results of a keyed handler have the same type of key.
     """
     returned = _get_return_annotation(handler)
-    if returns_unsplit_results(handler) and not getattr(handler, "keeps_keys", False):
+    if returns_unsplit_results(handler) and not isinstance(handler, KeyedModelHandler):
         # A user's handler may return a list of results for each array.
         ours = type(handler).run_inference.__module__.startswith("runinference.")
         return PredictionResult if ours or returned is PredictionResult else Any
     if typing.get_args(returned) == (PredictionResult,):
         return PredictionResult
-    if getattr(handler, "keeps_keys", False):
+    if isinstance(handler, KeyedModelHandler):
         key = getattr(element_type, "tuple_types", (Any,))[0]
-        results = {result_type(inside, Any) for inside in handler.handlers_inside()}
+        results = {result_type(inside, Any) for inside in handler.inner_handlers()}
         return beam.typehints.Tuple[key, results.pop() if len(results) == 1 else Any]
     return Any
 

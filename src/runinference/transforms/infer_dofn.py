@@ -12,7 +12,7 @@ from apache_beam.transforms.window import WindowedValue
 
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Batcher
-from runinference.errors import kept_of, parts_of
+from runinference.errors import PartialBatchError
 from runinference.handlers.error_policy import Failure, halved_on_out_of_memory
 from runinference.serving.routing import ModelVersion, Router, make_router
 from runinference.serving.session import ModelSession
@@ -172,7 +172,8 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
         except BaseException as error:
             for metrics in self._metrics_of(version):
                 metrics.batch_failed()
-            if kept := kept_of(batch, parts_of(error)):
+            kept = error.succeeded(batch) if isinstance(error, PartialBatchError) else []
+            if kept:
                 self._sized(version, kept, len(kept))
             raise
         for its, n_results, took in calls:

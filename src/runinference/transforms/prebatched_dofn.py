@@ -13,6 +13,7 @@ from runinference.collate.rows import get_row
 from runinference.collate.unbatch import batch_length
 from runinference.collate.unsplit import count_rows, returns_unsplit_results
 from runinference.handlers.error_policy import Failure
+from runinference.handlers.keyed import per_key_mappings
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.infer_dofn import EachWindow, InferDoFn
@@ -43,7 +44,7 @@ class InferPrebatched(InferDoFn):
             return [self._aside(origin, Failure(error), self._base_metrics())]
 
     def _results(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
-        if getattr(self._config.handler, "mappings", None):
+        if per_key_mappings(self._config.handler):
             return self._each_model(element, origin)
         return self._whole(self._router.route(None), element, origin)
 

@@ -15,6 +15,7 @@ from runinference.caching.memory_budget import limits_from_args
 from runinference.caching.model_cache import CacheLimits
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
+from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.placement import Placement, default_placement
@@ -223,10 +224,10 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     def _config(self) -> InferenceConfig:
         handler, handling, given = self._model_handler, self._handling, self._inference_args
         refreshing = self._metadata is not None or bool(self._watch)
-        several = bool(getattr(handler, "mappings", None))
+        several = bool(per_key_mappings(handler))
         managed = self._manager_limits is not None
         models = ProcessShared(
-            self._manager_limits or (handler.room if several else CacheLimits()),
+            self._manager_limits or (handler.cache_limits if several else CacheLimits()),
             "model manager" if managed else self._model_identifier,
         )
         timeout = handling.timeout if handling else None
