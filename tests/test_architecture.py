@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-import runinference
+from architecture import (
+    MODULES,
+    PAGE,
+    SOURCES,
+    imports,
+    internal_imports,
+    layer,
+    package,
+    redrawn,
+)
 
-SOURCES = Path(runinference.__file__).parent
-#: Packages from the top layer down. A module imports from its own package and from lower layers only.
-LAYERS = [
-    {"facade", "testing", "samples"},
-    {"transforms"},
-    {"public handlers"},
-    {"frameworks", "remote", "serving"},
-    {"handlers"},
-    {"batching", "caching", "collate"},
-    {"shared"},
-]
-FACADE = {"runinference", "runinference.base", "runinference.utils"}
-SHARED = {f"runinference.{name}" for name in ("errors", "results", "extras", "model_file")}
-PURE = {"batching", "caching", "collate", "shared"}
+#: Packages that import neither Beam nor a framework.
+PURE = {"batching", "caching", "collate"}
 FRAMEWORKS = {
     "sklearn",
     "joblib",
@@ -42,70 +37,36 @@ FRAMEWORKS = {
 }
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(SOURCES.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for path in sorted(SOURCES.rglob("*.py"))}
-
-
-def imports(module: str) -> set[str]:
-    """The modules that a module imports, wherever in its text; names of other packages in full."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (submodules & MODULES.keys()) or {node.module}
-    return found
-
-
-def own_imports(module: str) -> set[str]:
-    return imports(module) & MODULES.keys()
-
-
-def package(module: str) -> str:
-    if module in FACADE:
-        return "facade"
-    if module in SHARED:
-        return "shared"
-    if module.count(".") == 1 and module.endswith("_inference"):
-        return "public handlers"
-    return module.split(".")[1]
-
-
-def layer(module: str) -> int | None:
-    """The number of the layer of a module, from the top; None for a module that has not moved yet."""
-    return next((n for n, names in enumerate(LAYERS) if package(module) in names), None)
-
-
 def test_imports_between_packages_point_downwards():
     offending = [
         f"{module} imports {other}"
         for module in MODULES
-        for other in own_imports(module)
-        if None not in (layer(module), layer(other))
-        and package(module) != package(other)
-        and layer(module) >= layer(other)
+        for other in sorted(internal_imports(module))
+        if package(module) != package(other) and layer(module) >= layer(other)
     ]
     assert not offending, "\n".join(offending)
 
 
 def test_no_modules_import_each_other():
-    graph = {module: own_imports(module) - {module} for module in MODULES}
+    graph = {module: internal_imports(module) - {module} for module in MODULES}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(error.args[1]))
 
 
-def test_the_lower_packages_import_neither_beam_nor_a_framework():
-    for module in MODULES:
-        if package(module) in PURE and module != "runinference.model_file":
-            roots = {name.partition(".")[0] for name in imports(module)}
-            assert not roots & (FRAMEWORKS - {"pandas"} | {"apache_beam"}), module
+def test_the_top_level_holds_the_facade_the_shared_modules_and_the_public_handlers():
+    top_level = sorted(path.stem for path in SOURCES.glob("*.py"))
+    assert len(top_level) <= 22
+    allowed = {"__init__", "base", "utils", "errors", "results", "extras", "model_file"}
+    assert [name for name in top_level if not name.endswith("_inference")] == sorted(allowed)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if package(m) in PURE])
+def test_batching_caching_and_collate_import_neither_beam_nor_a_framework(module):
+    roots = {name.partition(".")[0] for name in imports(module)}
+    # Frames are built by pandas, which is imported when there is one.
+    assert not roots & (FRAMEWORKS - {"pandas"} | {"apache_beam"})
 
 
 def test_no_module_imports_beams_own_inference():
@@ -125,3 +86,16 @@ def test_importing_the_package_imports_no_framework():
         check=True,
     )
     assert not (set(loaded.stdout.split()) - set(before.stdout.split())) & FRAMEWORKS
+
+
+def test_the_picture_on_the_architecture_page_is_up_to_date():
+    page = PAGE.read_text()
+    assert redrawn(page) == page, "To update the picture, run: make docs-update"
+
+
+def test_the_architecture_page_names_every_module():
+    page = PAGE.read_text()
+    for module in MODULES:
+        if package(module) not in ("facade", "public handlers") and module.count(".") > 1:
+            name = module.rpartition(".")[2]
+            assert f"`{name}.py`" in page or SOURCES.joinpath(*module.split(".")[1:]).is_dir(), module

@@ -1,4 +1,4 @@
-"""Exactly what fails is set aside, for as few calls as that takes."""
+"""Exactly the failing elements become dead letters, with as few model calls as possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from runinference.handlers.error_policy import (
 
 
 class Call:
-    """Doubles numbers; fails on the bad ones, and counts."""
+    """Doubles numbers, fails on bad ones, and records the size of each call."""
 
     def __init__(self, bad=(), error=ValueError):
         self.bad, self.error, self.calls = set(bad), error, []
@@ -40,14 +40,14 @@ class Call:
         return [2 * element for element in batch]
 
 
-def aside(**options):
+def policy(**options):
     pauses = []
     return DeadLetterPolicy(options.pop("caught", Exception), sleep=pauses.append), pauses
 
 
 @given(st.integers(1, 70), st.sets(st.integers(0, 69)))
 def test_exactly_the_bad_elements_fail(size, bad):
-    outcomes = aside()[0].attempt(Call(bad), list(range(size)))
+    outcomes = policy()[0].attempt(Call(bad), list(range(size)))
     for element, outcome in enumerate(outcomes):
         if element in bad:
             assert str(outcome.error) == f"bad {element}"
@@ -55,13 +55,13 @@ def test_exactly_the_bad_elements_fail(size, bad):
             assert outcome == 2 * element
 
 
-def test_one_bad_element_costs_about_two_calls_a_halving():
+def test_one_bad_element_costs_about_two_calls_per_bisection():
     call = Call({17})
-    aside()[0].attempt(call, list(range(64)))
+    policy()[0].attempt(call, list(range(64)))
     assert len(call.calls) <= 2 * math.log2(64) + 1
 
 
-def test_an_error_that_may_pass_is_tried_again_on_the_whole_batch():
+def test_a_transient_error_is_retried_on_the_whole_batch():
     class Flaky(Call):
         def __call__(self, batch):
             self.calls.append(len(batch))
@@ -69,15 +69,15 @@ def test_an_error_that_may_pass_is_tried_again_on_the_whole_batch():
                 raise ConnectionResetError("try again")
             return list(batch)
 
-    call, (errors, pauses) = Flaky(), aside()
+    call, (errors, pauses) = Flaky(), policy()
     assert errors.attempt(call, [1, 2, 3]) == [1, 2, 3]
     assert call.calls == [3, 3, 3]
     assert len(pauses) == 2
     assert pauses[0] < pauses[1] * 3
 
 
-def test_an_endpoint_that_is_down_costs_few_calls_and_sets_all_aside():
-    call, (errors, pauses) = Call(range(1000), ConnectionError), aside()
+def test_an_endpoint_that_is_down_costs_few_calls_and_all_elements_fail():
+    call, (errors, pauses) = Call(range(1000), ConnectionError), policy()
     outcomes = errors.attempt(call, list(range(1000)))
     assert all(isinstance(outcome, Failure) for outcome in outcomes)
     assert len(outcomes) == 1000
@@ -86,64 +86,64 @@ def test_an_endpoint_that_is_down_costs_few_calls_and_sets_all_aside():
 
 
 def test_one_element_on_which_the_model_hangs_is_found():
-    outcomes = aside()[0].attempt(Call({5}, InferenceTimeoutError), list(range(100)))
+    outcomes = policy()[0].attempt(Call({5}, InferenceTimeoutError), list(range(100)))
     assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)] == [5]
 
 
 @pytest.mark.parametrize("error", [ConnectionError, TimeoutError, InferenceTimeoutError])
-def test_many_elements_that_are_always_refused_take_no_good_one_with_them(error):
+def test_many_elements_that_always_fail_do_not_fail_the_good_ones(error):
     bad = set(range(0, 64, 5))
-    outcomes = aside()[0].attempt(Call(bad, error), list(range(64)))
+    outcomes = policy()[0].attempt(Call(bad, error), list(range(64)))
     assert {n for n, outcome in enumerate(outcomes) if isinstance(outcome, Failure)} == bad
 
 
 def test_a_model_that_always_hangs_costs_few_timeouts():
     call = Call(range(1000), InferenceTimeoutError)
-    outcomes = aside()[0].attempt(call, list(range(1000)))
+    outcomes = policy()[0].attempt(call, list(range(1000)))
     assert len(outcomes) == 1000
     assert len(call.calls) <= 100
 
 
-def test_a_model_that_cannot_be_loaded_is_not_asked_again_for_each_half():
+def test_a_model_that_cannot_be_loaded_is_not_retried_for_each_half():
     def call(batch):
         calls.append(len(batch))
         raise ModelUnavailableError("no model") from FileNotFoundError("gone")
 
     calls = []
-    outcomes = aside()[0].attempt(call, [1, 2, 3])
+    outcomes = policy()[0].attempt(call, [1, 2, 3])
     assert calls == [3]
     assert [type(outcome.error) for outcome in outcomes] == [FileNotFoundError] * 3
 
 
-def test_only_the_errors_named_are_set_aside():
+def test_only_the_given_exception_types_are_caught():
     with pytest.raises(ZeroDivisionError):
-        aside(caught=ValueError)[0].attempt(Call({1}, ZeroDivisionError), [1, 2])
-    outcomes = aside(caught=(KeyError, ValueError))[0].attempt(Call({1}), [1, 2])
+        policy(caught=ValueError)[0].attempt(Call({1}, ZeroDivisionError), [1, 2])
+    outcomes = policy(caught=(KeyError, ValueError))[0].attempt(Call({1}), [1, 2])
     assert isinstance(outcomes[0], Failure)
 
 
-def test_errors_raise_where_nothing_sets_them_aside():
+def test_fail_fast_policy_raises_errors():
     with pytest.raises(ValueError, match="bad 1"):
         FailFastPolicy().attempt(Call({1}), [0, 1])
 
 
 def test_a_report_has_type_message_and_traceback():
-    [failure] = aside()[0].attempt(Call({1}), [1])
+    [failure] = policy()[0].attempt(Call({1}), [1])
     kind, message, lines = failure.report()
     assert kind is ValueError
     assert message == "ValueError('bad 1')"
     assert any("in __call__" in line for line in lines)
 
 
-def test_a_report_tells_of_its_own_error_alone():
-    """The errors of the batches that it was in are no cause of it."""
-    outcomes = aside()[0].attempt(Call({5, 6}), list(range(64)))
+def test_a_report_contains_only_its_own_error():
+    """The errors of the batches that contained the element are not its cause."""
+    outcomes = policy()[0].attempt(Call({5, 6}), list(range(64)))
     for bad in (5, 6):
         _, message, lines = outcomes[bad].report()
         assert message == f"ValueError('bad {bad}')"
-        told = "".join(lines)
-        assert told.count("Traceback") == 1
-        assert told.count("ValueError") == 1
+        report = "".join(lines)
+        assert report.count("Traceback") == 1
+        assert report.count("ValueError") == 1
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_a_report_tells_of_its_own_error_alone():
         (ValueError(), False),
     ],
 )
-def test_what_may_pass_is_told_by_its_kind(error, transient):
+def test_transient_errors_are_recognized_by_type(error, transient):
     assert is_transient(error) is transient
 
 
-def test_what_may_pass_is_told_by_a_status_code():
+def test_transient_errors_are_recognized_by_status_code():
     error = RuntimeError("busy")
     error.status_code = 503
     assert is_transient(error)
@@ -167,20 +167,20 @@ def test_what_may_pass_is_told_by_a_status_code():
     assert not is_transient(error)
 
 
-def test_out_of_memory_halves_the_batch_and_loses_nothing():
+def test_out_of_memory_halves_the_batch_and_loses_no_element():
     def call(batch):
         if len(batch) > 10:
             raise MemoryError("too much")
         return [2 * n for n in batch]
 
-    told = []
+    sizes = []
     assert list(
-        halved_on_out_of_memory(call, range(33), lambda batch: told.append(len(batch)))
+        halved_on_out_of_memory(call, range(33), lambda batch: sizes.append(len(batch)))
     ) == [2 * n for n in range(33)]
-    assert told == [33, 17, 16]
+    assert sizes == [33, 17, 16]
 
 
-def test_one_element_that_is_too_large_is_an_error():
+def test_one_element_that_does_not_fit_into_memory_raises():
     def call(batch):
         raise RuntimeError("CUDA out of memory")
 
@@ -189,7 +189,7 @@ def test_one_element_that_is_too_large_is_an_error():
 
 
 class InParts(Call):
-    """Sends a batch in parts of two; once one has failed, the rest is not sent."""
+    """Sends a batch in parts of two elements, and stops after the first failure."""
 
     def __call__(self, batch):
         parts, failed = [], None
@@ -210,26 +210,26 @@ class InParts(Call):
 
 @pytest.mark.parametrize("bad", [set(), {0}, {5}, {4, 5}, {0, 9}, set(range(10))])
 @pytest.mark.parametrize("error", [ValueError, ConnectionError])
-def test_parts_of_a_batch_that_succeeded_are_not_sent_again(bad, error):
-    call, (errors, pauses) = InParts(bad, error), aside()
+def test_parts_that_succeeded_are_not_sent_again(bad, error):
+    call, (errors, pauses) = InParts(bad, error), policy()
     outcomes = errors.attempt(call, list(range(10)))
     for element, outcome in enumerate(outcomes):
         assert isinstance(outcome, Failure) if element in bad else outcome == 2 * element
-    assert pauses == []  # who sends in parts tries each again itself
+    assert pauses == []  # the handler retries its parts itself
     assert len(call.calls) <= 5 + 3 * len(bad)
 
 
-def test_where_all_that_was_sent_found_the_model_unavailable_nothing_more_is_sent():
+def test_nothing_more_is_sent_if_the_model_was_unavailable_for_every_part():
     call = InParts(bad={0, 1}, error=ModelUnavailableError)
-    errors, _ = aside()
+    errors, _ = policy()
     outcomes = errors.attempt(call, list(range(10)))
     assert [type(outcome) for outcome in outcomes] == [Failure] * 10
     assert len(call.calls) == 1
 
 
-def test_what_succeeded_before_the_model_was_unavailable_is_kept():
+def test_results_from_before_the_model_became_unavailable_are_kept():
     call = InParts(bad={4}, error=ModelUnavailableError)
-    errors, _ = aside()
+    errors, _ = policy()
     outcomes = errors.attempt(call, list(range(10)))
     assert outcomes[:4] == [0, 2, 4, 6]
     assert outcomes[6:] == [12, 14, 16, 18]
@@ -237,7 +237,7 @@ def test_what_succeeded_before_the_model_was_unavailable_is_kept():
 
 
 class SendsInParts(RunsInParts, ModelHandler):
-    """Runs a function on parts of two elements."""
+    """Runs a function that sends parts of two elements."""
 
     def __init__(self, function):
         super().__init__(min_batch_size=10)
@@ -256,7 +256,7 @@ class SendsInParts(RunsInParts, ModelHandler):
 def test_parts_keep_their_keys():
     handler = KeyedModelHandler(SendsInParts(InParts({3})))
 
-    outcomes = aside()[0].attempt(
+    outcomes = policy()[0].attempt(
         lambda batch: run_batch_in_parts(handler, batch, handler.load_model(), None),
         [(f"k{n}", n) for n in range(6)],
     )
@@ -265,8 +265,8 @@ def test_parts_keep_their_keys():
     ]
 
 
-def test_an_error_that_may_pass_is_tried_again_also_in_a_part_of_a_batch_that_failed_for_another_reason():
-    """It hides behind the bad element: the batch is divided before it is met."""
+def test_a_transient_error_is_retried_in_a_half_of_a_batch_that_failed_for_another_reason():
+    """The bad element fails first, so the batch is bisected before the transient error occurs."""
     met = []
 
     def call(batch):
@@ -283,8 +283,8 @@ def test_an_error_that_may_pass_is_tried_again_also_in_a_part_of_a_batch_that_fa
     assert isinstance(outcomes[0].error, ValueError)
 
 
-def test_beside_an_element_that_is_always_refused_one_that_is_refused_once_gets_its_result():
-    """The batch is tried again in vain for the one, and the other may not have been sent by then."""
+def test_an_element_that_fails_once_gets_its_result_beside_one_that_always_fails():
+    """Retries of the whole batch end at the first element, before the second one is reached."""
     met = []
 
     def call(batch):

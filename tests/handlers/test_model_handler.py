@@ -1,4 +1,4 @@
-"""A handler is a value, tells unknown options, and can be tried without a pipeline."""
+"""A handler is a value, rejects unknown options, and runs without a pipeline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_postprocessing_applies_the_first_added_first():
     assert handler.predict([1, 2]) == [20, 30]
 
 
-def test_with_makes_a_copy_and_leaves_the_handler_as_it_was():
+def test_with_methods_return_a_copy_and_leave_the_handler_unchanged():
     handler = Doubler("value")
     changed = handler.with_preprocess_fn(plus_one).with_no_batching()
     assert handler.get_preprocess_fns() == []
@@ -52,7 +52,7 @@ def test_with_makes_a_copy_and_leaves_the_handler_as_it_was():
     assert type(changed) is Doubler
 
 
-def test_with_works_for_a_class_that_has_functions_of_its_own():
+def test_with_preprocess_fn_keeps_functions_that_a_subclass_returns():
     class Own(Doubler):
         def get_preprocess_fns(self):
             return [plus_one]
@@ -67,7 +67,7 @@ def test_a_changed_copy_survives_pickling_and_copying():
         assert twin.should_skip_batching()
 
 
-def test_a_subclass_need_not_call_the_constructor_of_its_base():
+def test_a_subclass_does_not_have_to_call_the_base_constructor():
     class Silent(ModelHandler):
         def __init__(self):
             pass
@@ -102,28 +102,28 @@ def test_a_dataclass_can_be_a_handler():
 
 
 @pytest.mark.parametrize("handler", [ModelHandler, Doubler, SklearnModelHandlerNumpy])
-def test_an_unknown_keyword_names_the_nearest_option(handler):
+def test_an_unknown_keyword_raises_with_the_closest_option(handler):
     with pytest.raises(TypeError, match="'max_batchsize'. Did you mean 'max_batch_size'"):
         handler(max_batchsize=3)
 
 
-def test_a_misspelt_argument_that_is_required_is_named_too():
+def test_a_misspelled_required_argument_raises_with_the_closest_option():
     with pytest.raises(TypeError, match="'model_url'. Did you mean 'model_uri'"):
         SklearnModelHandlerNumpy(model_url="x")
 
 
-def test_the_signature_spells_the_shared_options_out():
+def test_the_signature_lists_the_shared_options():
     parameters = inspect.signature(SklearnModelHandlerNumpy).parameters
     assert {"model_uri", "min_batch_size", "env_vars", "large_model"} <= set(parameters)
     assert "options" not in parameters
 
 
-def test_options_that_contradict_each_other_are_refused_at_construction():
+def test_conflicting_options_raise_at_construction():
     with pytest.raises(OptionError, match="min_batch_size"):
         Doubler(min_batch_size=9, max_batch_size=3)
 
 
-def test_beams_names_for_batching_are_kept():
+def test_batching_options_have_beams_names():
     handler = Doubler(max_batch_size=3, batch_length_fn=len, batch_bucket_boundaries=[4])
     assert handler.batch_elements_kwargs() == {
         "max_batch_size": 3,
@@ -132,7 +132,7 @@ def test_beams_names_for_batching_are_kept():
     }
 
 
-def test_environment_variables_are_set_before_the_model_loads(monkeypatch):
+def test_environment_variables_are_set_before_the_model_is_loaded(monkeypatch):
     monkeypatch.delenv("TINY_MODEL", raising=False)
 
     class Reader(ModelHandler):
@@ -161,25 +161,25 @@ def test_predict_batches_like_the_transform_and_keeps_the_order():
     assert sorted(handler.sizes) == [1, 2, 2]
 
 
-def test_predict_loads_once_for_a_handler():
+def test_predict_loads_the_model_once_per_handler():
     handler = Doubler("once")
     handler.predict([1])
     handler.predict([2])
     assert Doubler.loads["once"] == 1
 
 
-def test_predict_takes_batches_where_batching_is_off():
+def test_predict_accepts_batches_if_batching_is_off():
     handler = Doubler("prebatched").with_no_batching()
     assert [result.inference for result in handler.predict([[1, 2], [3]])] == [2, 4, 6]
     assert handler.sizes == [2, 1]
 
 
-def test_predict_refuses_a_result_of_another_length():
+def test_predict_raises_for_a_result_of_another_length():
     with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 3"):
         FunctionHandler(lambda batch: [0], min_batch_size=3).predict([1, 2, 3])
 
 
-def test_each_call_gets_inference_args_of_its_own():
+def test_each_call_gets_its_own_inference_args():
     class Greedy(ModelHandler):
         def load_model(self):
             return None
@@ -190,6 +190,6 @@ def test_each_call_gets_inference_args_of_its_own():
     assert Greedy(max_batch_size=1).predict([1, 2, 3], {"left": 7}) == [7, 7, 7]
 
 
-def test_what_a_subclass_must_define_is_named():
+def test_the_error_names_the_method_that_a_subclass_must_define():
     with pytest.raises(NotImplementedError, match=r"must define load_model\(\)"):
         ModelHandler().predict([1])

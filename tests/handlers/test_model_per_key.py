@@ -1,4 +1,4 @@
-"""A model for each key: composed with everything, within a budget, and clear about mappings that make no sense."""
+"""Per-key models compose with all options, stay within limits, and reject invalid mappings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runinference.errors import ElementError, OptionError, UnknownKeyError
 
 
 def doublers(**options):
-    """Keys "a" and "b" with one model, "c" with another."""
+    """Return a handler with one model for keys "a" and "b", and another for "c"."""
     return KeyedModelHandler(
         [
             KeyModelMapping(["a", "b"], Doubler("ab", **options)),
@@ -43,7 +43,7 @@ CHANGES = ("preprocess", "postprocess", "no batching")
     [order for n in range(4) for order in itertools.permutations(CHANGES, n)],
     ids=lambda order: " then ".join(order) or "none",
 )
-def test_it_composes_with_every_change_in_any_order(order):
+def test_per_key_models_compose_with_all_with_methods_in_any_order(order):
     batched = "no batching" in order
     handler = doublers()
     for change in order:
@@ -61,7 +61,7 @@ def test_it_composes_with_every_change_in_any_order(order):
     assert sorted(found) == [(key, 2 * (n + more)) for key, n in (("a", 1), ("b", 3), ("c", 2))]
 
 
-def test_options_of_each_model_hold_for_it_and_batches_are_cut_by_model():
+def test_each_model_has_its_own_options_and_batches_are_formed_per_model():
     handler = doublers(min_batch_size=2, max_batch_size=2)
     run([("a", 1), ("c", 2), ("b", 3), ("a", 4), ("c", 5)], RunInference(handler))
     sizes = [mapping.mh.sizes for mapping in handler.mappings]
@@ -92,25 +92,25 @@ WRONG = Doubler("wrong")
         ),
     ],
 )
-def test_mappings_that_make_no_sense_are_refused_at_construction(mappings, message):
+def test_invalid_mappings_raise_at_construction(mappings, message):
     with pytest.raises(OptionError, match=message):
         KeyedModelHandler(mappings)
 
 
 @pytest.mark.parametrize(
-    "room", [{"max_models_per_worker_hint": 0}, {"max_model_bytes_per_worker": -1}]
+    "limits", [{"max_models_per_worker_hint": 0}, {"max_model_bytes_per_worker": -1}]
 )
-def test_room_for_no_model_is_refused(room):
+def test_limits_below_one_model_are_rejected(limits):
     with pytest.raises(OptionError, match="must be at least 1"):
-        KeyedModelHandler([KeyModelMapping(["a"], WRONG)], **room)
+        KeyedModelHandler([KeyModelMapping(["a"], WRONG)], **limits)
 
 
-def test_a_budget_for_several_models_is_refused_where_there_is_one():
+def test_limits_are_rejected_for_a_single_model():
     with pytest.raises(OptionError, match="apply to per-key models only"):
         KeyedModelHandler(WRONG, max_models_per_worker_hint=2)
 
 
-def test_a_key_without_a_model_is_named_with_the_nearest_one():
+def test_a_key_without_a_model_raises_with_the_closest_key():
     oslo = KeyedModelHandler([KeyModelMapping(["oslo"], Doubler("oslo"))])
     with pytest.raises(
         UnknownKeyError, match="No model is mapped to the key 'olso'. Did you mean 'oslo'"
@@ -118,11 +118,11 @@ def test_a_key_without_a_model_is_named_with_the_nearest_one():
         run([("olso", 1)], RunInference(oslo))
 
 
-CHANGING = [["a"], {"a": 1}, np.array(["a"]), np.array(1), {"a"}, ("a", ["b"])]
+UNHASHABLE = [["a"], {"a": 1}, np.array(["a"]), np.array(1), {"a"}, ("a", ["b"])]
 
 
-@pytest.mark.parametrize("key", CHANGING, ids=repr)
-def test_a_key_that_can_change_is_an_error_that_names_its_type_and_the_cure(key):
+@pytest.mark.parametrize("key", UNHASHABLE, ids=repr)
+def test_a_key_that_is_not_hashable_raises_with_its_type_and_a_hint(key):
     message = f"of type {type(key).__name__} is not .*a tuple of these"
     with pytest.raises(ElementError, match=message):
         run([(key, 1)], RunInference(doublers()))
@@ -131,9 +131,9 @@ def test_a_key_that_can_change_is_an_error_that_names_its_type_and_the_cure(key)
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_an_element_whose_key_can_change_is_set_aside_alone(batched):
+def test_only_the_element_with_an_unhashable_key_becomes_a_dead_letter(batched):
     handler = doublers().with_no_batching() if batched else doublers()
-    pairs = [("a", 1), *[(key, 2) for key in CHANGING], ("c", 3)]
+    pairs = [("a", 1), *[(key, 2) for key in UNHASHABLE], ("c", 3)]
     results, errors = RunInference(handler).with_exception_handling(), []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         main, failed = pipeline | beam.Create([pairs] if batched else pairs) | results
@@ -144,11 +144,11 @@ def test_an_element_whose_key_can_change_is_set_aside_alone(batched):
     errors = CollectElements.take(errors)
     assert {error[0] for _, error in errors} == {ElementError}
     assert sorted(type(key).__name__ for (key, _), _ in errors) == sorted(
-        type(key).__name__ for key in CHANGING
+        type(key).__name__ for key in UNHASHABLE
     )
 
 
-def test_keys_that_can_change_are_kept_where_no_model_is_looked_up_by_them():
+def test_unhashable_keys_are_kept_if_one_model_serves_all_keys():
     found = run([(["a"], 1), ({"b": 2}, 2)], RunInference(KeyedModelHandler(Doubler("one"))))
     assert sorted(map(number, found), key=repr) == [(["a"], 2), ({"b": 2}, 4)]
 
@@ -158,7 +158,7 @@ class Hinted(Doubler):
         return {"min_ram": self.name}
 
 
-def test_resource_hints_of_the_models_must_agree():
+def test_conflicting_resource_hints_raise():
     same = [KeyModelMapping([key], Hinted("8GB")) for key in "ab"]
     assert KeyedModelHandler(same).get_resource_hints() == {"min_ram": "8GB"}
     other = KeyModelMapping(["c"], Hinted("9GB"))
@@ -166,7 +166,7 @@ def test_resource_hints_of_the_models_must_agree():
         KeyedModelHandler([*same, other]).get_resource_hints()
 
 
-def test_keys_that_print_alike_have_their_own_models():
+def test_keys_with_equal_text_have_their_own_models():
     keyed = KeyedModelHandler(
         [KeyModelMapping([1], Doubler("number")), KeyModelMapping(["1"], Doubler("text"))]
     )
@@ -174,6 +174,6 @@ def test_keys_that_print_alike_have_their_own_models():
     assert {key: result.model_id for key, result in results} == {1: "number", "1": "text"}
 
 
-def test_keys_may_come_in_a_set():
+def test_keys_can_be_a_set():
     keyed = KeyedModelHandler([KeyModelMapping({"a", "b"}, Doubler("set"))])  # type: ignore[arg-type]
     assert sorted(key for key, _ in run([("a", 1), ("b", 2)], RunInference(keyed))) == ["a", "b"]
