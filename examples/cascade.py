@@ -1,11 +1,11 @@
-"""Two models in a row: the second is asked only about what the first is unsure of.
+"""Cascade two models: the second one only sees images that the first is unsure about.
 
     python examples/cascade.py \\
         --input images.csv --output digits --quick_model quick.pickle \\
         --thorough_model thorough.joblib --sure 0.9
 
-Without arguments, a logistic regression reads handwritten digits, and a forest of trees
-reads those again that left it in doubt.
+Without arguments, a logistic regression classifies handwritten digits, and a random
+forest reclassifies the ones with a low probability.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNum
 
 
 def run(argv=None):
-    """Runs the pipeline; the number of its line is the key of each image."""
+    """Run the pipeline. Each image is keyed by its line number."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="digits-"), "digits")
@@ -43,13 +43,13 @@ def run(argv=None):
             | "Route"
             >> beam.FlatMapTuple(route, args.sure).with_outputs("unsure", main="sure")
         )
-        read_again = (
+        reclassified = (
             unsure
             | "Thorough model" >> RunInference(KeyedModelHandler(thorough))
-            | "Thorough answer" >> beam.MapTuple(answer)
+            | "Thorough answers" >> beam.MapTuple(answer)
         )
         _ = (
-            (sure, read_again)
+            (sure, reclassified)
             | "All answers" >> beam.Flatten()
             | "Format" >> beam.Map(json.dumps)
             | "Write" >> beam.io.WriteToText(output, ".jsonl", shard_name_template="")
@@ -58,12 +58,12 @@ def run(argv=None):
 
 
 def probabilities(model, batch, inference_args=None):
-    """What the handlers give for each image: ten probabilities, in place of a digit."""
+    """Return ten class probabilities per image instead of a label."""
     return model.predict_proba(np.stack(batch))
 
 
 def route(key, result, sure=0.9):
-    """The answer where the model is sure of it; else the image, for the other model."""
+    """Yield the answer if the model is sure, otherwise yield the image."""
     if result.inference.max() >= sure:
         yield answer(key, result, "quick")
     else:
@@ -71,7 +71,7 @@ def route(key, result, sure=0.9):
 
 
 def answer(key, result, model="thorough"):
-    """An element of the output."""
+    """Return the prediction for an image as a dictionary."""
     return {
         "image": key,
         "digit": int(result.inference.argmax()),
@@ -81,7 +81,7 @@ def answer(key, result, model="thorough"):
 
 
 def write_digits():
-    """Writes the held-out digits to a text file; gives its path."""
+    """Write the held-out digits to a text file and return its path."""
     path = os.path.join(tempfile.mkdtemp(prefix="images-"), "images.csv")
     np.savetxt(path, samples.held_out_digits()[0], fmt="%d", delimiter=",")
     return path
@@ -90,21 +90,22 @@ def write_digits():
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="text file, one image a line: 64 pixels (0 to 16), by commas"
+        "--input",
+        help="text file, one image per line: 64 comma-separated pixels (0 to 16)",
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a new folder",
+        help="output file without .jsonl; default: a temporary folder",
     )
-    parser.add_argument("--quick_model", help="scikit-learn classifier, a pickle file")
+    parser.add_argument("--quick_model", help="pickled scikit-learn classifier")
     parser.add_argument(
-        "--thorough_model", help="scikit-learn classifier, a joblib file"
+        "--thorough_model", help="scikit-learn classifier saved with joblib"
     )
     parser.add_argument(
         "--sure",
         type=float,
         default=0.9,
-        help="the probability from which the quick model's answer counts",
+        help="minimum probability to accept the quick model's answer",
     )
     return parser.parse_known_args(argv)
 

@@ -1,10 +1,11 @@
-"""Finds names in texts by rules, with spaCy, by a handler that is written here.
+"""Find named entities in texts with spaCy, using a custom model handler.
 
     python examples/custom_handler.py \\
         --input texts.txt --rules rules.jsonl --output names.jsonl
 
-A rule is a line such as {"label": "PRODUCT", "pattern": "Apache Beam"}, as spaCy's
-entity ruler takes it. Without arguments it looks for names in sentences of its own.
+Each line of the rules file is a pattern for spaCy's entity ruler, for example
+{"label": "PRODUCT", "pattern": "Apache Beam"}. Without arguments, the example uses the
+rules and sentences below.
 """
 
 import argparse
@@ -31,7 +32,7 @@ Nothing to be found here.
 
 
 class NamesHandler(ModelHandler):
-    """Finds names in texts by the rules in a file."""
+    """Find named entities in texts with the entity ruler patterns in a file."""
 
     def __init__(self, rules_path, **options):
         super().__init__(**options)
@@ -46,7 +47,7 @@ class NamesHandler(ModelHandler):
 
     def run_inference(self, batch, model, inference_args=None):
         for text, doc in zip(batch, model.pipe(batch), strict=True):
-            names = [(found.text, found.label_) for found in doc.ents]
+            names = [(entity.text, entity.label_) for entity in doc.ents]
             yield PredictionResult(text, names, self.rules_path)
 
     def update_model_path(self, model_path=None):
@@ -54,17 +55,19 @@ class NamesHandler(ModelHandler):
 
 
 def run(argv=None):
-    """Runs the pipeline; each line of the input is a text."""
+    """Run the pipeline. Each line of the input is one text."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     folder = tempfile.mkdtemp(prefix="names-")
     output = args.output or os.path.join(folder, "names.jsonl")
-    handler = NamesHandler(args.rules or written(folder, "rules.jsonl", RULES))
+    handler = NamesHandler(args.rules or write_file(folder, "rules.jsonl", RULES))
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "Read"
-            >> beam.io.ReadFromText(args.input or written(folder, "texts.txt", TEXTS))
+            >> beam.io.ReadFromText(
+                args.input or write_file(folder, "texts.txt", TEXTS)
+            )
             | "Find names" >> RunInference(handler)
             | "Format" >> beam.Map(as_json)
             | "Write" >> beam.io.WriteToText(output, shard_name_template="")
@@ -76,12 +79,12 @@ def run(argv=None):
 
 
 def as_json(result):
-    """A line of the output: the text and the names in it, each with its kind."""
+    """Format a text and its names, each with its label, as a line of JSON."""
     return json.dumps({"text": result.example, "names": result.inference})
 
 
-def written(folder, name, text):
-    """Writes a text to a file of the folder; gives its path."""
+def write_file(folder, name, text):
+    """Write text to a file in the folder and return its path."""
     path = os.path.join(folder, name)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text.lstrip())
@@ -90,11 +93,11 @@ def written(folder, name, text):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input", help="file of texts, one a line")
-    parser.add_argument("--rules", help="file of rules, one a line, in JSON")
+    parser.add_argument("--input", help="text file, one text per line")
+    parser.add_argument("--rules", help="JSON lines file of entity ruler patterns")
     parser.add_argument(
         "--output",
-        help="file to write, in JSON lines; by default in a temporary folder",
+        help="output JSON lines file; default: in a temporary folder",
     )
     return parser.parse_known_args(argv)
 

@@ -1,12 +1,12 @@
-"""Classifies image files with a torchvision model, and writes a line of JSON for each.
+"""Classify image files with a torchvision model.
 
     python examples/image_classification.py \\
         --input 'photos/*.jpg' --output labels \\
         --model_arch resnet18 --model_state_dict_path resnet18.pth --num_classes 1000 \\
         --image_size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
 
-Without arguments it reads handwritten digits, with a small network that was trained on
-others of them.
+The output has one line of JSON per image. Without arguments, the example classifies
+handwritten digits with a small ShuffleNet that was trained on other digits.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional
 
 
 def run(argv=None):
-    """Runs the pipeline; all images become one size, so that they fit in a batch."""
+    """Run the pipeline. Images are resized to one size, so that they can be batched."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="labels-"), "labels")
@@ -53,7 +53,7 @@ def run(argv=None):
 
 
 def read_image(file, size, mean, std):
-    """The path of an image file, and its pixels as a tensor (3, size, size)."""
+    """Return the path of an image file and its pixels, a (3, size, size) tensor."""
     with file.open() as stream:
         image = Image.open(stream).convert("RGB")
     pixels = functional.to_dtype(
@@ -65,7 +65,7 @@ def read_image(file, size, mean, std):
 
 
 def as_json(path, result):
-    """A line: the image's path, the most probable class, and its probability."""
+    """Format the path, the predicted class and its probability as a line of JSON."""
     probability, label = result.inference.softmax(0).max(0)
     return json.dumps(
         {
@@ -77,7 +77,7 @@ def as_json(path, result):
 
 
 def write_digits():
-    """Writes the held-out digits as PNG files, named for their labels."""
+    """Write the held-out digits as PNG files and return their file pattern."""
     folder = tempfile.mkdtemp(prefix="digits-")
     for number, (image, label) in enumerate(
         zip(*samples.held_out_digits(), strict=True)
@@ -92,23 +92,23 @@ def write_digits():
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="pattern of image files; by default handwritten digits"
+        "--input", help="file pattern of the images; default: handwritten digits"
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a new folder",
+        help="output file without .jsonl; default: a temporary folder",
     )
-    parser.add_argument("--model_state_dict_path", help="weights that torch.save wrote")
+    parser.add_argument(
+        "--model_state_dict_path", help="state dict saved with torch.save"
+    )
     parser.add_argument(
         "--model_arch",
         default="shufflenet_v2_x0_5",
         help="name of a torchvision classifier",
     )
+    parser.add_argument("--num_classes", type=int, default=10, help="number of classes")
     parser.add_argument(
-        "--num_classes", type=int, default=10, help="how many it tells apart"
-    )
-    parser.add_argument(
-        "--image_size", type=int, default=64, help="pixels a side, for all images"
+        "--image_size", type=int, default=64, help="height and width in pixels"
     )
     for name, default in (("mean", 0.0), ("std", 1.0)):
         parser.add_argument(
@@ -116,7 +116,7 @@ def parse_args(argv):
             type=float,
             nargs=3,
             default=[default] * 3,
-            help=f"{name} of red, green and blue (0 to 1) in training, to normalize by",
+            help=f"{name} of the RGB channels (0 to 1), for normalization",
         )
     return parser.parse_known_args(argv)
 

@@ -1,13 +1,13 @@
-"""Finds the words for the blanks in sentences, with a masked language model.
+"""Fill masked words in sentences with a masked language model.
 
     python examples/language_modeling.py \\
         --input sentences.txt --output filled --top 3 \\
         --model google-bert/bert-base-uncased
 
-Each line of the input has a blank, or several, written as the model writes it: [MASK]
-or <mask>. Lines that have none come out in a file of their own. Without arguments it
-fills blanks about days, months and animals, with a small model that was trained on
-other sentences about them.
+Each line of the input contains one or more mask tokens of the model, such as [MASK] or
+<mask>. Lines without a mask go to a dead-letter file. Without arguments, the example
+fills in days, months and animals with a small model that was trained on similar
+sentences.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from runinference.huggingface_inference import (
 
 
 def run(argv=None):
-    """Runs the pipeline; a line that the model cannot take is set aside."""
+    """Run the pipeline. Lines that fail go to a dead-letter file."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="filled-"), "filled")
@@ -38,45 +38,45 @@ def run(argv=None):
         handler, inference_args={"top_k": args.top}
     ).with_exception_handling()
     with beam.Pipeline(options=options) as pipeline:
-        filled, dead = (
+        filled, dead_letters = (
             pipeline
             | "Read" >> beam.io.ReadFromText(args.input or write_sentences())
             | "Strip" >> beam.Map(str.strip)
-            | "Leave out empty lines" >> beam.Filter(bool)
+            | "Drop empty lines" >> beam.Filter(bool)
             | "Fill" >> fill
         )
         _ = filled | "Format" >> beam.Map(as_json) | "Write" >> write(output)
         _ = (
-            dead.failed_inferences
-            | "Say why" >> beam.MapTuple(why)
-            | "Write what failed" >> write(f"{output}-failed")
+            dead_letters.failed_inferences
+            | "Format failures" >> beam.MapTuple(failure_as_json)
+            | "Write failures" >> write(f"{output}-failed")
         )
     print(f"Filled: {output}.jsonl")
 
 
 def write(path):
-    """Writes lines to one file."""
+    """Return a transform that writes lines to a single file."""
     return beam.io.WriteToText(path, ".jsonl", shard_name_template="")
 
 
 def as_json(result):
-    """A line: the sentence, and the likeliest words for each of its blanks."""
-    found = result.inference  # a list of words; for several blanks, a list of such
+    """Format a sentence and the most probable words for each mask as a line of JSON."""
+    found = result.inference  # a list of words, or one list per mask
     blanks = found if isinstance(found[0], list) else [found]
     words = [
-        {word["token_str"].strip(): round(float(word["score"]), 4) for word in b}
-        for b in blanks
+        {word["token_str"].strip(): round(float(word["score"]), 4) for word in blank}
+        for blank in blanks
     ]
     return json.dumps({"text": result.example, "blanks": words}, ensure_ascii=False)
 
 
-def why(text, error):
-    """A line: the sentence that failed, and the message of its error."""
+def failure_as_json(text, error):
+    """Format a failed sentence and its error message as a line of JSON."""
     return json.dumps({"text": text, "error": error[1]}, ensure_ascii=False)
 
 
 def write_sentences():
-    """Writes the held-out sentences as a file of lines; gives its path."""
+    """Write the held-out sentences to a text file and return its path."""
     path = os.path.join(tempfile.mkdtemp(prefix="sentences-"), "sentences.txt")
     sentences, _ = samples.held_out_blanks()
     with open(path, "w", encoding="utf-8") as file:
@@ -87,21 +87,19 @@ def write_sentences():
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="file of sentences, one a line; by default some of the sample's"
+        "--input", help="text file, one sentence per line; default: sample sentences"
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a new folder",
+        help="output file without .jsonl; default: a temporary folder",
     )
     parser.add_argument(
-        "--model", help="directory or hub name of a masked language model"
+        "--model", help="directory or Hugging Face Hub name of a masked language model"
     )
-    parser.add_argument(
-        "--top", type=int, default=3, help="how many words for each blank"
-    )
+    parser.add_argument("--top", type=int, default=3, help="number of words per mask")
     parser.add_argument(
         "--device",
-        help="CPU, GPU or a device of PyTorch; by default a GPU if there is one",
+        help="CPU, GPU or a PyTorch device; default: the GPU, if available",
     )
     return parser.parse_known_args(argv)
 

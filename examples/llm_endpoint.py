@@ -1,11 +1,12 @@
-"""Asks a language model about each line of a file; writes the answers as JSON lines.
+"""Send each line of a file to an LLM with an OpenAI-compatible API.
 
     python examples/llm_endpoint.py --input reviews.txt --output answers.jsonl \\
         --base_url https://api.openai.com/v1 --model MODEL \\
         --api_key_env OPENAI_API_KEY --prompt "Is this good or bad? Say one word."
 
-Without arguments it starts a stand-in for a language model on this machine, which says
-everything in capitals, and asks that about three reviews.
+The output has one line of JSON per line of the file, with an answer or an error.
+Without arguments, the example sends three reviews to a local test server, which answers
+with the text in capitals.
 """
 
 import argparse
@@ -26,7 +27,7 @@ REVIEWS = ["The soup was cold.", "We will come back!", "A bit loud, but a good c
 
 
 def run(argv=None):
-    """Runs the pipeline; each line travels with its number."""
+    """Run the pipeline. Each line is keyed by its line number."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_reviews()
@@ -43,14 +44,14 @@ def run(argv=None):
         )
         keyed = KeyedModelHandler(handler).with_preprocess_fn(WithPrompt(args.prompt))
         pipeline = beam.Pipeline(options=options)
-        results, aside = (
+        results, dead_letters = (
             pipeline
             | "Path" >> beam.Create([path])
             | "Read" >> beam.FlatMap(read_lines)
-            | "Ask" >> RunInference(keyed).with_exception_handling()
+            | "Generate" >> RunInference(keyed).with_exception_handling()
         )
-        answers = results | "Answer" >> beam.Map(as_answer)
-        failures = aside.failed_inferences | "Failure" >> beam.Map(as_failure)
+        answers = results | "Answers" >> beam.Map(as_answer)
+        failures = dead_letters.failed_inferences | "Failures" >> beam.Map(as_failure)
         lines = (answers, failures) | beam.Flatten() | "Format" >> beam.Map(json.dumps)
         _ = lines | "Write" >> beam.io.WriteToText(output, shard_name_template="")
         result = pipeline.run()
@@ -61,40 +62,38 @@ def run(argv=None):
 
 
 class WithPrompt:
-    """Makes messages of a numbered line: what is asked, and the line."""
+    """Turn a keyed line into chat messages: the prompt, then the line."""
 
     def __init__(self, prompt):
         self.prompt = prompt
 
-    def __call__(self, numbered):
-        number, line = numbered
+    def __call__(self, keyed_line):
+        number, line = keyed_line
         return number, [
             {"role": "system", "content": self.prompt},
             {"role": "user", "content": line},
         ]
 
 
-def as_answer(numbered):
-    """A record of a line, and of what the model said of it."""
-    number, result = numbered
-    said = result.inference
-    text = result.example[-1]["content"]
+def as_answer(keyed_result):
+    """Return a line and the model's answer as a dictionary."""
+    number, result = keyed_result
     return {
         "line": number,
-        "text": text,
-        "answer": said.text,
-        "finish": said.finish_reason,
+        "text": result.example[-1]["content"],
+        "answer": result.inference.text,
+        "finish": result.inference.finish_reason,
     }
 
 
-def as_failure(letter):
-    """A record of a line that has no answer, and why."""
-    (number, messages), (_, error, _) = letter
+def as_failure(dead_letter):
+    """Return a failed line and its error message as a dictionary."""
+    (number, messages), (_, error, _) = dead_letter
     return {"line": number, "text": messages[-1]["content"], "error": error}
 
 
 def read_lines(path):
-    """The lines of a file that are not empty, with their numbers from 1."""
+    """Yield each non-empty line of a file, keyed by its line number, starting at 1."""
     with FileSystems.open(path) as file:
         for number, line in enumerate(file.read().decode().splitlines(), start=1):
             if line.strip():
@@ -102,7 +101,7 @@ def read_lines(path):
 
 
 def write_reviews():
-    """Writes a few reviews to a file; gives its path."""
+    """Write the sample reviews to a file and return its path."""
     path = os.path.join(tempfile.mkdtemp(prefix="reviews-"), "reviews.txt")
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(REVIEWS))
@@ -111,7 +110,7 @@ def write_reviews():
 
 @contextlib.contextmanager
 def endpoint(args):
-    """The address of the server and the name of its model; the stand-in by default."""
+    """Yield the base URL and model name, by default those of a local test server."""
     if args.base_url:
         yield args.base_url, args.model
     else:
@@ -120,39 +119,39 @@ def endpoint(args):
 
 
 def count_tokens(result):
-    """The tokens that the server counted, by the names of their metrics."""
-    found = result.metrics().query(MetricsFilter().with_namespace("BeamML_OpenAI"))[
-        "counters"
-    ]
-    counted = {counter.key.metric.name: counter.committed for counter in found}
-    return {name: n for name, n in counted.items() if name.endswith("tokens")}
+    """Return the token counters of the pipeline, by metric name."""
+    metrics = result.metrics().query(MetricsFilter().with_namespace("BeamML_OpenAI"))
+    counters = {each.key.metric.name: each.committed for each in metrics["counters"]}
+    return {name: n for name, n in counters.items() if name.endswith("tokens")}
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input", help="text file, one example a line")
+    parser.add_argument("--input", help="text file, one prompt input per line")
     parser.add_argument(
-        "--output", help="file of JSON lines to write; by default a temporary one"
+        "--output", help="output JSON lines file; default: in a temporary folder"
     )
     parser.add_argument(
-        "--base_url", help="address of an OpenAI-compatible API, mostly ending in /v1"
+        "--base_url", help="base URL of an OpenAI-compatible API, usually ending in /v1"
     )
     parser.add_argument("--model", help="name of the model on that server")
     parser.add_argument(
         "--api_key_env",
-        help="environment variable that holds the key; none if not given",
+        help="environment variable that holds the API key; default: no key",
     )
     parser.add_argument(
         "--prompt",
         default="Is this good or bad? Say one word.",
-        help="what is asked about each",
+        help="system prompt for each line",
     )
-    parser.add_argument("--max_tokens", type=int, default=50, help="the longest answer")
+    parser.add_argument(
+        "--max_tokens", type=int, default=50, help="maximum tokens per answer"
+    )
     parser.add_argument("--max_concurrent_requests", type=int, default=16)
-    args, others = parser.parse_known_args(argv)
+    args, pipeline_args = parser.parse_known_args(argv)
     if args.base_url and not args.model:
         parser.error("--base_url needs --model, the name of the model on that server")
-    return args, others
+    return args, pipeline_args
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Adds a column of predictions to a CSV file; each row goes to the model of its key.
+"""Run a different scikit-learn model for each key of a CSV file.
 
     python examples/model_per_key.py \\
         --input patients.csv --key age_band --models 'models/*.pickle' \\
         --output predicted.csv --max_models 20
 
-The name of a model's file, without its ending, is the key that it serves. Without
-arguments, three models foresee how diabetes progresses: one for each band of age.
+The output is the CSV file with a column of predictions. The name of each model file,
+without its extension, is the key that the model serves. Without arguments, three models
+predict disease progression in diabetes patients, one model per age band.
 """
 
 import argparse
@@ -25,7 +26,7 @@ PREDICTION = "prediction"
 
 
 def run(argv=None):
-    """Runs the pipeline; each row travels as a key, and a data frame of one row."""
+    """Run the pipeline. Each row becomes a key and a one-row data frame."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_patients()
@@ -34,7 +35,7 @@ def run(argv=None):
     )
     models = args.models or train_models()
     handler = KeyedModelHandler(
-        [KeyModelMapping([key], model) for key, model in handlers(models)],
+        [KeyModelMapping([key], model) for key, model in make_handlers(models)],
         max_models_per_worker_hint=args.max_models,
     )
     with FileSystems.open(path) as file:
@@ -56,17 +57,17 @@ def run(argv=None):
     print(f"Predictions: {output}")
 
 
-def handlers(pattern):
-    """The key that each of these files serves, and its handler. Nothing is loaded."""
+def make_handlers(pattern):
+    """Yield the key and the handler of each model file. No model is loaded here."""
     [found] = FileSystems.match([pattern])
     if not found.metadata_list:
-        raise FileNotFoundError(f"No model's file matches {pattern!r}.")
+        raise FileNotFoundError(f"No model file matches {pattern!r}.")
     for file in found.metadata_list:
         yield PurePath(file.path).stem, SklearnModelHandlerPandas(model_uri=file.path)
 
 
 def read_rows(path, key):
-    """The rows of a CSV file: the key of each, and the rest as a data frame."""
+    """Yield the key of each row of a CSV file and its other columns as a data frame."""
     with FileSystems.open(path) as file:
         for chunk in pd.read_csv(file, dtype={key: str}, chunksize=10_000):
             keys = chunk.pop(key)
@@ -75,7 +76,7 @@ def read_rows(path, key):
 
 
 def as_line(key, result):
-    """A line of CSV: the row that went in, and the prediction of its key's model."""
+    """Format a key, its row and the prediction as a line of CSV."""
     row = result.example.assign(**{PREDICTION: result.inference})
     row.insert(0, "key", key)
     return row.to_csv(header=False, index=False).rstrip("\r\n")
@@ -86,7 +87,7 @@ def age_bands(patients):
 
 
 def write_patients():
-    """Writes the held-out patients as a CSV file, with bands of age; gives its path."""
+    """Write the held-out patients and their age bands to CSV and return the path."""
     patients, _ = samples.held_out_diabetes()
     path = os.path.join(tempfile.mkdtemp(prefix="patients-"), "patients.csv")
     patients.assign(age_band=age_bands(patients)).to_csv(path, index=False)
@@ -94,7 +95,7 @@ def write_patients():
 
 
 def train_models():
-    """Trains a model on the other patients of each band of age; gives their pattern."""
+    """Train one model per age band on the other patients and return a file pattern."""
     from sklearn.datasets import load_diabetes
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -114,18 +115,18 @@ def train_models():
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--input", help="CSV file with a header")
-    parser.add_argument("--key", default="age_band", help="the column of the keys")
+    parser.add_argument("--key", default="age_band", help="column that holds the keys")
     parser.add_argument(
         "--models",
-        help="pattern of scikit-learn estimators, pickle files named for keys",
+        help="file pattern of pickled scikit-learn estimators, named after their keys",
     )
     parser.add_argument(
-        "--output", help="CSV file to write; by default in a temporary folder"
+        "--output", help="output CSV file; default: in a temporary folder"
     )
     parser.add_argument(
         "--max_models",
         type=int,
-        help="how many models a process holds at a time; by default all",
+        help="maximum number of models in memory per process; default: no limit",
     )
     return parser.parse_known_args(argv)
 

@@ -1,11 +1,12 @@
-"""A stream whose model is replaced while it flows: new files of a folder take over.
+"""Update the model of a streaming pipeline when a new model file appears.
 
     python examples/model_refresh.py \\
         --input images.csv --output answers --model_path models/monday.pickle \\
         --watch 'models/*.pickle' --interval 60
 
-Without arguments, handwritten digits are read with a model that was trained on 30 of
-them. At the 300th digit, a model that was trained on 1,000 appears beside its file.
+Without arguments, the pipeline classifies handwritten digits with a model that was
+trained on 30 images. At the 300th digit, a model that was trained on 1,000 images is
+written to the same folder.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
 
 def run(argv=None):
-    """Runs the pipeline; each answer says which model gave it."""
+    """Run the pipeline. Each output line names the model that made the prediction."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", "--streaming", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="answers-"), "answers")
@@ -33,7 +34,7 @@ def run(argv=None):
     model_path = args.model_path or train_early_model()
     folder = os.path.dirname(model_path)
     with beam.Pipeline(options=options) as pipeline:
-        # Yours is an unbounded source, such as ReadFromPubSub or ReadFromKafka.
+        # In production, read from an unbounded source, such as ReadFromPubSub.
         scans = pipeline | "Replay" >> PeriodicImpulse(
             0,
             seconds,
@@ -42,7 +43,7 @@ def run(argv=None):
             rebase=RebaseMode.REBASE_ALL,
         )
         if not args.model_path:
-            scans |= "Train meanwhile" >> beam.Map(replace_model, folder)
+            scans |= "Train new model" >> beam.Map(replace_model, folder)
         _ = (
             scans
             | "Predict"
@@ -57,11 +58,11 @@ def run(argv=None):
                 output, ".jsonl", num_shards=1, triggering_frequency=args.every
             )
         )
-    print(f"Answers, a file for every {args.every} seconds: {output}-*.jsonl")
+    print(f"Answers, one file every {args.every} seconds: {output}-*.jsonl")
 
 
 def as_json(key, result):
-    """A line: the number of the image, what it shows, and the file of the model."""
+    """Format the image number, the digit and the model file as a line of JSON."""
     return json.dumps(
         {
             "image": key,
@@ -72,7 +73,7 @@ def as_json(key, result):
 
 
 def train_early_model():
-    """Trains a model on few digits; gives its path, in a folder of its own."""
+    """Train a model on 30 digits and return its path in a new folder."""
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
@@ -86,15 +87,15 @@ def train_early_model():
 
 
 def replace_model(element, folder):
-    """Stands in for training: with the 300th image, a better model is there."""
+    """Simulate training: write a better model to the folder at the 300th image."""
     if element[0] == 300:
-        unfinished = shutil.copy(samples.digits_classifier(), f"{folder}/unfinished")
-        os.rename(unfinished, f"{folder}/late.pickle")
+        partial = shutil.copy(samples.digits_classifier(), f"{folder}/partial")
+        os.rename(partial, f"{folder}/late.pickle")
     return element
 
 
 def write_digits():
-    """Writes the held-out digits to a text file; gives its path."""
+    """Write the held-out digits to a text file and return its path."""
     path = os.path.join(tempfile.mkdtemp(prefix="images-"), "images.csv")
     np.savetxt(path, samples.held_out_digits()[0], fmt="%d", delimiter=",")
     return path
@@ -103,27 +104,29 @@ def write_digits():
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="text file, one image a line: 64 pixels (0 to 16), by commas"
+        "--input",
+        help="text file, one image per line: 64 comma-separated pixels (0 to 16)",
     )
     parser.add_argument(
         "--output",
-        help="how the files to write begin; by default in a temporary folder",
+        help="output file prefix; default: in a temporary folder",
     )
+    parser.add_argument("--every", type=int, default=2, help="seconds per output file")
     parser.add_argument(
-        "--every", type=int, default=2, help="seconds that a file covers"
-    )
-    parser.add_argument(
-        "--model_path", help="scikit-learn classifier, a pickle file, to begin with"
+        "--model_path", help="pickled scikit-learn classifier to start with"
     )
     parser.add_argument(
         "--watch",
-        help="pattern of the models that replace it; by default pickle files beside it",
+        help="file pattern of new models; default: *.pickle next to model_path",
     )
     parser.add_argument(
-        "--interval", type=float, default=1, help="seconds from one look to the next"
+        "--interval",
+        type=float,
+        default=1,
+        help="seconds between checks for new models",
     )
     parser.add_argument(
-        "--rate", type=float, default=80, help="images replayed a second"
+        "--rate", type=float, default=80, help="images replayed per second"
     )
     return parser.parse_known_args(argv)
 

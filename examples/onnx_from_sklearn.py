@@ -1,10 +1,10 @@
-"""Compares the answers of a scikit-learn pipeline and of its ONNX export, row by row.
+"""Compare a scikit-learn model with its ONNX export, row by row.
 
     python examples/onnx_from_sklearn.py --input rows.csv --output answers.csv \\
         --original_path model.pickle --model_path model.onnx
 
-Without arguments it trains a pipeline that tells three kinds of wine apart, exports it
-with skl2onnx, and compares the two on wines that the pipeline was not trained on.
+Without arguments, the example trains a classifier for three kinds of wine, exports it
+with skl2onnx, and compares the two models on held-out wines.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COLUMNS = ["row", "label", "original_label", "difference"]
 
 
 def run(argv=None):
-    """Runs the pipeline; rows travel with numbers, by which their answers meet."""
+    """Run the pipeline. Row numbers are the keys that join both results."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     folder = Path(tempfile.mkdtemp(prefix="onnx-"))
@@ -52,7 +52,7 @@ def run(argv=None):
             | "Run scikit-learn" >> RunInference(KeyedModelHandler(original)),
         }
         compared = (
-            answers | "Meet" >> beam.CoGroupByKey() | "Compare" >> beam.Map(compare)
+            answers | "Join" >> beam.CoGroupByKey() | "Compare" >> beam.Map(compare)
         )
         _ = (
             compared
@@ -64,21 +64,21 @@ def run(argv=None):
         )
         _ = (
             compared
-            | "Together" >> beam.combiners.ToList()
-            | "Sum up" >> beam.Map(sum_up)
+            | "Collect" >> beam.combiners.ToList()
+            | "Summarize" >> beam.Map(summarize)
             | "Print" >> beam.Map(print)
         )
     print(f"Answers: {output}")
 
 
 def labels_and_probabilities(model, batch, inference_args=None):
-    """Both outputs of the original, by the names that its export gives them."""
+    """Return labels and probabilities under the names of the ONNX outputs."""
     rows = np.stack(batch)
     return {"label": model.predict(rows), "probabilities": model.predict_proba(rows)}
 
 
 def compare(answers):
-    """The number of a row, both labels, the greatest difference of probabilities."""
+    """Return the row number, both labels and the maximum probability difference."""
     number, by_model = answers
     [onnx] = [result.inference for result in by_model["onnx"]]
     [original] = [result.inference for result in by_model["original"]]
@@ -86,27 +86,27 @@ def compare(answers):
     return number, onnx["label"], original["label"], f"{difference:.1e}"
 
 
-def sum_up(lines):
-    """One line on all rows."""
+def summarize(lines):
+    """Return one sentence about all rows."""
     same = sum(label == original for _, label, original, _ in lines)
-    most = max(float(difference) for *_, difference in lines)
+    max_difference = max(float(difference) for *_, difference in lines)
     return (
         f"{same} of {len(lines)} labels are the same; "
-        f"probabilities differ by {most:.0e} at most"
+        f"probabilities differ by {max_difference:.0e} at most"
     )
 
 
 def read_rows(path):
-    """The rows of a CSV file of numbers, each as its number and an array."""
+    """Yield each row of a numeric CSV file as an array, keyed by row number."""
     with FileSystems.open(path) as file:
         lines = csv.reader(file.read().decode("utf-8").splitlines())
-    next(lines)  # the names of the columns
+    next(lines)  # skip the header
     for number, line in enumerate(lines):
         yield number, np.array(line, np.float64)
 
 
 def train_and_export(folder):
-    """Writes a pipeline as pickle and as ONNX, and wines it has not seen as CSV."""
+    """Write a trained model as pickle and as ONNX, and held-out wines as CSV."""
     from skl2onnx import to_onnx
     from sklearn.datasets import load_wine
     from sklearn.linear_model import LogisticRegression
@@ -133,21 +133,22 @@ def train_and_export(folder):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input", help="CSV file of numbers, with a header")
+    parser.add_argument("--input", help="numeric CSV file with a header")
     parser.add_argument(
-        "--output", help="CSV file to write; by default in a temporary folder"
+        "--output", help="output CSV file; default: in a temporary folder"
     )
     parser.add_argument(
-        "--model_path", help="the classifier as ONNX, exported without zipmap"
+        "--model_path", help="classifier in ONNX format, exported without zipmap"
     )
     parser.add_argument(
-        "--original_path", help="the same classifier as a pickle; one you trust"
+        "--original_path",
+        help="the same classifier as a pickle file from a trusted source",
     )
     args, pipeline_args = parser.parse_known_args(argv)
     if bool(args.model_path) != bool(args.original_path) or bool(
         args.model_path
     ) != bool(args.input):
-        parser.error("--input, --model_path and --original_path belong together")
+        parser.error("Set --input, --model_path and --original_path together.")
     return args, pipeline_args
 
 

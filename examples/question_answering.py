@@ -1,12 +1,12 @@
-"""Answers questions about texts with a part of the text, by an extractive model.
+"""Answer questions about texts with an extractive question answering model.
 
     python examples/question_answering.py \\
         --input questions.jsonl --output answers \\
         --model distilbert/distilbert-base-cased-distilled-squad
 
 Each line of the input is JSON: {"question": "Who saw Rome?", "context": "Anna saw Rome
-in May."} Without arguments it answers questions about journeys, with a small model that
-was trained on other ones.
+in May."} Without arguments, the example answers questions about journeys with a small
+model that was trained on similar questions.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 
 def run(argv=None):
-    """Runs the pipeline; questions and contexts of similar length share a batch."""
+    """Run the pipeline. Inputs of similar length are batched together."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="answers-"), "answers")
@@ -38,7 +38,7 @@ def run(argv=None):
         _ = (
             pipeline
             | "Read" >> beam.io.ReadFromText(args.input or write_questions())
-            | "Leave out empty lines" >> beam.Filter(str.strip)
+            | "Drop empty lines" >> beam.Filter(str.strip)
             | "Parse" >> beam.Map(parse)
             | "Score" >> RunInference(handler)
             | "Answer" >> beam.ParDo(Answer(model, args.longest))
@@ -48,13 +48,13 @@ def run(argv=None):
 
 
 def parse(line):
-    """A pair: the question and the text it is about."""
-    asked = json.loads(line)
-    return asked["question"], asked["context"]
+    """Return the question and its context."""
+    fields = json.loads(line)
+    return fields["question"], fields["context"]
 
 
 class Answer(beam.DoFn):
-    """A line for each question: the likeliest part of its context, and how likely."""
+    """Format the most probable span of each context as a line of JSON."""
 
     def __init__(self, model, longest):
         self.model = model
@@ -76,22 +76,24 @@ class Answer(beam.DoFn):
         )
 
     def best_span(self, question, context, logits):
-        """Where the likeliest answer starts and ends, and the probability of both."""
+        """Return the start, end and probability of the most probable answer."""
         starts, ends = logits["start_logits"], logits["end_logits"]
         encoded = self.tokenizer(
             question, context, truncation="only_second", max_length=len(starts)
         )
-        of_context = [n for n, part in enumerate(encoded.sequence_ids()) if part == 1]
-        starts, ends = (x[of_context].softmax(0) for x in (starts, ends))
-        # Every start with every end that is not before it, nor too far behind.
+        context_tokens = [
+            n for n, part in enumerate(encoded.sequence_ids()) if part == 1
+        ]
+        starts, ends = (x[context_tokens].softmax(0) for x in (starts, ends))
+        # Score every span of at most self.longest tokens.
         both = (starts[:, None] * ends[None]).triu().tril(self.longest - 1)
-        first, last = divmod(int(both.argmax()), len(of_context))
-        chars = [encoded.token_to_chars(of_context[n]) for n in (first, last)]
+        first, last = divmod(int(both.argmax()), len(context_tokens))
+        chars = [encoded.token_to_chars(context_tokens[n]) for n in (first, last)]
         return chars[0].start, chars[1].end, float(both.max())
 
 
 def write_questions():
-    """Writes the held-out questions as a file of lines; gives its path."""
+    """Write the held-out questions to a JSON lines file and return its path."""
     path = os.path.join(tempfile.mkdtemp(prefix="questions-"), "questions.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         for question, context, _ in samples.held_out_questions():
@@ -101,27 +103,25 @@ def write_questions():
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input", help="file of questions, as JSON, one a line")
+    parser.add_argument("--input", help="JSON lines file of questions and contexts")
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a new folder",
+        help="output file without .jsonl; default: a temporary folder",
     )
     parser.add_argument(
         "--model",
-        help="directory or hub name of a model for extractive question answering",
+        help="directory or Hugging Face Hub name of an extractive QA model",
     )
     parser.add_argument(
-        "--longest", type=int, default=15, help="most tokens in an answer"
+        "--longest", type=int, default=15, help="maximum tokens per answer"
     )
     parser.add_argument(
         "--max_tokens_a_batch",
         type=int,
         default=4096,
-        help="padded tokens in one call of the model",
+        help="maximum number of tokens per batch, padding included",
     )
-    parser.add_argument(
-        "--device", default="CPU", help="CPU, GPU or a device of PyTorch"
-    )
+    parser.add_argument("--device", default="CPU", help="CPU, GPU or a PyTorch device")
     return parser.parse_known_args(argv)
 
 

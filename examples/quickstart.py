@@ -1,10 +1,10 @@
-"""Two models read handwritten digits in one pipeline; a table says which one to trust.
+"""Compare two models on the same images in one pipeline (A/B test).
 
     python examples/quickstart.py
 
-A is a logistic regression, B a forest of decision trees; neither has seen these 797
-digits. Each reads them ten times: clean, then under more and more noise. Every image
-carries a key, and by the key the answers of A and B meet again.
+Model A is a logistic regression, and model B is a random forest. Both classify 797
+held-out handwritten digits at ten noise levels. Each image has a key, which joins the
+predictions of the two models.
 """
 
 # ruff: noqa: E402
@@ -15,7 +15,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-# Importing Beam without its Google extra warns.
+# Hide the warning that Beam logs if its gcp extra is not installed.
 logging.getLogger().setLevel(logging.ERROR)
 
 import apache_beam as beam
@@ -36,11 +36,11 @@ from rich.table import Table
 from runinference import KeyedModelHandler, RunInference, samples
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
 
-NOISE_LEVELS = range(10)  # Standard deviations; ink is 16, paper is 0.
+NOISE_LEVELS = range(10)  # Standard deviations. Pixels range from 0 to 16.
 
 
-def ask_both(pipeline, images, model_a, model_b, output, tally):
-    """Every image goes to both models, and a line with both answers comes out."""
+def build_pipeline(pipeline, images, model_a, model_b, output, tally):
+    """Classify every image with both models and write both predictions to a line."""
     handler_a = KeyedModelHandler(SklearnModelHandlerNumpy(model_uri=model_a))
     handler_b = KeyedModelHandler(
         SklearnModelHandlerNumpy(
@@ -52,8 +52,16 @@ def ask_both(pipeline, images, model_a, model_b, output, tally):
         | "Images" >> beam.Create(list(enumerate(images)))
         | "Add noise" >> beam.FlatMapTuple(add_noise)
     )
-    a = noisy | "Ask A" >> RunInference(handler_a) | "Read A" >> beam.Map(digit, tally)
-    b = noisy | "Ask B" >> RunInference(handler_b) | "Read B" >> beam.Map(digit, tally)
+    a = (
+        noisy
+        | "Model A" >> RunInference(handler_a)
+        | "Digit A" >> beam.Map(digit, tally)
+    )
+    b = (
+        noisy
+        | "Model B" >> RunInference(handler_b)
+        | "Digit B" >> beam.Map(digit, tally)
+    )
     _ = (
         {"a": a, "b": b}
         | "Compare" >> beam.CoGroupByKey()
@@ -63,42 +71,40 @@ def ask_both(pipeline, images, model_a, model_b, output, tally):
 
 
 def add_noise(number, image):
-    """One image at each noise level, with the key by which its answers are known."""
+    """Yield the image at each noise level, keyed by image number and noise level."""
     for level in NOISE_LEVELS:
         noise = np.random.default_rng(number).normal(0, level, image.shape)
         yield (number, level), np.clip(image + noise, 0, 16)
 
 
 def digit(keyed_result, tally):
-    """What a model said: the key, and the digit that is in its PredictionResult."""
+    """Return the key and the predicted digit."""
     key, result = keyed_result
     tally.acquire(Tally).count += 1
     return key, int(result.inference)
 
 
-def as_line(key, answers):
+def as_line(key, predictions):
     number, level = key
-    [a], [b] = answers["a"], answers["b"]
+    [a], [b] = predictions["a"], predictions["b"]
     return f"{number},{level},{a},{b}"
 
 
 class Tally:
-    """Counts answers, for the progress bar: the embedded runner is in this process."""
+    """Count predictions for the progress bar. The runner shares this process."""
 
     count = 0
 
 
 def run(argv=None):
-    """Asks both models, writes their answers, and prints what they come to."""
+    """Run the pipeline and print a summary of the predictions."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(
         tempfile.mkdtemp(prefix="quickstart-"), "answers.csv"
     )
     console = Console(highlight=False)
-    with console.status(
-        "Training two models, unless they are in your cache directory already"
-    ):
+    with console.status("Training two models, unless they are cached"):
         model_a = args.model_a or samples.digits_classifier()
         model_b = args.model_b or samples.digits_forest()
         images, labels = (
@@ -109,11 +115,11 @@ def run(argv=None):
     tally = shared_tally.acquire(Tally)
     expected = 2 * len(images) * len(NOISE_LEVELS)
     pipeline = beam.Pipeline(options=options)
-    ask_both(pipeline, images, model_a, model_b, output, shared_tally)
+    build_pipeline(pipeline, images, model_a, model_b, output, shared_tally)
     start = time.perf_counter()
     with ThreadPoolExecutor() as background, progress_bar(console) as progress:
         running = background.submit(lambda: pipeline.run().wait_until_finish())
-        task = progress.add_task("A and B read digits", total=expected)
+        task = progress.add_task("Classifying digits", total=expected)
         while not running.done():
             progress.update(task, completed=tally.count)
             time.sleep(0.05)
@@ -125,25 +131,24 @@ def run(argv=None):
     number, level, a, b = answers[np.lexsort(answers.T[::-1])].T
     console.print(summary(level, labels[number], a, b))
     console.print(
-        f"{expected:,} answers in {seconds:.1f} s: {expected / seconds:,.0f} a second."
+        f"{expected:,} predictions in {seconds:.1f} s: "
+        f"{expected / seconds:,.0f} per second."
     )
-    console.print(f"Each is a line (image, noise, A, B) of {output}\n", soft_wrap=True)
+    console.print(f"Written as (image, noise, A, B) to {output}\n", soft_wrap=True)
     clean = level == 0
-    console.print("Misread without any noise:")
-    console.print(misread(images, labels, a[clean], b[clean], shades(console)))
+    console.print("Misclassified without noise:")
+    console.print(misclassified(images, labels, a[clean], b[clean], shades(console)))
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="text file, one image a line: a digit and 64 pixels (0 to 16), by commas",
+        help="CSV file, one image per line: a label and 64 pixels (0 to 16)",
     )
-    parser.add_argument(
-        "--output", help="file to write; by default in a temporary folder"
-    )
-    parser.add_argument("--model_a", help="scikit-learn classifier, a pickle file")
-    parser.add_argument("--model_b", help="scikit-learn classifier, a joblib file")
+    parser.add_argument("--output", help="output file; default: in a temporary folder")
+    parser.add_argument("--model_a", help="pickled scikit-learn classifier")
+    parser.add_argument("--model_b", help="scikit-learn classifier saved with joblib")
     return parser.parse_known_args(argv)
 
 
@@ -158,9 +163,9 @@ def progress_bar(console):
 
 
 def summary(level, truth, a, b):
-    """A table: how often A and B are right, and agree, at each noise level."""
+    """Return a table of the accuracy and agreement of A and B per noise level."""
     table = Table()
-    for heading in ("noise", "A is right", "B is right", "A and B agree"):
+    for heading in ("noise", "accuracy of A", "accuracy of B", "agreement"):
         table.add_column(heading, justify="right")
     for noise in NOISE_LEVELS:
         at = level == noise
@@ -169,8 +174,8 @@ def summary(level, truth, a, b):
     return table
 
 
-def misread(images, truth, a, b, shades):
-    """Three digits, drawn: one that only A misread, one that only B, one that both."""
+def misclassified(images, truth, a, b, shades):
+    """Draw three digits: misclassified by A only, by B only, and by both."""
     panels = []
     for wrong in (
         (a != truth) & (b == truth),
@@ -182,8 +187,8 @@ def misread(images, truth, a, b, shades):
             drawing = "\n".join(
                 "".join(2 * shades[pixel] for pixel in row) for row in ink
             )
-            said = f"A: {a[i]}  B: {b[i]}"
-            panels.append(Panel.fit(drawing, title=f"a {truth[i]}", subtitle=said))
+            caption = f"A: {a[i]}  B: {b[i]}"
+            panels.append(Panel.fit(drawing, title=f"a {truth[i]}", subtitle=caption))
     return Columns(panels, padding=(0, 2))
 
 

@@ -1,12 +1,12 @@
-"""Finds what belongs to what in pictures: a mask for each, and the share of each class.
+"""Segment images with a torchvision model.
 
     python examples/segmentation.py \\
         --input 'photos/*.jpg' --output masks --num_classes 21 --image_size 520 \\
         --model_arch lraspp_mobilenet_v3_large --model_state_dict_path lraspp.pth \\
         --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
 
-Without arguments it looks for digits that someone wrote on photographs in red, with a
-small network that it trains first.
+The output has a mask per image and the share of pixels per class. Without arguments,
+the example trains a small network and finds red digits on photographs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 
 
 def run(argv=None):
-    """Runs the pipeline; all pictures become one size, so that they fit in a batch."""
+    """Run the pipeline. Images are resized to one size, so that they can be batched."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or tempfile.mkdtemp(prefix="masks-")
@@ -68,7 +68,7 @@ def run(argv=None):
 
 
 def read_image(file, size, mean, std):
-    """The path of a picture, and its pixels as a tensor of shape (3, size, size)."""
+    """Return the path of an image file and its pixels, a (3, size, size) tensor."""
     with file.open() as stream:
         image = Image.open(stream).convert("RGB")
     pixels = functional.to_dtype(
@@ -80,7 +80,7 @@ def read_image(file, size, mean, std):
 
 
 def write_mask(path, result, output=""):
-    """Writes the class of each pixel as a PNG file; gives the share of each class."""
+    """Write the class of each pixel as a PNG file and return the class shares."""
     scores = result.inference["out"]  # shape (classes, size, size)
     classes = scores.argmax(0).numpy().astype("uint8")
     mask = Image.fromarray(classes, mode="P")
@@ -96,13 +96,13 @@ def write_mask(path, result, output=""):
 
 
 def palette(count):
-    """Colours for the classes: black for the first, the background."""
+    """Return RGB values for the classes. The first one, the background, is black."""
     hues = [colorsys.hsv_to_rgb(i / count, 0.7, 1) for i in range(count - 1)]
-    return [round(255 * part) for colour in [(0, 0, 0), *hues] for part in colour]
+    return [round(255 * channel) for color in [(0, 0, 0), *hues] for channel in color]
 
 
 def make_network(name, num_classes, aux_loss=False):
-    """One of torchvision's networks, or the small one. The weights are in your file."""
+    """Build a torchvision network, or the small one, without loading weights."""
     if name != "small":
         return models.get_model(
             name, num_classes=num_classes, aux_loss=aux_loss, weights_backbone=None
@@ -123,7 +123,7 @@ def convolution(inputs, outputs, stride=2):
 
 
 def train_small_network(steps=60, batch_size=16):
-    """Trains the small network on the left halves of two photographs."""
+    """Train the small network on the left halves of two photographs."""
     from sklearn.datasets import load_digits, load_sample_images
 
     digits = load_digits().data[:1000]
@@ -135,8 +135,8 @@ def train_small_network(steps=60, batch_size=16):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
     for _ in range(steps):
         scenes = [make_scene(photos[i % 2], digits, random) for i in range(batch_size)]
-        pictures, masks = (np.stack(each) for each in zip(*scenes, strict=True))
-        inputs = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+        images, masks = (np.stack(each) for each in zip(*scenes, strict=True))
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(
             network(inputs)["out"], torch.from_numpy(masks)
@@ -150,7 +150,7 @@ def train_small_network(steps=60, batch_size=16):
 
 
 def make_scene(photo, digits, random):
-    """A piece of a photograph with two digits in red; and where the ink is."""
+    """Return a crop of a photograph with two red digits, and the mask of the digits."""
     top, left = random.integers(0, np.array(photo.shape[:2]) - 64)
     scene = photo[top : top + 64, left : left + 64].astype(float)
     mask = np.zeros((64, 64), np.int64)
@@ -163,7 +163,7 @@ def make_scene(photo, digits, random):
 
 
 def write_scenes(count=100):
-    """Writes scenes that the network was not trained on, as PNG files."""
+    """Write held-out scenes as PNG files and return their file pattern."""
     folder = tempfile.mkdtemp(prefix="scenes-")
     for number, (scene, _) in enumerate(held_out_scenes(count)):
         Image.fromarray(scene).save(os.path.join(folder, f"scene-{number:02}.png"))
@@ -171,7 +171,7 @@ def write_scenes(count=100):
 
 
 def held_out_scenes(count=100):
-    """Scenes of the right halves of the photographs, with held-out digits; masks."""
+    """Return scenes from the right halves of the photographs, with their masks."""
     from sklearn.datasets import load_sample_images
 
     digits, _ = samples.held_out_digits()
@@ -183,10 +183,12 @@ def held_out_scenes(count=100):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="pattern of image files; by default photographs with digits"
+        "--input", help="file pattern of the images; default: photographs with digits"
     )
-    parser.add_argument("--output", help="folder to write; by default a temporary one")
-    parser.add_argument("--model_state_dict_path", help="weights that torch.save wrote")
+    parser.add_argument("--output", help="output folder; default: a temporary folder")
+    parser.add_argument(
+        "--model_state_dict_path", help="state dict saved with torch.save"
+    )
     parser.add_argument(
         "--model_arch",
         default="small",
@@ -195,13 +197,16 @@ def parse_args(argv):
     parser.add_argument(
         "--aux_loss",
         action="store_true",
-        help="the weights have an auxiliary classifier, as torchvision's for FCN have",
+        help="set if the weights include an auxiliary classifier, as FCN's do",
     )
     parser.add_argument(
-        "--num_classes", type=int, default=2, help="background included"
+        "--num_classes",
+        type=int,
+        default=2,
+        help="number of classes, background included",
     )
     parser.add_argument(
-        "--image_size", type=int, default=64, help="pixels a side, for all pictures"
+        "--image_size", type=int, default=64, help="height and width in pixels"
     )
     for name, default in (("mean", 0.0), ("std", 1.0)):
         parser.add_argument(
@@ -209,7 +214,7 @@ def parse_args(argv):
             type=float,
             nargs=3,
             default=[default] * 3,
-            help=f"{name} of red, green and blue (0 to 1) in training, to normalize by",
+            help=f"{name} of the RGB channels (0 to 1), for normalization",
         )
     return parser.parse_known_args(argv)
 

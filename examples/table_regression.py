@@ -1,10 +1,10 @@
-"""Adds a column of predictions to a CSV file, with a scikit-learn model of data frames.
+"""Add a column of predictions to a CSV file with a scikit-learn model.
 
     python examples/table_regression.py \\
         --input patients.csv --output predicted.csv --model_path model.pickle
 
-Without arguments it foresees how diabetes progresses, for patients that the model was
-not trained on.
+Without arguments, the example predicts disease progression for held-out diabetes
+patients.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PREDICTION = "prediction"
 
 
 def run(argv=None):
-    """Runs the pipeline; each row of the file travels as a data frame of one row."""
+    """Run the pipeline. Each row of the file becomes a one-row data frame."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_patients()
@@ -51,7 +51,7 @@ def run(argv=None):
 
 
 def read_rows(path):
-    """The rows of a CSV file, each as a data frame of one row."""
+    """Yield each row of a CSV file as a one-row data frame."""
     with FileSystems.open(path) as file:
         for chunk in pd.read_csv(file, chunksize=10_000):
             for i in range(len(chunk)):
@@ -59,13 +59,13 @@ def read_rows(path):
 
 
 def as_line(result):
-    """A line of CSV: the row that went in, and the model's prediction for it."""
+    """Format a row and its prediction as a line of CSV."""
     row = result.example.assign(**{PREDICTION: result.inference})
     return row.to_csv(header=False, index=False).rstrip("\r\n")
 
 
 def write_patients():
-    """Writes the held-out patients as a CSV file, with what really became of them."""
+    """Write the held-out patients and their true progression to a CSV file."""
     patients, progression = samples.held_out_diabetes()
     path = os.path.join(tempfile.mkdtemp(prefix="patients-"), "patients.csv")
     patients.assign(progression=progression).to_csv(path, index=False)
@@ -76,20 +76,20 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="CSV file with a header that names the model's columns, maybe others",
+        help="CSV file with a header that includes the model's columns",
     )
     parser.add_argument(
         "--output",
-        help="CSV file to write, one column wider; by default in a temporary folder",
+        help="output CSV file; default: in a temporary folder",
     )
     parser.add_argument(
-        "--model_path", help="scikit-learn estimator that takes data frames"
+        "--model_path", help="scikit-learn estimator trained on data frames"
     )
     parser.add_argument(
         "--model_file_type",
         choices=["PICKLE", "JOBLIB"],
         default="PICKLE",
-        help="what wrote it",
+        help="file format of the model",
     )
     return parser.parse_known_args(argv)
 

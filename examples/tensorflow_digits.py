@@ -1,10 +1,11 @@
-"""Reads handwritten digits with a Keras model, and writes what each was read as.
+"""Classify handwritten digits with a Keras model.
 
     python examples/tensorflow_digits.py \\
-        --input digits.csv --output read.csv --model_path model.keras
+        --input digits.csv --output predictions.csv --model_path model.keras
 
-A line of the input is a number and 64 pixels from 0 to 16. Without arguments it trains
-a small network on 1,000 of scikit-learn's digits, and reads the other 797.
+Each line of the input is a label and 64 pixels from 0 to 16. Without arguments, the
+example trains a small network on 1,000 of scikit-learn's digits and classifies the
+other 797.
 """
 
 import argparse
@@ -21,11 +22,11 @@ from sklearn.datasets import load_digits
 
 
 def run(argv=None):
-    """Runs the pipeline; the number at the beginning of each line is its key."""
+    """Run the pipeline. The label at the start of each line is its key."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     folder = tempfile.mkdtemp(prefix="digits-")
-    output = args.output or os.path.join(folder, "read.csv")
+    output = args.output or os.path.join(folder, "predictions.csv")
     handler = TFModelHandlerNumpy(args.model_path or train(folder))
     with beam.Pipeline(options=options) as pipeline:
         _ = (
@@ -36,24 +37,24 @@ def run(argv=None):
             | "Format" >> beam.MapTuple(as_line)
             | "Write" >> beam.io.WriteToText(output, shard_name_template="")
         )
-    truth, read = np.loadtxt(output, delimiter=",", dtype=int, ndmin=2).T
+    labels, predictions = np.loadtxt(output, delimiter=",", dtype=int, ndmin=2).T
     print(f"Predictions: {output}")
-    print(f"{np.mean(truth == read):.1%} of {len(truth)} were read as their number")
+    print(f"Accuracy: {np.mean(labels == predictions):.1%} of {len(labels)} digits")
 
 
 def as_keyed_pixels(line):
-    """The number at the beginning of a line, and the pixels after it, from 0 to 1."""
-    number, *pixels = line.split(",")
-    return int(number), np.array(pixels, np.float32) / 16
+    """Return the label of a line and its pixels, scaled to 0 to 1."""
+    label, *pixels = line.split(",")
+    return int(label), np.array(pixels, np.float32) / 16
 
 
-def as_line(number, result):
-    """A line of the output: the number of the line, and what the model reads."""
-    return f"{number},{np.argmax(result.inference)}"
+def as_line(label, result):
+    """Format the label and the predicted digit as a line of CSV."""
+    return f"{label},{np.argmax(result.inference)}"
 
 
 def train(folder):
-    """Trains a network of one hidden layer; gives the path of its .keras file."""
+    """Train a network with one hidden layer and return the path of its .keras file."""
     keras.utils.set_random_seed(0)
     images, labels = load_digits(return_X_y=True)
     model = keras.Sequential(
@@ -71,7 +72,7 @@ def train(folder):
 
 
 def write_digits(folder):
-    """Writes the held-out digits as lines; gives the path of the file."""
+    """Write the held-out digits to a CSV file and return its path."""
     images, labels = samples.held_out_digits()
     path = os.path.join(folder, "digits.csv")
     np.savetxt(path, np.column_stack([labels, images]), fmt="%d", delimiter=",")
@@ -81,14 +82,13 @@ def write_digits(folder):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="file of lines: a number, then 64 pixels from 0 to 16"
+        "--input",
+        help="CSV file, one image per line: a label and 64 pixels from 0 to 16",
     )
-    parser.add_argument(
-        "--output", help="file to write; by default in a temporary folder"
-    )
+    parser.add_argument("--output", help="output file; default: in a temporary folder")
     parser.add_argument(
         "--model_path",
-        help=".keras file or SavedModel: 64 pixels from 0 to 1 in, ten scores out",
+        help=".keras file or SavedModel: 64 pixels from 0 to 1 in, 10 scores out",
     )
     return parser.parse_known_args(argv)
 

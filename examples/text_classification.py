@@ -1,11 +1,11 @@
-"""Tells what each line of a file is, such as POSITIVE or NEGATIVE.
+"""Classify each line of a text file, for example as POSITIVE or NEGATIVE.
 
     python examples/text_classification.py \\
         --input reviews.txt --output labels \\
         --model distilbert/distilbert-base-uncased-finetuned-sst-2-english
 
-Without arguments it judges short reviews, with a small model that was trained on
-others.
+Without arguments, the example classifies the sentiment of short reviews with a small
+model that was trained on other reviews.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from runinference.huggingface_inference import (
 
 
 def run(argv=None):
-    """Runs the pipeline; texts longer than the model takes are cut off at their end."""
+    """Run the pipeline. Texts that exceed the model's maximum length are truncated."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="labels-"), "labels")
@@ -37,7 +37,7 @@ def run(argv=None):
             pipeline
             | "Read" >> beam.io.ReadFromText(args.input or write_reviews())
             | "Strip" >> beam.Map(str.strip)
-            | "Leave out empty lines" >> beam.Filter(bool)
+            | "Drop empty lines" >> beam.Filter(bool)
             | "Classify" >> RunInference(handler, inference_args={"truncation": True})
             | "Format" >> beam.Map(as_json)
             | "Write" >> beam.io.WriteToText(output, ".jsonl", shard_name_template="")
@@ -46,7 +46,7 @@ def run(argv=None):
 
 
 def as_json(result):
-    """A line: the text, its label, and the probability of that."""
+    """Format the text, its label and its probability as a line of JSON."""
     return json.dumps(
         {
             "text": result.example,
@@ -58,7 +58,7 @@ def as_json(result):
 
 
 def write_reviews():
-    """Writes the held-out reviews as a file of lines; gives its path."""
+    """Write the held-out reviews to a text file and return its path."""
     path = os.path.join(tempfile.mkdtemp(prefix="reviews-"), "reviews.txt")
     reviews, _ = samples.held_out_reviews()
     with open(path, "w", encoding="utf-8") as file:
@@ -69,19 +69,19 @@ def write_reviews():
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--input", help="file of texts, one a line; by default short reviews"
+        "--input", help="text file, one text per line; default: short reviews"
     )
     parser.add_argument(
         "--output",
-        help="file to write, without its ending .jsonl; by default in a new folder",
+        help="output file without .jsonl; default: a temporary folder",
     )
     parser.add_argument(
         "--model",
-        help="directory or hub name of a model of texts, with its tokenizer",
+        help="directory or Hugging Face Hub name of a text classifier",
     )
     parser.add_argument(
         "--device",
-        help="CPU, GPU or a device of PyTorch; by default a GPU if there is one",
+        help="CPU, GPU or a PyTorch device; default: the GPU, if available",
     )
     return parser.parse_known_args(argv)
 

@@ -1,11 +1,12 @@
-"""Watches a model at work in a stream: how sure it was, minute by minute.
+"""Monitor the confidence of a model in a streaming pipeline, in fixed windows.
 
     python examples/windowed_streaming.py \\
         --input scans.csv --output certainty --model_path model.pickle --window 60
 
-A scanner reads digits. Each prediction keeps the time of its scan, so predictions fall
-into the minutes of their scans, and each minute has its file. Without arguments, a log
-of 797 scans is replayed; after half of them, the lens gets dirtier and dirtier.
+Each prediction keeps the event time of its element, so predictions are windowed by the
+time of their scan. The output has one file per window. Without arguments, the example
+replays a log of 797 scanned digits. The second half gets increasingly noisy, as if the
+lens of the scanner got dirty.
 """
 
 import argparse
@@ -29,7 +30,7 @@ COUNT_AND_MEAN = combiners.SingleInputTupleCombineFn(
 
 
 def run(argv=None):
-    """Runs the pipeline: scans, predictions, windows, and one line for each window."""
+    """Run the pipeline. The output has one line per window."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", "--streaming", *pipeline_args])
     output = args.output or tempfile.mkdtemp(prefix="certainty-")
@@ -41,7 +42,7 @@ def run(argv=None):
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
-            # Yours is a source that knows times, such as ReadFromPubSub.
+            # In production, read from a source with timestamps, such as ReadFromPubSub.
             | "Replay" >> PeriodicImpulse(data=scans, fire_interval=1 / args.rate)
             | "Predict" >> RunInference(handler)
             | "Certainty" >> beam.Map(lambda result: float(result.inference.max()))
@@ -56,28 +57,28 @@ def run(argv=None):
                 sink=lambda destination: fileio.TextSink(),
             )
         )
-    print(f"Start of window, scans, mean certainty: {output}/*.csv")
+    print(f"Window start, scans, mean certainty: {output}/*.csv")
 
 
 def probabilities(model, batch, inference_args=None):
-    """What the handler gives for each image: ten probabilities, in place of a digit."""
+    """Return ten class probabilities per image instead of a label."""
     return model.predict_proba(np.stack(batch))
 
 
 def as_line(count_and_mean, window=beam.DoFn.WindowParam):
-    """A line of CSV. The window is that of the scans: predictions keep their time."""
+    """Format the window start, the count and the mean as a line of CSV."""
     count, mean = count_and_mean
     return f"{window.start.to_rfc3339()},{count},{mean:.3f}"
 
 
 def read_scans(path):
-    """The rows of the log, each with its time: what the source of a stream gives."""
+    """Return the rows of the log with their timestamps, as a streaming source would."""
     table = np.loadtxt(path, delimiter=",", ndmin=2)
     return [(Timestamp(seconds), image) for seconds, *image in table]
 
 
 def write_scans():
-    """Writes the held-out digits as a log, one a second; gives its path."""
+    """Write the held-out digits as a log, one per second, and return its path."""
     images, _ = samples.held_out_digits()
     seconds = np.arange(len(images))
     noise = np.random.default_rng(0).normal(size=images.shape)
@@ -93,15 +94,16 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="text file, one scan a line: seconds since 1970, and 64 pixels (0 to 16), "
-        "by commas",
+        help="CSV file, one scan per line: Unix time, then 64 pixels (0 to 16)",
     )
-    parser.add_argument("--output", help="folder to write; by default a temporary one")
-    parser.add_argument("--model_path", help="scikit-learn classifier, a pickle file")
+    parser.add_argument("--output", help="output folder; default: a temporary folder")
+    parser.add_argument("--model_path", help="pickled scikit-learn classifier")
     parser.add_argument(
-        "--rate", type=float, default=200, help="scans replayed a second"
+        "--rate", type=float, default=200, help="scans replayed per second"
     )
-    parser.add_argument("--window", type=float, default=60, help="seconds of a window")
+    parser.add_argument(
+        "--window", type=float, default=60, help="window size in seconds"
+    )
     return parser.parse_known_args(argv)
 
 

@@ -1,10 +1,10 @@
-"""Adds a class and its probability to the rows of a CSV file, with an XGBoost model.
+"""Add a class and its probability to each row of a CSV file with an XGBoost model.
 
     python examples/xgboost_classification.py \\
-        --input tumours.csv --output classified.csv --model_path model.ubj
+        --input tumors.csv --output classified.csv --model_path model.ubj
 
-Without arguments it tells malignant tumours from benign ones, which the model was not
-trained on.
+Without arguments, the example trains a model and classifies held-out tumors as
+malignant or benign.
 """
 
 import argparse
@@ -24,17 +24,17 @@ COLUMNS = ["predicted", "probability"]
 
 
 def run(argv=None):
-    """Runs the pipeline; each row of the file travels as a data frame of one row."""
+    """Run the pipeline. Each row of the file becomes a one-row data frame."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     folder = tempfile.mkdtemp(prefix="classified-")
     if not args.model_path:
         train(folder)
-    path = args.input or os.path.join(folder, "tumours.csv")
+    path = args.input or os.path.join(folder, "tumors.csv")
     output = args.output or os.path.join(folder, "classified.csv")
     handler = XGBoostModelHandlerPandas(
         model_class=xgboost.Booster,
-        model_state=args.model_path or os.path.join(folder, "tumours.ubj"),
+        model_state=args.model_path or os.path.join(folder, "tumors.ubj"),
     )
     with FileSystems.open(path) as file:
         columns = list(pd.read_csv(file, nrows=0).columns)
@@ -54,7 +54,7 @@ def run(argv=None):
 
 
 def read_rows(path):
-    """The rows of a CSV file, each as a data frame of one row."""
+    """Yield each row of a CSV file as a one-row data frame."""
     with FileSystems.open(path) as file:
         for chunk in pd.read_csv(file, chunksize=10_000):
             for i in range(len(chunk)):
@@ -62,35 +62,35 @@ def read_rows(path):
 
 
 def as_line(result):
-    """A line of CSV: the row, its most probable class, and how probable that is."""
-    [said] = result.inference
-    chances = np.array([1 - said, said]) if np.ndim(said) == 0 else said
-    row = result.example.assign(predicted=chances.argmax(), probability=chances.max())
+    """Format a row, its most probable class and the probability as a line of CSV."""
+    [output] = result.inference  # the probability of class 1, or of each class
+    scores = np.array([1 - output, output]) if np.ndim(output) == 0 else output
+    row = result.example.assign(predicted=scores.argmax(), probability=scores.max())
     return row.to_csv(header=False, index=False).rstrip("\r\n")
 
 
 def train(folder):
-    """Writes a trained model to a folder, with the tumours it has not seen as CSV."""
+    """Write a trained model and the held-out tumors to a folder."""
     from sklearn.datasets import load_breast_cancer
     from sklearn.model_selection import train_test_split
 
-    tumours, kinds = load_breast_cancer(return_X_y=True, as_frame=True)
-    seen, unseen, kinds, _ = train_test_split(tumours, kinds, random_state=0)
+    tumors, labels = load_breast_cancer(return_X_y=True, as_frame=True)
+    train_rows, test_rows, labels, _ = train_test_split(tumors, labels, random_state=0)
     model = xgboost.XGBClassifier(n_estimators=30, n_jobs=1, random_state=0)
-    model.fit(seen, kinds).save_model(os.path.join(folder, "tumours.ubj"))
-    unseen.to_csv(os.path.join(folder, "tumours.csv"), index=False)
+    model.fit(train_rows, labels).save_model(os.path.join(folder, "tumors.ubj"))
+    test_rows.to_csv(os.path.join(folder, "tumors.csv"), index=False)
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--input", help="CSV file with the model's columns, in order")
     parser.add_argument(
-        "--output", help="CSV file to write; by default in a temporary folder"
+        "--output", help="output CSV file; default: in a temporary folder"
     )
-    parser.add_argument("--model_path", help="a classifier that save_model wrote")
+    parser.add_argument("--model_path", help="classifier saved with save_model")
     args, pipeline_args = parser.parse_known_args(argv)
     if bool(args.model_path) != bool(args.input):
-        parser.error("--input and --model_path belong together")
+        parser.error("Set --input and --model_path together.")
     return args, pipeline_args
 
 

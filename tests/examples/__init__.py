@@ -1,5 +1,4 @@
-"""What the example programs write, by default and from what they are given.
+"""Tests of the example programs, with their default inputs and with custom ones.
 
-They run in this process; the tests of their pages run each as a program of its own, from the shell and from
-the clipboard.
+The examples run in the test process. The documentation tests run each one from the shell.
 """

@@ -1,4 +1,4 @@
-"""How the tests run an example: its function ``run``, in this process."""
+"""Fixtures that import an example and call its `run` function."""
 
 import importlib.util
 import io
@@ -13,16 +13,16 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="session")
-def run_program(tmp_path_factory):
-    """Runs an example from an empty folder; gives what it printed."""
+def run_example(tmp_path_factory):
+    """Return a function that runs an example in an empty folder and returns its output."""
 
     def run(name, *arguments):
         folder, printed = tmp_path_factory.mktemp("empty"), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
             patch.chdir(folder)
             patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
-            imported(name, patch).run([str(argument) for argument in arguments])
-        assert not list(folder.iterdir()), "it left something in the folder it was started from"
+            import_example(name, patch).run([str(argument) for argument in arguments])
+        assert not list(folder.iterdir()), "the example left files in the working directory"
         return printed.getvalue()
 
     return run
@@ -30,11 +30,11 @@ def run_program(tmp_path_factory):
 
 @pytest.fixture
 def load_example(monkeypatch):
-    """Imports an example as a module, by its name, for this test."""
-    return lambda name: imported(name, monkeypatch)
+    """Return a function that imports an example by name."""
+    return lambda name: import_example(name, monkeypatch)
 
 
-def imported(name, patch):
+def import_example(name, patch):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     patch.setitem(sys.modules, name, module)

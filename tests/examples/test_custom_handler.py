@@ -1,4 +1,4 @@
-"""examples/custom_handler.py: names in texts, by rules."""
+"""Tests of examples/custom_handler.py."""
 
 import json
 import re
@@ -9,11 +9,11 @@ import pytest
 from runinference.testing import check_handler
 
 
-def test_by_default_it_finds_the_names_in_its_own_sentences(run_program):
-    printed = run_program("custom_handler")
+def test_finds_names_in_the_default_sentences(run_example):
+    printed = run_example("custom_handler")
     assert "3 names in 3 texts" in printed
     lines = Path(re.search(r"Names: (\S+\.jsonl)", printed)[1]).read_text().splitlines()
-    found = {said["text"].split()[0]: said["names"] for said in map(json.loads, lines)}
+    found = {line["text"].split()[0]: line["names"] for line in map(json.loads, lines)}
     assert found == {
         "Apache": [["Apache Beam", "PRODUCT"], ["2016", "YEAR"]],
         "She": [["new york", "PLACE"]],
@@ -21,7 +21,7 @@ def test_by_default_it_finds_the_names_in_its_own_sentences(run_program):
     }
 
 
-def test_it_takes_texts_rules_and_an_output(load_example, tmp_path):
+def test_accepts_texts_rules_and_an_output_path(load_example, tmp_path):
     (tmp_path / "texts.txt").write_text("A cat and a dog.\nA cow.\n")
     (tmp_path / "rules.jsonl").write_text('{"label": "PET", "pattern": "cat"}\n')
     load_example("custom_handler").run(
@@ -36,7 +36,7 @@ def test_it_takes_texts_rules_and_an_output(load_example, tmp_path):
     assert [json.loads(line)["names"] for line in lines] == [[["cat", "PET"]], []]
 
 
-def test_its_handler_keeps_its_promises(load_example, tmp_path):
+def test_handler_passes_the_conformance_checks(load_example, tmp_path):
     (tmp_path / "cats").write_text('{"label": "PET", "pattern": "cat"}\n')
     (tmp_path / "dogs").write_text('{"label": "PET", "pattern": "dog"}\n')
     report = check_handler(
@@ -48,6 +48,6 @@ def test_its_handler_keeps_its_promises(load_example, tmp_path):
     assert report.skipped == {}
 
 
-def test_missing_rules_are_named(load_example, tmp_path):
+def test_missing_rules_file_is_named_in_the_error(load_example, tmp_path):
     with pytest.raises(RuntimeError, match=r"FileNotFoundError: .*nowhere\.jsonl"):
         load_example("custom_handler").run(["--rules", str(tmp_path / "nowhere.jsonl")])

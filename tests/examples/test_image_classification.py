@@ -1,4 +1,4 @@
-"""examples/image_classification.py: a torchvision network over image files."""
+"""Tests of examples/image_classification.py."""
 
 import json
 import re
@@ -27,8 +27,8 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_by_default_it_reads_digits_from_files(run_program):
-    printed = run_program("image_classification")
+def test_classifies_digits_by_default(run_example):
+    printed = run_example("image_classification")
     path = re.search(r"Predictions: (\S+\.jsonl)", printed)[1]
     by_number = {
         int(re.search(r"(\d+)-shows", line["image"])[1]): line for line in read_lines(Path(path))
@@ -43,12 +43,12 @@ def test_by_default_it_reads_digits_from_files(run_program):
     model = shufflenet_v2_x0_5(num_classes=10).eval()
     model.load_state_dict(torch.load(samples.digits_shufflenet()))
     with torch.inference_mode():
-        plain = model(samples.digit_tensors(samples.held_out_digits()[0])).argmax(1).numpy()
-    # A PNG holds 256 shades and the digits have 17, so a rare close call may differ.
-    assert np.mean(predicted == plain) >= 0.995
+        expected = model(samples.digit_tensors(samples.held_out_digits()[0])).argmax(1).numpy()
+    # PNG files round the pixel values, so a prediction with a small margin may differ.
+    assert np.mean(predicted == expected) >= 0.995
 
 
-def test_it_takes_photographs_of_any_size_and_another_network(load_example, tmp_path):
+def test_accepts_images_of_any_size_and_another_network(load_example, tmp_path):
     from sklearn.datasets import load_sample_images
 
     for number, photo in enumerate(load_sample_images().images):
@@ -75,21 +75,21 @@ def test_it_takes_photographs_of_any_size_and_another_network(load_example, tmp_
     assert {line["image"] for line in lines} == {str(tmp_path / f"{n}.jpg") for n in range(2)}
     for line in lines:
         pixels = np.asarray(Image.open(line["image"]), dtype=np.float32) / 255
-        picture = torch.from_numpy((pixels - mean) / std).float().permute(2, 0, 1)[None]
-        small = torch.nn.functional.interpolate(picture, (96, 96), mode="bilinear", antialias=True)
+        image = torch.from_numpy((pixels - mean) / std).float().permute(2, 0, 1)[None]
+        small = torch.nn.functional.interpolate(image, (96, 96), mode="bilinear", antialias=True)
         with torch.inference_mode():
             probability, label = model(small)[0].softmax(0).max(0)
         assert line["label"] == int(label)
         assert line["probability"] == pytest.approx(float(probability), abs=1e-3)
 
 
-def test_a_missing_model_is_named(load_example, tmp_path):
+def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.pt")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.pt"):
         load_example("image_classification").run(["--model_state_dict_path", missing])
 
 
-def test_weights_of_another_network_are_refused(load_example):
+def test_weights_of_another_network_raise_an_error(load_example):
     with pytest.raises(ModelLoadError):
         load_example("image_classification").run(
             [
@@ -101,6 +101,6 @@ def test_weights_of_another_network_are_refused(load_example):
         )
 
 
-def test_no_image_is_an_error(load_example, tmp_path):
+def test_pattern_without_images_raises_an_error(load_example, tmp_path):
     with pytest.raises(BeamIOError, match="Empty match"):
         load_example("image_classification").run(["--input", str(tmp_path / "*.png")])

@@ -1,4 +1,4 @@
-"""examples/language_modeling.py: words for the blanks in sentences."""
+"""Tests of examples/language_modeling.py."""
 
 import json
 import re
@@ -11,8 +11,8 @@ def read_lines(path):
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
-def test_by_default_it_fills_blanks_about_days_and_animals(run_program):
-    printed = run_program("language_modeling")
+def test_fills_masks_in_the_default_sentences(run_example):
+    printed = run_example("language_modeling")
     lines = read_lines(re.search(r"Filled: (\S+\.jsonl)", printed)[1])
     expected = dict(zip(*samples.held_out_blanks(), strict=True))
     assert sorted(line["text"] for line in lines) == sorted(expected)
@@ -21,7 +21,9 @@ def test_by_default_it_fills_blanks_about_days_and_animals(run_program):
     assert all(len(line["blanks"][0]) == 3 for line in lines)
 
 
-def test_several_blanks_are_filled_and_lines_without_one_are_set_aside(load_example, tmp_path):
+def test_fills_several_masks_and_writes_lines_without_a_mask_to_the_dead_letter_file(
+    load_example, tmp_path
+):
     (tmp_path / "in.txt").write_text(
         "after monday comes [MASK]\n\nno blank here\na [MASK] is a young [MASK]\n"
     )

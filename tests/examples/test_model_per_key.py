@@ -1,4 +1,4 @@
-"""examples/model_per_key.py: a column of predictions, each by the model of its row's key."""
+"""Tests of examples/model_per_key.py."""
 
 import pickle
 import re
@@ -12,8 +12,8 @@ from runinference import samples
 from runinference.errors import UnknownKeyError
 
 
-def test_by_default_each_band_of_age_has_its_model(run_program):
-    printed = run_program("model_per_key")
+def test_uses_one_model_per_age_band_by_default(run_example):
+    printed = run_example("model_per_key")
     written = pd.read_csv(re.search(r"Predictions: (\S+\.csv)", printed)[1])
     patients, progression = samples.held_out_diabetes()
     assert list(written.columns) == ["age_band", *patients.columns, "prediction"]
@@ -31,7 +31,7 @@ def test_by_default_each_band_of_age_has_its_model(run_program):
 
 @pytest.fixture
 def cities(tmp_path):
-    """Rows of three cities; the model of each multiplies by another number."""
+    """Write rows of three cities and a model per city that multiplies by a different factor."""
     rows = pd.DataFrame({"city": ["oslo", "rome", "oslo", "0047"], "x": [1.0, 2.0, 3.0, 4.0]})
     rows.to_csv(tmp_path / "in.csv", index=False)
     for city, factor in [("oslo", 10), ("rome", 100), ("0047", 1000)]:
@@ -40,30 +40,30 @@ def cities(tmp_path):
     return tmp_path
 
 
-def arguments(folder, **others):
-    given = {
+def make_arguments(folder, **overrides):
+    values = {
         "input": folder / "in.csv",
         "output": folder / "out.csv",
         "models": folder / "*.pickle",
         "key": "city",
-        **others,
+        **overrides,
     }
-    return [f"--{name}={value}" for name, value in given.items()]
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
-def test_it_takes_a_table_a_key_and_a_folder_of_models(load_example, cities):
-    load_example("model_per_key").run([*arguments(cities, max_models=1), "--job_name=of-beam"])
+def test_accepts_a_table_a_key_column_and_a_folder_of_models(load_example, cities):
+    load_example("model_per_key").run([*make_arguments(cities, max_models=1), "--job_name=of-beam"])
     written = pd.read_csv(cities / "out.csv", dtype={"city": str}).sort_values("x")
     assert written.city.tolist() == ["oslo", "rome", "oslo", "0047"]
     np.testing.assert_allclose(written.prediction, [10, 200, 30, 4000])
 
 
-def test_a_key_without_a_model_is_named(load_example, cities):
+def test_key_without_a_model_is_named_in_the_error(load_example, cities):
     (cities / "rome.pickle").unlink()
     with pytest.raises(UnknownKeyError, match="'rome'"):
-        load_example("model_per_key").run(arguments(cities))
+        load_example("model_per_key").run(make_arguments(cities))
 
 
-def test_no_model_at_all_is_an_error(load_example, cities):
+def test_pattern_without_models_raises_an_error(load_example, cities):
     with pytest.raises(FileNotFoundError, match=r"\*\.onnx"):
-        load_example("model_per_key").run(arguments(cities, models=cities / "*.onnx"))
+        load_example("model_per_key").run(make_arguments(cities, models=cities / "*.onnx"))

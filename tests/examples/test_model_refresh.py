@@ -1,4 +1,4 @@
-"""examples/model_refresh.py: a stream whose model is replaced while it flows."""
+"""Tests of examples/model_refresh.py."""
 
 import json
 import re
@@ -21,8 +21,8 @@ def read_answers(pattern):
     return sorted(lines, key=lambda line: line["image"])
 
 
-def test_by_default_the_better_model_takes_over_while_digits_flow(run_program):
-    printed = run_program("model_refresh")
+def test_switches_to_the_better_model_while_streaming(run_example):
+    printed = run_example("model_refresh")
     answers = read_answers(re.search(r"seconds: (\S+)", printed)[1])
     _, labels = samples.held_out_digits()
     assert [answer["image"] for answer in answers] == list(range(len(labels)))
@@ -33,11 +33,11 @@ def test_by_default_the_better_model_takes_over_while_digits_flow(run_program):
     assert early >= 300
     assert late > 0
 
-    right = [answer["digit"] == label for answer, label in zip(answers, labels, strict=True)]
-    assert np.mean(right[:early]) < np.mean(right[early:])
+    correct = [answer["digit"] == label for answer, label in zip(answers, labels, strict=True)]
+    assert np.mean(correct[:early]) < np.mean(correct[early:])
 
 
-def test_it_takes_images_and_a_model_of_its_own(load_example, tmp_path):
+def test_accepts_images_and_a_model(load_example, tmp_path):
     images, _ = samples.held_out_digits()
     np.savetxt(tmp_path / "images.csv", images[:5], delimiter=",")
     load_example("model_refresh").run(
@@ -55,7 +55,7 @@ def test_it_takes_images_and_a_model_of_its_own(load_example, tmp_path):
     assert {answer["model"] for answer in answers} == {Path(samples.digits_classifier()).name}
 
 
-def test_a_missing_model_is_named(load_example, tmp_path):
+def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.pickle")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.pickle"):
         load_example("model_refresh").run(["--model_path", missing])

@@ -1,4 +1,4 @@
-"""examples/onnx_from_sklearn.py: the answers of an export, beside those of its original."""
+"""Tests of examples/onnx_from_sklearn.py."""
 
 import csv
 import pickle
@@ -16,8 +16,8 @@ def read(path):
         return sorted(csv.DictReader(file), key=lambda line: int(line["row"]))
 
 
-def test_by_default_both_say_the_same_of_all_wines(run_program):
-    printed = run_program("onnx_from_sklearn")
+def test_both_models_agree_on_all_wines(run_example):
+    printed = run_example("onnx_from_sklearn")
     lines = read(re.search(r"Answers: (\S+\.csv)", printed)[1])
     assert [int(line["row"]) for line in lines] == list(range(45))
     assert all(line["label"] == line["original_label"] for line in lines)
@@ -28,10 +28,10 @@ def test_by_default_both_say_the_same_of_all_wines(run_program):
     )
 
 
-def test_it_takes_two_models_and_finds_where_they_differ(load_example, tmp_path, capsys):
-    rows, kinds = load_iris(return_X_y=True)
-    original = DecisionTreeClassifier(random_state=0).fit(rows, kinds)
-    other = DecisionTreeClassifier(random_state=0, max_depth=1).fit(rows, kinds)
+def test_accepts_two_models_and_finds_differences(load_example, tmp_path, capsys):
+    rows, labels = load_iris(return_X_y=True)
+    original = DecisionTreeClassifier(random_state=0).fit(rows, labels)
+    other = DecisionTreeClassifier(random_state=0, max_depth=1).fit(rows, labels)
     (tmp_path / "original.pickle").write_bytes(pickle.dumps(original))
     exported = to_onnx(other, rows[:1].astype(np.float32), options={"zipmap": False})
     (tmp_path / "other.onnx").write_bytes(exported.SerializeToString())
@@ -46,13 +46,13 @@ def test_it_takes_two_models_and_finds_where_they_differ(load_example, tmp_path,
     )
     lines = read(tmp_path / "out.csv")
     same = [line["label"] == line["original_label"] for line in lines]
-    wanted = original.predict(rows) == other.predict(rows)
-    assert same == wanted.tolist()
+    expected = original.predict(rows) == other.predict(rows)
+    assert same == expected.tolist()
     assert not all(same)
     assert f"{sum(same)} of 150 labels are the same" in capsys.readouterr().out
 
 
-def test_one_model_without_the_other_is_refused(load_example, capsys):
+def test_one_model_without_the_other_raises_an_error(load_example, capsys):
     with pytest.raises(SystemExit):
         load_example("onnx_from_sklearn").run(["--model_path", "m.onnx"])
-    assert "belong together" in capsys.readouterr().err
+    assert "--original_path together" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""examples/quickstart.py: two models, one pipeline, a table of who is right."""
+"""Tests of examples/quickstart.py."""
 
 import pickle
 import re
@@ -13,18 +13,18 @@ from runinference.errors import ModelNotFoundError
 
 
 def read_answers(path):
-    """The lines of the output, in the order of images and noise."""
+    """Return the columns of the output, sorted by image and noise level."""
     lines = np.loadtxt(path, delimiter=",", dtype=int)
     return lines[np.lexsort(lines.T[::-1])].T
 
 
 @pytest.fixture(scope="module")
-def printed(run_program):
-    """What the program prints when it is given nothing."""
-    return run_program("quickstart")
+def printed(run_example):
+    """The output of the example without arguments."""
+    return run_example("quickstart")
 
 
-def test_by_default_it_asks_both_models_about_every_image_at_every_noise_level(printed):
+def test_classifies_every_image_at_every_noise_level_with_both_models(printed):
     number, level, a, b = read_answers(re.search(r"\S+answers\.csv", printed)[0])
     images, labels = samples.held_out_digits()
     assert len(number) == len(images) * 10
@@ -36,15 +36,15 @@ def test_by_default_it_asks_both_models_about_every_image_at_every_noise_level(p
     np.testing.assert_array_equal(a[clean], classifier.predict(images))
     np.testing.assert_array_equal(b[clean], forest.predict(images))
 
-    right_a, right_b = np.mean(a[clean] == labels), np.mean(b[clean] == labels)
-    assert right_a >= 0.92
-    assert right_b >= 0.94
+    accuracy_a, accuracy_b = np.mean(a[clean] == labels), np.mean(b[clean] == labels)
+    assert accuracy_a >= 0.92
+    assert accuracy_b >= 0.94
     noisiest = level == 9
-    assert 0.3 < np.mean(a[noisiest] == labels) < right_a
-    assert 0.3 < np.mean(b[noisiest] == labels) < right_b
+    assert 0.3 < np.mean(a[noisiest] == labels) < accuracy_a
+    assert 0.3 < np.mean(b[noisiest] == labels) < accuracy_b
 
 
-def test_it_prints_the_table_the_rate_and_three_digits(printed):
+def test_prints_the_table_the_throughput_and_three_digits(printed):
     number, level, a, b = read_answers(re.search(r"\S+answers\.csv", printed)[0])
     _, labels = samples.held_out_digits()
     for noise in range(10):
@@ -54,20 +54,20 @@ def test_it_prints_the_table_the_rate_and_three_digits(printed):
         )
         row = r"\s*│\s*".join([f"{noise} of 16", *(f"{share:.1%}" for share in shares)])
         assert re.search(row, printed)
-    assert re.search(r"15,940 answers in \d+\.\d s: [\d,]+ a second", printed)
+    assert re.search(r"15,940 predictions in \d+\.\d s: [\d,]+ per second", printed)
 
     drawn = re.findall(r"─ a (\d) ─", printed)
-    said = re.findall(r"─ A: (\d)  B: (\d) ─", printed)
+    predicted = re.findall(r"─ A: (\d)  B: (\d) ─", printed)
     assert len(drawn) == 3
     kinds = {
-        (truth == by_a, truth == by_b) for truth, (by_a, by_b) in zip(drawn, said, strict=True)
+        (truth == by_a, truth == by_b) for truth, (by_a, by_b) in zip(drawn, predicted, strict=True)
     }
     assert kinds == {(False, True), (True, False), (False, False)}
     assert re.search(r"[░▒▓█]{4}", printed)
-    assert "\x1b" not in printed, "control sequences belong to a terminal"
+    assert "\x1b" not in printed, "control sequences are for terminals only"
 
 
-def test_it_takes_images_output_and_models(load_example, tmp_path, capsys):
+def test_accepts_images_an_output_path_and_models(load_example, tmp_path, capsys):
     images, labels = samples.held_out_digits()
     np.savetxt(tmp_path / "images.txt", np.column_stack([labels, images])[:20], delimiter=",")
     always_seven = joblib.load(samples.digits_forest()).fit(images[:5], [7] * 5)
@@ -84,10 +84,10 @@ def test_it_takes_images_output_and_models(load_example, tmp_path, capsys):
     number, _, _, b = read_answers(tmp_path / "out.csv")
     assert len(number) == 200
     assert set(b) == {7}
-    assert "400 answers" in capsys.readouterr().out
+    assert "400 predictions" in capsys.readouterr().out
 
 
-def test_a_missing_model_is_named(load_example, tmp_path):
+def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.pickle")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.pickle"):
         load_example("quickstart").run(["--model_a", missing, "--output", str(tmp_path / "out")])

@@ -1,4 +1,4 @@
-"""examples/segmentation.py: a mask for each picture, and the share of each class."""
+"""Tests of examples/segmentation.py."""
 
 import json
 import re
@@ -26,25 +26,25 @@ def read_lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def test_by_default_it_finds_the_ink_on_the_photographs(run_program, load_example):
-    printed = run_program("segmentation")
+def test_finds_digits_on_photographs_by_default(run_example, load_example):
+    printed = run_example("segmentation")
     lines = read_lines(re.search(r"(\S+shares\.jsonl)", printed)[1])
     truth = [mask for _, mask in load_example("segmentation").held_out_scenes()]
     assert sorted(Path(line["image"]).stem for line in lines) == [
         f"scene-{number:02}" for number in range(len(truth))
     ]
-    both = either = 0
+    intersection = union = 0
     for line in lines:
         found = np.array(Image.open(line["mask"]))
         ink = truth[int(Path(line["mask"]).stem.removeprefix("scene-"))]
-        both += (found & ink).sum()
-        either += (found | ink).sum()
+        intersection += (found & ink).sum()
+        union += (found | ink).sum()
         assert line["shares"].get("1", 0) == pytest.approx(found.mean(), abs=1e-4)
         assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-3)
-    assert both / either > 0.7, "intersection over union"
+    assert intersection / union > 0.7, "intersection over union"
 
 
-def test_it_takes_photographs_of_any_size_and_a_network_of_torchvision(load_example, tmp_path):
+def test_accepts_images_of_any_size_and_a_torchvision_network(load_example, tmp_path):
     from sklearn.datasets import load_sample_images
 
     for number, photo in enumerate(load_sample_images().images):
@@ -67,8 +67,8 @@ def test_it_takes_photographs_of_any_size_and_a_network_of_torchvision(load_exam
     assert {line["image"] for line in lines} == {str(tmp_path / f"{n}.jpg") for n in range(2)}
     for line in lines:
         pixels = np.asarray(Image.open(line["image"]), dtype=np.float32) / 255
-        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        small = torch.nn.functional.interpolate(picture, (96, 96), mode="bilinear", antialias=True)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        small = torch.nn.functional.interpolate(image, (96, 96), mode="bilinear", antialias=True)
         with torch.inference_mode():
             classes = network.eval()(small)["out"][0].argmax(0).numpy()
         found = np.array(Image.open(line["mask"]))
@@ -76,20 +76,20 @@ def test_it_takes_photographs_of_any_size_and_a_network_of_torchvision(load_exam
         assert np.mean(found == classes) > 0.98
 
 
-def test_a_missing_model_is_named(load_example, tmp_path):
+def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.pt")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.pt"):
         load_example("segmentation").run(["--model_state_dict_path", missing])
 
 
-def test_weights_of_another_network_are_refused(load_example, tmp_path):
+def test_weights_of_another_network_raise_an_error(load_example, tmp_path):
     network = load_example("segmentation").make_network("small", num_classes=5)
     torch.save(network.state_dict(), tmp_path / "five.pt")
     with pytest.raises(ModelLoadError):
         load_example("segmentation").run(["--model_state_dict_path", str(tmp_path / "five.pt")])
 
 
-def test_no_picture_is_an_error(load_example, tmp_path):
+def test_pattern_without_images_raises_an_error(load_example, tmp_path):
     example = load_example("segmentation")
     torch.save(example.make_network("small", 2).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(BeamIOError, match="Empty match"):

@@ -1,4 +1,4 @@
-"""examples/sentence_search.py: the sentences that mean most nearly the same as a query."""
+"""Tests of examples/sentence_search.py."""
 
 import json
 import re
@@ -12,10 +12,10 @@ def read_lines(path):
     return {line["query"]: line["found"] for line in lines}
 
 
-def test_by_default_it_finds_what_was_meant(run_program, load_example):
-    printed = run_program("sentence_search")
+def test_finds_the_most_similar_sentences(run_example, load_example):
+    printed = run_example("sentence_search")
     found = read_lines(re.search(r"Found: (\S+\.jsonl)", printed)[1])
-    best = {query: [x["sentence"] for x in nearest] for query, nearest in found.items()}
+    best = {query: [x["sentence"] for x in matches] for query, matches in found.items()}
     assert {*best["pets at home"][:2]} == {
         "A kitten is asleep on the sofa.",
         "The dog barks at the postman.",
@@ -27,20 +27,20 @@ def test_by_default_it_finds_what_was_meant(run_program, load_example):
     assert best["my computer is broken"][0] == "My laptop does not start any more."
     assert best["weather forecast"][0] == "Heavy rain is expected in the mountains tonight."
     assert len(best) == 6
-    assert all(len(nearest) == 3 for nearest in best.values())
+    assert all(len(matches) == 3 for matches in best.values())
 
-    import sentence_transformers as library
+    import sentence_transformers
 
     example = load_example("sentence_search")
-    model = library.SentenceTransformer(example.default_model(), device="cpu")
-    for query, nearest in found.items():
-        sentences = [x["sentence"] for x in nearest]
+    model = sentence_transformers.SentenceTransformer(example.default_model(), device="cpu")
+    for query, matches in found.items():
+        sentences = [x["sentence"] for x in matches]
         [cosines] = model.similarity(model.encode([query]), model.encode(sentences)).tolist()
-        assert [x["cosine"] for x in nearest] == pytest.approx(cosines, abs=1e-3)
+        assert [x["cosine"] for x in matches] == pytest.approx(cosines, abs=1e-3)
         assert cosines == sorted(cosines, reverse=True)
 
 
-def test_it_searches_files_of_ones_own(load_example, tmp_path):
+def test_searches_custom_files(load_example, tmp_path):
     (tmp_path / "sentences.txt").write_text("A cat sleeps.\n\nTaxes are due.\n")
     (tmp_path / "queries.txt").write_text("kitten\n")
     load_example("sentence_search").run(
@@ -52,5 +52,5 @@ def test_it_searches_files_of_ones_own(load_example, tmp_path):
             "--job_name=passed-through-to-beam",
         ]
     )
-    [nearest] = read_lines(tmp_path / "found.jsonl").values()
-    assert [x["sentence"] for x in nearest] == ["A cat sleeps.", "Taxes are due."]
+    [matches] = read_lines(tmp_path / "found.jsonl").values()
+    assert [x["sentence"] for x in matches] == ["A cat sleeps.", "Taxes are due."]

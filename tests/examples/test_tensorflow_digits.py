@@ -1,4 +1,4 @@
-"""examples/tensorflow_digits.py: handwritten digits, read with Keras."""
+"""Tests of examples/tensorflow_digits.py."""
 
 import importlib
 import re
@@ -12,21 +12,21 @@ from runinference.errors import ModelNotFoundError
 pytestmark = pytest.mark.xdist_group("tensorflow")
 
 
-def test_by_default_it_reads_the_held_out_digits(run_program):
-    printed = run_program("tensorflow_digits")
-    truth, read = np.loadtxt(
+def test_classifies_the_held_out_digits_by_default(run_example):
+    printed = run_example("tensorflow_digits")
+    truth, predicted = np.loadtxt(
         re.search(r"Predictions: (\S+\.csv)", printed)[1], delimiter=",", dtype=int
     ).T
     _, labels = samples.held_out_digits()
     assert sorted(truth) == sorted(labels)
-    assert np.mean(truth == read) > 0.9
-    assert f"{np.mean(truth == read):.1%} of 797 were read as their number" in printed
+    assert np.mean(truth == predicted) > 0.9
+    assert f"Accuracy: {np.mean(truth == predicted):.1%} of 797 digits" in printed
 
 
-def test_it_takes_lines_an_output_and_a_saved_model(load_example, tmp_path, capsys):
+def test_accepts_images_an_output_path_and_a_saved_model(load_example, tmp_path, capsys):
     keras = importlib.import_module("keras")
     layers = [keras.Input((64,)), keras.layers.Dense(10, use_bias=False)]
-    brightest = keras.Sequential(layers)  # of the first ten pixels
+    brightest = keras.Sequential(layers)  # predicts the brightest of the first ten pixels
     brightest.set_weights([np.eye(64, 10)])
     brightest.export(tmp_path / "model", verbose=False)
     np.savetxt(tmp_path / "in.csv", [[7, *np.eye(64)[3] * 16]], fmt="%d", delimiter=",")
@@ -39,10 +39,10 @@ def test_it_takes_lines_an_output_and_a_saved_model(load_example, tmp_path, caps
         ]
     )
     assert (tmp_path / "out.csv").read_text() == "7,3\n"
-    assert "0.0% of 1 were read" in capsys.readouterr().out
+    assert "Accuracy: 0.0% of 1 digits" in capsys.readouterr().out
 
 
-def test_a_missing_model_is_named(load_example, tmp_path):
+def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.keras")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.keras"):
         load_example("tensorflow_digits").run(["--model_path", missing])

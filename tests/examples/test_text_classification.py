@@ -1,4 +1,4 @@
-"""examples/text_classification.py: a Hugging Face pipeline over the lines of a file."""
+"""Tests of examples/text_classification.py."""
 
 import json
 import re
@@ -14,18 +14,18 @@ def read_lines(path):
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
-def test_by_default_it_judges_reviews(run_program):
-    printed = run_program("text_classification")
+def test_classifies_reviews_by_default(run_example):
+    printed = run_example("text_classification")
     lines = read_lines(re.search(r"Labels: (\S+\.jsonl)", printed)[1])
-    texts, signs = samples.held_out_reviews()
+    texts, labels = samples.held_out_reviews()
     assert sorted(line["text"] for line in lines) == sorted(texts)
-    expected = dict(zip(texts, signs, strict=True))
-    right = sum(line["label"] == expected[line["text"]] for line in lines)
-    assert right / len(lines) >= 0.97
+    expected = dict(zip(texts, labels, strict=True))
+    correct = sum(line["label"] == expected[line["text"]] for line in lines)
+    assert correct / len(lines) >= 0.97
     assert all(0.5 <= line["probability"] <= 1 for line in lines)
 
 
-def test_it_reads_any_file_of_lines(load_example, tmp_path):
+def test_classifies_the_lines_of_a_file(load_example, tmp_path):
     (tmp_path / "reviews.txt").write_text("I loved the café!\n\n  a dull film\n" + "good " * 300)
     load_example("text_classification").run(
         [
@@ -38,10 +38,10 @@ def test_it_reads_any_file_of_lines(load_example, tmp_path):
     found = {line["text"]: line["label"] for line in read_lines(tmp_path / "labels.jsonl")}
     assert found.pop("I loved the café!") == "POSITIVE"
     assert found.pop("a dull film") == "NEGATIVE"
-    assert len(found) == 1, "a text longer than the model takes is cut off"
+    assert len(found) == 1, "a text that exceeds the maximum length is truncated"
 
 
-def test_a_missing_model_and_one_for_another_task_are_told(load_example, tmp_path):
+def test_missing_model_and_model_for_another_task_raise_an_error(load_example, tmp_path):
     run = load_example("text_classification").run
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         run(["--model", str(tmp_path / "nowhere")])

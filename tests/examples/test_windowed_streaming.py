@@ -1,4 +1,4 @@
-"""examples/windowed_streaming.py: how sure a model was, minute by minute of event time."""
+"""Tests of examples/windowed_streaming.py."""
 
 import csv
 import pickle
@@ -17,8 +17,8 @@ def read_windows(folder):
     return [(start, int(count), float(mean)) for start, count, mean in sorted(rows)]
 
 
-def test_by_default_each_minute_of_the_log_has_its_line(run_program):
-    printed = run_program("windowed_streaming", "--rate", 400)
+def test_writes_one_line_per_minute_of_event_time(run_example):
+    printed = run_example("windowed_streaming", "--rate", 400)
     windows = read_windows(re.search(r"certainty: (\S+)/\*\.csv", printed)[1])
     starts, counts, means = zip(*windows, strict=True)
     assert starts == tuple(f"2026-11-02T08:{minute:02}:00Z" for minute in range(14))
@@ -27,12 +27,12 @@ def test_by_default_each_minute_of_the_log_has_its_line(run_program):
     images, _ = samples.held_out_digits()
     model = pickle.loads(Path(samples.digits_classifier()).read_bytes())
     certainty = model.predict_proba(images).max(1)
-    for minute in range(6):  # before the lens gets dirty
+    for minute in range(6):  # before noise is added
         assert means[minute] == pytest.approx(certainty[60 * minute :][:60].mean(), abs=1e-3)
     assert max(means[-3:]) < min(means[:6])
 
 
-def test_it_takes_a_log_a_folder_a_model_and_the_length_of_a_window(load_example, tmp_path):
+def test_accepts_a_log_an_output_folder_a_model_and_a_window_size(load_example, tmp_path):
     images, _ = samples.held_out_digits()
     seconds = [5, 11, 12, 13, 31]
     np.savetxt(tmp_path / "scans.csv", np.column_stack([seconds, images[:5]]), delimiter=",")
@@ -53,7 +53,7 @@ def test_it_takes_a_log_a_folder_a_model_and_the_length_of_a_window(load_example
     ]
 
 
-def test_a_missing_model_is_named(load_example, tmp_path):
+def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.pickle")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.pickle"):
         load_example("windowed_streaming").run(["--model_path", missing])
