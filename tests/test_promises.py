@@ -49,8 +49,8 @@ from runinference.xgboost_inference import (
     XGBoostModelHandlerPandas,
     XGBoostModelHandlerSciPy,
 )
-from test_huggingface_inference import TEXTS, bert, saved
 from test_onnx_inference import arithmetic, written
+from tiny_transformers import TEXTS, bert, saved
 
 FOUR = np.array([[0.0, 1.0], [5.0, 2.0], [1.0, 7.0], [3.0, 3.0]], np.float32)
 NAMES = ["width", "height"]

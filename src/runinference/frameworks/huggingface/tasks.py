@@ -1,8 +1,7 @@
-"""Which tasks have a pipeline; and what stands in for those that Transformers 5 has no more."""
+"""The tasks of Transformers pipelines, and replacements for those that Transformers 5 removed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 
 from runinference.errors import OptionError, suggest
@@ -12,10 +11,9 @@ transformers = need("transformers", extra="transformers")
 
 
 class PipelineTask(str, Enum):
-    """The tasks of pipelines, by the names of Beam; any other task can be given as a string.
+    """The tasks of pipelines, by Beam's names. Pass any other task as a string.
 
-    A task is its string: ``PipelineTask.TextClassification`` is ``"text-classification"``, and
-    ``PipelineTask("fill-mask")`` is ``PipelineTask.FillMask``. ``list(PipelineTask)`` has them all.
+    Each member equals its string: ``PipelineTask.TextClassification == "text-classification"``.
     """
 
     AudioClassification = "audio-classification"
@@ -51,44 +49,40 @@ class PipelineTask(str, Enum):
     Translation_XX_to_YY = "translation_XX_to_YY"
 
 
-def refuse_unknown(task: str) -> None:
-    """Does nothing for a task of the installed version, or for none.
-
-    Raises:
-        OptionError: There is no such task; or it left with Transformers 5, and this helps instead.
-    """
-    if not task:
+def check_task(task: str) -> None:
+    """Raise `OptionError` if the installed version of Transformers has no pipeline for a task."""
+    known: list[str] = transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks()
+    family = "translation" if task.startswith("translation_") else task
+    if not task or task in known or family in known:
         return
-    registry: Callable[[], list[str]] = transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks
-    known = [*registry(), "translation"] if "translation" in registry() else registry()
-    if task in known or (task.startswith("translation_") and "translation" in known):
-        return
-    version = transformers.__version__
-    if task in _LEFT or task.startswith("translation_"):
-        cure = f"It left with Transformers 5: install transformers<5, or {_LEFT.get(task, _TRANSLATE)}."
+    if family in _REMOVED_TASKS:
+        hint = (
+            "Transformers 5 removed it. To fix this, install transformers<5, or "
+            f"{_REMOVED_TASKS[family]}."
+        )
     else:
-        cure = f"{suggest(task, known).strip()} Known are: {', '.join(known)}."
-    raise OptionError(f"Transformers {version} has no pipeline for the task {task!r}. {cure}")
+        hint = f"{suggest(task, known).strip()} Known tasks are: {', '.join(known)}."
+    raise OptionError(
+        f"Transformers {transformers.__version__} has no pipeline for the task {task!r}. {hint}"
+    )
 
 
-_TRANSLATE = (
+_USE_SEQ2SEQ = (
     "run the model itself: HuggingFaceModelHandlerText(model_uri, AutoModelForSeq2SeqLM, "
     "method='generate')"
 )
-_ANSWER = (
-    "run the model itself on pairs of question and context: "
-    "HuggingFaceModelHandlerText(model_uri, AutoModelForQuestionAnswering)"
-)
-_LOOK = "take the task image-text-to-text"
-#: Tasks that Transformers 4 has and 5 has not, and what to do instead.
-_LEFT = {
-    "translation": _TRANSLATE,
-    "translation_XX_to_YY": _TRANSLATE,
-    "summarization": _TRANSLATE,
-    "text2text-generation": _TRANSLATE,
-    "question-answering": _ANSWER,
-    "image-to-text": _LOOK,
-    "visual-question-answering": _LOOK,
-    "vqa": _LOOK,
-    "conversational": "take the task text-generation, whose elements may be lists of messages",
+_USE_IMAGE_TEXT = "use the task image-text-to-text"
+#: The tasks that Transformers 5 removed, and what to use instead.
+_REMOVED_TASKS = {
+    "translation": _USE_SEQ2SEQ,
+    "summarization": _USE_SEQ2SEQ,
+    "text2text-generation": _USE_SEQ2SEQ,
+    "question-answering": (
+        "run the model itself on pairs of question and context: "
+        "HuggingFaceModelHandlerText(model_uri, AutoModelForQuestionAnswering)"
+    ),
+    "image-to-text": _USE_IMAGE_TEXT,
+    "visual-question-answering": _USE_IMAGE_TEXT,
+    "vqa": _USE_IMAGE_TEXT,
+    "conversational": "use the task text-generation, whose elements may be lists of messages",
 }

@@ -1,4 +1,4 @@
-"""How texts become tensors: by the tokenizer of the model."""
+"""Tokenize batches of texts."""
 
 from __future__ import annotations
 
@@ -9,43 +9,38 @@ from typing import Any, Literal
 from runinference.collate.padding import Padding
 from runinference.errors import ElementError, ModelLoadError, OptionError
 from runinference.extras import need
-from runinference.frameworks.huggingface.loading import explained
+from runinference.frameworks.huggingface.loading import explain_load_errors
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
 
 
 def load_tokenizer(uri: str, load_tokenizer_args: Mapping[str, Any], option: str) -> Any:
-    """The tokenizer of a model, with a token to pad with.
-
-    Raises:
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the hub.
-        ModelLoadError: It holds no tokenizer.
-    """
+    """Load a tokenizer that can pad."""
     args = {"trust_remote_code": False, **load_tokenizer_args}
-    with explained(uri, option, "AutoTokenizer"):
+    with explain_load_errors(uri, option, "AutoTokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(uri, **args)
-    return ready_for_batches(tokenizer, uri, option)
+    return prepare_tokenizer(tokenizer, uri, option)
 
 
-def ready_for_batches(tokenizer: Any, uri: str, option: str) -> Any:
-    """The tokenizer; if it has no token to pad with, it takes the one that ends a text. Masks hide it.
+def prepare_tokenizer(tokenizer: Any, uri: str, option: str) -> Any:
+    """Set a padding token if the tokenizer has none. The attention mask hides it.
 
     Raises:
-        ModelLoadError: It knows no words: Transformers 5 makes such a one where the files are missing.
+        ModelLoadError: The vocabulary is empty, because the model has no tokenizer files (Transformers 5).
     """
     if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
         raise ModelLoadError(
-            f"{uri!r} ({option}) has no files of a tokenizer, and every text would be unknown words. Save it to "
-            "the directory of the model: tokenizer.save_pretrained(path)."
+            f"{uri!r} ({option}) has no tokenizer files, so every word would be unknown. To fix this, save the "
+            "tokenizer to the model's directory: tokenizer.save_pretrained(path)."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
-class Tokens:
-    """Makes tensors of texts; one thread at a time, because tokenizers keep how to truncate in themselves."""
+class BatchTokenizer:
+    """Convert texts to token IDs and back; serializes calls, because tokenizers store truncation settings."""
 
     def __init__(self, tokenizer: Any, args: dict[str, Any]) -> None:
         self.tokenizer = tokenizer
@@ -55,24 +50,24 @@ class Tokens:
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
-        """For each text or pair of texts, its tensors of shape (tokens,), int64.
+        """Return the int64 tensors of shape (tokens,) of each text or pair of texts, by name.
 
         Raises:
             ElementError: An element is neither a text nor a pair of texts.
         """
         _check_texts(texts)
         with self._lock:
-            encoded = self.tokenizer([self._prepared(text) for text in texts], **self.args)
+            encoded = self.tokenizer([self._prepare(text) for text in texts], **self.args)
         columns = {key: list(map(torch.tensor, rows)) for key, rows in encoded.items()}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def decode(self, rows: Sequence[Any]) -> list[str]:
-        """The texts that tokens stand for."""
+        """Return the text of each row of token IDs."""
         with self._lock:
             return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
     def padding(self, side: Literal["right", "left"], unpad: bool) -> Padding:
-        """How examples of this tokenizer become one batch."""
+        """Return the padding for tensors that this tokenizer encodes."""
         pad = self.tokenizer.pad_token_id
         value = {
             "input_ids": 0 if pad is None else pad,
@@ -82,35 +77,29 @@ class Tokens:
         }
         return Padding(value, mask="attention_mask", side=side, unpad=unpad)
 
-    def _prepared(self, text: Any) -> Any:
+    def _prepare(self, text: Any) -> Any:
         if isinstance(text, str):
             text = self.prompt + text
             return text.lower() if self.lower else text
         return tuple(text)
 
 
-def checked(tokenizer_args: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of a tokenizer's call.
-
-    Raises:
-        OptionError: One of them keeps it from giving one row for each text.
-    """
+def check_tokenizer_args(tokenizer_args: Mapping[str, Any]) -> None:
+    """Raise `OptionError` if keywords of the tokenizer's call would not give one row for each text."""
     for name in ("return_tensors", "return_overflowing_tokens"):
         if tokenizer_args.get(name):
             raise OptionError(
-                f"tokenizer_args must not have {name!r}: each text must become one row, and batches are made "
-                "after that."
+                f"tokenizer_args must not have {name!r}: each text must become one row, which the handler then "
+                "batches. To fix this, leave it out."
             )
-    return tokenizer_args
 
 
 def _check_texts(texts: Sequence[Any]) -> None:
     for index, text in enumerate(texts):
-        pair = isinstance(text, (tuple, list)) and len(text) == 2
-        if not isinstance(text, str) and not (pair and all(isinstance(t, str) for t in text)):
-            kind = type(text).__name__
+        is_pair = isinstance(text, (tuple, list)) and len(text) == 2
+        if not isinstance(text, str) and not (is_pair and all(isinstance(t, str) for t in text)):
             raise ElementError(
-                f"Element {index} of the batch is of type {kind}, and must be a text or a pair of texts. Take the "
-                "text out of it before, with_preprocess_fn, or wrap the handler in KeyedModelHandler if elements "
-                "are (key, text)."
+                f"Element {index} of the batch is of type {type(text).__name__}, but must be a text or a pair of "
+                "texts. To fix this, extract the text with with_preprocess_fn, or wrap the handler in "
+                "KeyedModelHandler if elements are (key, text)."
             )

@@ -52,15 +52,9 @@ class ExportedModule(torch.nn.Module):  # type: ignore[misc, name-defined]
 def load_exported_program(
     path: str, device: Any, load_model_args: Mapping[str, Any], sha256: str | None = None
 ) -> ExportedModule:
-    """Load a file that ``torch.export.save`` wrote.
+    """Load a file that ``torch.export.save`` wrote, and move the program to a device.
 
     Such a file may hold pickled objects, and loading it may run code. Load only files that you trust.
-
-    Args:
-        path: The path of the file.
-        device: The device that the program runs on.
-        load_model_args: Keywords for ``torch.export.load``.
-        sha256: The expected SHA-256 digest of the file.
 
     Raises:
         ModelNotFoundError: The file doesn't exist.

@@ -21,17 +21,9 @@ def load_weights(
     load_model_args: Mapping[str, Any],
     sha256: str | None = None,
 ) -> Any:
-    """Create a module and load its weights from a file.
+    """Create a module and load its weights from a file of ``torch.save`` or safetensors.
 
-    Args:
-        path: The path of a file that ``torch.save`` wrote, or of a safetensors file.
-        model_class: The class or function that creates the module.
-        model_params: Keywords for ``model_class``.
-        load_model_args: Keywords for ``torch.load``.
-        sha256: The expected SHA-256 digest of the file.
-
-    Returns:
-        The module in evaluation mode, without gradients.
+    The module is in evaluation mode, and its weights need no gradients.
 
     Raises:
         ModelNotFoundError: The file doesn't exist.
@@ -55,13 +47,7 @@ def load_weights(
 def load_torch_script(
     path: str, device: Any, load_model_args: Mapping[str, Any], sha256: str | None = None
 ) -> Any:
-    """Load a TorchScript module, in evaluation mode.
-
-    Args:
-        path: The path of the file.
-        device: The device that the weights are loaded to.
-        load_model_args: Keywords for ``torch.jit.load``.
-        sha256: The expected SHA-256 digest of the file.
+    """Load a TorchScript module on a device, in evaluation mode.
 
     Raises:
         ModelNotFoundError: The file doesn't exist.

@@ -1,0 +1,72 @@
+"""The base of the handlers that load a model with ``from_pretrained``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from typing_extensions import Unpack
+
+from runinference.errors import OptionError
+from runinference.frameworks.huggingface.loading import load_pretrained
+from runinference.frameworks.torch.devices import get_model_device, parse_device, resolve_device
+from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.options import HandlerOptions, accepts
+from runinference.results import PredictionResult
+
+
+class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
+    """Loads a model of a Transformers class on a PyTorch device."""
+
+    @accepts(HandlerOptions)
+    def __init__(
+        self,
+        model_uri: str,
+        model_class: Any,
+        device: Any,
+        load_model_args: dict[str, Any] | None,
+        **options: Unpack[HandlerOptions],
+    ) -> None:
+        super().__init__(**options)
+        if not isinstance(model_uri, str) or not model_uri:
+            raise OptionError(
+                "model_uri must be a directory that save_pretrained wrote, or the name of a model on the Hub, but "
+                f"is {model_uri!r}."
+            )
+        if not callable(getattr(model_class, "from_pretrained", None)):
+            raise OptionError(
+                "model_class must be a Transformers class, such as transformers.AutoModel, but is "
+                f"{model_class!r}, which has no from_pretrained."
+            )
+        parse_device(device)
+        self._model_uri = model_uri
+        self._model_class = model_class
+        self._device = device
+        self._model_config_args = load_model_args or {}
+
+    def load_model(self) -> Any:
+        """Load the model on its device, in evaluation mode.
+
+        Raises:
+            ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
+            ModelLoadError: The class can't load the model, or the model lacks weights that the class needs.
+        """
+        device = resolve_device(parse_device(self._device))
+        return load_pretrained(self._model_uri, self._model_class, self._model_config_args, device)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._model_uri = model_path or self._model_uri
+
+    def may_join_threads(self) -> bool:
+        return True
+
+    def _get_device(self, model: Any) -> Any:
+        return get_model_device(model, parse_device(self._device))
+
+
+def no_cache_args(model: Any) -> dict[str, Any]:
+    """Return the keyword that keeps a model from returning its key-value cache, if it has one."""
+    forward = getattr(model, "forward", None)
+    if forward is None or "use_cache" not in inspect.signature(forward).parameters:
+        return {}
+    return {"use_cache": False}

