@@ -120,7 +120,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     def validate_whole_results(self) -> None:
         raise OptionError(
             f"{type(self).__name__} pads texts and splits their results, so it does not support "
-            "whole_results=True. To fix this, leave it out, or pass token IDs of one length to "
+            "whole_results=True. To fix this, leave whole_results out, or pass token IDs of one length to "
             "HuggingFaceModelHandlerKeyedTensor."
         )
 
