@@ -1,4 +1,4 @@
-# Everything there is to do, on a machine with Python 3.10 or later, make and a package index.
+# All development commands. They need Python 3.10 or later, make, and a package index.
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,\
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.version_info >= (3, 10) and print("$(p)")' 2>/dev/null)))
@@ -8,14 +8,14 @@ BIN := $(VENV)/bin
 PAGES := $(PAGE)
 WORKERS ?= 3
 
-# Hundreds of programs import the same packages: what the first one compiled, the others read.
+# Keep compiled bytecode, because the tests run hundreds of programs that import the same packages.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Once the full environment is there, it serves for everything: no target ever takes from another.
+# The demo uses the full environment if it exists, so that no target removes packages of another.
 FULL := $(VENV)/.full
 DEMO := $(if $(wildcard $(FULL)),$(FULL),$(VENV)/.demo)
 DOCS := $(THREADS) PYTHONPATH=tests $(BIN)/python -m
-# One thread for each library: tests run side by side, and threads that contend are slower than one.
+# One thread for each library, because parallel tests with many threads are slower.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(THREADS) $(BIN)/python -m pytest
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
@@ -26,14 +26,14 @@ say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 	serve bench bench-pages format lock clean
 .DEFAULT_GOAL := help
 
-help: ## say what there is to do
+help: ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(DEMO) ## classify handwritten digits with two models, in one pipeline
+demo: $(DEMO) ## classify handwritten digits with two models in one pipeline
 	$(call say,examples/quickstart.py)
 	@$(BIN)/python examples/quickstart.py
 
-test: format-check lint browser ## everything that must hold before a commit
+test: format-check lint browser ## run all checks and tests; required before each commit
 	@$(MAKE) --no-print-directory --jobs 2 types whole
 
 whole: $(FULL)
@@ -42,7 +42,7 @@ whole: $(FULL)
 
 format-check: $(FULL)
 	$(call say,format)
-	@$(BIN)/ruff format --check --quiet . || { echo "make format mends it"; exit 1; }
+	@$(BIN)/ruff format --check --quiet . || { echo "To fix this, run make format."; exit 1; }
 
 lint: $(FULL)
 	$(call say,lint)
@@ -52,79 +52,79 @@ types: $(FULL)
 	$(call say,types)
 	@$(BIN)/python -m mypy
 
-unit: $(FULL) ## the unit tests alone
+unit: $(FULL) ## run the unit tests only
 	$(call say,unit tests)
 	@$(PYTEST) --numprocesses $(WORKERS) --quiet --ignore tests/docs
 
-CHOSEN = $(if $(FRESH),,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
+SELECTION = $(if $(FRESH),,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
 
-fuzz: $(FULL) ## 10,000 random pipelines against a plain loop
+fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop
 	$(call say,random pipelines)
 	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --numprocesses $(WORKERS) --quiet tests/test_random_pipelines.py
 
-docs-test: $(FULL) ## run the blocks of the pages (PAGE=docs/why.md; CHANGED=1: against main; FRESH=1)
+docs-test: $(FULL) ## run the code on pages (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: run all code again)
 	$(call say,doc tests)
-	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(CHOSEN) \
+	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(SELECTION) \
 		tests/docs/test_pages.py tests/docs/test_notebooks.py
 
-site-test: $(FULL) ## look at the site in a browser (PAGE=docs/why.md; CHANGED=1: against main; FRESH=1)
+site-test: $(FULL) ## test the site in a browser (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: run all code again)
 	$(call say,tests of the site)
-	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(CHOSEN) tests/docs/test_site.py
+	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(SELECTION) tests/docs/test_site.py
 
-docs-update: $(FULL) ## rewrite the outputs that the pages show (PAGE=docs/why.md: that one shows)
-	$(call say,outputs of the pages)
+docs-update: $(FULL) ## update the outputs on pages (PAGE=docs/why.md: one page)
+	$(call say,outputs on pages)
 	@$(DOCS) docs.gallery
 	@$(DOCS) docs.update $(PAGES)
 
-docs-format: $(FULL) ## format the code that the pages show
-	$(call say,code of the pages)
+docs-format: $(FULL) ## format the code on pages (PAGE=docs/why.md: one page)
+	$(call say,code on pages)
 	@$(DOCS) docs.update --format $(PAGES)
 
-site: $(FULL) ## build the site, strictly, into site/
+site: $(FULL) ## build the site into site/, with warnings as errors
 	$(call say,site)
 	@$(SITE) build --strict
 
 browser: $(FULL)
-	$(call say,a browser for the tests of the site)
+	$(call say,browser for the tests of the site)
 	@$(DOCS) docs.browser
 
-serve: $(FULL) ## the site on localhost, live
+serve: $(FULL) ## serve the site on localhost with live reload
 	@$(SITE) serve --livereload --dirty $(if $(ADDRESS),--dev-addr $(ADDRESS))
 
-bench: $(FULL) ## measure against the bare loop, the bare pipeline and Beam (ONLY="W3 W4": these workloads)
+bench: $(FULL) ## run the benchmarks (ONLY="W3 W4": these workloads)
 	$(call say,benchmarks)
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks --json $(BENCHMARKS) $(addprefix --workload ,$(ONLY))
 	@$(MAKE) --no-print-directory bench-pages
 
-bench-pages: $(FULL) ## draw the tables and plots of the performance page from what was measured
+bench-pages: $(FULL) ## update the tables and plots of the performance page from the saved measurements
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.pages
 
-format: $(FULL) ## format and mend the code
+format: $(FULL) ## format the code, and apply the automatic fixes of ruff
 	$(call say,format)
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix --quiet .
 
 LOCK := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header \
 	pyproject.toml
-lock: $(FULL) ## compile the pins of requirements/ anew
-	$(call say,pins)
+lock: $(FULL) ## update the pinned versions in requirements/
+	$(call say,pinned versions)
 	@$(LOCK) --extra all --extra docs --extra test --output-file requirements/full.txt
 	@$(LOCK) --extra sklearn --constraint requirements/full.txt --output-file requirements/demo.txt
 
-clean: ## remove what was made, except the environment
+clean: ## remove all generated files except the environment
 	rm -rf site build dist .cache .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or later with venv was found." \
-		"Install one (say, apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python"; exit 1; }
+		"Install it (for example, apt-get install python3 python3-venv), or run make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old:" \
-		"Python 3.10 or later is needed. Name another one: make PYTHON=python3.12"; exit 1; }
-	$(call say,$(VENV): a new environment of $(PYTHON))
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make an environment." \
-		"On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+		"Python 3.10 or later is required. To use another interpreter, run make PYTHON=python3.12"; exit 1; }
+	$(call say,$(VENV): new environment with $(PYTHON))
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) can't create a virtual environment." \
+		"On Debian or Ubuntu, run apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.demo $(VENV)/.full: $(VENV)/.%: $(VENV)/pyvenv.cfg requirements/%.txt pyproject.toml
-	$(call say,$(VENV): the pinned packages of requirements/$*.txt)
+	$(call say,$(VENV): packages of requirements/$*.txt)
 	@$(BIN)/python requirements/install.py $*
 	@touch $@

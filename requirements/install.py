@@ -1,9 +1,9 @@
-"""Install pinned requirements, and the project itself, into the environment that runs this file.
+"""Install the pinned requirements and this project into the environment that runs this file.
 
     .venv/bin/python requirements/install.py demo|full
 
-uv does it, because it takes seconds where pip takes minutes; what the user told pip (which index, which
-certificates) is passed on to it.
+Uses uv, which takes seconds where pip takes minutes. The user's pip settings (index, certificates) are passed
+to uv.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-MEANS_THE_SAME = {
+UV_VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
@@ -23,35 +23,38 @@ MEANS_THE_SAME = {
 }
 
 
-def pip(*arguments: str) -> str:
-    """What pip of this environment answers."""
+def run_pip(*arguments: str) -> str:
+    """Run pip in this environment, and return its output."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def uv_environment(settings: str) -> dict[str, str]:
-    """The variables of uv that mean what these settings, as `pip config list` prints them, mean.
+    """Return uv's environment variables for these settings, given as the output of `pip config list`.
 
-    A variable that the user set for uv itself wins; so does one of pip over its configuration file.
+    Pip's environment variables override its configuration files. Variables that are already set for uv are
+    left out.
     """
     found: dict[str, str] = {}
     lines = re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", settings, re.MULTILINE)
     for name, value in lines:
-        if name in MEANS_THE_SAME:
-            found[MEANS_THE_SAME[name]] = " ".join(value.replace(r"\n", " ").split())
+        if name in UV_VARIABLES:
+            found[UV_VARIABLES[name]] = " ".join(value.replace(r"\n", " ").split())
     return {name: value for name, value in found.items() if name not in os.environ}
 
 
-def main(which: str) -> None:
-    pip("install", "--quiet", "--requirement", str(HERE / "uv.txt"))
-    env = os.environ | uv_environment(pip("config", "list"))
+def main(name: str) -> None:
+    run_pip("install", "--quiet", "--requirement", str(HERE / "uv.txt"))
+    env = os.environ | uv_environment(run_pip("config", "list"))
     install = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
-    # On a terminal uv draws how far its downloads are; elsewhere it would only list every package.
+    # On a terminal, uv shows the progress of downloads. Elsewhere, it would only list every package.
     install += [] if sys.stderr.isatty() else ["--quiet"]
-    for what in (["-r", str(HERE / f"{which}.txt")], ["--no-deps", "-e", str(HERE.parent)]):
-        done = subprocess.run([*install, *what], env=env, check=False)
+    for packages in (["-r", str(HERE / f"{name}.txt")], ["--no-deps", "-e", str(HERE.parent)]):
+        done = subprocess.run([*install, *packages], env=env, check=False)
         if done.returncode:
-            sys.exit("The packages could not be installed. Can pip reach your package index?")
+            sys.exit(
+                "The packages could not be installed. Check that pip can reach your package index."
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands make an environment from what the machine has, and say what is missing."""
+"""The make targets set up an environment, and report what is missing on the machine."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ def pins(which: str) -> set[str]:
     return set((ROOT / "requirements" / f"{which}.txt").read_text("utf-8").splitlines())
 
 
-def test_an_old_python_is_told_with_the_cure(tmp_path: Path) -> None:
+def test_an_old_python_is_reported_with_a_hint(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    said = make("demo", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
-    assert said.returncode
-    assert "Python 3.10 or later is needed. Name another one: make PYTHON=" in said.stdout
+    done = make("demo", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode
+    assert (
+        "Python 3.10 or later is required. To use another interpreter, run make PYTHON="
+        in done.stdout
+    )
 
 
-def test_no_python_at_all_is_told_with_the_cure(tmp_path: Path) -> None:
-    said = make("demo", "PYTHON=", f"VENV={tmp_path / 'venv'}")
-    assert said.returncode
-    assert "apt-get install python3" in said.stdout
+def test_a_missing_python_is_reported_with_a_hint(tmp_path: Path) -> None:
+    done = make("demo", "PYTHON=", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode
+    assert "apt-get install python3" in done.stdout
 
 
-def test_the_demo_needs_nothing_that_the_full_environment_has_otherwise() -> None:
-    """So `make demo` after `make test` installs nothing, and takes nothing away."""
+def test_the_demo_environment_is_part_of_the_full_environment() -> None:
+    """Check that `make demo` after `make test` neither installs nor removes packages."""
 
     def versions(which: str) -> set[str]:
         return {line.split(" ;")[0] for line in pins(which)}
@@ -45,18 +48,18 @@ def test_the_demo_needs_nothing_that_the_full_environment_has_otherwise() -> Non
     assert versions("demo") <= versions("full")
 
 
-def test_pins_are_names_and_versions_only() -> None:
+def test_pins_contain_only_names_and_versions() -> None:
     for line in pins("demo") | pins("full") | pins("uv"):
         assert re.match(r"^[\w.-]+==[\w.+!]+( ; .+)?$", line), line
 
 
-def test_what_pip_was_told_is_passed_on_to_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_of_pip_are_passed_to_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("install", ROOT / "requirements" / "install.py")
     assert spec
     assert spec.loader
     install = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(install)
-    for name in install.MEANS_THE_SAME.values():
+    for name in install.UV_VARIABLES.values():
         monkeypatch.delenv(name, raising=False)
     settings = "global.index-url='https://one.example'\n:env:.index-url='https://two.example'\n"
     assert install.uv_environment(settings) == {"UV_DEFAULT_INDEX": "https://two.example"}
@@ -64,12 +67,12 @@ def test_what_pip_was_told_is_passed_on_to_uv(monkeypatch: pytest.MonkeyPatch) -
     assert install.uv_environment(settings) == {}
 
 
-def test_ci_runs_make_test_and_nothing_else() -> None:
+def test_ci_runs_only_make_test() -> None:
     lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
     assert [line for line in lines[1:] if not line.startswith(("cd ", "set "))] == ["make test"]
 
 
-def test_the_first_page_names_every_extra() -> None:
+def test_the_home_page_lists_every_extra() -> None:
     text = (ROOT / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")[1]
     extras = set(re.findall(r"^([\w-]+) = \[", text.split("\n[")[0], re.MULTILINE))
     page = (ROOT / "docs" / "index.md").read_text("utf-8")
