@@ -1,4 +1,4 @@
-"""What every test may ask for: which pages to test, how, and where the report of it goes."""
+"""Options that select the pages to test, and the plugin that writes the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from docs import report
 
 with contextlib.suppress(ImportError):
-    import triton  # noqa: F401 - its LLVM aborts the process where TensorFlow's was loaded before it
+    import triton  # noqa: F401 - its LLVM aborts the process if TensorFlow's was loaded first
 
 HOME = "RUNINFERENCE_DOCS_HOME"
 
@@ -21,17 +21,19 @@ HOME = "RUNINFERENCE_DOCS_HOME"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("documentation")
     group.addoption(
-        "--cached", action="store_true", help="at the desk: forks, and only what has changed"
+        "--cached", action="store_true", help="run only changed code, in forks of one process"
     )
-    group.addoption("--changed", action="store_true", help="test only pages that differ from main")
+    group.addoption(
+        "--changed", action="store_true", help="test only the pages that differ from main"
+    )
     group.addoption("--page", action="append", default=[], help="test only this page")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One home for all blocks and all workers, so that a sample model is trained once."""
+    """Create one home directory for all workers, and register the report."""
     if HOME not in os.environ:
         os.environ[HOME] = tempfile.mkdtemp(prefix="docs-home-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(HOME), ignore_errors=True))
-    parts = ("page", "changed", "keyword", "markexpr", "lf")
-    whole = config.args_source.name != "ARGS" and not any(map(config.getoption, parts))
-    config.pluginmanager.register(report.Report(Path(config.rootpath), whole), "docs-report")
+    filters = ("page", "changed", "keyword", "markexpr", "lf")
+    is_complete = config.args_source.name != "ARGS" and not any(map(config.getoption, filters))
+    config.pluginmanager.register(report.Report(Path(config.rootpath), is_complete), "docs-report")

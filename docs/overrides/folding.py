@@ -1,8 +1,8 @@
-"""Programs of which a page shows a part: the reader can unfold the rest, and the button copies it all.
+"""Folding of long examples: the page shows the important lines, and a button shows the rest.
 
     <!-- shows: 5-12, 20-24 -->
 
-above the fence of a whole program names the lines that deserve the reader's eye.
+above a code fence lists the visible lines. The copy button always copies all lines.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def ranges(text: str) -> list[range]:
-    """The lines, from one, that `5-12, 20` names."""
+    """Parse `5-12, 20` into ranges of line numbers, counted from 1."""
     pairs = (part.strip().partition("-") for part in text.split(","))
     return [range(int(first), int(last or first) + 1) for first, _, last in pairs]
 
 
 def _fold(block: re.Match[str]) -> str:
     lines = _LINE.findall(block["code"])
-    shown = {number for each in ranges(block["lines"]) for number in each}
+    visible = {number for each in ranges(block["lines"]) for number in each}
     parts: list[str] = []
     hidden = False
     for number, line in enumerate(lines, 1):
-        if (number not in shown) != hidden:
+        if (number not in visible) != hidden:
             parts.append("</span>" if hidden else '<span class="fold"></span><span class="folded">')
             hidden = not hidden
         parts.append(line)
     code = "".join(parts) + ("</span>" if hidden else "")
-    whole = escape(unescape(_TAG.sub("", block["code"])).rstrip("\n"), quote=True)
+    code_to_copy = escape(unescape(_TAG.sub("", block["code"])).rstrip("\n"), quote=True)
     button = (
         '<button type="button" class="unfold" aria-expanded="false">'
-        f"Show the whole program ({len(lines)} lines)</button>"
+        f"Show the full example ({len(lines)} lines)</button>"
     )
     return (
-        f'<div class="{block["kind"]} folds" data-copy="{whole}">'
+        f'<div class="{block["kind"]} folds" data-copy="{code_to_copy}">'
         f"{block['before']}{code}</code>{block['after']}{button}</div>"
     )

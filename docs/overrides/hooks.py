@@ -1,4 +1,4 @@
-"""What the site does to a page before it is shown."""
+"""MkDocs hooks that adjust each page: test comments, search ranking, and error blocks."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ _BOOST = {
     "pre-trained-models.md": 1.5,
     "prediction-results.md": 2,
 }
-"""How much a page counts in the search; others count 1. A guide stands before the reference."""
+"""Search ranking of pages, 1 by default. Guides rank above the reference."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Take away the comments that are meant for the tests of the documentation."""
+    """Set the search ranking, and remove the comments that are meant for the documentation tests."""
     for place, boost in _BOOST.items():
         if page.file.src_uri.startswith(place):
             page.meta.setdefault("search", {"boost": boost})
-    if page.file.src_uri == "contributing.md":  # it shows how they are written
+    if page.file.src_uri == "contributing.md":  # it documents the comments
         return markdown
     return _DIRECTIVE.sub("", markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Mark what shows an error, and what is no program.
+    """Mark error blocks and signatures, and allow a line break in module names.
 
-    An error's message is prose, and wraps, so that nobody misses the cure. A signature cannot be run, and
-    has no button that copies it. The name of a module may be broken after its dot.
+    Error messages wrap like prose, so that the hint is visible. Signatures have no copy button.
     """
     html = _NAME.sub(r"\1<wbr>", html, count=1)
     html = _ERROR.sub(r"\1 error\2", _DIRECTIVE.sub("", html))

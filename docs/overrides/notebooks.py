@@ -1,7 +1,7 @@
-"""What the site does to a notebook, so that it looks, and is read, as a page does.
+"""MkDocs hook that makes notebooks look like the other pages.
 
-mkdocs-jupyter renders a notebook with the styles and scripts of JupyterLab, two of them from other hosts,
-and leaves the links as they are. Only what the notebook holds is kept; the site's own style does the rest.
+mkdocs-jupyter adds the styles and scripts of JupyterLab, two of them from other hosts, and doesn't resolve links.
+This hook keeps only the content of the notebook and resolves its links; the site's style sheet does the rest.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _LINK = re.compile(r'(?<=href=")(?P<path>[^":#]+\.(?:md|ipynb))(?P<anchor>#[^"]*
 def on_page_content(html: str, page: Any, files: Any, config: Any, **_: Any) -> str:
     if not page.file.src_uri.endswith(".ipynb") or _WRAPPER not in html:
         return html
-    page.meta.setdefault("search", {"boost": 0.5})  # a guide stands before it
+    page.meta.setdefault("search", {"boost": 0.5})  # guides rank above notebooks
     html = _STYLE.sub("", html[html.index(_WRAPPER) :])
     html = _CODE.sub(_SHOWN, html)
     html = html.replace(' tabindex="0"', "").replace('class="anchor-link"', 'class="headerlink"')
-    html = html.replace('id="cell-id=', 'id="cell-')  # the theme's copy button takes no other
+    html = html.replace('id="cell-id=', 'id="cell-')  # the copy button accepts no "="
     html = html.replace('<table border="1" class="dataframe">', "<table>")
-    for alt in alternatives(Path(page.file.abs_src_path)):
+    for alt in alt_texts(Path(page.file.abs_src_path)):
         html = html.replace(_NO_ALT, f'alt="{escape(alt, quote=True)}"', 1)
-    html = _LINK.sub(lambda link: _resolved(link, page, files), html)
+    html = _LINK.sub(lambda link: _resolve_link(link, page, files), html)
     name = page.file.src_uri.rpartition("/")[2]
     root = Path(config.config_file_path).parent
-    line = _download(name) + _ran(Path(page.file.abs_src_path), root)
+    line = _download_line(name) + _run_line(Path(page.file.abs_src_path), root)
     return html.replace("</h1>", f"</h1>\n{line}", 1)
 
 
-def alternatives(notebook: Path) -> list[str]:
-    """What the pictures of a notebook show, in words: `alt` in the metadata of their cells."""
+def alt_texts(notebook: Path) -> list[str]:
+    """Return the text alternative of each image, from `alt` in the metadata of its cell."""
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     return [
         cell["metadata"].get("alt", "")
@@ -64,25 +64,26 @@ def alternatives(notebook: Path) -> list[str]:
     ]
 
 
-def _resolved(link: re.Match[str], page: Any, files: Any) -> str:
-    """The address of a page that a notebook links by its file."""
+def _resolve_link(link: re.Match[str], page: Any, files: Any) -> str:
+    """Return the URL of a page that a notebook links by its file name."""
     path = normpath(join(page.file.src_uri.rpartition("/")[0], link["path"]))
     file = files.get_file_from_path(path)
     if file is None:
-        _LOG.warning(f"{page.file.src_uri} links to {link['path']}, and there is no such page.")
+        _LOG.warning(f"{page.file.src_uri} links to {link['path']}, which does not exist.")
         return link[0]
     return file.url_relative_to(page.file) + (link["anchor"] or "")
 
 
-def _ran(notebook: Path, root: Path) -> str:
-    """When the tests executed this very file, if they did."""
+def _run_line(notebook: Path, root: Path) -> str:
+    """Return when the tests last executed this version of the notebook, if they did."""
     key = sha256(notebook.read_bytes()).hexdigest()[:16]
-    blocks = provenance.report(root).get("blocks", {})
-    return f'<p class="ran">{escape(provenance.told(blocks[key]))}</p>' if key in blocks else ""
-
-
-def _download(name: str) -> str:
+    blocks = provenance.read_report(root).get("blocks", {})
     return (
-        f'<p class="download"><a href="{name}" download>Download this notebook</a>, '
-        "and run it as it is.</p>"
+        f'<p class="ran">{escape(provenance.format_run(blocks[key]))}</p>' if key in blocks else ""
+    )
+
+
+def _download_line(name: str) -> str:
+    return (
+        f'<p class="download"><a href="{name}" download>Download this notebook</a>, and run it.</p>'
     )

@@ -1,7 +1,7 @@
-"""Each page as plain Markdown beside its HTML, and `llms.txt`, for readers that are programs.
+"""Plain Markdown versions of all pages, and `llms.txt`, for language models and other programs.
 
-`batching/` is also `batching/index.md`: what its author wrote, with the outputs that the tests proved, and without
-the comments for the tests. The API reference is written out from the docstrings, a notebook with what it gave.
+`batching/` is also available as `batching/index.md`: the source of the page without the comments for the
+tests. The API reference is rendered from the docstrings, and notebooks with their stored outputs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _HTML = re.compile(r"^</?div[^>]*>\n", re.MULTILINE)
 _OBJECT = re.compile(r"^::: (?P<path>[\w.]+)\n(?:    .*\n?)*", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)(\{[^}]*\})?")
 _texts: dict[str, str] = {}
-_asked = {"command": "build"}
+_state = {"command": "build"}
 
 
 def on_startup(command: str, **_: Any) -> None:
-    """`make serve` is for people, and shows an edit at once; programs read what was built."""
-    _asked["command"] = command
+    """Remember the command: `make serve` skips the plain versions, so that edits appear at once."""
+    _state["command"] = command
 
 
 def on_pre_build(**_: Any) -> None:
@@ -35,29 +35,29 @@ def on_pre_build(**_: Any) -> None:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> None:
-    """Keep what the page says, after the other hooks have done their part."""
-    if _asked["command"] == "serve":
+    """Store the Markdown of the page, as the other hooks left it."""
+    if _state["command"] == "serve":
         return
-    comments = page.file.src_uri == "contributing.md"  # which shows how they are written
-    text = markdown if comments else _HTML.sub("", _COMMENT.sub("", markdown))
+    keeps_comments = page.file.src_uri == "contributing.md"  # it documents them
+    text = markdown if keeps_comments else _HTML.sub("", _COMMENT.sub("", markdown))
     source = Path(config.config_file_path).parent / "src"
-    _texts[page.file.src_uri] = _OBJECT.sub(lambda match: api(match["path"], source), text)
+    _texts[page.file.src_uri] = _OBJECT.sub(lambda match: render_api(match["path"], source), text)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> None:
-    """A notebook has no Markdown of its own."""
+    """Store a Markdown rendering of each notebook, which has no Markdown source."""
     if page.file.src_uri.endswith(".ipynb"):
-        _texts[page.file.src_uri] = notebook(Path(page.file.abs_src_path))
+        _texts[page.file.src_uri] = render_notebook(Path(page.file.abs_src_path))
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    if _asked["command"] == "serve":
+    if _state["command"] == "serve":
         return
     site = Path(config.site_dir)
     for page in _nav_pages(config):
         text = _texts[page.file.src_uri].strip() + "\n"
         (site / page.file.dest_uri).with_name("index.md").write_text(text, "utf-8")
-    (site / "llms.txt").write_text(llms(config), "utf-8")
+    (site / "llms.txt").write_text(render_llms_txt(config), "utf-8")
 
 
 _navs: list[Any] = []
@@ -71,54 +71,53 @@ def _nav_pages(config: Any) -> list[Any]:
     return [page for page in _navs[-1].pages if page.file.src_uri in _texts]
 
 
-def llms(config: Any) -> str:
-    """The table of contents: each section of the site, its pages, and what each says first."""
+def render_llms_txt(config: Any) -> str:
+    """Return the table of contents: the sections of the site, and the first sentence of each page."""
     lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
     for item in _navs[-1].items:
         if item.is_section:
             lines += [f"## {item.title}", ""]
-            lines += [f"- {_entry(page)}" for page in _pages_of(item)]
+            lines += [f"- {_llms_entry(page)}" for page in _section_pages(item)]
             lines.append("")
     return "\n".join(lines)
 
 
-def _pages_of(section: Any) -> list[Any]:
-    nested = [_pages_of(each) if each.is_section else [each] for each in section.children]
+def _section_pages(section: Any) -> list[Any]:
+    nested = [_section_pages(each) if each.is_section else [each] for each in section.children]
     return [page for pages in nested for page in pages if page.is_page]
 
 
-def _entry(page: Any) -> str:
-    return f"[{page.title}]({page.url}index.md): {first_words(_texts[page.file.src_uri])}"
+def _llms_entry(page: Any) -> str:
+    return f"[{page.title}]({page.url}index.md): {first_sentence(_texts[page.file.src_uri])}"
 
 
-def first_words(text: str) -> str:
-    """The first sentence of a page, without its links."""
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a page, with plain text in place of links."""
     paragraphs = [
         paragraph
         for paragraph in re.split(r"\n\s*\n", text)
         if paragraph[:1].isalnum() or paragraph.startswith(("`", "["))
     ]
-    said = _LINK.sub(r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
-    return re.split(r"(?<=[.?!:])\s", said, maxsplit=1)[0]
+    text = _LINK.sub(r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
+    return re.split(r"(?<=[.?!:])\s", text, maxsplit=1)[0]
 
 
-def api(path: str, source: Path) -> str:
-    """An object of the library, or a module with all of its own, from the docstrings."""
-    found = _package(source)[path.partition(".")[2]]
-    found = found.final_target if found.is_alias else found
-    return "\n".join(_described(found, 2))
+def render_api(path: str, source: Path) -> str:
+    """Return the documentation of an object, or of a module and its public members, from the docstrings."""
+    return "\n".join(_describe(_load_package(source)[path.partition(".")[2]], 2))
 
 
-def _described(found: Any, level: int) -> list[str]:
+def _describe(found: Any, level: int) -> list[str]:
     lines = [f"{'#' * level} {found.path}", ""]
+    found = found.final_target if found.is_alias else found
     if found.is_class or found.is_function:
         lines += ["```python", _signature(found), "```", ""]
     lines += [found.docstring.value, ""] if found.docstring else []
     if found.is_module or found.is_class:
         for name, member in found.members.items():
-            own = not member.is_alias and (member.is_class or member.is_function)
-            if own and member.docstring and not name.startswith("_"):
-                lines += _described(member, level + 1)
+            is_public = not name.startswith("_") and (not member.is_alias or member.is_exported)
+            if is_public and (member.is_class or member.is_function) and member.docstring:
+                lines += _describe(member, level + 1)
     return lines
 
 
@@ -139,8 +138,8 @@ def _parameter(each: Any) -> str:
 _packages: dict[float, Any] = {}
 
 
-def _package(source: Path) -> Any:
-    """The library as griffe reads it; read again when a module has changed."""
+def _load_package(source: Path) -> Any:
+    """Load the library with griffe, again if a module has changed."""
     newest = max(file.stat().st_mtime for file in source.rglob("*.py"))
     if newest not in _packages:
         _packages.clear()
@@ -151,8 +150,8 @@ def _package(source: Path) -> Any:
     return _packages[newest]
 
 
-def notebook(file: Path) -> str:
-    """The cells of a notebook, and what they gave, as far as that is text."""
+def render_notebook(file: Path) -> str:
+    """Return the cells of a notebook and their text outputs as Markdown."""
     parts = []
     for cell in json.loads(file.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
@@ -166,5 +165,5 @@ def notebook(file: Path) -> str:
             if text := "".join(text).rstrip():
                 parts.append(f'```text title="Output"\n{text}\n```')
             if "image/png" in data:
-                parts.append(f"(a picture: {cell['metadata'].get('alt', '')})")
+                parts.append(f"(Figure: {cell['metadata'].get('alt', '')})")
     return "\n\n".join(parts)

@@ -1,7 +1,7 @@
-"""Under each program of the site: where and when the tests ran it, and with which versions.
+"""Adds to each example when the tests ran it, and with which versions.
 
-It is told by the report that the tests of the documentation wrote (`make docs-test`, `make test`), and by nothing
-else. A program is looked up by its text, so what was not run as it stands has no such line.
+The data comes from the report that the documentation tests write (`make docs-test`, `make test`). Examples
+are looked up by their text, so an example that was not run exactly as shown has no such line.
 """
 
 from __future__ import annotations
@@ -36,34 +36,36 @@ _NAMES = {
 _MARK = re.compile(r"<!-- last run -->")
 
 
-def report(root: Path) -> dict[str, Any]:
+def read_report(root: Path) -> dict[str, Any]:
     file = root / ".cache" / "docs-report.json"
     return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
-    """Fill in what the page about the tests says of their last run."""
+    """Fill in the summary of the last test run on the page that asks for it."""
     root = Path(config.config_file_path).parent
-    return _MARK.sub(lambda _: last_run(report(root)), markdown)
+    return _MARK.sub(lambda _: format_last_run(read_report(root)), markdown)
 
 
 def on_page_content(html: str, config: Any, **_: Any) -> str:
-    blocks = report(Path(config.config_file_path).parent).get("blocks", {})
+    blocks = read_report(Path(config.config_file_path).parent).get("blocks", {})
     return (
-        _PROGRAM.sub(lambda program: program[0] + _line(program, blocks), html) if blocks else html
+        _PROGRAM.sub(lambda program: program[0] + _run_line(program, blocks), html)
+        if blocks
+        else html
     )
 
 
-def _line(program: re.Match[str], blocks: dict[str, dict[str, Any]]) -> str:
+def _run_line(program: re.Match[str], blocks: dict[str, dict[str, Any]]) -> str:
     inside = _CODE.search(program["inside"])
     code = unescape(_TAG.sub("", inside[1])).rstrip() if inside else ""
     key = sha256(f"{program['language']}\n{code}".encode()).hexdigest()[:16]
-    return f'\n<p class="ran">{escape(told(blocks[key]))}</p>' if key in blocks else ""
+    return f'\n<p class="ran">{escape(format_run(blocks[key]))}</p>' if key in blocks else ""
 
 
-def told(block: dict[str, Any]) -> str:
-    """`Ran on 24 November 2026 in 0.6 s: Python 3.11.7, Beam 2.77.0`."""
-    when = _date(block["when"])
+def format_run(block: dict[str, Any]) -> str:
+    """Return, for example, `Ran on 24 November 2026 in 0.6 s: Python 3.11.7, Beam 2.77.0`."""
+    when = _format_date(block["when"])
     versions = ", ".join(
         f"{_NAMES.get(package, package)} {version}"
         for package, version in block["versions"].items()
@@ -71,18 +73,18 @@ def told(block: dict[str, Any]) -> str:
     return f"Ran on {when} in {block['seconds']:.1f} s" + (f": {versions}" if versions else "")
 
 
-def _date(when: str) -> str:
+def _format_date(when: str) -> str:
     day = datetime.fromisoformat(when)
     return f"{day.day} {day:%B %Y}"
 
 
-def last_run(report: dict[str, Any]) -> str:
-    """The last whole run of the tests, as a paragraph and a table of its pages."""
+def format_last_run(report: dict[str, Any]) -> str:
+    """Return a paragraph on the last complete test run, and a table of its pages."""
     last = report.get("last")
     if not last:
         return (
-            "This copy of the site was built without the report of a whole run (`make test` writes it), so it "
-            "cannot say when its programs ran."
+            "This copy of the site was built without the report of a complete test run (`make test` writes it), "
+            "so it doesn't show when the examples ran."
         )
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
@@ -94,11 +96,11 @@ def last_run(report: dict[str, Any]) -> str:
     rows = [f"| `{page}` | {counts[page]} | {seconds[page]:.0f} |" for page in sorted(counts)]
     return "\n".join(
         [
-            f"The last whole run of the tests was on {_date(last['when'])}: {last['tests']} tests in "
-            f"{last['seconds'] / 60:.0f} minutes. It ran {sum(counts.values())} different programs of "
-            f"{len(counts)} files. {failed}",
+            f"The last complete test run was on {_format_date(last['when'])}: {last['tests']} tests in "
+            f"{last['seconds'] / 60:.0f} minutes. It ran {sum(counts.values())} different code blocks "
+            f"from {len(counts)} files. {failed}",
             "",
-            "| file | programs | seconds |",
+            "| file | code blocks | seconds |",
             "|---|--:|--:|",
             *rows,
         ]

@@ -1,4 +1,4 @@
-"""Pages whose source stands at the root of the project, for readers of the repository and of the site alike."""
+"""Adds pages to the site whose source is in the root of the repository."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tables that a phone can show: of two to four columns, each row can stand as a short list.
+"""Prepares tables with two to four columns for small screens.
 
-The page stays a table; on a narrow screen the style sheet sets the cells of a row below each other, and says
-beside each what its column is called. Wider tables keep their shape, and scroll.
+On a narrow screen, the style sheet puts the cells of a row below each other, with the name of the column
+beside each cell. Wider tables keep their layout and scroll.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _TAG = re.compile(r"<[^>]+>")
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    return _TABLE.sub(_stacking, html)
+    return _TABLE.sub(_add_labels, html)
 
 
-def _stacking(table: re.Match[str]) -> str:
+def _add_labels(table: re.Match[str]) -> str:
     names = [unescape(_TAG.sub("", name)).strip() for name in _COLUMN.findall(table["head"])]
     if len(names) not in (2, 3, 4) or "<th" in table["body"]:
         return table[0]
-    rows = _ROW.sub(lambda row: _labelled(row[0], names), table["body"]) if names[2:] else None
+    rows = _ROW.sub(lambda row: _label_row(row[0], names), table["body"]) if names[2:] else None
     return f'<table data-columns="{len(names)}">{table["head"]}{rows or table["body"]}'
 
 
-def _labelled(row: str, names: list[str]) -> str:
-    """The cells of a row with the names of their columns; the first cell names the row itself."""
+def _label_row(row: str, names: list[str]) -> str:
+    """Add the column name to each cell except the first, which is the heading of the row."""
     first, *others = row.split("<td")[1:]
     cells = zip(others, names[1:], strict=True)
-    told = [f'<td data-label="{escape(name, quote=True)}"{cell}' for cell, name in cells]
-    return "".join([row.split("<td")[0], "<td", first, *told])
+    labelled = [f'<td data-label="{escape(name, quote=True)}"{cell}' for cell, name in cells]
+    return "".join([row.split("<td")[0], "<td", first, *labelled])

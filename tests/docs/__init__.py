@@ -1,1 +1,1 @@
-"""Hold the documentation to its word: what is copied runs, what is shown was printed."""
+"""Tests for the documentation: all examples are run, and their output is compared with the page."""

@@ -1,4 +1,4 @@
-"""What a block of a page is, and what can be wrong with one."""
+"""Code blocks on pages, and the problems that are reported for them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,31 @@ _PAIR = re.compile(r'([\w-]+)="([^"]*)"')
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something a page does wrong, where, and how to mend it."""
+class Problem:
+    """A problem on a page: where it is, what is wrong, and how to fix it."""
 
     path: Path
     line: int
-    what: str
-    cure: str
+    message: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{shown(self.path)}:{self.line}: {self.what}\n    {self.cure}"
+        return f"{display_path(self.path)}:{self.line}: {self.message}\n    {self.hint}"
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block, as the site shows it.
+    """A fenced block, as the site shows it.
 
-    `line` is the line of the opening fence, counted from one, and `end_line` that of the closing
-    one; `code` is what stands between them, without `indent`.
+    Attributes:
+        path: The file that contains the block.
+        line: Line of the opening fence, counted from 1.
+        end_line: Line of the closing fence.
+        language: The word after the three backticks.
+        title: The title of the block, or an empty string.
+        code: The text between the fences, without `indent`.
+        indent: Whitespace before the opening fence.
+        directives: Comments above the fence, by name.
     """
 
     path: Path
@@ -49,13 +56,13 @@ class Block:
 
     @property
     def name(self) -> str:
-        return f"{shown(self.path)}:{self.line}"
+        return f"{display_path(self.path)}:{self.line}"
 
     @property
     def text(self) -> str:
-        """What is copied and what runs: the code as it is, but for what is blank at its end.
+        """The text that is copied and run: the code without trailing whitespace.
 
-        The theme's copy button leaves that out as well.
+        The theme's copy button also strips trailing whitespace.
         """
         return self.code.rstrip()
 
@@ -65,14 +72,14 @@ class Block:
 
     @property
     def draws(self) -> str | None:
-        """`LR` or `TD`, when this is a picture of the pipeline that the program above ran."""
+        """The direction, `LR` or `TD`, if this is a diagram of the pipeline in the program above."""
         return self.directives.get("draws")
 
     @property
-    def shows(self) -> str | None:
-        """What of the program above this block shows: its `output`, its `error`, its `picture`."""
+    def role(self) -> str | None:
+        """What this block shows of the program above: `output`, `error`, `diagram`, or nothing."""
         if self.language == "mermaid" and self.draws:
-            return "picture"
+            return "diagram"
         if self.is_output:
             return "error" if self.title == "Error" else "output"
         return None
@@ -87,83 +94,82 @@ class Block:
 
     @property
     def varies(self) -> dict[str, str]:
-        """The named patterns of what may differ between two runs."""
+        """The patterns of the parts that may differ between runs, by name."""
         return dict(_PAIR.findall(self.directives.get("varies", "")))
 
-    def fault(self, what: str, cure: str) -> Fault:
-        return Fault(self.path, self.line, what, cure)
+    def problem(self, message: str, hint: str) -> Problem:
+        return Problem(self.path, self.line, message, hint)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A block that runs, with the blocks that show what it prints, how it fails, what it builds."""
+    """A block that runs, with the blocks that show its output, its error, and its pipeline."""
 
     block: Block
     output: Block | None = None
     error: Block | None = None
-    picture: Block | None = None
+    diagram: Block | None = None
 
 
-def shown(path: Path) -> str:
-    """A path as a person would type it from the root of the project."""
+def display_path(path: Path) -> str:
+    """Return the path relative to the root of the project."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """`Did you mean ...?`, or the whole choice where nothing is near."""
+def suggest(word: str, known: tuple[str, ...]) -> str:
+    """Return `Did you mean ...?`, or all choices if no known word is similar."""
     close = get_close_matches(word, known, n=1)
     return f"Did you mean `{close[0]}`?" if close else f"Choose one of: {', '.join(known)}."
 
 
-def pair_up(blocks: list[Block]) -> tuple[list[Program], list[Fault]]:
-    """The programs of one page with their outputs, and the outputs that belong to no program."""
+def attach_outputs(blocks: list[Block]) -> tuple[list[Program], list[Problem]]:
+    """Return the programs on a page with their outputs, and the problems with these pairs."""
     programs: list[Program] = []
-    faults: list[Fault] = []
-    waiting: Block | None = None
-    shows: dict[str, Block] = {}
+    problems: list[Problem] = []
+    current: Block | None = None
+    attached: dict[str, Block] = {}
     for block in [*blocks, None]:
-        if block is not None and (kind := block.shows):
-            if waiting is None or kind in shows:
-                faults.append(
-                    block.fault(
-                        f"the {kind} of a program, but it follows no program",
+        if block is not None and (role := block.role):
+            if current is None or role in attached:
+                problems.append(
+                    block.problem(
+                        f"this {role} block doesn't follow a program",
                         "Put it right after the python or shell block that it belongs to.",
                     )
                 )
             else:
-                shows[kind] = block
+                attached[role] = block
             continue
-        if waiting is not None:
-            programs.append(Program(waiting, **shows))
-        waiting = block if block is not None and block.language in RUN else None
-        shows = {}
+        if current is not None:
+            programs.append(Program(current, **attached))
+        current = block if block is not None and block.language in RUN else None
+        attached = {}
     for program in programs:
-        faults += _unlike(program)
-    return programs, faults
+        problems += _check_program(program)
+    return programs, problems
 
 
-def _unlike(program: Program) -> list[Fault]:
-    """What does not fit between a program and what the page shows of it."""
-    block, faults = program.block, []
+def _check_program(program: Program) -> list[Problem]:
+    block, problems = program.block, []
     if program.error and not block.raises:
-        faults.append(
-            program.error.fault(
+        problems.append(
+            program.error.problem(
                 "an error is shown, but the program above is not expected to fail",
                 "Write `<!-- raises: NameOfTheError -->` on the line above the program's fence.",
             )
         )
     if block.raises and not program.error:
-        faults.append(
-            block.fault(
-                f"the program raises {block.raises}, but the page does not show the message",
+        problems.append(
+            block.problem(
+                f"the program raises {block.raises}, but the page doesn't show the message",
                 'Add a block ```text title="Error" after it; `make docs-update` fills it in.',
             )
         )
     if block.skip and block.language == "python":
-        faults.append(
-            block.fault(
-                "a python block cannot be skipped",
-                "Make it a program that runs without a network, or describe it in prose.",
+        problems.append(
+            block.problem(
+                "a python block can't be skipped",
+                "Change it so that it runs without a network, or describe it in prose.",
             )
         )
-    return faults
+    return problems

@@ -1,9 +1,9 @@
-"""Find a Chromium for the tests of the site, or get one.
+"""Finds or installs Chromium for the tests of the site.
 
     python -m docs.browser
 
-In this order: one that is installed; the one that Playwright downloads; the distribution's package,
-when we may install it; else an error that names the command to run.
+Tries, in this order: an installed browser, the one that Playwright downloads, and the package of the
+distribution, if this user may install packages. Otherwise, prints the command to run.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
-CURE = (
-    "The tests of the site need Chromium. Install it (`sudo apt-get install chromium`, or your "
-    "system's way), or let Playwright: `.venv/bin/python -m playwright install --with-deps chromium`."
+HINT = (
+    "The tests of the site need Chromium. To fix this, run `sudo apt-get install chromium` (or the "
+    "equivalent on your system) or `.venv/bin/python -m playwright install --with-deps chromium`."
 )
 
 
-def installed() -> str | None:
-    """An installed Chromium or Chrome; `CHROMIUM` names one that is somewhere else."""
-    if chosen := os.environ.get("CHROMIUM"):
-        return chosen
+def find_installed() -> str | None:
+    """Return the path of an installed Chromium or Chrome. The variable `CHROMIUM` overrides the search."""
+    if selected_pages := os.environ.get("CHROMIUM"):
+        return selected_pages
     paths = (shutil.which(name) for name in NAMES)
-    return next((path for path in paths if path), None) or downloaded()
+    return next((path for path in paths if path), None) or find_downloaded()
 
 
-def downloaded() -> str | None:
-    """The Chromium that Playwright has downloaded."""
+def find_downloaded() -> str | None:
+    """Return the path of the Chromium that Playwright has downloaded."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -47,8 +47,8 @@ def downloaded() -> str | None:
     return path if Path(path).exists() else None
 
 
-def _try(*command: str) -> bool:
-    print(f"trying: {' '.join(command)}", file=sys.stderr, flush=True)
+def _run(*command: str) -> bool:
+    print(f"running: {' '.join(command)}", file=sys.stderr, flush=True)
     try:
         return subprocess.run(command, stdout=sys.stderr, check=False, timeout=600).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -56,18 +56,18 @@ def _try(*command: str) -> bool:
 
 
 def find_or_install() -> str:
-    """The path of a Chromium, which may have had to be installed first."""
-    if path := installed():
+    """Return the path of Chromium, after installing it if necessary."""
+    if path := find_installed():
         return path
-    _try(sys.executable, "-m", "playwright", "install", "chromium")
-    if path := installed():
+    _run(sys.executable, "-m", "playwright", "install", "chromium")
+    if path := find_installed():
         return path
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        _try("apt-get", "update", "-q")
-        _try("apt-get", "install", "-qy", "--no-install-recommends", "chromium")
-    if path := installed():
+        _run("apt-get", "update", "-q")
+        _run("apt-get", "install", "-qy", "--no-install-recommends", "chromium")
+    if path := find_installed():
         return path
-    raise SystemExit(CURE)
+    raise SystemExit(HINT)
 
 
 if __name__ == "__main__":

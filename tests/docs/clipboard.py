@@ -1,4 +1,4 @@
-"""From the clipboard to the output: what a reader copies is a program, and prints what the page shows."""
+"""Builds programs from the text that the copy buttons of a page put into the clipboard."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from functools import cache
 from pathlib import Path
 
 from docs import site_reader
-from docs.agree import sources
-from docs.blocks import ROOT, Block, Fault, Program, pair_up
-from docs.site import Copied
+from docs.blocks import ROOT, Block, Problem, Program, attach_outputs
+from docs.collect import find_sources
+from docs.site import CopiedBlock
 
 
-def programs(page: Path, seen: list[Copied]) -> tuple[list[Program], list[Fault]]:
-    """The programs that the clipboard held, with the outputs as the browser shows them."""
-    blocks = [_block(page, each, number) for number, each in enumerate(seen)]
-    faults = []
-    for block, each in zip(blocks, seen, strict=True):
+def read_programs(page: Path, copied: list[CopiedBlock]) -> tuple[list[Program], list[Problem]]:
+    """Return the copied programs with the outputs that the browser shows."""
+    blocks = [_to_block(page, each, number) for number, each in enumerate(copied)]
+    problems = []
+    for block, each in zip(blocks, copied, strict=True):
         if each.clipboard is None:
-            cure = "The theme's copy button is missing: look at docs/overrides."
-            faults.append(block.fault("the site shows no copy button", cure))
-    paired, unpaired = pair_up(blocks)
-    return paired, faults + unpaired
+            hint = "The theme's copy button is missing. Check docs/overrides."
+            problems.append(block.problem("the site shows no copy button", hint))
+    programs, attach_problems = attach_outputs(blocks)
+    return programs, problems + attach_problems
 
 
-def _block(page: Path, each: Copied, number: int) -> Block:
-    """What the browser showed, as a block; the comments of the source stand only in the source."""
-    shows = each.language == "text" and each.title
-    code = each.shown.rstrip("\n") if shows else each.clipboard or ""
-    here = {_name(block): block for block in _written(page)}
-    block = Block(page, number, number, each.language, each.title, code)
-    source = here.get(_name(block)) or _in_docstrings().get(_name(block))
+def _to_block(page: Path, copied: CopiedBlock, number: int) -> Block:
+    """Return a block of the browser, with the directives of the same block in the source."""
+    is_output = copied.language == "text" and copied.title
+    code = copied.shown.rstrip("\n") if is_output else copied.clipboard or ""
+    on_page = {_identity(block): block for block in _page_blocks(page)}
+    block = Block(page, number, number, copied.language, copied.title, code)
+    source = on_page.get(_identity(block)) or _docstring_blocks().get(_identity(block))
     if source is None:
         return block
     return replace(block, line=source.line, path=source.path, directives=source.directives)
 
 
-def differing(page: Path, seen: list[Copied]) -> list[Fault]:
-    """Blocks of the page's source whose text is not, to the byte, what the clipboard held."""
-    written = [block for block in _written(page) if block.language != "mermaid"]
-    held = [each.clipboard for each in seen]
-    if len(written) != len(held):
-        told = f"the page has {len(written)} blocks, and the browser shows {len(held)}"
-        return [Fault(page, 1, told, "Look for a fence that the site does not show.")]
+def compare_with_source(page: Path, copied: list[CopiedBlock]) -> list[Problem]:
+    """Return the blocks of the source whose text differs from the clipboard, by even one byte."""
+    blocks = [block for block in _page_blocks(page) if block.language != "mermaid"]
+    texts = [each.clipboard for each in copied]
+    if len(blocks) != len(texts):
+        message = f"the page has {len(blocks)} blocks, but the browser shows {len(texts)}"
+        return [Problem(page, 1, message, "Look for a fence that the site doesn't show.")]
     return [
-        block.fault(f"the clipboard held something else:\n{text}", "Mend docs/overrides.")
-        for block, text in zip(written, held, strict=True)
+        block.problem(f"the clipboard has different text:\n{text}", "Fix docs/overrides.")
+        for block, text in zip(blocks, texts, strict=True)
         if block.text != text
     ]
 
 
-def _name(block: Block) -> tuple[str, str, str]:
+def _identity(block: Block) -> tuple[str, str, str]:
     return block.language, block.title, block.text
 
 
 @cache
-def _written(page: Path) -> tuple[Block, ...]:
+def _page_blocks(page: Path) -> tuple[Block, ...]:
     return tuple(site_reader.read(page)[0]) if page.suffix == ".md" else ()
 
 
 @cache
-def _in_docstrings() -> dict[tuple[str, str, str], Block]:
-    modules = [path for path in sources(ROOT) if path.suffix == ".py"]
-    return {_name(block): block for path in modules for block in site_reader.read(path)[0]}
+def _docstring_blocks() -> dict[tuple[str, str, str], Block]:
+    modules = [path for path in find_sources(ROOT) if path.suffix == ".py"]
+    return {_identity(block): block for path in modules for block in site_reader.read(path)[0]}

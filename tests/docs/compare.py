@@ -1,113 +1,109 @@
-"""Is what a page shows what the program printed?"""
+"""Compares what a program printed with what the page shows."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from difflib import unified_diff
 
-from docs.blocks import Block, Fault, Program
-from docs.run import Ran
+from docs.blocks import Block, Problem, Program
+from docs.run import RunResult
 
-_CURE = "If the new one is right, run `make docs-update`."
+_HINT = "If the new output is right, run `make docs-update`."
 
 
-def faults_of(program: Program, ran: Ran) -> list[Fault]:
-    """Everything in which a run differs from what the page promises."""
+def check_run(program: Program, result: RunResult) -> list[Problem]:
+    """Return all differences between a run and the page."""
     block = program.block
-    if ran.timed_out:
-        return [block.fault(f"still running after {ran.seconds:.0f} s", "Make it smaller.")]
-    if block.raises and not ran.failed:
+    if result.timed_out:
+        message = f"still running after {result.seconds:.0f} s"
+        return [block.problem(message, "Make the program smaller.")]
+    if block.raises and not result.failed:
         return [
-            block.fault(
+            block.problem(
                 f"should raise {block.raises}, but ends without an error",
-                "Take the `raises` and the error away, or make the program fail again.",
+                "Remove the `raises` comment and the error block, or make the program fail again.",
             )
         ]
-    if block.raises and last_error(ran.stderr, block.raises) is None:
-        return [
-            block.fault(f"should raise {block.raises}, but fails with:\n{tail(ran)}", "Mend one.")
-        ]
-    if ran.failed and not block.raises:
-        return [block.fault(f"the program fails:\n{tail(ran)}", "Mend the program.")]
-    faults = []
-    if program.output is None and ran.stdout.strip():
-        faults.append(
-            block.fault(
-                f"prints what the page does not show:\n{ran.stdout[:500]}",
+    if block.raises and find_error_message(result.stderr, block.raises) is None:
+        message = f"should raise {block.raises}, but fails with:\n{stderr_tail(result)}"
+        return [block.problem(message, "Fix the program or the `raises` comment.")]
+    if result.failed and not block.raises:
+        message = f"the program fails:\n{stderr_tail(result)}"
+        return [block.problem(message, "Fix the program.")]
+    problems = []
+    if program.output is None and result.stdout.strip():
+        problems.append(
+            block.problem(
+                f"prints text that the page doesn't show:\n{result.stdout[:500]}",
                 'Add an empty block ```text title="Output" and run `make docs-update`.',
             )
         )
-    for shown, actual in pairs(program, ran):
-        faults += _differs(shown, actual)
-    return faults
+    for block_shown, actual in shown_and_actual(program, result):
+        problems += _compare_output(block_shown, actual)
+    return problems
 
 
-def pairs(program: Program, ran: Ran) -> list[tuple[Block, str]]:
-    """Each block that shows something of the run, with what it should show."""
-    actual = [
-        (program.output, ran.stdout),
-        (program.error, error_text(program, ran)),
-        (program.picture, ran.picture),
+def shown_and_actual(program: Program, result: RunResult) -> list[tuple[Block, str]]:
+    """Return each block that shows a part of the run, with the actual text of that part."""
+    error = find_error_message(result.stderr, program.block.raises or "") or ""
+    parts = [
+        (program.output, result.stdout),
+        (program.error, error),
+        (program.diagram, result.diagram),
     ]
-    return [(shown, text) for shown, text in actual if shown and text is not None]
+    return [(block, actual) for block, actual in parts if block and actual is not None]
 
 
-def error_text(program: Program, ran: Ran) -> str:
-    """The last lines of the message, from the one that names the error that must be raised."""
-    return last_error(ran.stderr, program.block.raises or "") or ""
-
-
-def last_error(stderr: str, name: str) -> str | None:
-    """What the interpreter printed last, from the line that begins with this error's name."""
+def find_error_message(stderr: str, name: str) -> str | None:
+    """Return the end of stderr, from the last line that begins with the name of the error."""
     starts = list(re.finditer(rf"^(?:\w+\.)*{re.escape(name)}(?=:|\s*$)", stderr, re.MULTILINE))
     return stderr[starts[-1].start() :].strip("\n") if starts else None
 
 
-def tail(ran: Ran) -> str:
-    return ran.stderr.strip()[-2000:]
+def stderr_tail(result: RunResult) -> str:
+    return result.stderr.strip()[-2000:]
 
 
-def same(shown: Block, actual: str) -> bool:
-    """Do the two agree, as far as the block's title and its `varies` ask?"""
-    old, new = _lines(masked(shown, shown.code)), _lines(masked(shown, actual))
-    if shown.title == "Output (any order)":
+def matches(block: Block, actual: str) -> bool:
+    """Return whether the texts are equal, given the block's title and its `varies` patterns."""
+    old, new = _lines(mask(block, block.code)), _lines(mask(block, actual))
+    if block.title == "Output (any order)":
         return Counter(old) == Counter(new)
     return old == new
 
 
-def masked(shown: Block, text: str) -> str:
-    """The text with the name of each varying part in its place."""
-    for name, pattern in shown.varies.items():
-        text = re.sub(pattern, _named(name), text)
+def mask(block: Block, text: str) -> str:
+    """Replace each varying part with its name in angle brackets."""
+    for name, pattern in block.varies.items():
+        # A function as the replacement, because the name is not a template.
+        text = re.sub(pattern, lambda _, name=name: f"<{name}>", text)
     return text
-
-
-def _named(name: str) -> Callable[[re.Match[str] | None], str]:
-    return lambda _: f"<{name}>"
 
 
 def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip("\n").split("\n")]
 
 
-def _differs(shown: Block, actual: str) -> list[Fault]:
-    faults = [
-        shown.fault(f"the pattern of `{name}` matches nothing here", "Take it away, or mend it.")
-        for name, pattern in shown.varies.items()
-        if shown.code.strip()
-        and not re.search(pattern, shown.code)
-        and _named(name)(None) not in shown.code
+def _compare_output(block: Block, actual: str) -> list[Problem]:
+    problems = [
+        block.problem(
+            f"the pattern of `{name}` matches nothing here", "Remove the pattern, or fix it."
+        )
+        for name, pattern in block.varies.items()
+        if block.code.strip()
+        and not re.search(pattern, block.code)
+        and f"<{name}>" not in block.code
     ]
-    if not same(shown, actual):
-        ordered = sorted if shown.title == "Output (any order)" else list
+    if not matches(block, actual):
+        ordered = sorted if block.title == "Output (any order)" else list
         difference = unified_diff(
-            ordered(_lines(masked(shown, shown.code))),
-            ordered(_lines(masked(shown, actual))),
+            ordered(_lines(mask(block, block.code))),
+            ordered(_lines(mask(block, actual))),
             "the page shows",
             "the program printed",
             lineterm="",
         )
-        faults.append(shown.fault("the output is not this:\n" + "\n".join(difference), _CURE))
-    return faults
+        message = "the output is different:\n" + "\n".join(difference)
+        problems.append(block.problem(message, _HINT))
+    return problems

@@ -1,7 +1,7 @@
-"""The interpreter that the blocks of a session share, and the memory of what it ran.
+"""Fixtures of the documentation tests: the environment, the interpreter, and the saved runs.
 
-A whole run starts a new interpreter for every program. At the desk (`--cached`) programs run in forks of one that
-has imported Beam already, and what ran before as it is now does not run again.
+By default, every program runs in a new interpreter. With `--cached`, programs run in forks of one process that has
+already imported Beam, and programs that ran before unchanged don't run again.
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ from pathlib import Path
 
 import pytest
 
-from docs import store
-from docs.run import Fresh, Interpreter, Ran, environment, forking
+from docs import run_cache
+from docs.run import FreshInterpreter, Interpreter, RunResult, environment, start_fork_server
 
 
 @pytest.fixture(scope="session")
 def env() -> dict[str, str]:
-    """The environment of every block; its home, with the sample models, is the session's."""
+    """The environment of every block. All blocks of a session share a home directory."""
     return environment(Path(os.environ["RUNINFERENCE_DOCS_HOME"]))
 
 
 @dataclass
-class WhenNeeded:
-    """A fork server that starts with the first program, if there is one that has not run yet."""
+class LazyForkServer:
+    """A fork server that starts when the first program runs."""
 
     env: dict[str, str]
     stack: ExitStack
-    forked: Interpreter | None = None
+    server: Interpreter | None = None
 
-    def run(self, file: Path, limit: float, draw: str | None = None) -> Ran:
-        self.forked = self.forked or self.stack.enter_context(forking(self.env))
-        return self.forked.run(file, limit, draw)
+    def run(self, file: Path, limit: float, draw: str | None = None) -> RunResult:
+        self.server = self.server or self.stack.enter_context(start_fork_server(self.env))
+        return self.server.run(file, limit, draw)
 
 
 @pytest.fixture(scope="session")
-def forked(env: dict[str, str]) -> Iterator[Interpreter]:
+def fork_server(env: dict[str, str]) -> Iterator[Interpreter]:
     with ExitStack() as stack:
-        yield WhenNeeded(env, stack)
+        yield LazyForkServer(env, stack)
 
 
 @pytest.fixture(scope="session")
 def interpreter(
-    env: dict[str, str], forked: Interpreter, pytestconfig: pytest.Config
+    env: dict[str, str], fork_server: Interpreter, pytestconfig: pytest.Config
 ) -> Interpreter:
-    return forked if at_desk(pytestconfig) else Fresh(env)
+    return fork_server if uses_saved_runs(pytestconfig) else FreshInterpreter(env)
 
 
 @pytest.fixture(scope="session")
-def runs(pytestconfig: pytest.Config) -> store.Store:
-    """What was run already: in this session or, with `--cached`, earlier on this desk."""
-    if not at_desk(pytestconfig):
+def runs(pytestconfig: pytest.Config) -> run_cache.RunCache:
+    """The results of earlier runs: of this session or, with `--cached`, of earlier sessions too."""
+    if not uses_saved_runs(pytestconfig):
         directory = Path(os.environ["RUNINFERENCE_DOCS_HOME"]) / "runs"
-        return store.Store(directory, store.surroundings("fresh"))
-    store.tidy_desk()
-    return store.Store(store.DESK, store.surroundings("forked"))
+        return run_cache.RunCache(directory, run_cache.environment_key("fresh"))
+    run_cache.prune_saved_runs()
+    return run_cache.RunCache(run_cache.SAVED_RUNS, run_cache.environment_key("forked"))
 
 
-def at_desk(config: pytest.Config) -> bool:
-    """Whether forks and earlier runs will do: somebody is writing, and waits."""
+def uses_saved_runs(config: pytest.Config) -> bool:
+    """Return whether to use forks and saved runs, which is fast enough while writing a page."""
     return config.getoption("--cached") and not os.environ.get("CI")

@@ -1,39 +1,41 @@
-"""The comments above a fence: what the tests are told about a block, and readers never see."""
+"""Directives: the comments above a fence, and the words on it. Readers of the site don't see them."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from docs.blocks import _PAIR, DIRECTIVES, LANGUAGES, OPTIONS, TITLES, Block, Fault, nearest
+from docs.blocks import _PAIR, DIRECTIVES, LANGUAGES, OPTIONS, TITLES, Block, Problem, suggest
 
 _COMMENT = re.compile(r"^\s*<!--\s*(?P<word>\w+)\s*:\s*(?P<value>.*?)\s*-->\s*$")
 _OPTION = re.compile(r"([\w-]+)(?:=(\"[^\"]*\"|'[^']*'|\S+))?")
 
 
-def above(path: Path, lines: list[str], fence: int) -> tuple[dict[str, str], list[Fault]]:
-    """The directives directly above the fence on line `fence`, and those that nobody knows."""
+def read_directives(
+    path: Path, lines: list[str], fence: int
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return the directives directly above the fence on line `fence`, and the unknown or empty ones."""
     found: dict[str, str] = {}
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     number = fence - 1
     while number > 0 and (match := _COMMENT.match(lines[number - 1])):
         word, value = match["word"], match["value"]
         if word not in DIRECTIVES:
-            faults.append(
-                Fault(path, number, f"no directive is called `{word}`", nearest(word, DIRECTIVES))
-            )
+            hint = suggest(word, DIRECTIVES)
+            problems.append(Problem(path, number, f"unknown directive `{word}`", hint))
         elif not value:
-            faults.append(Fault(path, number, f"`{word}` says nothing", f"Write `{word}: ...`."))
+            hint = f"Write `{word}: ...`."
+            problems.append(Problem(path, number, f"`{word}` has no value", hint))
         else:
             found[word] = f"{value} {found[word]}" if word in found else value
         number -= 1
-    return found, faults
+    return found, problems
 
 
-def misused(block: Block) -> list[Fault]:
-    """Directives that stand above a block of the wrong kind, or that cannot be read."""
-    faults = []
-    fits = {
+def check_directives(block: Block) -> list[Problem]:
+    """Return the directives that are above the wrong kind of block, or can't be parsed."""
+    problems = []
+    places = {
         "raises": (block.language == "python", "a python block"),
         "shows": (block.language == "python", "a python block"),
         "skip": (block.language == "shell", "a shell block"),
@@ -41,73 +43,71 @@ def misused(block: Block) -> list[Fault]:
         "varies": (block.is_output, 'a block titled "Output" or "Error"'),
     }
     for word in block.directives:
-        fitting, where = fits[word]
-        if not fitting and not (word == "skip" and block.language == "python"):
-            faults.append(
-                block.fault(f"`{word}` does not belong here", f"Put it directly above {where}.")
+        is_allowed, place = places[word]
+        if not is_allowed and not (word == "skip" and block.language == "python"):
+            problems.append(
+                block.problem(f"`{word}` is not allowed here", f"Put it directly above {place}.")
             )
     if "varies" in block.directives:
-        faults += _unreadable(block)
+        problems += _check_patterns(block)
     if "shows" in block.directives:
-        faults += _beyond(block)
+        problems += _check_shown_lines(block)
     if block.draws not in (None, "LR", "TD"):
-        faults.append(
-            block.fault(
-                f"cannot draw in the direction {block.draws}",
-                "Write `draws: LR` (from left to right) or `draws: TD` (from the top down).",
+        problems.append(
+            block.problem(
+                f"unknown direction `{block.draws}`",
+                "Write `draws: LR` (left to right) or `draws: TD` (top down).",
             )
         )
-    return faults
+    return problems
 
 
-def _beyond(block: Block) -> list[Fault]:
-    """Is what is shown a part of the block, in order?"""
+def _check_shown_lines(block: Block) -> list[Problem]:
     text, lines = block.directives["shows"], len(block.code.splitlines())
-    cure = f"Name lines of the block, from 1 to {lines}, in order: `shows: 5-12, 20-24`."
+    hint = f"List lines of the block, from 1 to {lines}, in order: `shows: 5-12, 20-24`."
     if not re.fullmatch(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*", text):
-        return [block.fault(f"cannot read `shows: {text}`", cure)]
+        return [block.problem(f"can't parse `shows: {text}`", hint)]
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     if numbers != sorted(numbers) or numbers[0] < 1 or numbers[-1] > lines:
-        return [block.fault(f"`shows: {text}` is not a part of the block", cure)]
+        return [block.problem(f"`shows: {text}` is outside the block or out of order", hint)]
     return []
 
 
-def _unreadable(block: Block) -> list[Fault]:
+def _check_patterns(block: Block) -> list[Problem]:
     text = block.directives["varies"]
     if not block.varies or _PAIR.sub("", text).strip():
-        return [block.fault(f"cannot read `varies: {text}`", 'Write name="regular expression".')]
-    faults = []
+        return [block.problem(f"can't parse `varies: {text}`", 'Write name="regular expression".')]
+    problems = []
     for name, pattern in block.varies.items():
         try:
             re.compile(pattern)
         except re.error as error:
-            faults.append(block.fault(f"the pattern of `{name}` is wrong: {error}", "Mend it."))
-    return faults
+            message = f"the pattern of `{name}` is invalid: {error}"
+            problems.append(block.problem(message, "Fix the regular expression."))
+    return problems
 
 
-def header(path: Path, number: int, text: str) -> list[Fault]:
-    """What is wrong with the words after three backticks."""
+def check_fence(path: Path, number: int, text: str) -> list[Problem]:
+    """Return the problems with the words after three backticks."""
     language, _, rest = text.strip().partition(" ")
     if not language:
-        return [Fault(path, number, "a fence that names no language", "Write ```text, say.")]
+        return [Problem(path, number, "a fence without a language", "Write ```text, for example.")]
     if "{" in text:
-        return [Fault(path, number, "a fence with braces", "Write ```python, without braces.")]
-    faults = []
+        return [Problem(path, number, "a fence with braces", "Write ```python, without braces.")]
+    problems = []
     if language not in LANGUAGES:
-        cure = {"bash": "shell", "console": "shell", "sh": "shell", "py": "python"}.get(language)
-        cure = f"Write ```{cure}." if cure else nearest(language, LANGUAGES)
-        faults.append(Fault(path, number, f"no language of ours is called `{language}`", cure))
+        known = {"bash": "shell", "console": "shell", "sh": "shell", "py": "python"}.get(language)
+        hint = f"Write ```{known}." if known else suggest(language, LANGUAGES)
+        problems.append(Problem(path, number, f"unsupported language `{language}`", hint))
     for option, value in _OPTION.findall(rest):
         if option not in OPTIONS:
-            faults.append(
-                Fault(path, number, f"no option is called `{option}`", nearest(option, OPTIONS))
-            )
+            hint = suggest(option, OPTIONS)
+            problems.append(Problem(path, number, f"unknown option `{option}`", hint))
         elif not value.startswith(('"', "'")):
-            faults.append(
-                Fault(path, number, f"the option `{option}` has no value", f'{option}="..."')
-            )
+            message = f"the option `{option}` has no quoted value"
+            problems.append(Problem(path, number, message, f'Write {option}="...".'))
         elif option == "title" and language == "text" and value[1:-1] not in TITLES:
-            near = nearest(value[1:-1], TITLES)
-            if near.startswith("Did you mean"):
-                faults.append(Fault(path, number, f"a text block titled {value}", near))
-    return faults
+            hint = suggest(value[1:-1], TITLES)
+            if hint.startswith("Did you mean"):
+                problems.append(Problem(path, number, f"a text block titled {value}", hint))
+    return problems

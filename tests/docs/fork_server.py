@@ -1,11 +1,10 @@
-"""Imports Beam and NumPy once, then runs each program it is asked for in a fork of itself.
+"""Imports Beam and NumPy once, then runs each requested program in a fork.
 
-A request is a line of JSON, `{"file": ..., "limit": seconds, "draw": direction}`; the answer is one
-as well. What the program printed is beside its file afterwards, in `.out` and `.err`, and its drawn
-pipeline in `.mmd`. A new interpreter costs seconds of imports for each block; a fork costs
-milliseconds, and is as far from the other blocks.
+A request is one line of JSON, `{"file": ..., "limit": seconds, "draw": direction}`, and so is the response.
+The output of the program is written beside its file, to `.out` and `.err`, and its diagram to `.mmd`. A new
+interpreter needs seconds for its imports; a fork takes milliseconds, with the same isolation between blocks.
 
-Nothing here may start a thread before the fork.
+Don't start threads before the fork.
 """
 
 import atexit
@@ -22,10 +21,10 @@ from pathlib import Path
 
 
 def warm_up() -> None:
-    """Import what nearly every page imports."""
-    import picture  # noqa: F401
+    """Import the packages that nearly every page imports."""
+    import diagram  # noqa: F401
 
-    del sys.path[0]  # this file's directory, which no program of a page sees
+    del sys.path[0]  # this file's directory, which programs on pages must not see
     logging.disable(logging.WARNING)
     import apache_beam  # noqa: F401
     import numpy  # noqa: F401
@@ -35,10 +34,10 @@ def warm_up() -> None:
     logging.disable(logging.NOTSET)
 
 
-def become(file: Path, draw: str | None) -> int:
-    """In the fork: be an interpreter that was started with this file; return its exit code."""
+def run_program(file: Path, draw: str | None) -> int:
+    """Run a file in the fork as a new interpreter would, and return the exit code."""
     if draw:
-        sys.modules["picture"].remember_the_first(file.with_suffix(".mmd"), draw)
+        sys.modules["diagram"].draw_first_pipeline(file.with_suffix(".mmd"), draw)
     os.setsid()
     os.chdir(file.parent)
     for number, name in (
@@ -58,10 +57,10 @@ def become(file: Path, draw: str | None) -> int:
     code = 0
     try:
         exec(compile(file.read_text("utf-8"), file.name, "exec"), main.__dict__)
-    except SystemExit as leaving:
-        if leaving.code not in (None, 0):
-            code = leaving.code if isinstance(leaving.code, int) else 1
-            print("" if isinstance(leaving.code, int) else leaving.code, file=sys.stderr)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            code = error.code if isinstance(error.code, int) else 1
+            print("" if isinstance(error.code, int) else error.code, file=sys.stderr)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
@@ -72,7 +71,7 @@ def become(file: Path, draw: str | None) -> int:
 
 
 def wait(child: int, limit: float) -> int:
-    """The exit code of the fork; 124 if it had to be ended."""
+    """Return the exit code of the fork, or 124 if it was killed after `limit` seconds."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -84,8 +83,8 @@ def wait(child: int, limit: float) -> int:
     return 124
 
 
-def serve() -> None:
-    answers = os.fdopen(os.dup(1), "w")
+def serve_requests() -> None:
+    responses = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)
         began = time.perf_counter()
@@ -93,14 +92,14 @@ def serve() -> None:
         if child == 0:
             code = 70
             try:
-                code = become(Path(request["file"]), request["draw"])
+                code = run_program(Path(request["file"]), request["draw"])
             finally:
                 os._exit(code)
         code = wait(child, request["limit"])
-        answers.write(json.dumps({"code": code, "seconds": time.perf_counter() - began}) + "\n")
-        answers.flush()
+        responses.write(json.dumps({"code": code, "seconds": time.perf_counter() - began}) + "\n")
+        responses.flush()
 
 
 if __name__ == "__main__":
     warm_up()
-    serve()
+    serve_requests()

@@ -1,6 +1,6 @@
-"""The gallery: each program of examples/ has a page in docs/examples/, which shows its source.
+"""The example gallery: each file in examples/ has a page in docs/examples/ that shows its source.
 
-python -m docs.gallery puts the sources into the pages: `make docs-update` begins with it.
+`python -m docs.gallery` copies the sources into the pages. `make docs-update` runs it first.
 """
 
 from __future__ import annotations
@@ -9,58 +9,62 @@ import re
 from pathlib import Path
 
 from docs import site_reader
-from docs.blocks import ROOT, Block, shown
+from docs.blocks import ROOT, Block, display_path
 from docs.update import rewrite
 
 PAGES = ROOT / "docs" / "examples"
 INDEX = PAGES / "index.md"
 
 
-def examples(root: Path = ROOT) -> list[Path]:
+def find_examples(root: Path = ROOT) -> list[Path]:
     return sorted((root / "examples").glob("*.py"))
 
 
-def page_of(example: Path) -> Path:
-    """Where the gallery shows a program."""
+def gallery_page(example: Path) -> Path:
+    """Return the page of an example."""
     return example.parents[1] / "docs" / "examples" / f"{example.stem.replace('_', '-')}.md"
 
 
-def source_on(page: Path) -> Block | None:
-    """The block of a page that shows the program: its only one of Python."""
+def find_source_block(page: Path) -> Block | None:
+    """Return the block that shows the source: the only Python block of the page."""
     blocks, _ = site_reader.read(page)
     python = [block for block in blocks if block.language == "python"]
     return python[0] if len(python) == 1 else None
 
 
-def faults_of(example: Path) -> list[str]:
-    """What the gallery lacks of a program."""
-    page, name = page_of(example), example.name
+def check_example(example: Path) -> list[str]:
+    """Return what is missing or outdated in the gallery for an example."""
+    page, name = gallery_page(example), example.name
     if not page.exists():
-        return [f"{name} has no page: write {shown(page)}, in the manner of its neighbours."]
-    text, block = page.read_text("utf-8"), source_on(page)
-    faults = []
+        return [f"{name} has no page. Write {display_path(page)}, like the other pages there."]
+    text, block = page.read_text("utf-8"), find_source_block(page)
+    problems = []
     if block is None:
-        faults.append(f"{shown(page)} needs one python block, to show {name}.")
+        problems.append(f"{display_path(page)} needs exactly one python block, which shows {name}.")
     elif block.code.strip() != example.read_text("utf-8").strip():
-        faults.append(f"{shown(page)} shows another {name}: `make docs-update` renews it.")
+        problems.append(
+            f"{display_path(page)} shows an older {name}. To update it, run `make docs-update`."
+        )
     if f"python examples/{name}" not in text:
-        faults.append(f"{shown(page)} needs a shell block that runs `python examples/{name}`.")
+        problems.append(
+            f"{display_path(page)} needs a shell block that runs `python examples/{name}`."
+        )
     index = (page.parent / "index.md").read_text("utf-8")
     if not re.search(rf"\({re.escape(page.name)}\)", index):
-        faults.append(f"docs/examples/index.md has no line for {page.name}.")
-    return faults
+        problems.append(f"docs/examples/index.md has no link to {page.name}.")
+    return problems
 
 
-def renew(example: Path) -> None:
-    """Put the source of a program into its page."""
-    page = page_of(example)
-    block = source_on(page) if page.exists() else None
+def update_page(example: Path) -> None:
+    """Copy the source of an example into its page."""
+    page = gallery_page(example)
+    block = find_source_block(page) if page.exists() else None
     source = example.read_text("utf-8").strip()
     if block and block.code.strip() != source:
-        print(f"{shown(page)}: renewed the program")
+        print(f"{display_path(page)}: updated the source")
         rewrite(page, [(block, source)])
 
 
 if __name__ == "__main__":
-    for each in examples():
-        renew(each)
+    for each in find_examples():
+        update_page(each)

@@ -1,4 +1,4 @@
-"""Every block that is not run as it stands, with the reason: a skip is a debt."""
+"""The list of all code that the tests don't run, with the reasons. The page "How this site is tested" shows it."""
 
 from __future__ import annotations
 
@@ -6,52 +6,54 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from docs.blocks import ROOT, Block, shown
-from docs.shell import STAND_INS, stood_in
+from docs.blocks import ROOT, Block, display_path
+from docs.shell import STUBS, find_stubbed_lines
 
 PAGE = ROOT / "docs" / "tested.md"
 
-CEILING = {"python": 0, "shell": 0}
-"""How many blocks of each language may be skipped. Lower it when you can."""
+MAX_SKIPPED = {"python": 0, "shell": 0}
+"""The number of blocks of each language that may be skipped. Lower it when you can."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A block, or a line of one, that the tests do not run, and why."""
+class SkippedCode:
+    """A block, or a line of one, that the tests don't run, with the reason."""
 
     page: str
     language: str
-    what: str
+    code: str
     reason: str
 
 
-def skipped(blocks: list[Block]) -> list[Entry]:
-    """The blocks that are not run at all."""
+def skipped_blocks(blocks: list[Block]) -> list[SkippedCode]:
+    """Return the blocks that are not run at all."""
     return [
-        Entry(shown(block.path), block.language, block.code.splitlines()[0], block.skip)
+        SkippedCode(
+            display_path(block.path), block.language, block.code.splitlines()[0], block.skip
+        )
         for block in blocks
         if block.skip
     ]
 
 
-def checked(blocks: list[Block]) -> list[Entry]:
-    """The lines of shell blocks that are checked instead of run."""
+def stubbed_lines(blocks: list[Block]) -> list[SkippedCode]:
+    """Return the lines of shell blocks that are checked instead of run."""
     return [
-        Entry(shown(block.path), "shell", line, STAND_INS[line.split()[0]])
+        SkippedCode(display_path(block.path), "shell", line, STUBS[line.split()[0]])
         for block in blocks
         if block.language == "shell" and not block.skip
-        for line in stood_in(block)
+        for line in find_stubbed_lines(block)
     ]
 
 
-def table(entries: Iterable[Entry]) -> str:
-    """The ledger as a table of the site, between the marks that tell where it stands."""
-    rows = sorted({f"| `{each.page}` | `{each.what}` | {each.reason} |" for each in entries})
+def format_table(entries: Iterable[SkippedCode]) -> str:
+    """Return the list as a Markdown table, between the marks that show its place on the page."""
+    rows = sorted({f"| `{each.page}` | `{each.code}` | {each.reason} |" for each in entries})
     head = ["| where | what | instead |", "|---|---|---|"] if rows else ["Nothing."]
     return "\n".join(["<!-- ledger -->", "", *head, *rows, "", "<!-- /ledger -->"])
 
 
-def on_page(text: str, blocks: list[Block]) -> str:
-    """The text of the page with the ledger of these blocks."""
-    told = table([*skipped(blocks), *checked(blocks)])
-    return re.sub(r"<!-- ledger -->.*<!-- /ledger -->", lambda _: told, text, flags=re.DOTALL)
+def fill_in_table(text: str, blocks: list[Block]) -> str:
+    """Return the text of the page with the table for these blocks."""
+    table = format_table([*skipped_blocks(blocks), *stubbed_lines(blocks)])
+    return re.sub(r"<!-- ledger -->.*<!-- /ledger -->", lambda _: table, text, flags=re.DOTALL)

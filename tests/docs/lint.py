@@ -1,4 +1,4 @@
-"""Is the code that pages show formatted, and free of what ruff finds?"""
+"""Checks with ruff that the Python code on pages is formatted and clean."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from docs.blocks import Block, Fault
+from docs.blocks import Block, Problem
 
 _WIDTH = "88"
 _RULES = "E,F,I,B,UP,SIM,C4,W"
 _SETTINGS = ["--isolated", "--line-length", _WIDTH, "--target-version", "py310"]
-_CURE = "`make docs-format` mends it."
+_HINT = "To fix this, run `make docs-format`."
 
 
-def lint(blocks: list[Block]) -> list[Fault]:
-    """What ruff says about the Python blocks, at the line of the page."""
+def lint(blocks: list[Block]) -> list[Problem]:
+    """Return what ruff reports for the Python blocks, with the lines of the page."""
     python = [block for block in blocks if block.language == "python"]
     if not python:
         return []
     with _as_files(python) as directory:
         check = ["check", *_SETTINGS, "--select", _RULES, "--output-format", "json"]
-        said = json.loads(_ruff(check, directory).stdout or "[]")
-        by_file = dict(zip(_names(python), python, strict=True))
-        faults = []
-        for each in said:
+        violations = json.loads(_ruff(check, directory).stdout or "[]")
+        by_file = dict(zip(_file_names(python), python, strict=True))
+        problems = []
+        for each in violations:
             block = by_file[Path(each["filename"]).name]
             line = block.line + each["location"]["row"]
-            faults.append(Fault(block.path, line, f"{each['code']}: {each['message']}", _CURE))
-        faults += [
-            block.fault("the code is not formatted", _CURE)
-            for block, formatted in zip(python, _formatted(python, directory), strict=True)
+            problems.append(Problem(block.path, line, f"{each['code']}: {each['message']}", _HINT))
+        problems += [
+            block.problem("the code is not formatted", _HINT)
+            for block, formatted in zip(python, _format_files(python, directory), strict=True)
             if formatted != block.code.rstrip("\n")
         ]
-    return faults
+    return problems
 
 
-def formatted(blocks: list[Block]) -> list[str]:
-    """The code of these Python blocks, mended and formatted by ruff."""
+def format_code(blocks: list[Block]) -> list[str]:
+    """Return the code of these Python blocks, fixed and formatted by ruff."""
     with _as_files(blocks) as directory:
         check = ["check", *_SETTINGS, "--select", _RULES, "--fix", "--quiet"]
         _ruff(check, directory)
-        return _formatted(blocks, directory)
+        return _format_files(blocks, directory)
 
 
-def _formatted(blocks: list[Block], directory: Path) -> list[str]:
+def _format_files(blocks: list[Block], directory: Path) -> list[str]:
     _ruff(["format", "--quiet", *_SETTINGS], directory)
-    return [(directory / name).read_text("utf-8").rstrip("\n") for name in _names(blocks)]
+    return [(directory / name).read_text("utf-8").rstrip("\n") for name in _file_names(blocks)]
 
 
-def _names(blocks: list[Block]) -> list[str]:
+def _file_names(blocks: list[Block]) -> list[str]:
     return [f"block_{number}.py" for number in range(len(blocks))]
 
 
 @contextmanager
 def _as_files(blocks: list[Block]) -> Iterator[Path]:
-    """A directory with one file for each block."""
+    """Create a temporary directory with one file for each block."""
     with tempfile.TemporaryDirectory(prefix="docs-lint-") as name:
-        for file, block in zip(_names(blocks), blocks, strict=True):
+        for file, block in zip(_file_names(blocks), blocks, strict=True):
             (Path(name) / file).write_text(block.code.rstrip("\n") + "\n", "utf-8")
         yield Path(name)
 

@@ -1,4 +1,4 @@
-"""Notebooks: execute one as a reader would, and compare what it gives with what is stored in it."""
+"""Executes notebooks, and compares their outputs with the stored outputs."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from docs.blocks import ROOT, Fault
+from docs.blocks import ROOT, Problem
 
 DIRECTORY = ROOT / "docs" / "notebooks"
-LIMIT = 120
-KEPT = ("text/plain", "text/html", "image/png", "image/svg+xml")
+TIMEOUT_S = 120
+MIME_TYPES = ("text/plain", "text/html", "image/png", "image/svg+xml")
 
 
-def notebooks(root: Path = DIRECTORY) -> list[Path]:
+def find_notebooks(root: Path = DIRECTORY) -> list[Path]:
     return sorted(path for path in root.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 
 
-def execute(path: Path, env: dict[str, str]) -> tuple[Any, list[Fault]]:
-    """The notebook after a run of all its cells, in a kernel of its own and an empty directory."""
+def execute(path: Path, env: dict[str, str]) -> tuple[Any, list[Problem]]:
+    """Run all cells in a new kernel and an empty directory, and return the notebook with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     for cell in _code(notebook):
         cell.outputs, cell.execution_count = [], None
     with tempfile.TemporaryDirectory(prefix="docs-") as empty:
         client = NotebookClient(
             notebook,
-            timeout=LIMIT,
+            timeout=TIMEOUT_S,
             kernel_name="python3",
             resources={"metadata": {"path": empty}},
         )
         try:
             client.execute(env={**env, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
         except CellExecutionError as error:
-            line = _line_of_failing_cell(path, notebook)
-            told = f"a cell fails: {error.ename}: {error.evalue}"
-            return notebook, [Fault(path, line, told, "Mend the cell.")]
+            line = _find_failing_line(path, notebook)
+            message = f"a cell fails: {error.ename}: {error.evalue}"
+            return notebook, [Problem(path, line, message, "Fix the cell.")]
         except CellTimeoutError:
-            line = _line_of_failing_cell(path, notebook)
+            line = _find_failing_line(path, notebook)
             return notebook, [
-                Fault(path, line, f"a cell runs for over {LIMIT} s", "Make it smaller.")
+                Problem(path, line, f"a cell runs for over {TIMEOUT_S} s", "Make the cell smaller.")
             ]
-    return tidy(notebook), []
+    return normalize(notebook), []
 
 
-def tidy(notebook: Any) -> Any:
-    """Without what differs from run to run and nobody reads: times, logs, how a stream was cut."""
+def normalize(notebook: Any) -> Any:
+    """Remove everything that differs between runs and isn't shown: times, logs, and splits of streams."""
     for number, cell in enumerate(_code(notebook), 1):
         cell.execution_count = number
         cell.metadata.pop("execution", None)
-        cell.outputs = _tidy_outputs(cell.outputs, number)
+        cell.outputs = _normalize_outputs(cell.outputs, number)
     notebook.metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}}
     return notebook
 
@@ -62,7 +62,7 @@ def tidy(notebook: Any) -> Any:
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def _tidy_outputs(outputs: list[Any], number: int) -> list[Any]:
+def _normalize_outputs(outputs: list[Any], number: int) -> list[Any]:
     kept: list[Any] = []
     for output in outputs:
         if output.output_type == "stream":
@@ -72,8 +72,8 @@ def _tidy_outputs(outputs: list[Any], number: int) -> list[Any]:
                 kept[-1].text += output.text
                 continue
         elif "data" in output:
-            output.data = {kind: output.data[kind] for kind in KEPT if kind in output.data}
-            if not output.data:  # scripts that Beam loads from other hosts, for its tables
+            output.data = {kind: output.data[kind] for kind in MIME_TYPES if kind in output.data}
+            if not output.data:  # scripts that Beam loads from other hosts for its tables
                 continue
             if "execution_count" in output:
                 output.execution_count = number
@@ -81,85 +81,91 @@ def _tidy_outputs(outputs: list[Any], number: int) -> list[Any]:
     return kept
 
 
-def faults_of(path: Path, stored: Any, ran: Any) -> list[Fault]:
-    """Where what is stored is not what the run gave."""
-    faults = []
-    for cell, fresh in zip(_code(stored), _code(ran), strict=True):
-        line = line_of(path, cell)
-        if (cell.source.strip() and any("image/png" in each for each in shapes(fresh))) and not (
-            cell.metadata.get("alt")
-        ):
-            faults.append(
-                Fault(
+def compare_outputs(path: Path, stored: Any, executed: Any) -> list[Problem]:
+    """Return the differences between the stored outputs and those of a run."""
+    problems = []
+    for cell, new in zip(_code(stored), _code(executed), strict=True):
+        line = find_cell_line(path, cell)
+        if (
+            cell.source.strip() and any("image/png" in each for each in output_kinds(new))
+        ) and not (cell.metadata.get("alt")):
+            problems.append(
+                Problem(
                     path,
                     line,
-                    "a picture without words for those who cannot see it",
-                    'Add "alt": "what it shows" to the metadata of its cell.',
+                    "an image without a text alternative",
+                    'Add "alt": "description of the image" to the metadata of its cell.',
                 )
             )
-        if shapes(cell) != shapes(fresh):
-            told = f"stored are outputs of {shapes(cell)}, and a run gives {shapes(fresh)}"
-            faults.append(Fault(path, line, told, _update(path)))
-        elif "varies" not in cell.metadata.get("tags", []) and texts(cell) != texts(fresh):
-            told = f"the stored output is\n{texts(cell)}\nand a run gives\n{texts(fresh)}"
-            faults.append(Fault(path, line, told, _update(path)))
-    return faults
+        if output_kinds(cell) != output_kinds(new):
+            message = (
+                f"the stored outputs are {output_kinds(cell)}, but a run gives {output_kinds(new)}"
+            )
+            problems.append(Problem(path, line, message, _update_hint(path)))
+        elif "varies" not in cell.metadata.get("tags", []) and output_text(cell) != output_text(
+            new
+        ):
+            message = (
+                f"the stored output is\n{output_text(cell)}\nbut a run gives\n{output_text(new)}"
+            )
+            problems.append(Problem(path, line, message, _update_hint(path)))
+    return problems
 
 
-def shapes(cell: Any) -> list[list[str]]:
-    """What kinds of output a cell has."""
+def output_kinds(cell: Any) -> list[list[str]]:
+    """Return the MIME types of each output of a cell."""
     return [sorted(each.get("data", {each.output_type: ""})) for each in cell.outputs]
 
 
-def texts(cell: Any) -> str:
-    """What a cell prints and gives, as far as it is text; a picture's text is its name and size."""
-    told = [
+def output_text(cell: Any) -> str:
+    """Return the text that a cell prints and returns, without images, whose text is only a name."""
+    texts = [
         each.get("text", "") or each.get("data", {}).get("text/plain", "")
         for each in cell.outputs
         if "image/png" not in each.get("data", {})
     ]
-    return "\n".join(line.rstrip() for line in "\n".join(told).splitlines())
+    return "\n".join(line.rstrip() for line in "\n".join(texts).splitlines())
 
 
-def store(path: Path, notebook: Any) -> None:
-    """Write a notebook, so that a later run of the same cells changes no byte but the outputs."""
+def write_notebook(path: Path, notebook: Any) -> None:
+    """Write a notebook in a stable format, so that another run changes only the outputs."""
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
     path.write_text(text + "\n", "utf-8")
 
 
-def update(path: Path, env: dict[str, str]) -> list[Fault]:
-    """Store what a run gives, unless the stored outputs already say it."""
+def update(path: Path, env: dict[str, str]) -> list[Problem]:
+    """Run a notebook and store its outputs if they differ."""
     stored = nbformat.read(path, as_version=4)
-    ran, faults = execute(path, env)
-    if faults:
-        return faults
-    missing = faults_of(path, ran, ran)  # what no run can mend
-    if faults_of(path, stored, ran) != missing:
+    executed, problems = execute(path, env)
+    if problems:
+        return problems
+    remaining = compare_outputs(path, executed, executed)  # no run can fix these
+    if compare_outputs(path, stored, executed) != remaining:
         print(f"{os.path.relpath(path, ROOT)}: rewrote the outputs")
-        store(path, ran)
-    return missing
+        write_notebook(path, executed)
+    return remaining
 
 
-def line_of(path: Path, cell: Any) -> int:
-    """Where in the file a cell begins; from one."""
+def find_cell_line(path: Path, cell: Any) -> int:
+    """Return the line on which a cell begins, counted from 1."""
     lines = path.read_text("utf-8").splitlines()
     mark = f'"id": "{cell.get("id", "")}"'
     return next((number for number, line in enumerate(lines, 1) if mark in line), 1)
 
 
-def _line_of_failing_cell(path: Path, notebook: Any) -> int:
+def _find_failing_line(path: Path, notebook: Any) -> int:
     failed = [
         cell
         for cell in _code(notebook)
         if any(output.output_type == "error" for output in cell.outputs)
     ]
-    waiting = [cell for cell in _code(notebook) if cell.execution_count is None]
-    return line_of(path, (failed or waiting or [{}])[0])
+    not_run = [cell for cell in _code(notebook) if cell.execution_count is None]
+    return find_cell_line(path, (failed or not_run or [{}])[0])
 
 
 def _code(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def _update(path: Path) -> str:
-    return f"If the run is right: `make docs-update PAGE={os.path.relpath(path, ROOT)}`."
+def _update_hint(path: Path) -> str:
+    return f"If the new output is right, run `make docs-update PAGE={os.path.relpath(path, ROOT)}`."

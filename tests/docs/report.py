@@ -1,4 +1,4 @@
-"""Where and when each block of the site ran: written by the tests, read by the site."""
+"""The test report: when each block ran. The tests write it, and the site shows it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from docs.blocks import Block, shown
-from docs.run import Ran
-from docs.store import key
+from docs.blocks import Block, display_path
+from docs.run import RunResult
+from docs.run_cache import report_key
 
 FILE = Path(".cache") / "docs-report.json"
 PACKAGES = {
@@ -36,54 +36,54 @@ PACKAGES = {
     "pandas": "pandas",
     "httpx": "httpx",
 }
-"""The packages whose versions decide what a block prints, and the words by which a block names them."""
+"""The packages that affect what a block prints, with a pattern for the imports that use each one."""
 
 
-def told(block: Block, ran: Ran) -> dict[str, Any]:
-    """What the report says of one block: which text, where it stands, when it ran, and with what."""
+def describe_run(block: Block, result: RunResult) -> dict[str, Any]:
+    """Return the report entry of a block: its location, text key, run time, and package versions."""
     return {
         "block": block.name,
-        "key": key(block),
+        "key": report_key(block),
         "language": block.language,
-        "seconds": round(ran.seconds, 2),
-        "when": ran.when,
-        "versions": versions(block.text) if block.language == "python" else {},
+        "seconds": round(result.seconds, 2),
+        "when": result.when,
+        "versions": find_versions(block.text) if block.language == "python" else {},
     }
 
 
-def told_of_notebook(notebook: Path, seconds: float) -> dict[str, Any]:
-    """The same of a notebook, which is known by the whole of its file."""
+def describe_notebook_run(notebook: Path, seconds: float) -> dict[str, Any]:
+    """Return the report entry of a notebook. Its key is a digest of the file."""
     text = notebook.read_text("utf-8")
     return {
-        "block": shown(notebook) + ":1",
+        "block": display_path(notebook) + ":1",
         "key": sha256(text.encode()).hexdigest()[:16],
         "language": "notebook",
         "seconds": round(seconds, 2),
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(text),
+        "versions": find_versions(text),
     }
 
 
-def versions(code: str = "") -> dict[str, str]:
-    """The versions of Python and of the packages that this code names."""
+def find_versions(code: str = "") -> dict[str, str]:
+    """Return the versions of Python and of the packages that this code imports."""
     found = {"Python": platform.python_version()}
-    for package, words in PACKAGES.items():
-        if re.search(rf"import.*(?:{words})|from \S*(?:{words})", code):
+    for package, pattern in PACKAGES.items():
+        if re.search(rf"import.*(?:{pattern})|from \S*(?:{pattern})", code):
             with suppress(PackageNotFoundError):
                 found[package] = version(package)
     return found
 
 
 class Report:
-    """Gathers what the tests recorded, also from the workers of pytest-xdist.
+    """Pytest plugin that collects the entries of all tests, including those of pytest-xdist workers.
 
-    A block keeps what earlier runs told of it until it runs again, or its text is gone: so `make docs-test
-    PAGE=...` tells of one page anew and leaves the others as they are.
+    Entries of earlier runs are kept until the block runs again or its text is removed. So `make docs-test
+    PAGE=...` updates the entries of one page only.
     """
 
-    def __init__(self, root: Path, whole: bool) -> None:
+    def __init__(self, root: Path, is_complete: bool) -> None:
         self.file = root / FILE
-        self.whole = whole
+        self.is_complete = is_complete
         self.blocks: dict[str, dict[str, Any]] = {}
         self.failed: set[str] = set()
         self.tests = 0
@@ -112,8 +112,8 @@ class Report:
             "tests": self.tests,
             "failed": sorted(self.blocks[key]["block"] for key in self.failed),
         }
-        told = {
-            "last": last if self.whole else before.get("last"),
+        report = {
+            "last": last if self.is_complete else before.get("last"),
             "blocks": {
                 key: block
                 for key, block in sorted(kept.items())
@@ -121,4 +121,4 @@ class Report:
                 and (key in self.blocks or block["block"].rpartition(":")[0] not in pages)
             },
         }
-        self.file.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        self.file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Run a program of a page as its reader would: as a file, in an empty directory, by itself."""
+"""Runs a program from a page as its reader would: as a file, by itself, in an empty directory."""
 
 from __future__ import annotations
 
@@ -16,22 +16,31 @@ from typing import Protocol
 
 from docs import shell
 from docs.blocks import Program
-from runinference.samples import cache as sample_files
+from runinference.samples import cache as sample_cache
 
-LIMIT = 120.0
+TIMEOUT_S = 120.0
 _SERVER = Path(__file__).with_name("fork_server.py")
-_DRAWS = Path(__file__).with_name("drawing")
+_DIAGRAM_STARTUP = Path(__file__).with_name("diagram_startup")
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a run printed, and how it ended."""
+class RunResult:
+    """The result of a run.
+
+    Attributes:
+        stdout: Standard output.
+        stderr: Standard error.
+        code: Exit code; 124 after a timeout.
+        seconds: Duration of the run.
+        diagram: The pipeline as a Mermaid flowchart, if it was requested.
+        when: Time of the run in UTC, in ISO format.
+    """
 
     stdout: str
     stderr: str
     code: int
     seconds: float
-    picture: str | None = None
+    diagram: str | None = None
     when: str = ""
 
     @property
@@ -44,76 +53,78 @@ class Ran:
 
 
 class Interpreter(Protocol):
-    """Something that runs a file of Python, and may draw the pipeline that it runs."""
+    """Runs a Python file, and draws its pipeline if `draw` gives a direction."""
 
-    def run(self, file: Path, limit: float, draw: str | None = None) -> Ran: ...
+    def run(self, file: Path, limit: float, draw: str | None = None) -> RunResult: ...
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """A new interpreter for every program, exactly as a reader's; one that draws is told so by its environment."""
+class FreshInterpreter:
+    """Starts a new interpreter for every program, as a reader would."""
 
     env: dict[str, str]
 
-    def run(self, file: Path, limit: float, draw: str | None = None) -> Ran:
+    def run(self, file: Path, limit: float, draw: str | None = None) -> RunResult:
         command = [sys.executable, file.name]
         if not draw:
             return execute(command, file.parent, self.env, limit)
         drawn = file.parent.with_name("drawn.mmd")
-        path = os.pathsep.join([str(_DRAWS), self.env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        path = os.pathsep.join([str(_DIAGRAM_STARTUP), self.env.get("PYTHONPATH", "")]).rstrip(
+            os.pathsep
+        )
         env = {**self.env, "PYTHONPATH": path, "DRAW": draw, "DRAW_INTO": str(drawn)}
-        ran = execute(command, file.parent, env, limit)
-        return replace(ran, picture=drawn.read_text("utf-8") if drawn.exists() else "")
+        result = execute(command, file.parent, env, limit)
+        return replace(result, diagram=drawn.read_text("utf-8") if drawn.exists() else "")
 
 
 @dataclass(frozen=True)
-class Forked:
-    """A process that has imported Beam and NumPy already, and forks for every program."""
+class ForkServer:
+    """Runs every program in a fork of a process that has already imported Beam and NumPy."""
 
     server: subprocess.Popen[str]
 
-    def run(self, file: Path, limit: float, draw: str | None = None) -> Ran:
+    def run(self, file: Path, limit: float, draw: str | None = None) -> RunResult:
         request = {"file": str(file), "limit": limit, "draw": draw}
         assert self.server.stdin
         assert self.server.stdout
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
-        answer = json.loads(self.server.stdout.readline())
+        response = json.loads(self.server.stdout.readline())
         streams = [file.with_suffix(f".{name}") for name in ("out", "err")]
         out, err = (stream.read_text("utf-8", "replace") for stream in streams)
         drawn = file.with_suffix(".mmd")
-        picture = (drawn.read_text("utf-8") if drawn.exists() else "") if draw else None
-        return Ran(out, err, answer["code"], answer["seconds"], picture)
+        diagram = (drawn.read_text("utf-8") if drawn.exists() else "") if draw else None
+        return RunResult(out, err, response["code"], response["seconds"], diagram)
 
 
 @contextmanager
-def forking(env: dict[str, str]) -> Iterator[Forked]:
-    """The fork server, for as long as the block lasts."""
+def start_fork_server(env: dict[str, str]) -> Iterator[ForkServer]:
+    """Run the fork server until the end of the `with` block."""
     command = [sys.executable, str(_SERVER)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     ) as server:
-        yield Forked(server)
+        yield ForkServer(server)
         assert server.stdin
         server.stdin.close()
 
 
-def run(program: Program, interpreter: Interpreter, env: dict[str, str]) -> Ran:
-    """Run one program in a new directory, which is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="docs-") as above:
-        empty = Path(above) / "empty"
+def run(program: Program, interpreter: Interpreter, env: dict[str, str]) -> RunResult:
+    """Run one program in a new, temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="docs-") as parent:
+        empty = Path(parent) / "empty"
         empty.mkdir()
         if program.block.language == "shell":
-            command = shell.command(program.block, Path(above))
-            return execute(command, empty, shell.environment(env, Path(above)), LIMIT)
-        file = empty / "program.py"  # not the page's name: `sklearn.py` would hide a package
+            command = shell.prepare_command(program.block, Path(parent))
+            return execute(command, empty, shell.environment(env, Path(parent)), TIMEOUT_S)
+        file = empty / "program.py"  # a name that hides no package
         file.write_text(program.block.text, "utf-8")
-        draw = program.picture.draws if program.picture else None
-        return interpreter.run(file, LIMIT, draw)
+        draw = program.diagram.draws if program.diagram else None
+        return interpreter.run(file, TIMEOUT_S, draw)
 
 
-def execute(command: list[str], cwd: Path, env: dict[str, str], limit: float) -> Ran:
-    """Run a command in a session of its own, so that a timeout ends all of it."""
+def execute(command: list[str], cwd: Path, env: dict[str, str], limit: float) -> RunResult:
+    """Run a command in a new session, so that a timeout ends all of its processes."""
     began = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -133,20 +144,20 @@ def execute(command: list[str], cwd: Path, env: dict[str, str], limit: float) ->
         os.killpg(process.pid, 9)
         out, err = process.communicate()
         code = 124
-    return Ran(out, err, code, time.perf_counter() - began)
+    return RunResult(out, err, code, time.perf_counter() - began)
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What a program sees of this machine: the tools, one thread a process, a home of its own.
+    """Return the environment of programs: this machine's tools, one thread per process, and `home`.
 
-    Beam's default runner first tries to download the Prism binary into the home, and falls back to
-    the embedded runner where it cannot. The pages must print the same with and without a network,
-    so a file lies where Prism's directory would be, and the attempt fails at once.
+    Beam's default runner first tries to download the Prism binary into the home directory, and falls back
+    to the embedded runner. Pages must print the same with and without a network, so a file takes the place
+    of Prism's directory, and the download fails at once.
 
-    Of this user's cache it has the sample models alone, which no two of the tests need train.
+    The cache contains only this user's sample models, so that each is trained once.
     """
     (home / ".apache_beam").touch()
-    samples = sample_files.cache()
+    samples = sample_cache.cache()
     samples.mkdir(parents=True, exist_ok=True)
     (home / "cache").mkdir(exist_ok=True)
     with suppress(FileExistsError):

@@ -1,4 +1,4 @@
-"""Shell blocks run as one script; three commands that need a network have stand-ins."""
+"""Runs shell blocks as one script. Stubs replace the commands that need a network."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from pathlib import Path
 
 from docs.blocks import ROOT, Block
 
-STAND_INS = {
+STUBS = {
     "pip": "checked: the extras are declared",
     "git": "checked: the address is the project's",
     "make": "checked: the Makefile has the target",
 }
 
 
-def command(block: Block, above: Path) -> list[str]:
-    """What runs the block; `above` holds its directory, and takes the stand-ins."""
-    tools = above / "tools"
+def prepare_command(block: Block, parent: Path) -> list[str]:
+    """Return the command that runs the block, after creating the stubs and examples under `parent`."""
+    tools = parent / "tools"
     tools.mkdir()
-    for name in STAND_INS:
+    for name in STUBS:
         tool = tools / name
-        stand_in = Path(__file__).with_name("stand_in.py")
-        tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" {name} "$@"\n')
+        stub = Path(__file__).with_name("stub_command.py")
+        tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stub}" {name} "$@"\n')
         tool.chmod(0o755)
     if (ROOT / "examples").exists():
         shutil.copytree(
             ROOT / "examples",
-            above / "empty" / "examples",
+            parent / "empty" / "examples",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
     return ["bash", "-euo", "pipefail", "-c", block.text]
 
 
-def environment(env: dict[str, str], above: Path) -> dict[str, str]:
-    """The same machine, with the stand-ins first on the path."""
-    return env | {"PATH": f"{above / 'tools'}{os.pathsep}{env['PATH']}"}
+def environment(env: dict[str, str], parent: Path) -> dict[str, str]:
+    """Return the environment with the stubs first on the path."""
+    return env | {"PATH": f"{parent / 'tools'}{os.pathsep}{env['PATH']}"}
 
 
-def stood_in(block: Block) -> list[str]:
-    """The lines of a block that a stand-in answers."""
-    words = "|".join(STAND_INS)
+def find_stubbed_lines(block: Block) -> list[str]:
+    """Return the lines of a block that run a stub."""
+    words = "|".join(STUBS)
     return [
         line.strip() for line in block.code.splitlines() if re.match(rf"\s*(?:{words})\b", line)
     ]

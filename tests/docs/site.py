@@ -1,4 +1,4 @@
-"""The built site, served on localhost and looked at in a browser."""
+"""Builds the site, serves it on localhost, and examines it in a browser."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from docs.browser import FLAGS, find_or_install
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 375, "height": 740}
-COLOUR_RULES = ["color-contrast", "link-in-text-block"]
+COLOR_RULES = ["color-contrast", "link-in-text-block"]
 NARROW_RULES = ["scrollable-region-focusable", "target-size", "aria-hidden-focus"]
-"""The rules of axe whose answer depends on the colours, and on the width; the others are asked once."""
+"""The axe rules that depend on the color scheme and on the width. All others are checked once."""
 
-WIDER = """() => {
+FIND_OVERFLOW = """() => {
     const root = document.documentElement;
     if (root.scrollWidth <= root.clientWidth) return [];
-    const told = (box) => `${box.tagName}.${box.className}: ${box.textContent.trim().slice(0, 60)}`;
-    const apart = "pre, .md-typeset__scrollwrap, .md-sidebar, .md-search, .tabbed-labels";
+    const describe = (box) => `${box.tagName}.${box.className}: ${box.textContent.trim().slice(0, 60)}`;
+    const scrollable = "pre, .md-typeset__scrollwrap, .md-sidebar, .md-search, .tabbed-labels";
     const wide = [...document.querySelectorAll("body *")].filter(
-        (box) => box.getBoundingClientRect().right > root.clientWidth + 1 && !box.closest(apart)
+        (box) => box.getBoundingClientRect().right > root.clientWidth + 1 && !box.closest(scrollable)
     );
-    return [`${root.scrollWidth} pixels wide`, ...wide.slice(-3).map(told)];
+    return [`${root.scrollWidth} pixels wide`, ...wide.slice(-3).map(describe)];
 }"""
 
 
-def build(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
-    """Build the site, strictly; what mkdocs complains of, or nothing.
+def build_site(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
+    """Build the site in strict mode, and return the messages of mkdocs if the build fails.
 
-    Never with `--quiet`, which hides the warnings from `--strict` as well.
+    Never use `--quiet`: it also hides the warnings from `--strict`.
     """
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     command += ["--config-file", str(config), "--site-dir", str(into)]
@@ -51,15 +51,15 @@ def build(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
     return done.stdout + done.stderr if done.returncode else ""
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
-def served(directory: Path) -> Iterator[str]:
-    """The address of the site."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(directory)))
+def serve(directory: Path) -> Iterator[str]:
+    """Serve a directory on localhost, and return its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(directory)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -68,8 +68,8 @@ def served(directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A headless Chromium."""
+def start_browser() -> Iterator[Browser]:
+    """Start a headless Chromium."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=find_or_install(), args=list(FLAGS), chromium_sandbox=False
@@ -79,18 +79,25 @@ def browser() -> Iterator[Browser]:
 
 
 @dataclass
-class Look:
-    """What one look at a page found to be wrong."""
+class PageAudit:
+    """Problems of a page in the browser.
+
+    Attributes:
+        errors: JavaScript and console errors.
+        external_requests: URLs of other hosts that the page requests.
+        overflows: Elements that are wider than a phone's screen.
+        accessibility_violations: Serious or critical violations that axe reports, and low contrast in code.
+    """
 
     errors: list[str] = field(default_factory=list)
-    abroad: list[str] = field(default_factory=list)
-    too_wide: list[str] = field(default_factory=list)
-    barriers: list[str] = field(default_factory=list)
+    external_requests: list[str] = field(default_factory=list)
+    overflows: list[str] = field(default_factory=list)
+    accessibility_violations: list[str] = field(default_factory=list)
 
 
 @dataclass
-class Copied:
-    """A block as the browser shows it, and what its button put into the clipboard."""
+class CopiedBlock:
+    """A block as the browser shows it, and the text that its copy button put into the clipboard."""
 
     language: str
     title: str
@@ -99,10 +106,10 @@ class Copied:
 
 
 @contextmanager
-def opened(
+def open_tab(
     chromium: Browser, address: str, page: str = "", scheme: str = "light", **options: Any
 ) -> Iterator[Page]:
-    """A page of the site in a tab of its own."""
+    """Open a tab in a new browser context."""
     context = chromium.new_context(
         viewport=options.pop("size", DESKTOP), color_scheme=scheme, **options
     )
@@ -114,8 +121,8 @@ def opened(
 
 
 @contextmanager
-def visited(chromium: Browser) -> Iterator[Page]:
-    """A tab for one page among many: what the site's pages have in common is fetched and compiled once."""
+def shared_tab(chromium: Browser) -> Iterator[Page]:
+    """Open a tab in the shared browser context, which caches the files that all pages use."""
     if not chromium.contexts:
         allowed = ["clipboard-read", "clipboard-write"]
         chromium.new_context(viewport=DESKTOP, color_scheme="light", permissions=allowed)
@@ -126,106 +133,106 @@ def visited(chromium: Browser) -> Iterator[Page]:
         tab.close()
 
 
-def look(chromium: Browser, address: str, page: str) -> Look:
-    """Open a page once, and note what is wrong with it: on a desktop and a phone, light and dark.
+def audit_page(chromium: Browser, address: str, page: str) -> PageAudit:
+    """Open a page once, and check it on a desktop and a phone, in light and dark mode.
 
-    The colour scheme is switched as the theme does it; that the reader's own choice decides at first
-    has a test of its own.
+    The color scheme is switched as the theme switches it. Another test checks that the initial scheme
+    follows the reader's system.
     """
-    seen = Look()
-    with visited(chromium) as tab:
-        listen(tab, address, seen)
+    audit = PageAudit()
+    with shared_tab(chromium) as tab:
+        record_events(tab, address, audit)
         tab.goto(address + page, wait_until="load")
         tab.wait_for_function("!document.querySelector('pre.mermaid')")
-        tab.evaluate(_QUIET)
+        tab.evaluate(_STOP_ANIMATIONS)
         for scheme in ("slate", "default"):
-            tab.evaluate(_PAINT, scheme)
-            seen.barriers += tab.evaluate(CODE_CONTRAST)
-        tab.evaluate(_ONE_COLOUR_OF_CODE)
-        tab.evaluate(_axe())
-        seen.barriers += barriers(tab)
-        tab.evaluate(_PAINT, "slate")
-        seen.barriers += barriers(tab, COLOUR_RULES)
+            tab.evaluate(_SET_COLOR_SCHEME, scheme)
+            audit.accessibility_violations += tab.evaluate(FIND_LOW_CONTRAST)
+        tab.evaluate(_REMOVE_HIGHLIGHTING)
+        tab.evaluate(_axe_source())
+        audit.accessibility_violations += run_axe(tab)
+        tab.evaluate(_SET_COLOR_SCHEME, "slate")
+        audit.accessibility_violations += run_axe(tab, COLOR_RULES)
         tab.set_viewport_size(PHONE)
-        tab.evaluate(_NEXT_FRAME)
-        seen.too_wide += tab.evaluate(WIDER)
-        seen.barriers += barriers(tab, NARROW_RULES)
-    return seen
+        tab.evaluate(_WAIT_FOR_FRAME)
+        audit.overflows += tab.evaluate(FIND_OVERFLOW)
+        audit.accessibility_violations += run_axe(tab, NARROW_RULES)
+    return audit
 
 
-def listen(tab: Page, address: str, seen: Look) -> None:
-    """Note the errors of the console, and the requests that leave the host."""
-    tab.on("console", lambda said: said.type == "error" and seen.errors.append(said.text))
-    tab.on("pageerror", lambda error: seen.errors.append(str(error)))
+def record_events(tab: Page, address: str, audit: PageAudit) -> None:
+    """Record console errors and requests to other hosts."""
+    tab.on("console", lambda message: message.type == "error" and audit.errors.append(message.text))
+    tab.on("pageerror", lambda error: audit.errors.append(str(error)))
     here = (address, "data:", "blob:")
     tab.on(
         "request",
-        lambda request: request.url.startswith(here) or seen.abroad.append(request.url),
+        lambda request: request.url.startswith(here) or audit.external_requests.append(request.url),
     )
 
 
-_QUIET = """() => {
+_STOP_ANIMATIONS = """() => {
     document.querySelectorAll("details").forEach((each) => (each.open = true));
     const style = document.createElement("style");
     style.textContent = "* { transition: none !important; animation: none !important; }";
     document.head.append(style);
 }"""
 
-_PAINT = "(scheme) => { document.body.dataset.mdColorScheme = scheme; }"
+_SET_COLOR_SCHEME = "(scheme) => { document.body.dataset.mdColorScheme = scheme; }"
 
-#: Axe walks each word of each program in every run, most of a page's elements: `CODE_CONTRAST` looked at them.
-_ONE_COLOUR_OF_CODE = """() => {
+#: Axe would check each word of each program in every run. `FIND_LOW_CONTRAST` has already checked them.
+_REMOVE_HIGHLIGHTING = """() => {
     const programs = document.querySelectorAll(".highlight pre > code");
     programs.forEach((code) => { code.textContent = code.textContent; });
 }"""
 
-#: The page hears of its new width before it is drawn.
-_NEXT_FRAME = "() => new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))"
+#: Resize events are handled before the next frame is drawn.
+_WAIT_FOR_FRAME = "() => new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))"
 
-CLICK_ALL = """async () => {
+CLICK_COPY_BUTTONS = """async () => {
     const found = [];
     for (const block of document.querySelectorAll(".md-content .highlight:not(.no-copy)")) {
         const code = block.querySelector("pre > code");
         const button = block.querySelector(".md-code__button[data-md-type=copy]");
         const title = block.querySelector(".filename");
-        let held = null;
+        let text = null;
         if (button) {
             await navigator.clipboard.writeText("");
             button.click();
-            held = "";
-            for (let tries = 0; tries < 200 && !held; tries++) {
+            text = "";
+            for (let tries = 0; tries < 200 && !text; tries++) {
                 await new Promise((wake) => setTimeout(wake, 5));
-                held = await navigator.clipboard.readText();
+                text = await navigator.clipboard.readText();
             }
         }
-        const named = [...block.classList].find((name) => name.startsWith("language-")) || "";
+        const language = [...block.classList].find((name) => name.startsWith("language-")) || "";
         found.push({
-            language: named.replace("language-", ""),
+            language: language.replace("language-", ""),
             title: title ? title.textContent : "",
             shown: code.textContent,
-            clipboard: held,
+            clipboard: text,
         });
     }
     return found;
 }"""
 
 
-def copied(chromium: Browser, address: str, page: str) -> list[Copied]:
-    """Each block of a page, and what the real clipboard held after a click on its copy button."""
-    with visited(chromium) as tab:
+def copy_blocks(chromium: Browser, address: str, page: str) -> list[CopiedBlock]:
+    """Click each copy button of a page, and return the blocks with the text of the real clipboard."""
+    with shared_tab(chromium) as tab:
         tab.goto(address + page, wait_until="load")
-        return [Copied(**each) for each in tab.evaluate(CLICK_ALL)]
+        return [CopiedBlock(**each) for each in tab.evaluate(CLICK_COPY_BUTTONS)]
 
 
-def searched(tab: Page, words: str, results: int = 3) -> list[str]:
-    """The pages that the site's search finds first; the tab is at any page of it."""
+def search(tab: Page, words: str, results: int = 3) -> list[str]:
+    """Search the site from any of its pages, and return the paths of the first results."""
     tab.keyboard.press("Escape")
     field = tab.locator("[data-md-component=search-query]")
     field.click()
     field.fill(words[:-1])
     field.press("End")
     tab.evaluate("document.querySelector('.md-search-result__list').replaceChildren()")
-    field.press_sequentially(words[-1])  # the theme listens to keys
+    field.press_sequentially(words[-1])  # the theme reacts to key events
     found = tab.locator(".md-search-result__list > li")
     try:
         found.first.wait_for(state="attached", timeout=10_000)
@@ -235,19 +242,20 @@ def searched(tab: Page, words: str, results: int = 3) -> list[str]:
     return [urlsplit(href).path.lstrip("/") for href in hrefs[:results]]
 
 
-CODE_CONTRAST = """() => {
-    const channels = (colour) => {
-        const parts = colour.match(/[\\d.]+/g).map(Number);
+FIND_LOW_CONTRAST = """() => {
+    const channels = (color) => {
+        const parts = color.match(/[\\d.]+/g).map(Number);
         return parts.length > 3 ? parts : [...parts, 1];
     };
     const over = (front, back) => front.slice(0, 3).map((c, i) => c * front[3] + back[i] * (1 - front[3]));
-    const light = (rgb) => {
+    const luminance = (rgb) => {
         const [r, g, b] = rgb.map((c) => ((c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
-    const behind = (box) => {
-        const own = channels(getComputedStyle(box).backgroundColor);
-        return own[3] === 1 || !box.parentElement ? own.slice(0, 3) : over(own, behind(box.parentElement));
+    const background = (box) => {
+        const color = channels(getComputedStyle(box).backgroundColor);
+        if (color[3] === 1 || !box.parentElement) return color.slice(0, 3);
+        return over(color, background(box.parentElement));
     };
     const seen = new Set();
     const wrong = [];
@@ -255,29 +263,29 @@ CODE_CONTRAST = """() => {
         const name = `${word.className}|${word.closest(".hll") ? "marked" : ""}`;
         if (seen.has(name) || !word.textContent.trim()) continue;
         seen.add(name);
-        const back = behind(word);
+        const back = background(word);
         const front = over(channels(getComputedStyle(word).color), back);
-        const [low, high] = [light(front), light(back)].sort((a, b) => a - b);
+        const [low, high] = [luminance(front), luminance(back)].sort((a, b) => a - b);
         const ratio = (high + 0.05) / (low + 0.05);
         if (ratio < 4.5) wrong.push(`contrast of ${name} in code: ${ratio.toFixed(2)}: ${word.textContent}`);
     }
     return wrong;
 }"""
-"""One word of each colour is enough, where axe would look at every word of every program."""
+"""Checks one word of each color, where axe would check every word of every program."""
 
 
 @cache
-def _axe() -> str:
+def _axe_source() -> str:
     import axe_playwright_python
 
     file = next(Path(axe_playwright_python.__file__).parent.rglob("axe.min.js"))
     return file.read_text("utf-8")
 
 
-def barriers(tab: Page, rules: list[str] | None = None) -> list[str]:
-    """What axe finds serious or critical, asked for these rules, or for all but those of a narrow page."""
-    later = {"rules": {rule: {"enabled": False} for rule in NARROW_RULES}}
-    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else later)}
+def run_axe(tab: Page, rules: list[str] | None = None) -> list[str]:
+    """Return the serious and critical violations of these rules, by default of all but `NARROW_RULES`."""
+    default_rules = {"rules": {rule: {"enabled": False} for rule in NARROW_RULES}}
+    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else default_rules)}
     found = tab.evaluate("(options) => axe.run(options)", options)["violations"]
     return [
         f"{each['id']}: {each['help']}: {node['html'][:160]} {node.get('failureSummary', '')}"
@@ -288,17 +296,17 @@ def barriers(tab: Page, rules: list[str] | None = None) -> list[str]:
 
 
 @dataclass
-class Html:
-    """The links of one built page, and the places that a link can lead to."""
+class PageLinks:
+    """The links of a built page, and the anchors that links can point to."""
 
     links: list[str]
     ids: set[str]
 
 
-class _Parser(HTMLParser):
+class _LinkParser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found = Html([], set())
+        self.found = PageLinks([], set())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
@@ -308,16 +316,16 @@ class _Parser(HTMLParser):
                 self.found.ids.add(value)
 
 
-def dead_links(site: Path) -> list[str]:
-    """The links of a built site that lead nowhere in it: files, pages, places on a page."""
+def find_broken_links(site: Path) -> list[str]:
+    """Return the links of a built site whose file, page, or anchor doesn't exist."""
     pages = {}
     for file in site.rglob("*.html"):
-        parser = _Parser()
+        parser = _LinkParser()
         parser.feed(file.read_text("utf-8"))
         pages[file] = parser.found
-    dead = []
+    broken = []
     for file, page in pages.items():
-        if file.name == "404.html":  # its links begin at the root of the host
+        if file.name == "404.html":  # its links are relative to the root of the host
             continue
         for link in page.links:
             address = urlsplit(link)
@@ -329,5 +337,5 @@ def dead_links(site: Path) -> list[str]:
             if not target.exists() or (
                 anchor and target in pages and anchor not in pages[target].ids
             ):
-                dead.append(f"{file.relative_to(site)}: {link}")
-    return sorted(set(dead))
+                broken.append(f"{file.relative_to(site)}: {link}")
+    return sorted(set(broken))

@@ -1,4 +1,4 @@
-"""The first reader: which blocks does the site show? Asked of the site's own Markdown parser."""
+"""Reads the code blocks of a page with the Markdown parser of the site."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from mkdocs.utils.yaml import yaml_load
 from pymdownx.superfences import highlight_validator
 
 from docs import directives
-from docs.blocks import ROOT, Block, Fault
+from docs.blocks import ROOT, Block, Problem
 
 _FENCE = re.compile(r"^(?P<indent>[\s>]*)(?P<ticks>`{3,}|~{3,})(?P<header>[^`]*)$")
 _FENCED = "pymdownx.superfences"
 
 
 @dataclass
-class _Found:
+class _SiteBlock:
     language: str
     title: str
     code: str
 
 
 class _Recorder:
-    """Takes the place of the site's highlighter, and remembers each block it is given."""
+    """Replaces the highlighter of the site, and records each block."""
 
     def __init__(self) -> None:
-        self.found: list[_Found] = []
+        self.found: list[_SiteBlock] = []
 
     def __call__(self, source, language, css_class, options, md, **_: Any) -> str:
-        self.found.append(_Found(language, options.get("title", ""), source))
+        self.found.append(_SiteBlock(language, options.get("title", ""), source))
         return f'<pre data-block="{len(self.found) - 1}"></pre>'
 
     def parser(self) -> Markdown:
-        """The site's parser, as mkdocs.yml sets it up, with this recorder for every language."""
+        """Return the parser that mkdocs.yml configures, with this recorder for every language."""
         names, settings = [], {}
         for extension in _extensions():
             name, given = (
@@ -52,8 +52,8 @@ class _Recorder:
         return Markdown(extensions=names, extension_configs=settings)
 
 
-class _Visible(HTMLParser):
-    """Which recorded blocks are on the page, and not inside a comment of it."""
+class _VisibleBlocks(HTMLParser):
+    """Finds the recorded blocks that are visible, that is, not inside an HTML comment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,21 +71,21 @@ def _extensions() -> list[Any]:
         return yaml_load(file)["markdown_extensions"]
 
 
-def read(path: Path) -> tuple[list[Block], list[Fault]]:
-    """The blocks of a page, or of a module's docstrings, and what is wrong with its fences."""
+def read(path: Path) -> tuple[list[Block], list[Problem]]:
+    """Return the blocks of a page or of the docstrings of a module, and the problems with its fences."""
     text = path.read_text("utf-8")
     lines = text.splitlines()
     blocks: list[Block] = []
-    faults: list[Fault] = []
-    for first, last, markdown in _texts(path, text):
-        found, wrong = _place(path, lines, first, last, _shown(markdown))
+    problems: list[Problem] = []
+    for first, last, markdown in _markdown_texts(path, text):
+        found, found_problems = _locate(path, lines, first, last, _visible_blocks(markdown))
         blocks += found
-        faults += wrong
-    return blocks, faults
+        problems += found_problems
+    return blocks, problems
 
 
-def _texts(path: Path, text: str) -> list[tuple[int, int, str]]:
-    """The pieces of Markdown in a file, with the lines (from zero) between which each stands."""
+def _markdown_texts(path: Path, text: str) -> list[tuple[int, int, str]]:
+    """Return the pieces of Markdown in a file, with the first and last line of each, counted from 0."""
     if path.suffix != ".py":
         return [(0, len(text.splitlines()), text)]
     pieces = []
@@ -98,27 +98,27 @@ def _texts(path: Path, text: str) -> list[tuple[int, int, str]]:
     return sorted(pieces)
 
 
-def _shown(markdown: str) -> list[_Found]:
-    recorder, visible = _Recorder(), _Visible()
+def _visible_blocks(markdown: str) -> list[_SiteBlock]:
+    recorder, visible = _Recorder(), _VisibleBlocks()
     visible.feed(recorder.parser().convert(markdown))
     return [recorder.found[number] for number in sorted(visible.numbers)]
 
 
-def _place(
-    path: Path, lines: list[str], first: int, last: int, found: list[_Found]
-) -> tuple[list[Block], list[Fault]]:
-    """Find each block's fences among the lines, and the fences that belong to no block."""
+def _locate(
+    path: Path, lines: list[str], first: int, last: int, found: list[_SiteBlock]
+) -> tuple[list[Block], list[Problem]]:
+    """Find the fences of each block, and the fences that belong to no block."""
     blocks: list[Block] = []
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     number = first
     for each in found:
         code = each.code.split("\n") if each.code else []
-        while number < last and not _opens(lines, number, code):
-            faults += _stray(path, lines, number)
+        while number < last and not _opens_at(lines, number, code):
+            problems += _check_stray_fence(path, lines, number)
             number += 1
         if number >= last:
-            faults.append(
-                Fault(
+            problems.append(
+                Problem(
                     path,
                     first + 1,
                     f"a block that the site shows is not in the source: {each.code[:60]!r}",
@@ -126,24 +126,32 @@ def _place(
                 )
             )
             break
-        said, unknown = directives.above(path, lines, number + 1)
+        found_directives, unknown = directives.read_directives(path, lines, number + 1)
         match = _FENCE.match(lines[number])
         assert match
         end = number + len(code) + 2
         block = Block(
-            path, number + 1, end, each.language, each.title, each.code, match["indent"], said
+            path,
+            number + 1,
+            end,
+            each.language,
+            each.title,
+            each.code,
+            match["indent"],
+            found_directives,
         )
         blocks.append(block)
-        faults += unknown + directives.misused(block)
-        faults += directives.header(path, number + 1, match["header"]) + _unusual(block, match)
+        problems += unknown + directives.check_directives(block)
+        problems += directives.check_fence(path, number + 1, match["header"])
+        problems += _check_portability(block, match)
         number = end
     for rest in range(number, last):
-        faults += _stray(path, lines, rest)
-    return blocks, faults
+        problems += _check_stray_fence(path, lines, rest)
+    return blocks, problems
 
 
-def _opens(lines: list[str], number: int, code: list[str]) -> bool:
-    """Does the block with these lines of code open here?"""
+def _opens_at(lines: list[str], number: int, code: list[str]) -> bool:
+    """Return whether the block with these lines of code opens here."""
     match = _FENCE.match(lines[number])
     if not match:
         return False
@@ -156,25 +164,25 @@ def _opens(lines: list[str], number: int, code: list[str]) -> bool:
     )
 
 
-def _unusual(block: Block, fence: re.Match[str]) -> list[Fault]:
-    """Fences that the site shows, but the other reader, or GitHub, would not."""
+def _check_portability(block: Block, fence: re.Match[str]) -> list[Problem]:
+    """Return the fences that the site shows, but pytest-examples or GitHub doesn't."""
     if fence["ticks"] != "```":
-        return [block.fault(f"a fence of {fence['ticks']}", "Write three backticks.")]
+        return [block.problem(f"a fence of {fence['ticks']}", "Write three backticks.")]
     if ">" in fence["indent"]:
-        return [block.fault("a block inside a block quote", "Use an admonition (`!!! note`).")]
+        return [block.problem("a block inside a block quote", "Use an admonition (`!!! note`).")]
     return []
 
 
-def _stray(path: Path, lines: list[str], number: int) -> list[Fault]:
-    """A line that looks like a fence, where the site shows no block."""
+def _check_stray_fence(path: Path, lines: list[str], number: int) -> list[Problem]:
+    """Return a problem if the line looks like a fence, but the site shows no block."""
     match = _FENCE.match(lines[number])
     if not match or not match["header"].strip():
         return []
-    return directives.header(path, number + 1, match["header"]) or [
-        Fault(
+    return directives.check_fence(path, number + 1, match["header"]) or [
+        Problem(
             path,
             number + 1,
-            "the site does not show this fence as a block",
-            "Close it, indent it as its surroundings ask, and keep it out of HTML comments.",
+            "the site doesn't show this fence as a block",
+            "Close it, indent it like the text around it, and keep it out of HTML comments.",
         )
     ]

@@ -1,4 +1,4 @@
-"""Each program of examples/ has its page, which shows the program as it is."""
+"""Each example has a page in the gallery that shows its current source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from docs.blocks import ROOT
-from docs.gallery import PAGES, examples, faults_of, page_of, renew
+from docs.gallery import PAGES, check_example, find_examples, gallery_page, update_page
 
 PROGRAM = 'print("one")\n'
 PAGE = """# One
@@ -22,17 +22,17 @@ python examples/one_two.py
 """
 
 
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
-def test_every_example_has_its_page(example: Path) -> None:
-    assert not faults_of(example)
+@pytest.mark.parametrize("example", find_examples(), ids=lambda example: example.name)
+def test_every_example_has_a_current_page(example: Path) -> None:
+    assert not check_example(example)
 
 
-def test_every_page_has_its_example() -> None:
+def test_every_page_has_an_example() -> None:
     pages = {page for page in PAGES.glob("*.md") if page.name != "index.md"}
-    assert pages == {page_of(example) for example in examples()}
+    assert pages == {gallery_page(example) for example in find_examples()}
 
 
-def test_the_navigation_lists_the_gallery() -> None:
+def test_the_navigation_lists_every_page_of_the_gallery() -> None:
     settings = (ROOT / "mkdocs.yml").read_text("utf-8")
     for page in PAGES.glob("*.md"):
         assert f"examples/{page.name}" in settings
@@ -40,39 +40,39 @@ def test_the_navigation_lists_the_gallery() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of one example, with its page and the index."""
+    """Create a project with one example, its page and the index."""
     (tmp_path / "examples").mkdir()
     (tmp_path / "docs" / "examples").mkdir(parents=True)
     example = tmp_path / "examples" / "one_two.py"
     example.write_text(PROGRAM)
-    page_of(example).write_text(PAGE.format('print("one")'))
+    gallery_page(example).write_text(PAGE.format('print("one")'))
     (tmp_path / "docs" / "examples" / "index.md").write_text("[One](one-two.md)")
     return example
 
 
-def test_a_page_that_is_as_it_should_be_has_no_faults(project: Path) -> None:
-    assert not faults_of(project)
+def test_a_correct_page_has_no_problems(project: Path) -> None:
+    assert not check_example(project)
 
 
-def test_a_missing_page_is_told(project: Path) -> None:
-    page_of(project).unlink()
-    (fault,) = faults_of(project)
-    assert "one_two.py has no page" in fault
+def test_reports_a_missing_page(project: Path) -> None:
+    gallery_page(project).unlink()
+    (problem,) = check_example(project)
+    assert "one_two.py has no page" in problem
 
 
-def test_a_stale_source_is_told_and_renewed(project: Path) -> None:
+def test_reports_and_updates_an_outdated_source(project: Path) -> None:
     project.write_text('print("two")\n')
-    (fault,) = faults_of(project)
-    assert "shows another one_two.py" in fault
-    renew(project)
-    assert not faults_of(project)
-    assert page_of(project).read_text() == PAGE.format('print("two")')
+    (problem,) = check_example(project)
+    assert "shows an older one_two.py" in problem
+    update_page(project)
+    assert not check_example(project)
+    assert gallery_page(project).read_text() == PAGE.format('print("two")')
 
 
-def test_a_page_without_command_line_and_index_is_told(project: Path) -> None:
-    page_of(project).write_text("```python\nprint('one')\n```\n")
+def test_reports_a_page_without_command_and_index_entry(project: Path) -> None:
+    gallery_page(project).write_text("```python\nprint('one')\n```\n")
     (project.parents[1] / "docs" / "examples" / "index.md").write_text("Nothing.")
-    different, no_command, no_line = faults_of(project)
-    assert "shows another" in different
+    different, no_command, no_link = check_example(project)
+    assert "shows an older" in different
     assert "shell block" in no_command
-    assert "no line for one-two.md" in no_line
+    assert "no link to one-two.md" in no_link

@@ -1,4 +1,4 @@
-"""The tests of the pages catch what they promise to catch, and say where it is and how to mend it."""
+"""The documentation tests find each kind of problem, and report its location and a hint."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from textwrap import dedent
 
 import pytest
 
-from docs import site_reader, store
-from docs.agree import disagreements, read_all
-from docs.blocks import ROOT, Fault
-from docs.chosen import changed
-from docs.compare import faults_of
-from docs.ledger import checked, skipped
+from docs import run_cache, site_reader
+from docs.blocks import ROOT, Problem
+from docs.collect import compare_parsers, read_all
+from docs.compare import check_run
+from docs.ledger import skipped_blocks, stubbed_lines
 from docs.lint import lint
-from docs.run import Fresh, Interpreter, run
-from docs.store import Store, surroundings
-from docs.update import rewrite, wanted
+from docs.page_selection import changed_pages
+from docs.run import FreshInterpreter, Interpreter, run
+from docs.run_cache import RunCache, environment_key
+from docs.update import needed_changes, rewrite
 
 Page = Callable[[str], Path]
-Check = Callable[[str], list[Fault]]
+Check = Callable[[str], list[Problem]]
 
 
 @pytest.fixture
@@ -35,23 +35,23 @@ def page(tmp_path: Path) -> Page:
 
 
 @pytest.fixture
-def check(page: Page, forked: Interpreter, env: dict[str, str]) -> Check:
-    """All that is wrong with a page, as the doc tests find it."""
+def check(page: Page, fork_server: Interpreter, env: dict[str, str]) -> Check:
+    """Return a function that finds all problems of a page."""
 
-    def faults(text: str) -> list[Fault]:
+    def find_problems(text: str) -> list[Problem]:
         programs, _, found = read_all([page(text)])
         for program in programs:
-            found += faults_of(program, run(program, forked, env))
+            found += check_run(program, run(program, fork_server, env))
         return found
 
-    return faults
+    return find_problems
 
 
-def told(faults: list[Fault]) -> str:
-    return "\n".join(map(str, faults))
+def as_text(problems: list[Problem]) -> str:
+    return "\n".join(map(str, problems))
 
 
-GOOD = """
+GOOD_PAGE = """
     # A page
 
     ```python
@@ -81,20 +81,20 @@ GOOD = """
 
 
 def test_a_good_page_passes(check: Check) -> None:
-    assert not check(GOOD)
+    assert not check(GOOD_PAGE)
 
 
-@pytest.mark.parametrize("text", ["GOOD", "PICTURE"])
-def test_a_good_page_passes_in_fresh_interpreters_too(
+@pytest.mark.parametrize("text", ["GOOD_PAGE", "DIAGRAM"])
+def test_a_good_page_also_passes_in_new_interpreters(
     text: str, page: Page, env: dict[str, str]
 ) -> None:
-    programs, _, faults = read_all([page(globals()[text])])
+    programs, _, problems = read_all([page(globals()[text])])
     for program in programs:
-        faults += faults_of(program, run(program, Fresh(env), env))
-    assert not faults
+        problems += check_run(program, run(program, FreshInterpreter(env), env))
+    assert not problems
 
 
-def test_output_may_come_in_any_order_if_the_title_says_so(check: Check) -> None:
+def test_lines_of_output_can_be_in_any_order_if_the_title_allows_it(check: Check) -> None:
     text = """
         ```python
         print("one")
@@ -107,10 +107,10 @@ def test_output_may_come_in_any_order_if_the_title_says_so(check: Check) -> None
         ```
         """
     assert not check(text.format("Output (any order)"))
-    assert "the output is not this" in told(check(text.format("Output")))
+    assert "the output is different" in as_text(check(text.format("Output")))
 
 
-def test_a_named_part_may_vary_and_nothing_else(check: Check) -> None:
+def test_only_the_named_parts_of_an_output_can_vary(check: Check) -> None:
     text = """
         ```python
         print("{} images in 1.25 s")
@@ -122,10 +122,10 @@ def test_a_named_part_may_vary_and_nothing_else(check: Check) -> None:
         ```
         """
     assert not check(text.format(10))
-    assert "-10 images in <seconds> s" in told(check(text.format(11)))
+    assert "-10 images in <seconds> s" in as_text(check(text.format(11)))
 
 
-FAULTY = {
+BAD_PAGES = {
     "a program that fails": (
         """
         ```python
@@ -135,7 +135,7 @@ FAULTY = {
         2,
         "NameError: name 'undefined' is not defined",
     ),
-    "an output of yesterday": (
+    "an outdated output": (
         """
         ```python
         print(2)
@@ -148,25 +148,25 @@ FAULTY = {
         6,
         "`make docs-update`",
     ),
-    "an output that is not shown": (
+    "an output that the page does not show": (
         """
         ```python
         print(2)
         ```
         """,
         2,
-        "prints what the page does not show",
+        "prints text that the page doesn't show",
     ),
-    "an output of nothing": (
+    "an output without a program": (
         """
         ```text title="Output"
         1
         ```
         """,
         2,
-        "follows no program",
+        "doesn't follow a program",
     ),
-    "no error where one is promised": (
+    "no error although `raises` names one": (
         """
         <!-- raises: ValueError -->
         ```python
@@ -180,7 +180,7 @@ FAULTY = {
         3,
         "should raise ValueError, but ends without an error",
     ),
-    "another error than promised": (
+    "an error of another class": (
         """
         <!-- raises: KeyError -->
         ```python
@@ -194,7 +194,7 @@ FAULTY = {
         3,
         "should raise KeyError, but fails with",
     ),
-    "another message than shown": (
+    "an error with another message": (
         """
         <!-- raises: ValueError -->
         ```python
@@ -208,7 +208,7 @@ FAULTY = {
         7,
         "+ValueError: invalid literal for int()",
     ),
-    "an error that nobody announced": (
+    "an error without `raises`": (
         """
         ```python
         int("one")
@@ -221,7 +221,7 @@ FAULTY = {
         6,
         "`<!-- raises: NameOfTheError -->`",
     ),
-    "an error that is not shown": (
+    "an error message that the page does not show": (
         """
         <!-- raises: ValueError -->
         ```python
@@ -229,9 +229,9 @@ FAULTY = {
         ```
         """,
         3,
-        "does not show the message",
+        "doesn't show the message",
     ),
-    "an option that nobody knows": (
+    "an unknown option": (
         """
         ```python titel="x"
         x = 1
@@ -240,7 +240,7 @@ FAULTY = {
         2,
         "Did you mean `title`?",
     ),
-    "a directive that nobody knows": (
+    "an unknown directive": (
         """
         <!-- raise: ValueError -->
         ```python
@@ -250,7 +250,7 @@ FAULTY = {
         2,
         "Did you mean `raises`?",
     ),
-    "a title that is nearly right": (
+    "a misspelled title": (
         """
         ```python
         x = 1
@@ -263,7 +263,7 @@ FAULTY = {
         6,
         "Did you mean `Output`?",
     ),
-    "a language that nobody knows": (
+    "an unsupported language": (
         """
         ```bash
         ls
@@ -272,7 +272,7 @@ FAULTY = {
         2,
         "Write ```shell.",
     ),
-    "a fence of tildes": (
+    "a fence with tildes": (
         """
         ~~~python
         x = 1
@@ -345,7 +345,7 @@ FAULTY = {
         7,
         "the pattern of `rate` matches nothing",
     ),
-    "a pattern that is none": (
+    "an invalid pattern": (
         """
         ```python
         print(1)
@@ -359,7 +359,7 @@ FAULTY = {
         7,
         'Write name="regular expression"',
     ),
-    "an excerpt of lines that are not there": (
+    "an excerpt with missing lines": (
         """
         <!-- shows: 1-3 -->
         ```python
@@ -367,9 +367,9 @@ FAULTY = {
         ```
         """,
         3,
-        "Name lines of the block, from 1 to 1",
+        "List lines of the block, from 1 to 1",
     ),
-    "an excerpt that cannot be read": (
+    "an excerpt that cannot be parsed": (
         """
         <!-- shows: the end -->
         ```python
@@ -377,9 +377,9 @@ FAULTY = {
         ```
         """,
         3,
-        "cannot read `shows: the end`",
+        "can't parse `shows: the end`",
     ),
-    "a skipped program": (
+    "a skipped python block": (
         """
         <!-- skip: it is Sunday -->
         ```python
@@ -387,7 +387,7 @@ FAULTY = {
         ```
         """,
         3,
-        "cannot be skipped",
+        "can't be skipped",
     ),
     "a command that fails": (
         """
@@ -419,29 +419,33 @@ FAULTY = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTY)
-def test_a_faulty_page_is_told_where_and_how_to_mend_it(check: Check, fault: str) -> None:
-    text, line, words = FAULTY[fault]
+@pytest.mark.parametrize("problem", BAD_PAGES)
+def test_reports_the_line_of_a_problem_and_a_hint(check: Check, problem: str) -> None:
+    text, line, words = BAD_PAGES[problem]
     found = check(text)
-    assert words in told(found)
-    assert line in {each.line for each in found}, told(found)
+    assert words in as_text(found)
+    assert line in {each.line for each in found}, as_text(found)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("~~~python\nx = 1\n~~~\n", "pytest-examples does not find it"),
-        ("<!--\n```python\nx = 1\n```\n-->\n", "the site does not show it"),
-        ("Words.\n\n    ```python\n    x = 1\n    ```\n", "the site does not show it"),
+        ("~~~python\nx = 1\n~~~\n", "pytest-examples doesn't find it"),
+        ("<!--\n```python\nx = 1\n```\n-->\n", "the site doesn't show it"),
+        ("Words.\n\n    ```python\n    x = 1\n    ```\n", "the site doesn't show it"),
     ],
 )
-def test_the_two_readers_must_agree(page: Page, text: str, words: str) -> None:
+def test_reports_blocks_that_the_two_parsers_read_differently(
+    page: Page, text: str, words: str
+) -> None:
     path = page(text)
     blocks, _ = site_reader.read(path)
-    assert words in told(disagreements(path, blocks))
+    assert words in as_text(compare_parsers(path, blocks))
 
 
-def test_shell_blocks_run_and_stand_ins_are_on_the_ledger(check: Check, page: Page) -> None:
+def test_shell_blocks_run_and_the_ledger_lists_stubbed_and_skipped_code(
+    check: Check, page: Page
+) -> None:
     text = """
         ```shell
         pip install "runinference[sklearn]"
@@ -459,18 +463,18 @@ def test_shell_blocks_run_and_stand_ins_are_on_the_ledger(check: Check, page: Pa
         submit job
         ```
         """
-    _, blocks, faults = read_all([page(text)])
-    assert not faults
-    assert [entry.what for entry in checked(blocks)] == [
+    _, blocks, problems = read_all([page(text)])
+    assert not problems
+    assert [entry.code for entry in stubbed_lines(blocks)] == [
         'pip install "runinference[sklearn]"',
         "make test",
     ]
-    assert [entry.reason for entry in skipped(blocks)] == ["needs a cluster"]
+    assert [entry.reason for entry in skipped_blocks(blocks)] == ["needs a cluster"]
     first = text.split("<!-- skip")[0]
     assert not check(first)
 
 
-def test_blocks_in_docstrings_are_read_where_they_stand(tmp_path: Path) -> None:
+def test_blocks_in_docstrings_have_the_line_numbers_of_the_module(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text(
         dedent('''
@@ -488,24 +492,24 @@ def test_blocks_in_docstrings_are_read_where_they_stand(tmp_path: Path) -> None:
         '''),
         "utf-8",
     )
-    (program,), _, faults = read_all([module])
-    assert not faults
+    (program,), _, problems = read_all([module])
+    assert not problems
     assert (program.block.line, program.block.code) == (5, "print(1)")
     assert program.output
     assert program.output.code == "1"
 
 
-def test_code_that_is_not_formatted_is_told_at_its_line(page: Page) -> None:
+def test_reports_the_line_of_unformatted_code(page: Page) -> None:
     _, blocks, _ = read_all([page('```python\nimport os\n\nx = "a"\n```\n\n```python\ny=1\n```\n')])
-    faults = lint(blocks)
-    assert [(fault.line, fault.what.split(":")[0]) for fault in faults] == [
+    problems = lint(blocks)
+    assert [(problem.line, problem.message.split(":")[0]) for problem in problems] == [
         (2, "F401"),
         (7, "the code is not formatted"),
     ]
 
 
-def test_updating_writes_what_was_printed_and_keeps_every_other_byte(
-    page: Page, forked: Interpreter, env: dict[str, str]
+def test_updating_writes_the_output_and_keeps_every_other_byte(
+    page: Page, fork_server: Interpreter, env: dict[str, str]
 ) -> None:
     before = (
         "# Title  \r\n\n1. A list\n\n    ```python\n    print('a')\n    print()\n    print('b')\n"
@@ -513,16 +517,16 @@ def test_updating_writes_what_was_printed_and_keeps_every_other_byte(
     )
     path = page("")
     path.write_bytes(before.encode())
-    (program,), _, faults = read_all([path])
-    assert not faults
-    changes, faults = wanted(program, run(program, forked, env))
+    (program,), _, problems = read_all([path])
+    assert not problems
+    changes, problems = needed_changes(program, run(program, fork_server, env))
     rewrite(path, changes)
-    assert not faults
+    assert not problems
     assert path.read_bytes().decode() == before.replace("    old\n", "    a\n\n    b\n")
 
 
-def test_updating_leaves_an_output_that_only_varies(
-    page: Page, forked: Interpreter, env: dict[str, str]
+def test_updating_keeps_an_output_if_only_named_parts_differ(
+    page: Page, fork_server: Interpreter, env: dict[str, str]
 ) -> None:
     text = """
         ```python
@@ -535,10 +539,10 @@ def test_updating_leaves_an_output_that_only_varies(
         ```
         """
     (program,), _, _ = read_all([page(text)])
-    assert wanted(program, run(program, forked, env)) == ([], [])
+    assert needed_changes(program, run(program, fork_server, env)) == ([], [])
 
 
-PICTURE = """
+DIAGRAM = """
     ```python
     import apache_beam as beam
 
@@ -566,14 +570,14 @@ PICTURE = """
     """
 
 
-def test_a_picture_is_drawn_from_the_pipeline_that_ran(check: Check) -> None:
-    assert not check(PICTURE)
-    assert '+    s1["count"]' in told(check(PICTURE.replace('s1["count"]', 's1["sum"]')))
-    assert "draws: TD" in told(check(PICTURE.replace("draws: LR", "draws: up")))
+def test_a_diagram_is_drawn_from_the_pipeline_that_ran(check: Check) -> None:
+    assert not check(DIAGRAM)
+    assert '+    s1["count"]' in as_text(check(DIAGRAM.replace('s1["count"]', 's1["sum"]')))
+    assert "draws: TD" in as_text(check(DIAGRAM.replace("draws: LR", "draws: up")))
 
 
-def test_no_program_sees_the_one_before_it(check: Check) -> None:
-    assert "NameError" in told(
+def test_programs_do_not_share_names(check: Check) -> None:
+    assert "NameError" in as_text(
         check(
             """
             ```python
@@ -588,7 +592,7 @@ def test_no_program_sees_the_one_before_it(check: Check) -> None:
     )
 
 
-def test_a_program_is_its_main_module_and_ends_with_its_exit_code(check: Check) -> None:
+def test_a_program_is_the_main_module_and_its_exit_code_counts(check: Check) -> None:
     text = """
         ```python
         import atexit
@@ -612,10 +616,10 @@ def test_a_program_is_its_main_module_and_ends_with_its_exit_code(check: Check) 
         ```
         """
     assert not check(text.format(0))
-    assert "the program fails" in told(check(text.format(3)))
+    assert "the program fails" in as_text(check(text.format(3)))
 
 
-def test_the_name_of_what_varies_may_stand_in_its_place(check: Check) -> None:
+def test_an_output_can_show_the_name_of_a_varying_part(check: Check) -> None:
     text = """
         # One
 
@@ -631,43 +635,43 @@ def test_the_name_of_what_varies_may_stand_in_its_place(check: Check) -> None:
         ```
     """
     assert not check(text)
-    assert "two.txt" in told(check(text.replace("/one.txt", "/two.txt", 1)))
-    assert "matches nothing" in told(check(text.replace("<folder>/", "<directory>/")))
+    assert "two.txt" in as_text(check(text.replace("/one.txt", "/two.txt", 1)))
+    assert "matches nothing" in as_text(check(text.replace("<folder>/", "<directory>/")))
 
 
-def test_one_run_proves_the_same_text_wherever_it_stands(
-    page: Page, tmp_path: Path, forked: Interpreter, env: dict[str, str]
+def test_the_same_text_runs_once_wherever_it_appears(
+    page: Page, tmp_path: Path, fork_server: Interpreter, env: dict[str, str]
 ) -> None:
     text = '# One\n\n```python\nimport time\n\nprint(time.time_ns())\n```\n\n```text title="Output"\n1\n```\n'
-    runs = Store(tmp_path / "runs", "here")
+    cache = RunCache(tmp_path / "runs", "here")
     (program,), _, _ = read_all([page(text)])
     (moved,), _, _ = read_all([page(text.replace("# One", "# One\n\nMore."))])
     (edited,), _, _ = read_all([page(text.replace("print(", "print('', "))])
-    first = runs.run(program, forked, env)
-    assert runs.run(moved, forked, env) == first
-    assert runs.run(edited, forked, env).stdout != first.stdout
-    elsewhere = Store(tmp_path / "runs", "another library, or other pins")
-    assert elsewhere.run(program, forked, env).stdout != first.stdout
-    runs.forget(program)
-    assert runs.run(program, forked, env).stdout != first.stdout
+    first = cache.run(program, fork_server, env)
+    assert cache.run(moved, fork_server, env) == first
+    assert cache.run(edited, fork_server, env).stdout != first.stdout
+    other = RunCache(tmp_path / "runs", "another library or other pins")
+    assert other.run(program, fork_server, env).stdout != first.stdout
+    cache.discard(program)
+    assert cache.run(program, fork_server, env).stdout != first.stdout
 
 
-def test_the_surroundings_change_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = surroundings("forked")
-    assert before != surroundings("fresh")
+def test_the_environment_key_changes_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = environment_key("forked")
+    assert before != environment_key("fresh")
     read = Path.read_bytes
     monkeypatch.setattr(
-        Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "splitting.py")
+        Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "unbatch.py")
     )
-    store._digest_of.cache_clear()
-    assert before != surroundings("forked")
+    run_cache.digest_files.cache_clear()
+    assert before != environment_key("forked")
     monkeypatch.undo()
-    store._digest_of.cache_clear()
-    assert before == surroundings("forked")
+    run_cache.digest_files.cache_clear()
+    assert before == environment_key("forked")
 
 
-def test_pages_are_chosen_by_what_differs_from_a_commit() -> None:
-    assert all(page.startswith("docs/") for page in changed("HEAD"))
+def test_changed_pages_are_found_by_comparison_with_a_commit() -> None:
+    assert all(page.startswith("docs/") for page in changed_pages("HEAD"))
 
 
 TEMPLATES = re.findall(
@@ -677,6 +681,6 @@ TEMPLATES = re.findall(
 )
 
 
-def test_the_template_for_a_page_passes(check: Check) -> None:
+def test_the_page_templates_in_contributing_pass(check: Check) -> None:
     assert not check(TEMPLATES[0])
     assert not check(TEMPLATES[1])

@@ -1,4 +1,4 @@
-"""Break the library in small ways: the pages notice. So their outputs are no ornament."""
+"""The tests of the pages fail if the library is broken in small ways."""
 
 from __future__ import annotations
 
@@ -10,62 +10,69 @@ from pathlib import Path
 
 import pytest
 
-from docs.agree import read_all
-from docs.blocks import ROOT, Fault
-from docs.compare import faults_of
-from docs.run import environment, forking, run
+from docs.blocks import ROOT, Problem
+from docs.collect import read_all
+from docs.compare import check_run
+from docs.run import environment, run, start_fork_server
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of the library's source, and the page that must notice it."""
+    """A change of the library's source, and the page whose test must fail.
+
+    Attributes:
+        file: The changed file, relative to the package.
+        old: Text that occurs once in the file.
+        new: The text that replaces it.
+        page: The page that must fail.
+        affected_output: Only programs whose output or error contains this text are run.
+    """
 
     file: str
     old: str
     new: str
     page: str
-    shows: str
-    """What the page shows that is not so any more; the programs that show it are run."""
+    affected_output: str
 
 
 MUTATIONS = {
-    "a result does not say which model spoke": Mutation(
-        "splitting.py",
+    "results lose the ID of their model": Mutation(
+        "collate/unbatch.py",
         "zip(examples, rows, repeat(model_id))",
         "zip(examples, rows, repeat(None))",
         "docs/model-per-key.md",
         "says",
     ),
     "results lose their keys": Mutation(
-        "keyed.py",
-        "keys = [key for key, _ in batch]",
-        "keys = [None for key, _ in batch]",
+        "handlers/keyed.py",
+        "return [key for key, _ in batch]",
+        "return [None for key, _ in batch]",
         "docs/keyed-handlers.md",
         "till.png shows",
     ),
-    "a whole batch fails with one of its elements": Mutation(
-        "failing.py",
+    "one bad element fails its batch": Mutation(
+        "handlers/error_policy.py",
         "if len(batch) == 1 or not",
         "if len(batch) >= 1 or not",
         "docs/errors-and-dead-letters.md",
         "",
     ),
-    "a misspelt option is not told": Mutation(
+    "misspelled options get no suggestion": Mutation(
         "errors.py",
-        """return f" Did you mean {spelt[found[0]]!r}?" if found else \"\"""",
+        """return f" Did you mean {originals[found[0]]!r}?" if found else \"\"""",
         'return ""',
         "docs/sharing-and-memory.md",
         "Did you mean",
     ),
-    "batches are as large as they like": Mutation(
-        "batching.py",
-        '"max_batch_size": "max_size"',
-        '"max_batch_size": "min_size"',
+    "batches have no maximum size": Mutation(
+        "handlers/model_handler.py",
+        '"max_batch_size": "max_batch_size"',
+        '"max_batch_size": "min_batch_size"',
         "docs/batching.md",
         "",
     ),
-    "the oldest model is taken for the newest": Mutation(
-        "watching.py",
+    "the oldest model file is loaded instead of the newest": Mutation(
+        "serving/model_watcher.py",
         "[max(files, key=",
         "[min(files, key=",
         "docs/model-refresh.md",
@@ -74,26 +81,26 @@ MUTATIONS = {
 }
 
 
-def faults(mutation: Mutation, library: Path, home: Path) -> Iterator[Fault]:
-    """What is wrong with the programs of the page, one after the other, with this library."""
+def find_problems(mutation: Mutation, library: Path, home: Path) -> Iterator[Problem]:
+    """Yield the problems of the page with this copy of the library, program by program."""
     env = {**environment(home), "PYTHONPATH": str(library)}
     programs, _, _ = read_all([ROOT / mutation.page])
-    with forking(env) as interpreter:
+    with start_fork_server(env) as interpreter:
         for program in programs:
             texts = [block.code for block in (program.output, program.error) if block]
-            if program.block.language == "python" and mutation.shows in "\n".join(texts):
-                yield from faults_of(program, run(program, interpreter, env))
+            if program.block.language == "python" and mutation.affected_output in "\n".join(texts):
+                yield from check_run(program, run(program, interpreter, env))
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_the_pages_notice_that(name: str, tmp_path: Path) -> None:
+def test_a_page_fails_if(name: str, tmp_path: Path) -> None:
     mutation = MUTATIONS[name]
     shutil.copytree(
         ROOT / "src", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
     )
     file = tmp_path / "runinference" / mutation.file
     source = file.read_text("utf-8")
-    assert source.count(mutation.old) == 1, f"{mutation.file} has changed: mutate it in another way"
+    assert source.count(mutation.old) == 1, f"{mutation.file} has changed. Choose another mutation."
     file.write_text(source.replace(mutation.old, mutation.new), "utf-8")
     home = Path(os.environ["RUNINFERENCE_DOCS_HOME"])
-    assert next(faults(mutation, tmp_path, home), None), f"{mutation.page} did not notice"
+    assert next(find_problems(mutation, tmp_path, home), None), f"{mutation.page} still passes"

@@ -1,4 +1,4 @@
-"""What the site does to pages: programs of docstrings, provenance, notebooks, pages as plain text."""
+"""The hooks of the site: doctests as programs, run information, notebooks, folding, tables, and requirements."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from docs.blocks import ROOT, Block
-from docs.report import Report, told
-from docs.run import Ran
+from docs.report import Report, describe_run
+from docs.run import RunResult
 
 
-def override(name: str) -> ModuleType:
+def load_override(name: str) -> ModuleType:
     file = ROOT / "docs" / "overrides" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"override_{name}", file)
     assert spec
@@ -28,12 +28,12 @@ def override(name: str) -> ModuleType:
     return module
 
 
-def test_the_doctests_of_a_docstring_become_a_program_with_its_imports() -> None:
-    docstrings = override("docstrings")
+def test_doctests_become_a_complete_program() -> None:
+    docstrings = load_override("docstrings")
     text = "Twice.\n\n>>> import math\n>>> double(np.array([1]))\narray([2])\n>>> math.inf, 1\n(inf, 1)\n"
     known = {"np": ("", "numpy as np"), "double": ("twice", "double")}
-    shown = docstrings.with_programs(text, known)
-    assert shown == (
+    rendered = docstrings.with_programs(text, known)
+    assert rendered == (
         "Twice.\n\n"
         "```python\nimport math\nimport numpy as np\nfrom twice import double\n\n"
         "print(repr(double(np.array([1]))))\nprint((math.inf, 1))\n```\n\n"
@@ -41,7 +41,28 @@ def test_the_doctests_of_a_docstring_become_a_program_with_its_imports() -> None
     )
 
 
-def highlighted(language: str, code: str, title: str = "") -> str:
+@pytest.mark.parametrize(
+    ("file", "name", "module"),
+    [
+        ("handlers/model_handler.py", "ModelHandler", "runinference"),
+        ("testing/conformance.py", "check_handler", "runinference.testing"),
+        ("frameworks/huggingface/pipeline.py", "PredictionResult", "runinference"),
+        ("frameworks/huggingface/tasks.py", "PipelineTask", "runinference.huggingface_inference"),
+        ("pytorch_inference.py", "PytorchModelHandlerTensor", "runinference.pytorch_inference"),
+        ("remote/http_client.py", "EndpointError", "runinference.errors"),
+    ],
+)
+def test_doctests_import_names_from_public_modules(file: str, name: str, module: str) -> None:
+    names = load_override("docstrings").known_names(ROOT / "src" / "runinference" / file)
+    assert names[name] == (module, name)
+
+
+def test_the_plain_reference_lists_the_names_that_a_package_exports() -> None:
+    text = load_override("plain").render_api("runinference.testing", ROOT / "src")
+    assert "### runinference.testing.check_handler" in text
+
+
+def highlighted_block(language: str, code: str, title: str = "") -> str:
     name = f'<span class="filename">{title}</span>' if title else ""
     return (
         f'<div class="language-{language} highlight">{name}<pre><span></span>'
@@ -54,41 +75,46 @@ def block() -> Block:
     return Block(ROOT / "docs" / "page.md", 1, 3, "python", "", 'import torch\nprint("<1>")\n')
 
 
-def shown(block: Block, html: str, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> str:
-    provenance = override("provenance")
-    entry = told(block, ran)
-    monkeypatch.setattr(provenance, "report", lambda _: {"blocks": {entry["key"]: entry}})
+def add_run_line(
+    block: Block, html: str, result: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    provenance = load_override("provenance")
+    entry = describe_run(block, result)
+    monkeypatch.setattr(provenance, "read_report", lambda _: {"blocks": {entry["key"]: entry}})
     config = SimpleNamespace(config_file_path=str(ROOT / "mkdocs.yml"))
     return provenance.on_page_content(html, config=config)
 
 
-RAN = Ran("<1>\n", "", 0, 1.26, when="2026-11-24T22:00:00+00:00")
+RESULT = RunResult("<1>\n", "", 0, 1.26, when="2026-11-24T22:00:00+00:00")
 
 
-def test_under_a_program_and_its_output_stands_where_and_when_it_ran(
+def test_a_line_below_the_output_shows_when_the_program_ran(
     block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    html = highlighted("python", block.text) + "\n" + highlighted("text", "<1>", "Output")
-    line = shown(block, html, RAN, monkeypatch).removeprefix(html)
+    html = (
+        highlighted_block("python", block.text) + "\n" + highlighted_block("text", "<1>", "Output")
+    )
+    line = add_run_line(block, html, RESULT, monkeypatch).removeprefix(html)
     assert line.startswith('\n<p class="ran">Ran on 24 November 2026 in 1.3 s: Python 3.')
     assert "PyTorch 2." in line
 
 
-def test_a_program_that_did_not_run_as_it_stands_has_no_such_line(
+def test_a_program_that_did_not_run_exactly_as_shown_has_no_such_line(
     block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    html = highlighted("python", block.text.replace("1", "2"))
-    assert shown(block, html, RAN, monkeypatch) == html
+    html = highlighted_block("python", block.text.replace("1", "2"))
+    assert add_run_line(block, html, RESULT, monkeypatch) == html
 
 
-def test_the_page_about_the_tests_tells_of_the_last_whole_run() -> None:
-    last_run = override("provenance").last_run
-    assert "built without the report" in last_run({})
-    last = {"when": RAN.when, "seconds": 600, "tests": 9, "failed": []}
+def test_the_page_about_the_tests_summarizes_the_last_complete_run() -> None:
+    format_last_run = load_override("provenance").format_last_run
+    assert "built without the report" in format_last_run({})
+    last = {"when": RESULT.when, "seconds": 600, "tests": 9, "failed": []}
     entry = {"block": "docs/why.md:3", "seconds": 1.0}
-    text = last_run({"last": last, "blocks": {"k": entry, "l": entry}})
+    text = format_last_run({"last": last, "blocks": {"k": entry, "l": entry}})
     assert (
-        "24 November 2026: 9 tests in 10 minutes. It ran 2 different programs of 1 files." in text
+        "24 November 2026: 9 tests in 10 minutes. It ran 2 different code blocks from 1 files."
+        in text
     )
     assert "| `docs/why.md` | 2 | 2 |" in text
 
@@ -105,11 +131,11 @@ class Files:
 
 
 @pytest.mark.parametrize(
-    ("link", "becomes"),
+    ("link", "expected"),
     [("../batching.md#sizes", "../../batching/#sizes"), ("../gone.md", "../gone.md")],
 )
-def test_links_of_notebooks_lead_to_pages_and_dead_ones_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, link: str, becomes: str
+def test_resolves_links_in_notebooks_and_warns_about_broken_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, link: str, expected: str
 ) -> None:
     notebook = tmp_path / "a.ipynb"
     notebook.write_text('{"cells": []}', "utf-8")
@@ -120,23 +146,25 @@ def test_links_of_notebooks_lead_to_pages_and_dead_ones_are_told(
         f'<script src="https://elsewhere"></script><div class="jupyter-wrapper"><a href="{link}">'
     )
     config = SimpleNamespace(config_file_path=str(tmp_path / "mkdocs.yml"))
-    mended = override("notebooks").on_page_content(html, page=page, files=Files(), config=config)
-    assert f'href="{becomes}"' in mended
-    assert "elsewhere" not in mended
-    assert ("there is no such page" in caplog.text) == ("gone" in link)
+    resolved = load_override("notebooks").on_page_content(
+        html, page=page, files=Files(), config=config
+    )
+    assert f'href="{expected}"' in resolved
+    assert "elsewhere" not in resolved
+    assert ("does not exist" in caplog.text) == ("gone" in link)
 
 
-def test_an_excerpt_folds_the_other_lines_and_the_whole_program_is_copied() -> None:
-    html = highlighted("python", "a = '<1>'\nb = 2\nc = 3\nd = 4")
-    folded = override("folding").on_page_content(f"<!-- shows: 2, 4 -->\n{html}")
+def test_folds_the_lines_outside_an_excerpt_and_copies_all_lines() -> None:
+    html = highlighted_block("python", "a = '<1>'\nb = 2\nc = 3\nd = 4")
+    folded = load_override("folding").on_page_content(f"<!-- shows: 2, 4 -->\n{html}")
     assert 'data-copy="a = &#x27;&lt;1&gt;&#x27;\nb = 2\nc = 3\nd = 4"' in folded
     assert folded.count('<span class="folded">') == 2
     assert '<span class="folded">c = 3\n</span>' in folded
-    assert "Show the whole program (4 lines)" in folded
+    assert "Show the full example (4 lines)" in folded
 
 
-def test_a_marked_line_is_folded_whole() -> None:
-    folding = override("folding")
+def test_a_highlighted_line_is_folded_with_its_tags() -> None:
+    folding = load_override("folding")
     code = '<span class="hll">one\n</span>two\n<span class="hll">three\n</span>'
     assert folding._LINE.findall(code) == [
         '<span class="hll">one\n</span>',
@@ -145,45 +173,47 @@ def test_a_marked_line_is_folded_whole() -> None:
     ]
 
 
-def table(*rows: list[str]) -> str:
+def render_table(*rows: list[str]) -> str:
     import markdown
 
     lines = ["|" + "|".join(row) + "|" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
     return markdown.markdown("\n".join(lines), extensions=["tables"])
 
 
-def test_a_table_of_three_columns_knows_the_column_of_each_cell() -> None:
-    html = table(["you have", '`say` "so"', "costs"], ["one", "", "2"], ["two", "<b>this</b>", "3"])
-    shown = override("tables").on_page_content(html)
-    assert shown.startswith('<table data-columns="3">')
-    assert shown.count('data-label="say &quot;so&quot;"') == 2
-    assert '<td data-label="costs">3</td>' in shown
-    assert shown.count("<td>") == 2
-    assert shown.replace(' data-columns="3"', "").count("<tr>") == html.count("<tr>")
+def test_cells_of_a_three_column_table_have_the_name_of_their_column() -> None:
+    html = render_table(
+        ["you have", '`say` "so"', "costs"], ["one", "", "2"], ["two", "<b>this</b>", "3"]
+    )
+    labelled = load_override("tables").on_page_content(html)
+    assert labelled.startswith('<table data-columns="3">')
+    assert labelled.count('data-label="say &quot;so&quot;"') == 2
+    assert '<td data-label="costs">3</td>' in labelled
+    assert labelled.count("<td>") == 2
+    assert labelled.replace(' data-columns="3"', "").count("<tr>") == html.count("<tr>")
 
 
-def test_a_table_of_two_columns_needs_no_names_and_wider_ones_keep_their_shape() -> None:
-    html = table(["option", "says"], ["a", "b"])
-    assert override("tables").on_page_content(html) == html.replace(
+def test_two_column_tables_need_no_names_and_wide_tables_keep_their_layout() -> None:
+    html = render_table(["option", "says"], ["a", "b"])
+    assert load_override("tables").on_page_content(html) == html.replace(
         "<table>", '<table data-columns="2">'
     )
-    wide = table(["a", "b", "c", "d", "e"], ["1", "2", "3", "4", "5"])
-    assert override("tables").on_page_content(wide) == wide
+    wide = render_table(["a", "b", "c", "d", "e"], ["1", "2", "3", "4", "5"])
+    assert load_override("tables").on_page_content(wide) == wide
     frame = html.replace("<td>a</td>", "<th>0</th>")
-    assert override("tables").on_page_content(frame) == frame
+    assert load_override("tables").on_page_content(frame) == frame
 
 
-def test_the_name_of_a_module_may_break_after_its_dot() -> None:
+def test_module_names_can_wrap_after_the_dot() -> None:
     title = '<h1 id="runinference.errors" class="doc"><span>runinference.errors</span></h1>'
     text = "<p>runinference.errors</p>"
-    assert override("hooks").on_page_content(title + text) == (
+    assert load_override("hooks").on_page_content(title + text) == (
         title.replace("<span>runinference.", "<span>runinference.<wbr>") + text
     )
 
 
-def test_the_report_keeps_what_it_knew_of_other_pages(tmp_path: Path) -> None:
-    def ran(*names: str, passed: bool = True) -> dict[str, Any]:
-        report = Report(tmp_path, whole=False)
+def test_the_report_keeps_the_entries_of_other_pages(tmp_path: Path) -> None:
+    def report_run(*names: str, passed: bool = True) -> dict[str, Any]:
+        report = Report(tmp_path, is_complete=False)
         for name in names:
             block = {"key": name, "block": f"docs/{name[0]}.md:{name[1]}"}
             report.pytest_runtest_logreport(
@@ -194,30 +224,34 @@ def test_the_report_keeps_what_it_knew_of_other_pages(tmp_path: Path) -> None:
             report.pytest_sessionfinish()
         return json.loads((tmp_path / report.file).read_text("utf-8"))["blocks"]
 
-    assert list(ran("a1", "a2", "b1")) == ["a1", "a2", "b1"]
-    assert list(ran("a1", "a3")) == ["a1", "a3", "b1"]  # a2 is gone from its page
-    assert list(ran("b1", passed=False)) == ["a1", "a3"]  # what failed is no proof
+    assert list(report_run("a1", "a2", "b1")) == ["a1", "a2", "b1"]
+    assert list(report_run("a1", "a3")) == ["a1", "a3", "b1"]  # a2 was removed from its page
+    assert list(report_run("b1", passed=False)) == ["a1", "a3"]  # failed blocks are not listed
 
 
-def needs(markdown: str, place: str = "guides/one.md") -> str:
+def add_requirements(markdown: str, place: str = "guides/one.md") -> str:
     page = SimpleNamespace(file=SimpleNamespace(src_uri=place))
-    return override("needs").on_page_markdown(markdown, page=page)
+    return load_override("needs").on_page_markdown(markdown, page=page)
 
 
-def test_a_page_names_the_extras_and_packages_of_its_programs() -> None:
+def test_a_page_lists_the_extras_and_packages_of_its_examples() -> None:
     page = "# One\n\nWords.\n\n```python\n{}\n```\n"
     imports = "import spacy\nfrom runinference import RunInference, samples\nimport xgboost"
-    told = (
+    requirements = (
         "the extras `sklearn` and `xgboost` and the package `spacy`: [install](../index.md#install)"
     )
-    assert needs(page.format(imports)) == page.format(imports).replace(
-        "# One\n\n", f"# One\n\n*The programs of this page need {told}.*\n\n"
+    assert add_requirements(page.format(imports)) == page.format(imports).replace(
+        "# One\n\n", f"# One\n\n*The examples on this page require {requirements}.*\n\n"
     )
-    assert "the extra `transformers`:" in needs(page.format("import torch, transformers"), "one.md")
+    assert "the extra `transformers`:" in add_requirements(
+        page.format("import torch, transformers"), "one.md"
+    )
     for nothing in ("import apache_beam, os", "import runinference", "this is no Python"):
-        assert needs(page.format(nothing)) == page.format(nothing)
+        assert add_requirements(page.format(nothing)) == page.format(nothing)
 
 
-def test_a_module_that_no_extra_brings_fails_the_build() -> None:
-    with pytest.raises(LookupError, match="what brings seaborn"):
-        needs("# One\n\n```python\nimport seaborn.objects\n```\n")
+def test_a_module_from_an_unknown_package_fails_the_build() -> None:
+    with pytest.raises(
+        LookupError, match=r"imports seaborn\.objects, which no extra or package provides"
+    ):
+        add_requirements("# One\n\n```python\nimport seaborn.objects\n```\n")

@@ -1,4 +1,4 @@
-"""Every block of the pages, the README and the docstrings runs, and prints what is shown."""
+"""Every code block in pages, README and docstrings runs, and prints the output that the page shows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from docs import ledger, report
-from docs.agree import read_all, sources
-from docs.blocks import ROOT, Block, Fault, Program
-from docs.chosen import chosen
-from docs.compare import faults_of
+from docs.blocks import ROOT, Block, Problem, Program
+from docs.collect import find_sources, read_all
+from docs.compare import check_run
 from docs.lint import lint
+from docs.page_selection import selected_pages
 from docs.run import Interpreter
-from docs.store import Store
+from docs.run_cache import RunCache
 
 try:
     import tomllib
@@ -33,11 +33,11 @@ PARSERS: dict[str, tuple[Callable[[str], object], type[Exception]]] = {
 
 
 class Contents(NamedTuple):
-    """What the pages hold that are tested: all, or those that were chosen."""
+    """The contents of the tested pages."""
 
     programs: list[Program]
     blocks: list[Block]
-    faults: list[Fault]
+    problems: list[Problem]
 
 
 @cache
@@ -45,77 +45,78 @@ def read(pages: tuple[str, ...]) -> Contents:
     paths = [ROOT / page for page in pages if not page.endswith(".ipynb")]
     if pages and not paths:
         return Contents([], [], [])
-    return Contents(*read_all(paths or sources()))
+    return Contents(*read_all(paths or find_sources()))
 
 
 @pytest.fixture(scope="session")
 def contents(pytestconfig: pytest.Config) -> Contents:
-    return read(chosen(pytestconfig))
+    return read(selected_pages(pytestconfig))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "program" in metafunc.fixturenames:
-        programs = read(chosen(metafunc.config)).programs
+        programs = read(selected_pages(metafunc.config)).programs
         run_here = [program for program in programs if not program.block.skip]
         metafunc.parametrize("program", run_here, ids=lambda program: program.block.name)
 
 
-def test_every_block_is_seen_by_both_readers_and_fits_its_neighbours(contents: Contents) -> None:
-    assert not contents.faults, "\n" + "\n".join(map(str, contents.faults))
+def test_blocks_are_valid_and_both_parsers_read_them_alike(contents: Contents) -> None:
+    assert not contents.problems, "\n" + "\n".join(map(str, contents.problems))
 
 
-def test_every_block_is_accounted_for(contents: Contents) -> None:
-    """Run, compared, skipped with a reason, or parsed: there is no other kind."""
+def test_every_block_is_run_compared_or_parsed(contents: Contents) -> None:
     blocks, programs = contents.blocks, contents.programs
-    compared = sum(block.shows is not None for block in blocks)
+    compared = sum(block.role is not None for block in blocks)
     illustrations = sum(block.language == "text" and not block.is_output for block in blocks)
-    drawn = sum(block.language == "mermaid" and not block.draws for block in blocks)
+    diagrams = sum(block.language == "mermaid" and not block.draws for block in blocks)
     data = sum(block.language in PARSERS for block in blocks)
-    assert len(programs) + compared + illustrations + drawn + data == len(blocks)
-    shown = [(each.output, each.error, each.picture) for each in programs]
+    assert len(programs) + compared + illustrations + diagrams + data == len(blocks)
+    shown = [(each.output, each.error, each.diagram) for each in programs]
     assert compared == sum(block is not None for blocks in shown for block in blocks)
 
 
-def test_program_prints_what_the_page_shows(
+def test_program_prints_the_output_that_the_page_shows(
     program: Program,
     interpreter: Interpreter,
     env: dict[str, str],
-    runs: Store,
+    runs: RunCache,
     record_property: Callable[[str, object], None],
 ) -> None:
-    ran = runs.run(program, interpreter, env)
-    record_property("block", report.told(program.block, ran))
-    faults = faults_of(program, ran)
-    if faults:
-        runs.forget(program)
-        pytest.fail("\n" + "\n".join(map(str, faults)), pytrace=False)
+    result = runs.run(program, interpreter, env)
+    record_property("block", report.describe_run(program.block, result))
+    problems = check_run(program, result)
+    if problems:
+        runs.discard(program)
+        pytest.fail("\n" + "\n".join(map(str, problems)), pytrace=False)
 
 
-def test_code_is_formatted_and_clean(contents: Contents) -> None:
-    faults = lint(contents.blocks)
-    assert not faults, "\n" + "\n".join(map(str, faults))
+def test_code_is_formatted_and_has_no_lint_errors(contents: Contents) -> None:
+    problems = lint(contents.blocks)
+    assert not problems, "\n" + "\n".join(map(str, problems))
 
 
 @pytest.mark.parametrize("language", PARSERS)
 def test_data_is_well_formed(contents: Contents, language: str) -> None:
-    parse, wrong = PARSERS[language]
+    parse, parse_error = PARSERS[language]
     for block in contents.blocks:
         if block.language == language:
             try:
                 parse(block.code)
-            except wrong as error:
-                pytest.fail(str(block.fault(f"not {language}: {error}", "Mend it.")))
+            except parse_error as error:
+                pytest.fail(
+                    str(block.problem(f"invalid {language}: {error}", f"Fix the {language}."))
+                )
 
 
-def test_the_site_shows_the_ledger() -> None:
+def test_the_page_about_the_tests_lists_the_code_that_is_not_run() -> None:
     text = ledger.PAGE.read_text("utf-8")
-    assert text == ledger.on_page(text, read(()).blocks), (
-        "`make docs-update` writes the ledger anew"
+    assert text == ledger.fill_in_table(text, read(()).blocks), (
+        "To update the table, run `make docs-update`."
     )
 
 
-def test_no_more_is_skipped_than_the_ledger_allows(contents: Contents) -> None:
-    skipped = ledger.skipped(contents.blocks)
+def test_the_number_of_skipped_blocks_is_limited(contents: Contents) -> None:
+    skipped = ledger.skipped_blocks(contents.blocks)
     counts = Counter(entry.language for entry in skipped)
-    for language, ceiling in ledger.CEILING.items():
-        assert counts[language] <= ceiling, "\n".join(map(str, skipped))
+    for language, maximum in ledger.MAX_SKIPPED.items():
+        assert counts[language] <= maximum, "\n".join(map(str, skipped))

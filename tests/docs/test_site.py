@@ -1,4 +1,4 @@
-"""The site builds without a complaint, and every page of it is fit for every reader."""
+"""The site builds without warnings, and every page works for every reader."""
 
 from __future__ import annotations
 
@@ -14,111 +14,121 @@ from playwright.sync_api import Browser
 
 from docs import clipboard, report
 from docs.blocks import ROOT
-from docs.chosen import chosen
-from docs.compare import faults_of
-from docs.notebooks import notebooks
+from docs.compare import check_run
+from docs.notebooks import find_notebooks
+from docs.page_selection import selected_pages
 from docs.run import Interpreter
+from docs.run_cache import RunCache
 from docs.site import (
     DESKTOP,
     PHONE,
-    Look,
-    browser,
-    build,
-    copied,
-    dead_links,
-    look,
-    opened,
-    searched,
-    served,
+    PageAudit,
+    audit_page,
+    build_site,
+    copy_blocks,
+    find_broken_links,
+    open_tab,
+    search,
+    serve,
+    start_browser,
 )
-from docs.store import Store
 
 DOCS = ROOT / "docs"
 
 
 def all_pages() -> list[str]:
-    roots = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]  # pages too: docs/overrides/roots.py
-    pages = [*DOCS.rglob("*.md"), *notebooks(), *roots]
+    roots = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]  # docs/overrides/roots.py adds them
+    pages = [*DOCS.rglob("*.md"), *find_notebooks(), *roots]
     return sorted(str(page.relative_to(ROOT)) for page in pages if "overrides" not in page.parts)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "page" in metafunc.fixturenames:
-        asked = chosen(metafunc.config)
-        metafunc.parametrize("page", [page for page in all_pages() if not asked or page in asked])
+        selected = selected_pages(metafunc.config)
+        metafunc.parametrize(
+            "page", [page for page in all_pages() if not selected or page in selected]
+        )
 
 
 @pytest.fixture(scope="session")
 def built() -> Path:
-    """The site, built once for all workers: the first one builds, the others wait for it."""
+    """Build the site once for all workers. The first worker builds it, and the others wait."""
     home = Path(os.environ["RUNINFERENCE_DOCS_HOME"])
-    directory, said = home / "site", home / "site.txt"
+    directory, messages_file = home / "site", home / "site.txt"
     with (home / "site.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            said.write_text(build(directory), "utf-8")
-    if complaints := said.read_text("utf-8"):
-        pytest.fail(f"mkdocs build --strict:\n{complaints}", pytrace=False)
+        if not messages_file.exists():
+            messages_file.write_text(build_site(directory), "utf-8")
+    if messages := messages_file.read_text("utf-8"):
+        pytest.fail(f"mkdocs build --strict:\n{messages}", pytrace=False)
     return directory
 
 
 @pytest.fixture(scope="session")
 def address(built: Path) -> Iterator[str]:
-    with served(built) as address:
+    with serve(built) as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
+    with start_browser() as chromium:
         yield chromium
 
 
-def path(page: str) -> str:
-    """Where the site shows a page."""
+def site_path(page: str) -> str:
+    """Return the path of a page on the site."""
     name = page.removeprefix("docs/").rpartition(".")[0]
     name = name if page.startswith("docs/") else name.lower()
     return name.removesuffix("index") if name.endswith("index") else f"{name}/"
 
 
-def test_page_is_fit_for_every_reader(chromium: Browser, address: str, page: str) -> None:
-    """No error, no request to another host, no scrolling sideways on a phone, no barrier."""
-    seen = look(chromium, address, path(page))
-    assert seen == Look(), f"{page}: {seen}"
+def test_page_has_no_errors_overflow_or_accessibility_violations(
+    chromium: Browser, address: str, page: str
+) -> None:
+    """Check console errors, requests to other hosts, width on a phone, and accessibility."""
+    audit = audit_page(chromium, address, site_path(page))
+    assert audit == PageAudit(), f"{page}: {audit}"
 
 
-def test_what_the_clipboard_held_runs_and_prints_what_the_browser_shows(
+def test_copied_code_runs_and_prints_the_output_that_the_browser_shows(
     chromium: Browser,
     address: str,
     page: str,
     interpreter: Interpreter,
     env: dict[str, str],
-    runs: Store,
+    runs: RunCache,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Every copy button is clicked; the text runs by itself, in an empty directory.
+    """Click every copy button, and run each text by itself in an empty directory.
 
-    A text that ran in this session already, to the byte, is not run again: see `docs.store`.
+    A text that already ran in this session is not run again: see `docs.run_cache`.
     """
-    seen = copied(chromium, address, path(page))
+    copied = copy_blocks(chromium, address, site_path(page))
     file = ROOT / page
     if page.endswith(".ipynb"):
         cells = [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
-        assert [each.clipboard for each in seen] == [cell.source.rstrip() for cell in cells]
+        assert [each.clipboard for each in copied] == [cell.source.rstrip() for cell in cells]
         return
-    faults = [] if "\n::: " in f"\n{file.read_text('utf-8')}" else clipboard.differing(file, seen)
-    programs, wrong = clipboard.programs(file, seen)
-    faults += wrong
-    ran = [
+    problems = (
+        []
+        if "\n::: " in f"\n{file.read_text('utf-8')}"
+        else clipboard.compare_with_source(file, copied)
+    )
+    programs, copy_problems = clipboard.read_programs(file, copied)
+    problems += copy_problems
+    results = [
         (program, runs.run(program, interpreter, env))
         for program in programs
         if not program.block.skip
     ]
-    for program, each in ran:
-        faults += faults_of(program, each)
-    if faults:
-        pytest.fail("\n" + "\n".join(map(str, faults)), pytrace=False)
-    record_property("blocks", [report.told(program.block, each) for program, each in ran])
+    for program, each in results:
+        problems += check_run(program, each)
+    if problems:
+        pytest.fail("\n" + "\n".join(map(str, problems)), pytrace=False)
+    record_property(
+        "blocks", [report.describe_run(program.block, each) for program, each in results]
+    )
 
 
 SEARCHES = {
@@ -148,97 +158,96 @@ SEARCHES = {
 }
 
 
-def test_search_finds_the_page_by_the_words_a_user_would_type(
-    chromium: Browser, address: str
-) -> None:
+def test_search_finds_pages_by_the_words_that_users_type(chromium: Browser, address: str) -> None:
     missed = []
-    with opened(chromium, address) as tab:
+    with open_tab(chromium, address) as tab:
         tab.goto(address, wait_until="load")
         for words, page in SEARCHES.items():
-            found = searched(tab, words)
+            found = search(tab, words)
             if page not in found:
-                missed.append(f"{words}: {page} is not among {found}")
+                missed.append(f"{words}: {page} is not in {found}")
     assert not missed, "\n".join(missed)
 
 
-def test_links_and_anchors_lead_somewhere(built: Path) -> None:
-    """Those of notebooks and of the API reference as well, which mkdocs does not look at."""
-    assert not dead_links(built)
+def test_links_and_anchors_are_valid(built: Path) -> None:
+    """Check all links, including those in notebooks and the API reference, which mkdocs ignores."""
+    assert not find_broken_links(built)
 
 
-def test_each_page_is_also_plain_markdown_and_llms_txt_lists_them(built: Path) -> None:
+def test_each_page_has_a_plain_markdown_version_in_llms_txt(built: Path) -> None:
     listed = re.findall(
         r"^- \[.+\]\((\S*)\): (.*)$", (built / "llms.txt").read_text(), re.MULTILINE
     )
     assert sorted(place for place, _ in listed) == sorted(
-        path(page) + "index.md" for page in all_pages()
+        site_path(page) + "index.md" for page in all_pages()
     )
-    for place, says in listed:
+    for place, summary in listed:
         text = (built / place).read_text("utf-8")
-        assert says, f"llms.txt says nothing of {place}"
+        assert summary, f"llms.txt has no summary of {place}"
         assert "\n::: " not in f"\n{text}"
         assert not re.search(r"^<!-- (?:varies|skip|draws|shows):", text, re.MULTILINE) or (
             place == "contributing/index.md"
         )
-        assert len(text) > 200, f"{place} says next to nothing"
+        assert len(text) > 200, f"{place} is nearly empty"
 
 
-def test_a_page_names_its_plain_text_as_an_alternate(chromium: Browser, address: str) -> None:
-    with opened(chromium, address) as tab:
+def test_a_page_links_its_plain_version_as_an_alternate(chromium: Browser, address: str) -> None:
+    with open_tab(chromium, address) as tab:
         tab.goto(f"{address}batching/", wait_until="load")
         href = tab.get_attribute("link[rel~=alternate][type='text/markdown']", "href")
         assert tab.request.get(f"{address}batching/{href}").text().startswith("# ")
 
 
-def test_a_dead_link_in_the_built_site_is_found(tmp_path: Path) -> None:
+def test_finds_broken_links_in_the_built_site(tmp_path: Path) -> None:
     (tmp_path / "other.html").write_text('<p id="there"></p>', "utf-8")
     page = '<a href="other.html#there"></a><a href="other.html#gone"></a><img src="gone.png">'
     (tmp_path / "index.html").write_text(page, "utf-8")
-    assert dead_links(tmp_path) == ["index.html: gone.png", "index.html: other.html#gone"]
+    assert find_broken_links(tmp_path) == ["index.html: gone.png", "index.html: other.html#gone"]
 
 
-def test_the_readers_own_colour_scheme_is_used(chromium: Browser, address: str) -> None:
+def test_the_color_scheme_follows_the_system(chromium: Browser, address: str) -> None:
     for scheme, name in {"light": "default", "dark": "slate"}.items():
-        with opened(chromium, address, scheme=scheme) as tab:
+        with open_tab(chromium, address, scheme=scheme) as tab:
             tab.goto(address, wait_until="load")
             assert tab.evaluate("document.body.dataset.mdColorScheme") == name
 
 
-REACHED = """() => {
-    const at = document.activeElement;
-    const style = getComputedStyle(at);
-    const seen = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
-    return [at.className || at.tagName, at.dataset.mdType || "", seen, at.textContent.trim()];
+ACTIVE_ELEMENT = """() => {
+    const element = document.activeElement;
+    const style = getComputedStyle(element);
+    const hasOutline = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+    const name = element.className || element.tagName;
+    return [name, element.dataset.mdType || "", hasOutline, element.textContent.trim()];
 }"""
 
 
-def test_the_keyboard_reaches_navigation_search_and_copy_buttons(
+def test_navigation_search_and_copy_buttons_work_with_the_keyboard(
     chromium: Browser, address: str
 ) -> None:
     allowed = ["clipboard-read", "clipboard-write"]
-    with opened(chromium, address, permissions=allowed) as tab:
+    with open_tab(chromium, address, permissions=allowed) as tab:
         tab.goto(f"{address}quickstart/", wait_until="load")
-        reached, held = [], ""
+        reached, copied = [], ""
         for _ in range(200):
             tab.keyboard.press("Tab")
-            at = tab.evaluate(REACHED)
-            reached.append(at)
-            if at[1] == "copy":
+            element = tab.evaluate(ACTIVE_ELEMENT)
+            reached.append(element)
+            if element[1] == "copy":
                 tab.keyboard.press("Enter")
                 tab.wait_for_function("navigator.clipboard.readText().then((text) => text)")
-                held = tab.evaluate("navigator.clipboard.readText()")
+                copied = tab.evaluate("navigator.clipboard.readText()")
                 break
-    names = " ".join(at[0] for at in reached)
-    assert held, f"no copy button is reached: {names}"
+    names = " ".join(element[0] for element in reached)
+    assert copied, f"no copy button has been reached: {names}"
     assert "md-skip" in names
     assert "md-nav__link" in names
     assert "md-search__input" in names
-    unseen = [at for at in reached if not at[2] and "md-search__input" not in at[0]]
-    assert not unseen, "reached, but nothing shows where the reader is"
+    invisible = [each for each in reached if not each[2] and "md-search__input" not in each[0]]
+    assert not invisible, "these elements have the focus without a visible outline"
 
 
-def test_a_reader_can_unfold_the_whole_program(chromium: Browser, address: str) -> None:
-    with opened(chromium, address) as tab:
+def test_a_folded_example_can_be_unfolded(chromium: Browser, address: str) -> None:
+    with open_tab(chromium, address) as tab:
         tab.goto(f"{address}multi-model/", wait_until="load")
         block = tab.locator(".folds").first
         button, line = block.locator(".unfold"), block.get_by_text("def train_detector").first
@@ -251,13 +260,11 @@ def test_a_reader_can_unfold_the_whole_program(chromium: Browser, address: str) 
         assert not line.is_visible()
 
 
-def test_on_a_phone_the_rows_of_a_table_are_read_without_scrolling_sideways(
-    chromium: Browser, address: str
-) -> None:
+def test_tables_do_not_scroll_sideways_on_a_phone(chromium: Browser, address: str) -> None:
     scrolls = """[...document.querySelectorAll('.md-typeset__scrollwrap:has([data-columns])')]
         .map((box) => box.scrollWidth - box.clientWidth)"""
     label = "getComputedStyle(document.querySelector('[data-label]'), '::before').content"
-    with opened(chromium, address, size=PHONE) as tab:
+    with open_tab(chromium, address, size=PHONE) as tab:
         for page in ("coming-from-beam/", "hugging-face/", "sharing-and-memory/", "metrics/"):
             tab.goto(address + page, wait_until="load")
             found = tab.evaluate(scrolls)
@@ -268,52 +275,52 @@ def test_on_a_phone_the_rows_of_a_table_are_read_without_scrolling_sideways(
         assert tab.evaluate(label) == "none"
 
 
-def test_a_notebook_shows_its_pictures_and_can_be_downloaded(
+def test_a_notebook_shows_its_images_and_can_be_downloaded(
     chromium: Browser, address: str, built: Path
 ) -> None:
-    for notebook in notebooks():
-        page = path(str(notebook.relative_to(ROOT)))
+    for notebook in find_notebooks():
+        page = site_path(str(notebook.relative_to(ROOT)))
         outputs = [
             output
             for cell in nbformat.read(notebook, 4).cells
             for output in cell.get("outputs", [])
         ]
-        pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-        with opened(chromium, address) as tab:
+        images = sum("image/png" in output.get("data", {}) for output in outputs)
+        with open_tab(chromium, address) as tab:
             tab.goto(address + page, wait_until="load")
             widths = tab.evaluate(
                 "[...document.querySelectorAll('.jp-OutputArea img')].map((i) => i.naturalWidth)"
             )
-            assert len(widths) == pictures
+            assert len(widths) == images
             assert all(width > 100 for width in widths)
             with tab.expect_download() as download:
                 tab.click("a[download]")
             assert Path(download.value.path()).read_bytes() == notebook.read_bytes()
 
 
-FAULTY = """<!doctype html><html lang="en"><title>A page</title><body>
-<main><h1>A page</h1><p style="width: 600px">wide</p><img src="http://127.0.0.1:9/abroad.png">
+BAD_PAGE = """<!doctype html><html lang="en"><title>A page</title><body>
+<main><h1>A page</h1><p style="width: 600px">wide</p><img src="http://127.0.0.1:9/image.png">
 <div class="highlight"><pre style="background: white"><code><span class="k" style="color: #ddd">if</span>
 </code></pre></div></main><script>undefinedFunction()</script>"""
 
 
-def test_a_look_finds_what_it_looks_for(chromium: Browser, tmp_path: Path) -> None:
-    (tmp_path / "index.html").write_text(FAULTY, "utf-8")
-    with served(tmp_path) as address:
-        seen = look(chromium, address, "")
-    assert any("undefinedFunction is not defined" in error for error in seen.errors)
-    assert seen.abroad == ["http://127.0.0.1:9/abroad.png"]
-    assert any("wide" in each for each in seen.too_wide)
-    told = " ".join(seen.barriers)
-    assert "image-alt" in told
-    assert "contrast of k|" in told
+def test_an_audit_finds_each_kind_of_problem(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(BAD_PAGE, "utf-8")
+    with serve(tmp_path) as address:
+        audit = audit_page(chromium, address, "")
+    assert any("undefinedFunction is not defined" in error for error in audit.errors)
+    assert audit.external_requests == ["http://127.0.0.1:9/image.png"]
+    assert any("wide" in each for each in audit.overflows)
+    violations = " ".join(audit.accessibility_violations)
+    assert "image-alt" in violations
+    assert "contrast of k|" in violations
 
 
-def test_a_dead_anchor_fails_the_build(tmp_path: Path) -> None:
+def test_a_broken_anchor_fails_the_build(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "index.md").write_text("# One\n\n[nowhere](#nowhere)\n", "utf-8")
     settings = (ROOT / "mkdocs.yml").read_text("utf-8").split("validation:")[1]
     config = tmp_path / "mkdocs.yml"
     config.write_text(f"site_name: one\nvalidation:{settings}", "utf-8")
-    assert "#nowhere" in build(tmp_path / "site", config)
+    assert "#nowhere" in build_site(tmp_path / "site", config)

@@ -1,4 +1,4 @@
-"""Rewrite the outputs (or, with --format, the code) that pages show; every other byte stays.
+"""Rewrites the outputs (or, with --format, the code) on pages, and changes no other byte.
 
 python -m docs.update [--format] [page ...]
 """
@@ -16,16 +16,16 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from docs import compare, ledger, notebooks
-from docs.agree import read_all, sources
-from docs.blocks import Block, Fault, Program
-from docs.lint import formatted
-from docs.run import Interpreter, Ran, environment, forking, run
+from docs.blocks import Block, Problem, Program
+from docs.collect import find_sources, read_all
+from docs.lint import format_code
+from docs.run import Interpreter, RunResult, environment, run, start_fork_server
 
 Change = tuple[Block, str]
 
 
 def rewrite(path: Path, changes: list[Change]) -> None:
-    """Put other text between the fences of these blocks."""
+    """Replace the text between the fences of these blocks."""
     with path.open(encoding="utf-8", newline="") as file:
         lines = file.read().splitlines(keepends=True)
     for block, text in sorted(changes, key=lambda change: change[0].line, reverse=True):
@@ -36,99 +36,103 @@ def rewrite(path: Path, changes: list[Change]) -> None:
         file.write("".join(lines))
 
 
-def wanted(program: Program, ran: Ran) -> tuple[list[Change], list[Fault]]:
-    """What the page should show instead, and what only its author can mend."""
+def needed_changes(program: Program, result: RunResult) -> tuple[list[Change], list[Problem]]:
+    """Return the changes to the page, and the problems that only the author can fix."""
     changes = []
-    for block, actual in compare.pairs(program, ran):
-        if actual.strip() and not compare.same(block, actual):
+    for block, actual in compare.shown_and_actual(program, result):
+        if actual.strip() and not compare.matches(block, actual):
             changes.append((block, actual.strip("\n")))
-    mended = {block.line for block, _ in changes}
-    faults = [fault for fault in compare.faults_of(program, ran) if fault.line not in mended]
-    return changes, faults
+    changed_lines = {block.line for block, _ in changes}
+    problems = [
+        problem
+        for problem in compare.check_run(program, result)
+        if problem.line not in changed_lines
+    ]
+    return changes, problems
 
 
 @contextmanager
-def interpreters(env: dict[str, str]) -> Iterator[SimpleQueue[Interpreter]]:
-    """As many interpreters as there are processors to run them, at most four."""
+def start_interpreters(env: dict[str, str]) -> Iterator[SimpleQueue[Interpreter]]:
+    """Start one interpreter for each CPU, at most four."""
     free: SimpleQueue[Interpreter] = SimpleQueue()
     with ExitStack() as stack:
         for _ in range(min(os.cpu_count() or 1, 4)):
-            free.put(stack.enter_context(forking(env)))
+            free.put(stack.enter_context(start_fork_server(env)))
         yield free
 
 
-def update(programs: list[Program]) -> list[Fault]:
+def update(programs: list[Program]) -> list[Problem]:
     """Run the programs and rewrite their pages."""
     with tempfile.TemporaryDirectory(prefix="docs-home-") as home:
         env = environment(Path(home))
-        with interpreters(env) as free, ThreadPoolExecutor(free.qsize()) as pool:
+        with start_interpreters(env) as free, ThreadPoolExecutor(free.qsize()) as pool:
 
-            def one(program: Program) -> tuple[list[Change], list[Fault]]:
+            def run_one(program: Program) -> tuple[list[Change], list[Problem]]:
                 interpreter = free.get()
                 try:
-                    return wanted(program, run(program, interpreter, env))
+                    return needed_changes(program, run(program, interpreter, env))
                 finally:
                     free.put(interpreter)
 
-            results = list(pool.map(one, (each for each in programs if not each.block.skip)))
+            results = list(pool.map(run_one, (each for each in programs if not each.block.skip)))
     _apply([change for changes, _ in results for change in changes], "the output")
-    return [fault for _, faults in results for fault in faults]
+    return [problem for _, problems in results for problem in problems]
 
 
-def update_notebooks(books: list[Path]) -> list[Fault]:
-    """Run these notebooks and store what they give."""
+def update_notebooks(paths: list[Path]) -> list[Problem]:
+    """Run these notebooks and store their outputs."""
     with tempfile.TemporaryDirectory(prefix="docs-home-") as home:
         env = environment(Path(home))
-        return [fault for book in books for fault in notebooks.update(book, env)]
+        return [problem for path in paths for problem in notebooks.update(path, env)]
 
 
 def reformat(blocks: list[Block]) -> None:
-    """Format the code that pages show, as ruff would."""
+    """Format the Python code on pages with ruff."""
     python = [block for block in blocks if block.language == "python"]
-    texts = formatted(python) if python else []
+    texts = format_code(python) if python else []
     pairs = zip(python, texts, strict=True)
     _apply([(block, text) for block, text in pairs if text != block.code.rstrip("\n")], "the code")
 
 
-def write_ledger() -> None:
-    """Tell the site what the tests do not run."""
+def update_ledger() -> None:
+    """Update the list of code that the tests don't run."""
     text = ledger.PAGE.read_text("utf-8")
-    _, blocks, _ = read_all(sources())
-    ledger.PAGE.write_text(ledger.on_page(text, blocks), "utf-8")
+    _, blocks, _ = read_all(find_sources())
+    ledger.PAGE.write_text(ledger.fill_in_table(text, blocks), "utf-8")
 
 
-def _apply(changes: list[Change], what: str) -> None:
+def _apply(changes: list[Change], target: str) -> None:
     by_path: dict[Path, list[Change]] = {}
     for block, text in changes:
-        print(f"{block.name}: rewrote {what}")
+        print(f"{block.name}: rewrote {target}")
         by_path.setdefault(block.path, []).append((block, text))
     for path, each in by_path.items():
         rewrite(path, each)
     if not changes:
-        print(f"nothing to rewrite: {what} is as it should be")
+        print(f"nothing to rewrite: {target} is up to date")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="*", type=Path)
     parser.add_argument("--format", action="store_true")
-    asked = parser.parse_args()
-    paths = [page.resolve() for page in asked.pages]
-    books = [path for path in paths if path.suffix == ".ipynb"] or (
-        [] if paths else notebooks.notebooks()
+    arguments = parser.parse_args()
+    paths = [page.resolve() for page in arguments.pages]
+    notebook_paths = [path for path in paths if path.suffix == ".ipynb"] or (
+        [] if paths else notebooks.find_notebooks()
     )
-    pages = [path for path in paths if path not in books] if paths else sources()
-    programs, blocks, faults = read_all(pages) if pages else ([], [], [])
-    faulty = {fault.path for fault in faults}  # their blocks may not be what they seem
-    if asked.format:
-        reformat([block for block in blocks if block.path not in faulty])
+    pages = [path for path in paths if path not in notebook_paths] if paths else find_sources()
+    programs, blocks, problems = read_all(pages) if pages else ([], [], [])
+    unreadable = {problem.path for problem in problems}  # their blocks may be misread
+    if arguments.format:
+        reformat([block for block in blocks if block.path not in unreadable])
     else:
-        faults += update([each for each in programs if each.block.path not in faulty])
-        faults += update_notebooks(books)
-        write_ledger()
-    for fault in faults:
-        print(fault, file=sys.stderr)
-    return 1 if faults else 0
+        problems += update([each for each in programs if each.block.path not in unreadable])
+        problems += update_notebooks(notebook_paths)
+        update_ledger()
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
