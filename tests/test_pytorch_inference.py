@@ -229,7 +229,7 @@ def test_explains_weights_saved_from_data_parallel(tmp_path):
 
 
 def test_does_not_unpickle_a_complete_model(tmp_path):
-    path = str(tmp_path / "whole.pt")
+    path = str(tmp_path / "complete.pt")
     torch.save(Linear(), path)
     with pytest.raises(ModelLoadError, match=r"torch\.save\(model\.state_dict\(\), path\)"):
         handler(path).predict(ROWS)
@@ -344,7 +344,7 @@ def test_names_model_params_that_the_class_does_not_accept(weights):
 
 
 def test_error_messages_contain_no_ansi_codes(tmp_path):
-    path = str(tmp_path / "whole.pt")
+    path = str(tmp_path / "complete.pt")
     torch.save(Linear(), path)
     with pytest.raises(ModelLoadError) as caught:
         handler(path).predict(ROWS)
