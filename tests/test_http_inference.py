@@ -1,4 +1,4 @@
-"""Arrays go to servers of three kinds, and come back, one result an element."""
+"""HTTPModelHandler returns one result per element with each protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from skl2onnx import to_onnx
 
 from common import run
-from runinference import KeyedModelHandler, RunInference, samples
+from runinference import Backoff, KeyedModelHandler, RunInference, samples
 from runinference.errors import (
     BatchShapeError,
     ElementError,
@@ -30,18 +30,17 @@ from runinference.http_inference import (
     TFServingColumns,
     TorchServe,
 )
-from runinference.remote.handler import Backoff
 from runinference.samples import servers
-from runinference.samples.local_server import Refused, serving
+from runinference.samples.local_server import ErrorResponse, serving
 from runinference.testing import check_handler
 from scripted_server import DropConnection, Reply, TruncatedReply, scripted_server
 
-AT_ONCE = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
+NO_DELAY = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
 PROTOCOLS = pytest.mark.parametrize("kind", [KServeV2, TFServing, TFServingColumns, TorchServe])
 
 
-def handler_of(url, protocol, **options):
-    return HTTPModelHandler(url, protocol, **{**AT_ONCE, **options})
+def make_handler(url, protocol, **options):
+    return HTTPModelHandler(url, protocol, **{**NO_DELAY, **options})
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +57,9 @@ def labels():
 
 
 @PROTOCOLS
-def test_a_real_model_gives_the_same_answers_by_each_protocol(kind, digits, labels):
+def test_returns_the_models_predictions_with_each_protocol(kind, digits, labels):
     images, _ = samples.held_out_digits()
-    results = handler_of(digits, kind("digits")).predict(images[:100])
+    results = make_handler(digits, kind("digits")).predict(images[:100])
     assert [int(result.inference) for result in results] == labels[:100].tolist()
     assert {result.model_id for result in results} == {"digits"}
     np.testing.assert_array_equal(results[7].example, images[7])
@@ -68,37 +67,37 @@ def test_a_real_model_gives_the_same_answers_by_each_protocol(kind, digits, labe
 
 def test_several_outputs_are_a_dictionary(digits):
     images, _ = samples.held_out_digits()
-    handler = handler_of(digits, KServeV2("digits", outputs=("label", "probabilities")))
+    handler = make_handler(digits, KServeV2("digits", outputs=("label", "probabilities")))
     first, *_ = handler.predict([{"pixels": image} for image in images[:3]])
     assert first.inference["probabilities"].shape == (10,)
     assert first.inference["probabilities"].argmax() == first.inference["label"] == 1
 
 
-# --- a model of ONNX behind KServe's protocol, several inputs and outputs, of float32
+# --- an ONNX model behind KServe V2, with strict inputs and several outputs
 
 
 def onnx_server():
-    """Answers for an ONNX model as Triton does: strict about names, types and shapes; eight rows at most."""
+    """Serve an ONNX model with strict input names, dtypes and shapes, and at most eight rows per request."""
     rows, _ = samples.held_out_digits()
     with open(samples.digits_classifier(), "rb") as file:
         model = pickle.load(file)
-    made = to_onnx(model, rows[:1].astype(np.float32), options={id(model): {"zipmap": False}})
-    session = onnxruntime.InferenceSession(made.SerializeToString())
+    onnx_model = to_onnx(model, rows[:1].astype(np.float32), options={id(model): {"zipmap": False}})
+    session = onnxruntime.InferenceSession(onnx_model.SerializeToString())
     names = {"float32": "FP32", "int64": "INT64"}
 
     def answer(path, headers, body):
         if path == "/v2/models/digits":
             return {"inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 64]}]}
         if path != "/v2/models/digits/infer":
-            raise Refused(400, {"error": f"Request for unknown model: {path}"})
+            raise ErrorResponse(400, {"error": f"Request for unknown model: {path}"})
         [one] = body["inputs"]
         if (one["name"], one["datatype"], one["shape"][1:]) != ("X", "FP32", [64]) or one["shape"][
             0
         ] > 8:
-            raise Refused(400, {"error": f"unexpected input {one['name']} {one['shape']}"})
+            raise ErrorResponse(400, {"error": f"unexpected input {one['name']} {one['shape']}"})
         array = np.array(one["data"], np.float32).reshape(one["shape"])
         if np.isnan(array).any():
-            raise Refused(400, {"error": "there is a NaN in it"})
+            raise ErrorResponse(400, {"error": "there is a NaN in it"})
         found = zip(session.get_outputs(), session.run(None, {"X": array}), strict=True)
         return {
             "model_name": "digits",
@@ -123,9 +122,9 @@ def triton():
         yield url, model, rows
 
 
-def test_a_model_of_onnx_behind_kserves_protocol_gives_its_own_answers(triton):
+def test_returns_the_predictions_of_an_onnx_model_over_kserve(triton):
     url, model, rows = triton
-    results = handler_of(url, KServeV2("digits"), max_request_size=8).predict(rows[:200])
+    results = make_handler(url, KServeV2("digits"), max_request_size=8).predict(rows[:200])
     np.testing.assert_allclose(
         [result.inference["probabilities"] for result in results],
         model.predict_proba(rows[:200]),
@@ -152,28 +151,28 @@ def test_a_model_of_onnx_behind_kserves_protocol_gives_its_own_answers(triton):
     ],
     ids=["shape", "dtype", "name", "refused by the server"],
 )
-def test_an_element_that_the_model_does_not_take_is_told(triton, element, kind, message):
+def test_rejects_an_element_that_the_model_does_not_accept(triton, element, kind, message):
     url, _, _ = triton
     with pytest.raises(kind, match=message):
-        handler_of(url, KServeV2("digits")).predict([element])
+        make_handler(url, KServeV2("digits")).predict([element])
 
 
-def test_a_model_that_the_server_does_not_have_is_told(triton, digits):
+def test_an_unknown_model_is_an_error(triton, digits):
     with pytest.raises(EndpointError, match="unknown model"):
-        handler_of(triton[0], KServeV2("other")).predict(np.ones((1, 64)))
+        make_handler(triton[0], KServeV2("other")).predict(np.ones((1, 64)))
     with pytest.raises(EndpointRefusedError, match="the model is 'digits'. Check base_url"):
-        handler_of(digits, TFServing("other")).predict(np.ones((1, 64)))
+        make_handler(digits, TFServing("other")).predict(np.ones((1, 64)))
 
 
-def test_one_bad_element_is_set_aside_and_all_others_get_their_results(triton):
+def test_one_bad_element_becomes_a_dead_letter_and_the_others_get_results(triton):
     url, _, rows = triton
     bad = np.full(64, np.nan)
-    step = RunInference(handler_of(url, KServeV2("digits"), max_request_size=8))
+    transform = RunInference(make_handler(url, KServeV2("digits"), max_request_size=8))
 
     class Both(beam.PTransform):
         def expand(self, pcoll):
-            good, aside = pcoll | step.with_exception_handling()
-            letters = aside.failed_inferences | beam.Map(lambda letter: letter[1][1])
+            good, dead_letters = pcoll | transform.with_exception_handling()
+            letters = dead_letters.failed_inferences | beam.Map(lambda letter: letter[1][1])
             return (good | beam.Map(lambda result: result.example), letters) | beam.Flatten()
 
     found = run([*rows[:50], bad, *rows[50:60]], Both())
@@ -183,7 +182,7 @@ def test_one_bad_element_is_set_aside_and_all_others_get_their_results(triton):
     assert "there is a NaN in it" in messages[0]
 
 
-# --- what servers do
+# --- responses of the server
 
 
 def doubled(body):
@@ -200,17 +199,17 @@ def doubled(body):
 
 
 @PROTOCOLS
-def test_requests_run_together_and_answer_in_order(kind):
+def test_concurrent_requests_return_results_in_order(kind):
     rows = np.arange(200.0).reshape(100, 2)
     with scripted_server(default=doubled) as server:
-        results = handler_of(server.url, kind("m")).predict(rows)
+        results = make_handler(server.url, kind("m")).predict(rows)
         n = sum(body is not None for body in server.requests)
     np.testing.assert_array_equal([result.inference for result in results], 2 * rows)
     assert n == (100 if kind is TorchServe else 4)
 
 
 @PROTOCOLS
-def test_a_server_in_trouble_is_asked_until_it_answers(kind):
+def test_retries_until_the_server_answers(kind):
     script = [
         Reply(500, ""),
         DropConnection(),
@@ -219,17 +218,19 @@ def test_a_server_in_trouble_is_asked_until_it_answers(kind):
         Reply(200, "[garbage"),
     ]
     with scripted_server(*script, default=doubled) as server:
-        [result] = handler_of(server.url, kind("m")).predict(np.ones((1, 2)))
+        [result] = make_handler(server.url, kind("m")).predict(np.ones((1, 2)))
         assert result.inference.tolist() == [2, 2]
         assert not server.script
 
 
 @PROTOCOLS
-def test_a_server_that_is_down_is_told_with_its_address(kind):
+def test_an_unreachable_server_is_an_error_with_its_url(kind):
     with scripted_server() as server:
         url = server.url
-    with pytest.raises(EndpointUnreachableError, match=f"No server answers at {url}/.*Start it"):
-        handler_of(url, kind("m"), num_retries=1).predict(np.ones((1, 2)))
+    with pytest.raises(
+        EndpointUnreachableError, match=f"No server answers at {url}/.*Start the server"
+    ):
+        make_handler(url, kind("m"), num_retries=1).predict(np.ones((1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -241,20 +242,20 @@ def test_a_server_that_is_down_is_told_with_its_address(kind):
             ResultMismatchError,
             "2 results for a batch of 3",
         ),
-        (TFServing("m"), {"outputs": [1, 2, 3]}, UnusableAnswerError, "no 'predictions'"),
+        (TFServing("m"), {"outputs": [1, 2, 3]}, UnusableAnswerError, "no valid 'predictions'"),
         (
             TFServingColumns("m"),
             {"outputs": {"p": [1]}},
             ResultMismatchError,
             "1 result for a batch of 3",
         ),
-        (KServeV2("m"), {"outputs": []}, UnusableAnswerError, "gave no outputs"),
-        (KServeV2("m"), {"predictions": []}, UnusableAnswerError, "no 'outputs'"),
+        (KServeV2("m"), {"outputs": []}, UnusableAnswerError, "has no outputs"),
+        (KServeV2("m"), {"predictions": []}, UnusableAnswerError, "no valid 'outputs'"),
         (
             KServeV2("m"),
             {"outputs": [{"name": "p", "shape": [3], "datatype": "FP32", "data": [1, 2]}]},
             UnusableAnswerError,
-            "'p' is no tensor of shape",
+            "'p' is not a tensor of shape",
         ),
         (
             KServeV2("m"),
@@ -264,14 +265,16 @@ def test_a_server_that_is_down_is_told_with_its_address(kind):
         ),
     ],
 )
-def test_an_answer_of_no_use_is_told_at_once(protocol, answer, kind, message):
+def test_does_not_retry_an_invalid_response(protocol, answer, kind, message):
     with scripted_server(default=lambda body: answer) as server:
-        with pytest.raises(kind, match=f"{server.url}/.* did not answer as expected.*{message}"):
-            handler_of(server.url, protocol).predict(np.ones((3, 2)))
+        with pytest.raises(
+            kind, match=f"{server.url}/.* returned an unexpected response.*{message}"
+        ):
+            make_handler(server.url, protocol).predict(np.ones((3, 2)))
         assert len([body for body in server.requests if body is not None]) == 1
 
 
-def test_inputs_are_asked_for_once_and_do_without(triton):
+def test_requests_metadata_once_and_works_without_it(triton):
     gets = []
 
     def answer(path, headers, body):
@@ -283,51 +286,51 @@ def test_inputs_are_asked_for_once_and_do_without(triton):
     lock = threading.Lock()
     triton_answer, _, rows = onnx_server()
     with serving(answer) as url:
-        handler_of(url, KServeV2("digits"), max_request_size=4).predict(rows[:200])
+        make_handler(url, KServeV2("digits"), max_request_size=4).predict(rows[:200])
     assert gets == ["/v2/models/digits"]
 
     with scripted_server(
         default=lambda body: doubled(body) if body else {"inputs": "what?"}
     ) as server:
-        results = handler_of(server.url, KServeV2("m")).predict([{"x": np.ones(2)}])
+        results = make_handler(server.url, KServeV2("m")).predict([{"x": np.ones(2)}])
         assert results[0].inference.tolist() == [2, 2]
 
 
 # --- the handler
 
 
-def test_the_key_goes_with_each_request(monkeypatch):
+def test_sends_the_key_with_each_request(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "sk-secret-1")
     with scripted_server(default=doubled) as server:
-        handler_of(server.url, KServeV2("m"), api_key_env="SOME_KEY").predict(np.ones((1, 2)))
+        make_handler(server.url, KServeV2("m"), api_key_env="SOME_KEY").predict(np.ones((1, 2)))
         sent = {headers["Authorization"] for headers in server.request_headers}
     assert sent == {"Bearer sk-secret-1"}
 
 
-def test_arguments_are_fields_of_the_request():
+def test_inference_args_are_fields_of_the_request():
     with scripted_server(default=doubled) as server:
-        handler_of(server.url, TFServing("m")).predict(np.ones((1, 2)), {"signature_name": "s"})
+        make_handler(server.url, TFServing("m")).predict(np.ones((1, 2)), {"signature_name": "s"})
         assert server.requests == [{"signature_name": "s", "instances": [[1, 1]]}]
-    with pytest.raises(OptionError, match="leave inference_args out"):
-        handler_of("http://localhost:1", TorchServe("m")).predict([5], {"top": 1})
+    with pytest.raises(OptionError, match="remove inference_args"):
+        make_handler("http://localhost:1", TorchServe("m")).predict([5], {"top": 1})
 
 
-def test_another_version_may_take_over_while_the_pipeline_runs():
+def test_model_refresh_changes_the_version():
     with scripted_server(default=doubled) as server:
-        handler = handler_of(server.url, TFServing("m", "1"))
+        handler = make_handler(server.url, TFServing("m", "1"))
         handler.update_model_path("m/2")
         [result] = handler.predict(np.ones((1, 2)))
     assert result.model_id == "m/2"
 
 
 @PROTOCOLS
-def test_it_passes_the_conformance_kit(kind):
+def test_passes_the_conformance_kit(kind):
     def answer(path, headers, body):
         if body is None:
-            raise Refused(404, {"error": "no description here"})
+            raise ErrorResponse(404, {"error": "no description here"})
         times = 3 if "another" in path else 2
         if "not a number" in str(body):
-            raise Refused(400, {"error": "not a number"})
+            raise ErrorResponse(400, {"error": "not a number"})
         if isinstance(body, list):
             return [times * x for x in body]
         if "instances" in body:
@@ -339,7 +342,7 @@ def test_it_passes_the_conformance_kit(kind):
 
     with serving(answer) as url:
         report = check_handler(
-            handler_of(url, kind("m")),
+            make_handler(url, kind("m")),
             [np.array([1.0, 2.0]), np.array([5.0, 3.0]), np.array([4.0, 0.0])],
             inference_args=None if kind is TorchServe else {"top": 1},
             bad_example=np.array(["not a number"] * 2),
@@ -348,9 +351,9 @@ def test_it_passes_the_conformance_kit(kind):
     assert report.skipped == {}
 
 
-def test_keys_and_no_batching_go_around_it(digits, labels):
+def test_works_with_keys_and_without_batching(digits, labels):
     images, _ = samples.held_out_digits()
-    handler = handler_of(digits, KServeV2("digits"))
+    handler = make_handler(digits, KServeV2("digits"))
     keyed = run(list(enumerate(images[:20])), RunInference(KeyedModelHandler(handler)))
     assert {key: int(result.inference) for key, result in keyed} == dict(enumerate(labels[:20]))
     whole = handler.with_no_batching().predict([images[:50], images[50:60]])

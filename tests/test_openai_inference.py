@@ -1,4 +1,4 @@
-"""Chats, completions and embeddings of any OpenAI-compatible server: results, tokens, errors, no key anywhere."""
+"""Chat, completions and embeddings handlers: results, token metrics, errors and secrecy of the key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.ml.inference import base as beam_base
 
 from common import RUNNER, run
-from runinference import KeyedModelHandler, ModelMetadata, RunInference
+from runinference import Backoff, KeyedModelHandler, ModelMetadata, RunInference
 from runinference.errors import (
     ElementError,
     EndpointError,
@@ -28,13 +28,12 @@ from runinference.openai_inference import (
     OpenAICompletionsModelHandler,
     OpenAIEmbeddingsModelHandler,
 )
-from runinference.remote.handler import Backoff
 from runinference.samples import servers
 from runinference.testing import check_handler
 from scripted_server import DropConnection, Reply, TruncatedReply, scripted_server
 
 KEY = "sk-very-secret-0123456789"
-AT_ONCE = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
+NO_DELAY = {"backoff": Backoff(initial_secs=0), "throttle_delay_secs": 0}
 KINDS = pytest.mark.parametrize(
     "kind", [OpenAIChatModelHandler, OpenAICompletionsModelHandler, OpenAIEmbeddingsModelHandler]
 )
@@ -42,7 +41,7 @@ KINDS = pytest.mark.parametrize(
 
 def chat(url, **options):
     return OpenAIChatModelHandler(
-        url, **{"model": "shout", "api_key_env": None, **AT_ONCE, **options}
+        url, **{"model": "shout", "api_key_env": None, **NO_DELAY, **options}
     )
 
 
@@ -50,8 +49,8 @@ def choice(text, index=0):
     return {"index": index, "finish_reason": "stop", "message": {"content": text}}
 
 
-def shouted(body):
-    """The answer of a chat server that refuses what is bad, and fails at what is worse."""
+def shout(body):
+    """Return the response of a chat server that fails for some messages."""
     text = body["messages"][-1]["content"]
     if text == "bad":
         return Reply(400, {"error": {"message": "the text is bad"}})
@@ -60,18 +59,18 @@ def shouted(body):
     return {"choices": [choice(text.upper())], "usage": {"prompt_tokens": 2, "total_tokens": 3}}
 
 
-def measured(body):
-    """The answer of a server of embeddings, which refuses requests with a text that is bad."""
+def embed(body):
+    """Return the response of an embeddings server that rejects requests with a bad text."""
     if "bad" in body["input"]:
         return Reply(400, {"error": {"message": "one of the texts is bad"}})
     data = [{"index": i, "embedding": [len(text), 1]} for i, text in enumerate(body["input"])]
     return {"data": data[::-1], "usage": {"prompt_tokens": len(data), "total_tokens": len(data)}}
 
 
-# --- what is asked, and what comes back
+# --- requests and results
 
 
-def test_a_text_and_a_list_of_messages_are_conversations():
+def test_accepts_a_string_and_a_list_of_messages():
     with servers.llm() as url:
         messages = [{"role": "system", "content": "Shout."}, {"role": "user", "content": "hi"}]
         first, second = chat(url).predict(["hello", messages])
@@ -80,20 +79,20 @@ def test_a_text_and_a_list_of_messages_are_conversations():
     assert first.inference.usage == {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
 
 
-def test_each_conversation_is_a_request_and_many_run_together():
+def test_sends_conversations_as_concurrent_requests():
     barrier = threading.Barrier(16)
 
     def answer(body):
         barrier.wait(30)
-        return shouted(body)
+        return shout(body)
 
     with scripted_server(default=answer) as server:
         results = chat(server.url).predict([f"text {n}" for n in range(32)])
     assert [result.inference.text for result in results] == [f"TEXT {n}" for n in range(32)]
 
 
-def test_parameters_are_fields_of_the_request_and_arguments_come_before_them():
-    with scripted_server(default=shouted) as server:
+def test_parameters_are_request_fields_that_inference_args_override():
+    with scripted_server(default=shout) as server:
         handler = chat(server.url, parameters={"temperature": 0, "max_tokens": 5})
         handler.predict(["a"], {"temperature": 0.5, "stop": ["."]})
         assert server.requests == [
@@ -107,7 +106,7 @@ def test_parameters_are_fields_of_the_request_and_arguments_come_before_them():
         ]
 
 
-def test_completions_are_one_text_a_request_or_as_many_as_the_server_takes():
+def test_completions_send_one_text_or_max_request_size_texts_per_request():
     def answer(body):
         prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
         return {"choices": [{"index": i, "text": text.upper()} for i, text in enumerate(prompts)]}
@@ -122,8 +121,8 @@ def test_completions_are_one_text_a_request_or_as_many_as_the_server_takes():
             )
 
 
-def test_embeddings_are_many_texts_a_request_and_each_text_has_its_own():
-    with scripted_server(default=measured) as server:
+def test_embeddings_send_32_texts_per_request_and_return_one_vector_per_text():
+    with scripted_server(default=embed) as server:
         handler = OpenAIEmbeddingsModelHandler(server.url, "m", None)
         results = handler.predict(["x" * n for n in range(100)])
         assert sorted(len(body["input"]) for body in server.requests) == [4, 32, 32, 32]
@@ -132,7 +131,7 @@ def test_embeddings_are_many_texts_a_request_and_each_text_has_its_own():
     assert results[0].model_id == "m"
 
 
-def test_a_model_may_be_replaced_while_the_pipeline_runs():
+def test_model_refresh_changes_the_model():
     def named(body):
         return {"choices": [choice(f"I am {body['model']}")]}
 
@@ -146,12 +145,12 @@ def test_a_model_may_be_replaced_while_the_pipeline_runs():
     assert (result.inference.text, result.model_id) == ("I am whisper", "whisper")
 
 
-# --- tokens
+# --- token metrics
 
 
-def tokens(handler, elements, transform=lambda step: step):
+def tokens(handler, elements, configure=lambda transform: transform):
     pipeline = beam.Pipeline(runner=RUNNER)
-    _ = pipeline | beam.Create(elements) | transform(RunInference(handler))
+    _ = pipeline | beam.Create(elements) | configure(RunInference(handler))
     result = pipeline.run()
     result.wait_until_finish()
     found = result.metrics().query(MetricsFilter().with_namespace("BeamML_OpenAI"))["counters"]
@@ -159,7 +158,7 @@ def tokens(handler, elements, transform=lambda step: step):
     return {name: n for name, n in counted.items() if name.endswith("tokens")}
 
 
-def test_the_tokens_that_the_server_counts_are_metrics():
+def test_token_counts_of_the_server_are_metrics():
     with servers.llm() as url:
         assert tokens(chat(url), ["one two three", "four"]) == {
             "prompt_tokens": 4,
@@ -170,51 +169,55 @@ def test_the_tokens_that_the_server_counts_are_metrics():
         assert tokens(handler, ["a b", "c"]) == {"prompt_tokens": 3, "total_tokens": 3}
 
 
-def test_tokens_are_counted_under_a_timeout_and_for_answers_that_are_of_no_use():
+def test_counts_tokens_with_a_timeout_and_for_invalid_responses():
     def silent(body):
         return {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": None}}
 
     with scripted_server(default=silent) as server:
         counted = tokens(
-            chat(server.url), ["a", "b"], lambda step: step.with_exception_handling(timeout=60)
+            chat(server.url),
+            ["a", "b"],
+            lambda transform: transform.with_exception_handling(timeout=60),
         )
     assert counted == {"prompt_tokens": 10}
 
 
-# --- what goes wrong
+# --- errors
 
 
 def letters(handler, elements, **handling):
-    """The results, and the dead letters, of a pipeline."""
+    """Return the results and the dead letters of a pipeline."""
 
-    def of(step):
+    def wrap(transform):
         class Both(beam.PTransform):
             def expand(self, pcoll):
-                good, aside = pcoll | step.with_exception_handling(**handling)
+                good, dead_letters = pcoll | transform.with_exception_handling(**handling)
                 good = good | "good" >> beam.Map(lambda result: (True, result))
-                bad = aside.failed_inferences | "bad" >> beam.Map(lambda letter: (False, letter))
+                bad = dead_letters.failed_inferences | "bad" >> beam.Map(
+                    lambda letter: (False, letter)
+                )
                 return (good, bad) | beam.Flatten()
 
         return Both()
 
-    both = run(elements, of(RunInference(handler)))
+    both = run(elements, wrap(RunInference(handler)))
     return [x for good, x in both if good], [x for good, x in both if not good]
 
 
-def test_a_request_that_is_refused_is_set_aside_alone_with_what_the_server_said():
-    with scripted_server(default=shouted) as server:
+def test_a_rejected_request_is_a_dead_letter_with_the_servers_message():
+    with scripted_server(default=shout) as server:
         good, bad = letters(chat(server.url), ["a", "bad", "b", "worse", "c"])
     assert sorted(result.inference.text for result in good) == ["A", "B", "C"]
-    told = {element: (kind, message) for element, (kind, message, _) in bad}
-    assert told.keys() == {"bad", "worse"}
-    assert told["bad"][0] is EndpointError
-    assert "answered 400: the text is bad" in told["bad"][1]
-    assert "answered 500: out of order" in told["worse"][1]
+    errors = {element: (kind, message) for element, (kind, message, _) in bad}
+    assert errors.keys() == {"bad", "worse"}
+    assert errors["bad"][0] is EndpointError
+    assert "answered 400: the text is bad" in errors["bad"][1]
+    assert "answered 500: out of order" in errors["worse"][1]
 
 
-def test_of_a_request_of_many_texts_the_bad_one_alone_is_set_aside():
-    with scripted_server(default=measured) as server:
-        handler = OpenAIEmbeddingsModelHandler(server.url, "m", None, **AT_ONCE)
+def test_only_the_bad_text_of_a_request_is_a_dead_letter():
+    with scripted_server(default=embed) as server:
+        handler = OpenAIEmbeddingsModelHandler(server.url, "m", None, **NO_DELAY)
         good, bad = letters(handler, [*(f"text {n}" for n in range(40)), "bad"])
     assert sorted(result.example for result in good) == sorted(f"text {n}" for n in range(40))
     [(element, (_, message, _))] = bad
@@ -222,15 +225,15 @@ def test_of_a_request_of_many_texts_the_bad_one_alone_is_set_aside():
     assert "one of the texts is bad" in message
 
 
-def test_an_element_that_is_no_text_is_set_aside_without_being_sent():
-    with scripted_server(default=shouted) as server:
+def test_an_element_that_is_not_a_string_is_a_dead_letter_and_not_sent():
+    with scripted_server(default=shout) as server:
         good, bad = letters(chat(server.url), ["a", 5])
         assert len(server.requests) == 1
     [(element, (kind, _, _))] = bad
     assert (element, kind, len(good)) == (5, ElementError, 1)
 
 
-def test_where_the_server_is_down_all_elements_are_set_aside_after_the_tries_of_a_few():
+def test_all_elements_are_dead_letters_if_the_server_is_unreachable():
     with scripted_server() as server:
         url = server.url
     handler = chat(url, num_retries=1, max_concurrent_requests=2)
@@ -241,10 +244,10 @@ def test_where_the_server_is_down_all_elements_are_set_aside_after_the_tries_of_
     assert f"No server answers at {url}/chat/completions" in bad[0][1][1]
 
 
-def test_results_that_came_before_the_key_was_refused_are_kept():
+def test_keeps_results_from_before_the_key_was_rejected():
     refused = Reply(401, {"error": "no longer"})
     with scripted_server(
-        default=lambda body: refused if body["messages"][0]["content"] == "b" else shouted(body)
+        default=lambda body: refused if body["messages"][0]["content"] == "b" else shout(body)
     ) as server:
         good, bad = letters(chat(server.url, max_concurrent_requests=1), ["a", "b", "c"])
     assert {result.example for result in good} == {"a", "c"}
@@ -261,15 +264,15 @@ def test_results_that_came_before_the_key_was_refused_are_kept():
     ],
     ids=["500", "busy", "garbage"],
 )
-def test_a_server_in_trouble_is_asked_until_it_answers(script):
-    with scripted_server(*script, default=shouted) as server:
+def test_retries_until_the_server_answers(script):
+    with scripted_server(*script, default=shout) as server:
         [result] = chat(server.url).predict(["a"])
         assert result.inference.text == "A"
         assert len(server.requests) == 4
 
 
-def test_a_server_that_asks_to_wait_is_asked_after_that():
-    with scripted_server(Reply(429, "", {"Retry-After": "3"}), default=shouted) as server:
+def test_waits_for_retry_after():
+    with scripted_server(Reply(429, "", {"Retry-After": "3"}), default=shout) as server:
         handler = chat(server.url, backoff=Backoff(jitter=0))
         slept = []
         handler._sleep = slept.append
@@ -280,21 +283,23 @@ def test_a_server_that_asks_to_wait_is_asked_after_that():
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        ({"choices": []}, ResultMismatchError, "gave 0 choices where 1 were asked for"),
-        ({"choices": [choice("a"), choice("b", 1)]}, ResultMismatchError, "gave 2 choices"),
-        ({"choices": [choice(None)]}, UnusableAnswerError, "The model said nothing"),
+        ({"choices": []}, ResultMismatchError, "returned 0 choices, but 1 were requested"),
+        ({"choices": [choice("a"), choice("b", 1)]}, ResultMismatchError, "returned 2 choices"),
+        ({"choices": [choice(None)]}, UnusableAnswerError, "The model returned no text"),
         ({"error": "full"}, UnusableAnswerError, "error 'full'"),
         ([], UnusableAnswerError, "no list 'choices'"),
     ],
 )
-def test_an_answer_of_no_use_is_told_at_once_with_the_address(answer, kind, message):
+def test_does_not_retry_an_invalid_response(answer, kind, message):
     with scripted_server(default=lambda body: answer) as server:
-        with pytest.raises(kind, match=f"{server.url}/chat/completions did not answer.*{message}"):
+        with pytest.raises(
+            kind, match=f"{server.url}/chat/completions returned an unexpected.*{message}"
+        ):
             chat(server.url).predict(["a"])
         assert len(server.requests) == 1
 
 
-def test_a_model_that_the_server_does_not_have_is_told():
+def test_an_unknown_model_is_an_error():
     with (
         servers.llm() as url,
         pytest.raises(EndpointRefusedError, match="'gpt' does not exist"),
@@ -303,22 +308,22 @@ def test_a_model_that_the_server_does_not_have_is_told():
 
 
 @KINDS
-def test_what_is_not_the_users_to_set_is_told_at_once(kind):
-    own = kind._input
+def test_rejects_reserved_and_invalid_fields(kind):
+    input_field = kind._input
     with pytest.raises(OptionError, match="parameters has 'stream'"):
         kind("http://localhost", "m", None, parameters={"stream": True})
     handler = kind("http://localhost", "m", None)
-    for name in ("model", own):
+    for name in ("model", input_field):
         with pytest.raises(OptionError, match=f"inference_args has '{name}'"):
             handler.validate_inference_args({name: "x"})
     with pytest.raises(OptionError, match="cannot be written as JSON"):
         handler.validate_inference_args({"stop": {1}})
-    with pytest.raises(OptionError, match=r"Leave that out: base_url='http://localhost/v1'"):
+    with pytest.raises(OptionError, match=r"To fix this, set base_url='http://localhost/v1'"):
         kind(f"http://localhost/v1{kind._path}", "m", None)
 
 
-def test_a_chat_has_one_conversation_a_request():
-    with pytest.raises(OptionError, match="holds one conversation"):
+def test_rejects_several_conversations_per_request():
+    with pytest.raises(OptionError, match="contains one conversation"):
         chat("http://localhost", max_request_size=8)
     with pytest.raises(OptionError, match="max_request_size must be at least 1"):
         OpenAIEmbeddingsModelHandler("http://localhost", "m", None, max_request_size=0)
@@ -335,7 +340,7 @@ def keyed(monkeypatch):
 
 
 @KINDS
-def test_the_key_comes_from_the_environment_of_the_worker(keyed, kind, monkeypatch):
+def test_reads_the_key_from_the_workers_environment(keyed, kind, monkeypatch):
     model = "words" if kind is OpenAIEmbeddingsModelHandler else "shout"
     handler = pickle.loads(pickle.dumps(kind(keyed, model)))
     assert len(handler.predict(["a"])) == 1
@@ -350,7 +355,7 @@ def test_the_key_comes_from_the_environment_of_the_worker(keyed, kind, monkeypat
         kind(keyed, model).predict(["a"])
 
 
-def test_no_dead_letter_log_annotation_or_pickle_tells_the_key(monkeypatch, caplog):
+def test_no_dead_letter_log_annotation_or_pickle_contains_the_key(monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     lines = [
         Reply(400, f"Bearer {KEY}"),
@@ -366,22 +371,22 @@ def test_no_dead_letter_log_annotation_or_pickle_tells_the_key(monkeypatch, capl
             _, bad = letters(handler, [str(n) for n in range(len(lines))])
         assert {headers["Authorization"] for headers in server.request_headers} == {f"Bearer {KEY}"}
     assert len(bad) == len(lines)
-    step = RunInference(handler)
+    transform = RunInference(handler)
     pipeline = beam.Pipeline()
-    _ = pipeline | beam.Create(["a"]) | step
-    everything = [repr(bad), *caplog.messages, repr(step.annotations()), repr(vars(handler))]
-    everything += [str(pipeline.to_runner_api()), repr(step.display_data()), repr(handler)]
+    _ = pipeline | beam.Create(["a"]) | transform
+    everything = [repr(bad), *caplog.messages, repr(transform.annotations()), repr(vars(handler))]
+    everything += [str(pipeline.to_runner_api()), repr(transform.display_data()), repr(handler)]
     for text in everything:
         assert KEY not in text
     assert KEY.encode() not in pickle.dumps(handler)
     assert KEY.encode() not in pipeline.to_runner_api().SerializeToString()
 
 
-# --- among the other handlers
+# --- with other handlers and transforms
 
 
 def every_kind(body):
-    """Answers chats, completions and embeddings, each by the text and by the model's name."""
+    """Return a response to a chat, completions or embeddings request that contains the model's name."""
     given = body.get("input") or body.get("prompt") or body["messages"][-1]["content"]
     given = [given] if isinstance(given, str) else given
     if "bad" in given:
@@ -394,9 +399,9 @@ def every_kind(body):
 
 
 @KINDS
-def test_it_passes_the_conformance_kit(kind):
+def test_passes_the_conformance_kit(kind):
     with scripted_server(default=every_kind) as server:
-        handler = kind(server.url, "m", None, **AT_ONCE)
+        handler = kind(server.url, "m", None, **NO_DELAY)
         report = check_handler(
             handler,
             ["a", "bcd", "ef"],
@@ -407,7 +412,7 @@ def test_it_passes_the_conformance_kit(kind):
     assert report.skipped == {}
 
 
-def test_keys_and_functions_go_around_it():
+def test_works_with_keys_and_functions():
     with servers.llm() as url:
         handler = (
             KeyedModelHandler(chat(url))
@@ -420,7 +425,7 @@ def test_keys_and_functions_go_around_it():
         ]
 
 
-def test_it_runs_in_beams_transform_and_in_a_process_of_its_own():
+def test_runs_in_beams_transform_and_in_a_subprocess():
     with servers.llm() as url:
         [result] = run(["a"], beam_base.RunInference(chat(url)))
         assert result.inference.text == "A"

@@ -1,4 +1,4 @@
-"""Real servers: ``transformers serve`` with a tiny chat model, and FastAPI around a sentence-transformer."""
+"""Real servers: ``transformers serve`` with a tiny chat model, and FastAPI with a sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEMPLATE = (
 
 
 def write_chat_model(folder):
-    """A language model of two small layers that was never trained, with a chat template; the same each time."""
+    """Save an untrained two-layer language model with a chat template. It is the same in each run."""
     letters = pre_tokenizers.ByteLevel.alphabet()
     tokens = Tokenizer(models.BPE(unk_token="<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,7 +72,7 @@ def write_chat_model(folder):
 
 @contextmanager
 def transformers_serve(folder):
-    """The address of ``transformers serve`` for a model, once it listens; it ends with the block."""
+    """Run ``transformers serve`` for a model while the block runs, and return its URL."""
     command = "from transformers.cli.transformers import main; main()"
     serve = ["serve", str(folder), "--port", "0", "--host", "127.0.0.1", "--device", "cpu"]
     with subprocess.Popen(
@@ -84,14 +84,14 @@ def transformers_serve(folder):
     ) as server:
         limit = threading.Timer(START_SECS, server.kill)
         limit.start()
-        said = []
+        lines = []
         try:
             for line in server.stdout:
-                said.append(line)
+                lines.append(line)
                 if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
                     break
             else:
-                pytest.fail(f"transformers serve did not start:\n{''.join(said)}")
+                pytest.fail(f"transformers serve did not start:\n{''.join(lines)}")
             threading.Thread(target=server.stdout.read, daemon=True).start()
             yield found[1]
         finally:
@@ -107,15 +107,15 @@ def chat_server(tmp_path_factory):
         yield f"{url}/v1", str(folder), model, tokenizer
 
 
-def greedy(model, tokenizer, text, n):
-    """What the model itself writes after a text."""
+def generate_greedily(model, tokenizer, text, n):
+    """Return the model's own continuation of a text."""
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         out = model.generate(ids, max_new_tokens=n, do_sample=False, pad_token_id=2)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_a_chat_with_transformers_serve_says_what_the_model_says(chat_server):
+def test_chat_with_transformers_serve_returns_the_models_output(chat_server):
     url, name, model, tokenizer = chat_server
     handler = OpenAIChatModelHandler(
         url, name, None, parameters={"max_tokens": 5, "temperature": 0}
@@ -125,19 +125,19 @@ def test_a_chat_with_transformers_serve_says_what_the_model_says(chat_server):
     assert {result.example for result in results} == set(texts)
     for result in results:
         prompt = f"user: {result.example}\nassistant: "
-        assert result.inference.text == greedy(model, tokenizer, prompt, 5)
+        assert result.inference.text == generate_greedily(model, tokenizer, prompt, 5)
         assert result.inference.usage["completion_tokens"] == 5
         assert result.inference.finish_reason == "length"
 
 
-def test_completions_of_transformers_serve_are_the_models(chat_server):
+def test_completions_of_transformers_serve_return_the_models_output(chat_server):
     url, name, model, tokenizer = chat_server
     handler = OpenAICompletionsModelHandler(url, name, None)
     [result] = handler.predict(["the quick"], {"max_tokens": 4, "temperature": 0})
-    assert result.inference.text == greedy(model, tokenizer, "the quick", 4)
+    assert result.inference.text == generate_greedily(model, tokenizer, "the quick", 4)
 
 
-def test_transformers_serve_says_itself_what_it_does_not_take(chat_server):
+def test_errors_quote_transformers_serve(chat_server):
     url, name, _, _ = chat_server
     many = OpenAICompletionsModelHandler(url, name, None, max_request_size=2, num_retries=0)
     with pytest.raises(EndpointError, match="answered 400: prompt must be a string"):
@@ -168,7 +168,7 @@ def embeddings_server():
     thread.join()
 
 
-def test_embeddings_of_a_real_model_behind_fastapi_are_its_own(embeddings_server):
+def test_embeddings_of_a_fastapi_server_are_the_models_output(embeddings_server):
     url, model = embeddings_server
     texts = [f"Sentence {n} is about {'cats' if n % 2 else 'trains'}." for n in range(40)]
     results = OpenAIEmbeddingsModelHandler(url, "minilm", None).predict(texts)
@@ -176,7 +176,7 @@ def test_embeddings_of_a_real_model_behind_fastapi_are_its_own(embeddings_server
     np.testing.assert_allclose(found, model.encode(texts), atol=1e-5)
 
 
-def test_what_fastapi_refuses_is_told_in_its_words(embeddings_server):
+def test_errors_quote_fastapi(embeddings_server):
     url, _ = embeddings_server
     handler = OpenAIChatModelHandler(url, "minilm", None)
     with pytest.raises(EndpointRefusedError, match="answered 404: Not Found"):

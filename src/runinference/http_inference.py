@@ -1,4 +1,4 @@
-"""A handler for servers that take tensors as JSON: KServe, Triton, TorchServe, TensorFlow Serving."""
+"""A handler for servers that accept tensors as JSON: KServe, Triton, TorchServe and TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runinference.collate.unbatch import unbatch
 from runinference.errors import EndpointRefusedError, UnusableAnswerError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
-from runinference.remote.http_client import Client
+from runinference.remote.http_client import HttpClient
 from runinference.remote.tensor_protocols import (
     KServeV2,
     TensorProtocol,
@@ -34,10 +34,10 @@ __all__ = [
 
 
 class HTTPModelHandler(EndpointModelHandler):
-    """Sends arrays, or dictionaries of arrays by name, to a server, and gives what it answers as arrays.
+    """Calls a model server with arrays, or dictionaries of arrays by name, and returns its output as arrays.
 
-    An element is one example, without a dimension for the batch; so is its result. Where the server tells the
-    types and shapes of its inputs, numbers are converted if that keeps their kind, such as float64 to float32.
+    An element is one example, without a batch dimension, and so is its result. If the server provides the dtypes
+    and shapes of its inputs, numbers are converted within their kind, such as float64 to float32.
 
     >>> from runinference import samples
     >>> from runinference.samples import servers
@@ -58,54 +58,59 @@ class HTTPModelHandler(EndpointModelHandler):
         max_request_size: int | None = None,
         **options: Unpack[EndpointOptions],
     ) -> None:
-        """Names the server, and says how it is spoken to.
+        """Configure the server and its protocol. This sends nothing and reads no key.
 
         Args:
-            base_url: The address of the server, such as ``http://localhost:8080``.
-            protocol: ``KServeV2``, ``TFServing``, ``TFServingColumns`` or ``TorchServe``, with its model's name;
-                or an object of your own with the methods of ``TensorProtocol``.
-            api_key_env: The environment variable of the workers that holds the key, sent as a bearer token; None
-                for a server that asks for none.
-            max_request_size: The most examples in a request; by default 32, and 1 for TorchServe.
-            **options: The options of every remote handler; ``timeout``, ``headers`` and ``key_over_http``, see
-                ``EndpointModelHandler``.
+            base_url: URL of the server, such as ``http://localhost:8080``.
+            protocol: ``KServeV2``, ``TFServing``, ``TFServingColumns`` or ``TorchServe`` with the name of the
+                model, or your own object with the methods of ``TensorProtocol``.
+            api_key_env: Environment variable of the workers that holds the key, which is sent as a bearer token.
+                None if the server needs no key.
+            max_request_size: Maximum number of examples in a request. By default 32, and 1 for TorchServe.
+            **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
+                ``headers`` and ``key_over_http``, see ``EndpointModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, the address holds a secret, or the key would travel unencrypted.
-            ImportError: httpx or tenacity is not installed.
+            OptionError: A value is out of range, the URL contains a secret, or the key would be sent unencrypted.
+            ImportError: httpx or tenacity isn't installed.
         """
         size = protocol.request_size if max_request_size is None else max_request_size
         super().__init__(base_url, api_key_env, max_request_size=size, **options)
         self._protocol = protocol
 
     def create_client(self) -> Any:
-        return _Described(super().create_client(), self._protocol)
+        return _ModelClient(super().create_client(), self._protocol)
 
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> list[PredictionResult]:
-        """One ``PredictionResult`` for each example.
+        """Send one request.
 
         Args:
-            batch: Arrays of one shape, or dictionaries of such by name.
-            model: The client.
-            inference_args: Further fields of the request; of KServe's ``parameters``.
+            batch: Arrays of the same shape, or dictionaries of such arrays by input name.
+            model: The client that ``create_client`` returned.
+            inference_args: Additional fields of the request. For KServe, fields of ``parameters``.
+
+        Returns:
+            One ``PredictionResult`` per example.
 
         Raises:
-            BatchShapeError: An example has another shape than the others, or than the model takes.
-            ElementError: An input is missing, unknown, or of a type that the model does not take.
-            EndpointError: The server was not reached, refused, failed, or did not answer as the protocol has it.
-            ResultMismatchError: It answered for more or fewer examples than it was asked about.
+            BatchShapeError: The shape of an example differs from the others, or from the model's input.
+            ElementError: An input is missing or unknown, or the model doesn't accept its dtype.
+            EndpointError: The server is unreachable, or its response is an error or invalid.
+            ResultMismatchError: The server returned the wrong number of results.
         """
         protocol = self._protocol
         body = protocol.body(batch, model.inputs(), inference_args or {})
         rows = model.client.post(
-            protocol.path, body, lambda answer: unbatch(protocol.output(answer, batch), len(batch))
+            protocol.path,
+            body,
+            lambda response: unbatch(protocol.output(response, batch), len(batch)),
         )
         return [PredictionResult(x, y, protocol.model_id) for x, y in zip(batch, rows, strict=True)]
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Says that another model is asked from now on: ``"name"``, or ``"name/version"``."""
+        """Set the model to call: ``"name"`` or ``"name/version"``."""
         if model_path:
             self._protocol = self._protocol.renamed(model_path)
 
@@ -113,34 +118,31 @@ class HTTPModelHandler(EndpointModelHandler):
         return "BeamML_HTTP"
 
 
-class _Described:
-    """A client, and the inputs that its server tells, asked for once."""
+class _ModelClient:
+    """A client that requests the model's metadata once."""
 
-    def __init__(self, client: Client, protocol: Any) -> None:
+    def __init__(self, client: HttpClient, protocol: Any) -> None:
         self.client = client
         self._protocol = protocol
         self._inputs: list[InputSpec] | None = None
         self._lock = threading.Lock()
 
     def inputs(self) -> list[InputSpec]:
-        """What the model takes; empty if the server does not tell."""
+        """Return the inputs of the model. Empty if the server doesn't provide them."""
         if self._protocol.description_path is None:
             return []
         with self._lock:
             if self._inputs is None:
-                self._inputs = self._told()
+                self._inputs = self._fetch_inputs()
             return self._inputs
 
-    def _told(self) -> list[InputSpec]:
+    def _fetch_inputs(self) -> list[InputSpec]:
         try:
             description = self.client.get(self._protocol.description_path)
         except EndpointRefusedError as error:
-            if error.status_code in (
-                404,
-                405,
-            ):  # the request itself will tell whether there is a model
-                return []
-            raise
+            if error.status_code not in (404, 405):
+                raise
+            return []  # if there is no such model, the request itself fails
         try:
             inputs: list[InputSpec] = self._protocol.inputs(description)
         except (UnusableAnswerError, KeyError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""Handlers for models behind any server that speaks OpenAI's protocol: chat, completions, embeddings."""
+"""Handlers for servers with an OpenAI-compatible API: chat, completions and embeddings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.openai_protocol import (
     Generation,
-    conversation,
-    generations,
-    said,
-    texts,
-    usage_of,
-    vectors,
-    written,
+    get_chat_text,
+    get_completion_text,
+    get_usage,
+    parse_embeddings,
+    parse_generations,
+    to_messages,
+    to_strings,
 )
 from runinference.results import PredictionResult
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class OpenAIModelHandler(EndpointModelHandler):
-    """What the handlers have in common: the model's name, the fields of requests, the tokens counted."""
+    """The base class of the OpenAI handlers."""
 
     _path = ""
     _input = ""
@@ -51,30 +51,31 @@ class OpenAIModelHandler(EndpointModelHandler):
         max_request_size: int | None = None,
         **options: Unpack[EndpointOptions],
     ) -> None:
-        """Names the server and its model.
+        """Configure the server and its model. This sends nothing and reads no key.
 
         Args:
-            base_url: The address of the server's API; that of most servers ends in ``/v1``.
-            model: The model's name on that server.
-            api_key_env: The environment variable of the workers that holds the key; None for a server that asks
-                for none. The key itself is read on the workers, and is no part of the handler.
-            parameters: Fields of each request, such as ``{"temperature": 0, "max_tokens": 50}``. Those of
-                ``inference_args`` come before them.
-            max_request_size: The most examples in a request; by default what each server takes.
-            **options: The options of every remote handler; ``timeout``, ``headers`` and ``key_over_http``, see
-                ``EndpointModelHandler``.
+            base_url: URL of the server's API, which usually ends in ``/v1``.
+            model: Name of the model on that server.
+            api_key_env: Environment variable of the workers that holds the key. None if the server needs no key.
+                Workers read the key. The handler doesn't store it.
+            parameters: Fields of each request, such as ``{"temperature": 0, "max_tokens": 50}``.
+                ``inference_args`` override them.
+            max_request_size: Maximum number of examples in a request. By default a number that every server
+                accepts.
+            **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
+                ``headers`` and ``key_over_http``, see ``EndpointModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, the address holds a secret, the key would travel unencrypted,
-                or a parameter is not yours to set.
-            ImportError: httpx or tenacity is not installed.
+            OptionError: A value is out of range, the URL contains a secret, the key would be sent unencrypted,
+                or ``parameters`` has a reserved field.
+            ImportError: httpx or tenacity isn't installed.
         """
-        size = self._request_size(max_request_size)
+        size = self._resolve_request_size(max_request_size)
         super().__init__(base_url, api_key_env, max_request_size=size, **options)
         url = self._endpoint.base_url
         if url.endswith(self._path):
             raise OptionError(
-                f"base_url ends in {self._path}, which is appended to it. Leave that out: "
+                f"base_url ends in {self._path}, which is appended to it. To fix this, set "
                 f"base_url={url.removesuffix(self._path)!r}."
             )
         self._model = model
@@ -84,77 +85,84 @@ class OpenAIModelHandler(EndpointModelHandler):
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> list[PredictionResult]:
-        """One ``PredictionResult`` for each example; ``inference_args`` are fields of the request.
+        """Send one request.
+
+        Args:
+            batch: The examples.
+            model: The client that ``create_client`` returned.
+            inference_args: Fields of the request. They override ``parameters``.
+
+        Returns:
+            One ``PredictionResult`` per example.
 
         Raises:
-            ElementError: An example is not what the model takes.
-            EndpointError: The server was not reached, refused, failed, or did not answer as the protocol has it.
-            ResultMismatchError: It answered for more or fewer examples than it was asked about.
+            ElementError: An example has the wrong type.
+            EndpointError: The server is unreachable, or its response is an error or invalid.
+            ResultMismatchError: The server returned the wrong number of results.
         """
         fields = {**self._parameters, **(inference_args or {})}
-        asked = {"model": self._model, **fields, self._input: self._asked(batch)}
+        body = {"model": self._model, **fields, self._input: self._build_input(batch)}
 
-        def read(answer: Any) -> list[Any]:
-            self._count_tokens(answer)
-            return self._results(answer, len(batch), fields)
+        def parse(response: Any) -> list[Any]:
+            self._count_tokens(response)
+            return self._parse_results(response, len(batch), fields)
 
-        results = model.post(self._path, asked, read)
+        results = model.post(self._path, body, parse)
         return [PredictionResult(x, y, self._model) for x, y in zip(batch, results, strict=True)]
 
     @abstractmethod
-    def _asked(self, batch: Sequence[Any]) -> Any:
-        """What the request asks about."""
+    def _build_input(self, batch: Sequence[Any]) -> Any:
+        """Return the value of the request's input field."""
 
     @abstractmethod
-    def _results(self, answer: Any, n: int, fields: Mapping[str, Any]) -> list[Any]:
-        """What the answer says of each of n examples."""
+    def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Any]:
+        """Return one result for each of n examples."""
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Checks the fields of requests.
+        """Check the fields of requests.
 
         Raises:
-            OptionError: A field is not yours to set, or cannot be written as JSON.
+            OptionError: A field is reserved, or can't be written as JSON.
         """
         self._check_fields("inference_args", inference_args or {})
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Says that the model has another name from now on."""
+        """Set the name of the model to call."""
         self._model = model_path or self._model
 
     def get_metrics_namespace(self) -> str:
         return "BeamML_OpenAI"
 
-    def _request_size(self, asked: int | None) -> int:
-        """How many examples share a request, where so many are asked for."""
-        return 1 if asked is None else asked
+    def _resolve_request_size(self, max_request_size: int | None) -> int:
+        return 1 if max_request_size is None else max_request_size
 
     def _check_fields(self, option: str, fields: Mapping[str, Any]) -> None:
-        cures = {
-            "model": "Name the model when you make the handler: model=...",
-            "stream": "Leave it out: an answer is read as a whole.",
-            self._input: "It is what the elements are.",
+        hints = {
+            "model": "Pass model to the handler's constructor instead.",
+            "stream": "Remove it. Streaming is not supported.",
+            self._input: "Remove it. Its value is the batch of elements.",
         }
         for name in fields:
-            if name in cures:
-                raise OptionError(f"{option} has {name!r}. {cures[name]}")
+            if name in hints:
+                raise OptionError(f"{option} has {name!r}. {hints[name]}")
         try:
             json.dumps(fields)
         except (TypeError, ValueError) as error:
             raise OptionError(
-                f"{option} cannot be written as JSON ({error}). Give numbers, texts, lists and dictionaries."
+                f"{option} cannot be written as JSON ({error}). Use only numbers, strings, lists and dictionaries."
             ) from error
 
-    def _count_tokens(self, answer: Any) -> None:
-        usage = usage_of(answer) or {}
+    def _count_tokens(self, response: Any) -> None:
+        usage = get_usage(response) or {}
         for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
             if isinstance(n := usage.get(name), int):
                 Metrics.counter(self.get_metrics_namespace(), name).inc(n)
 
 
 class OpenAIChatModelHandler(OpenAIModelHandler):
-    """Asks a chat model: one conversation is one request, and a ``Generation`` its result.
+    """Calls a chat model. Each conversation is one request, and its result is a ``Generation``.
 
-    An example is a text, which the user says; or a list of messages, each a dictionary with its ``role`` and
+    An example is a string, which becomes a user message, or a list of messages: dictionaries with ``role`` and
     ``content``.
 
     >>> from runinference.samples import servers
@@ -168,26 +176,26 @@ class OpenAIChatModelHandler(OpenAIModelHandler):
     _path = "/chat/completions"
     _input = "messages"
 
-    def _request_size(self, asked: int | None) -> int:
-        if asked not in (None, 1):
+    def _resolve_request_size(self, max_request_size: int | None) -> int:
+        if max_request_size not in (None, 1):
             raise OptionError(
-                "A request of a chat holds one conversation: leave max_request_size out. Requests run together, "
-                "see max_concurrent_requests."
+                "A chat request contains one conversation. To fix this, remove max_request_size. Requests run "
+                "concurrently, see max_concurrent_requests."
             )
         return 1
 
-    def _asked(self, batch: Sequence[Any]) -> Any:
-        return conversation(batch[0])
+    def _build_input(self, batch: Sequence[Any]) -> Any:
+        return to_messages(batch[0])
 
-    def _results(self, answer: Any, n: int, fields: Mapping[str, Any]) -> list[Generation]:
-        return generations(answer, n, fields.get("n"), said)
+    def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Generation]:
+        return parse_generations(response, n, fields.get("n"), get_chat_text)
 
 
 class OpenAICompletionsModelHandler(OpenAIModelHandler):
-    """Lets a language model go on with a text: an example is a text, and a ``Generation`` its result.
+    """Calls a language model to complete texts. An example is a string, and its result is a ``Generation``.
 
-    Each text is a request, since not every server takes several in one; ``max_request_size`` says how many yours
-    takes.
+    By default each text is one request, because some servers don't accept several. If yours does, set
+    ``max_request_size``.
 
     >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:
@@ -200,16 +208,16 @@ class OpenAICompletionsModelHandler(OpenAIModelHandler):
     _path = "/completions"
     _input = "prompt"
 
-    def _asked(self, batch: Sequence[Any]) -> Any:
-        prompts = texts(batch)
+    def _build_input(self, batch: Sequence[Any]) -> Any:
+        prompts = to_strings(batch)
         return prompts[0] if len(prompts) == 1 else prompts
 
-    def _results(self, answer: Any, n: int, fields: Mapping[str, Any]) -> list[Generation]:
-        return generations(answer, n, fields.get("n"), written)
+    def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Generation]:
+        return parse_generations(response, n, fields.get("n"), get_completion_text)
 
 
 class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
-    """Asks for embeddings of texts, up to 32 in a request; each result is a vector of float32.
+    """Calls an embedding model with up to 32 texts per request. Each result is a float32 vector.
 
     >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:
@@ -222,11 +230,11 @@ class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
     _path = "/embeddings"
     _input = "input"
 
-    def _request_size(self, asked: int | None) -> int:
-        return 32 if asked is None else asked
+    def _resolve_request_size(self, max_request_size: int | None) -> int:
+        return 32 if max_request_size is None else max_request_size
 
-    def _asked(self, batch: Sequence[Any]) -> Any:
-        return texts(batch)
+    def _build_input(self, batch: Sequence[Any]) -> Any:
+        return to_strings(batch)
 
-    def _results(self, answer: Any, n: int, fields: Mapping[str, Any]) -> list[Any]:
-        return vectors(answer, n)
+    def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Any]:
+        return parse_embeddings(response, n)

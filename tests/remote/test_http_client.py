@@ -1,4 +1,4 @@
-"""Whatever a server does, its answer is read or the error says what it did, and never the key."""
+"""Responses are parsed, errors state what the server did, and nothing contains the key."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from scripted_server import (
 KEY = "sk-very-secret-0123456789"
 
 
-def itself(answer):
-    return answer
+def identity(response):
+    return response
 
 
 @pytest.fixture
@@ -42,24 +42,24 @@ def open_client(monkeypatch):
     monkeypatch.setenv("SOME_KEY", KEY)
 
     def open_client(url, key="SOME_KEY", **options):
-        return Endpoint(url, key, **options).open()
+        return Endpoint(url, key, **options).create_client()
 
     return open_client
 
 
-def test_a_body_arrives_and_the_answer_is_parsed(open_client):
+def test_sends_the_body_and_parses_the_response(open_client):
     with scripted_server() as server:
         client = open_client(server.url, headers={"X-Tenant": "me"})
-        assert client.post("/v1/x", {"a": [1, None, "é"]}, itself) == {"a": [1, None, "é"]}
+        assert client.post("/v1/x", {"a": [1, None, "é"]}, identity) == {"a": [1, None, "é"]}
         [headers] = server.request_headers
     assert headers["Authorization"] == f"Bearer {KEY}"
     assert headers["Content-Type"] == "application/json"
     assert headers["X-Tenant"] == "me"
 
 
-def test_without_a_key_no_authorization_is_sent(open_client):
+def test_sends_no_authorization_without_a_key(open_client):
     with scripted_server() as server:
-        open_client(server.url, key=None).post("/", 1, itself)
+        open_client(server.url, key=None).post("/", 1, identity)
         assert "Authorization" not in server.request_headers[0]
 
 
@@ -74,127 +74,125 @@ FAULTS = [
     (Reply(422, {"detail": [{"msg": "bad"}]}), EndpointError, '422: [{"msg": "bad"', False),
     (Reply(400, {"error": "plain"}), EndpointError, "answered 400: plain", False),
     (Reply(400, {"code": 400, "message": "torch"}), EndpointError, "answered 400: torch", False),
-    (Reply(400, ""), EndpointError, "answered 400: nothing else", False),
+    (Reply(400, ""), EndpointError, "answered 400: no message", False),
     (Reply(401, {"error": "bad key"}), EndpointRefusedError, "SOME_KEY (api_key_env)", False),
     (Reply(403, {"error": "flagged"}), EndpointError, "answered 403: flagged", False),
     (Reply(404, {"error": "no such model"}), EndpointRefusedError, "model. Check base_url", False),
     (Reply(413, PAGE), EndpointError, "Lower max_request_size", False),
     (Reply(429, {"error": "slow down"}), EndpointError, "Lower max_concurrent_requests", True),
-    (Reply(500, PAGE), EndpointError, "500: Sign in please. The fault is the server's", True),
+    (Reply(500, PAGE), EndpointError, "500: Sign in please. Check the server's log", True),
     (Reply(503, "busy"), EndpointError, "answered 503: busy", True),
     (Reply(307, "", {"Location": "http://b.c"}), EndpointRefusedError, "http://b.c. Redir", False),
-    (Reply(200, PAGE, HTML), UnusableAnswerError, "for people, not with JSON: Sign in", False),
-    (Reply(200, '{"choices": ['), EndpointError, 'only a part of it: {"choices": [', True),
-    (Reply(200, ""), EndpointError, "only a part of it: nothing", True),
+    (Reply(200, PAGE, HTML), UnusableAnswerError, "an HTML page instead of JSON: Sign in", False),
+    (Reply(200, '{"choices": ['), EndpointError, 'incomplete JSON: {"choices": [', True),
+    (Reply(200, ""), EndpointError, "incomplete JSON: an empty body", True),
     (Reply(200, "\x00\xff garbage"), EndpointError, "garbage", True),
     (
         DropConnection(),
         EndpointDisconnectedError,
-        "broke the connection before its answer was",
+        "closed the connection before the response was",
         True,
     ),
-    (TruncatedReply(), EndpointDisconnectedError, "broke the connection", True),
+    (TruncatedReply(), EndpointDisconnectedError, "closed the connection", True),
 ]
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "said", "again"), FAULTS, ids=[said for _, _, said, _ in FAULTS]
+    ("reply", "kind", "message", "retryable"), FAULTS, ids=[message for _, _, message, _ in FAULTS]
 )
-def test_each_fault_has_its_error_and_what_may_pass_is_tried_again(
-    open_client, line, kind, said, again
+def test_raises_a_specific_error_for_each_fault_and_retries_transient_ones(
+    open_client, reply, kind, message, retryable
 ):
-    with scripted_server(line) as server:
+    with scripted_server(reply) as server:
         with pytest.raises(EndpointError) as raised:
-            open_client(server.url).post("/x", {}, itself)
+            open_client(server.url).post("/x", {}, identity)
         error = raised.value
         assert type(error) is kind
-        assert said in str(error)
+        assert message in str(error)
         assert f"{server.url}/x" in str(error)
-        assert worth_retrying(error) is again
+        assert worth_retrying(error) is retryable
         assert error.status_code == (
-            line.status if isinstance(line, Reply) and line.status >= 300 else None
+            reply.status if isinstance(reply, Reply) and reply.status >= 300 else None
         )
 
 
-def test_a_server_that_is_down_is_told_with_its_address_and_may_come_back(open_client):
+def test_an_unreachable_server_is_a_transient_error_that_names_the_url(open_client):
     with scripted_server() as server:
         url = server.url
     with pytest.raises(
-        EndpointUnreachableError, match=f"No server answers at {url}/x .*Start it"
+        EndpointUnreachableError, match=f"No server answers at {url}/x .*Start the server"
     ) as raised:
-        open_client(url).post("/x", {}, itself)
+        open_client(url).post("/x", {}, identity)
     assert isinstance(raised.value, ConnectionError)
     assert worth_retrying(raised.value)
     assert is_transient(raised.value)
 
 
-def test_a_server_that_does_not_encrypt_is_told_from_one_that_is_down(open_client):
+def test_distinguishes_a_server_without_tls_from_an_unreachable_one(open_client):
     with (
         scripted_server() as server,
-        pytest.raises(EndpointUnreachableError, match="begins with http; if its"),
+        pytest.raises(EndpointUnreachableError, match="start base_url with http. If its"),
     ):
-        open_client(server.url.replace("http:", "https:")).post("/x", {}, itself)
+        open_client(server.url.replace("http:", "https:")).post("/x", {}, identity)
 
 
-@pytest.mark.parametrize("line", [NoReply(), SlowReply()], ids=["silent", "trickling"])
-def test_a_server_that_takes_too_long_is_given_up(open_client, line):
+@pytest.mark.parametrize("reply", [NoReply(), SlowReply()], ids=["silent", "trickling"])
+def test_times_out_when_the_server_is_too_slow(open_client, reply):
     with (
-        scripted_server(line) as server,
+        scripted_server(reply) as server,
         pytest.raises(
-            EndpointTimeoutError, match=r"did not answer within 0\.3 seconds \(timeout\)"
+            EndpointTimeoutError, match=r"did not answer within 0\.3 seconds\. .* increase timeout"
         ) as raised,
     ):
-        open_client(server.url, timeout=0.3).post("/x", {}, itself)
+        open_client(server.url, timeout=0.3).post("/x", {}, identity)
     assert isinstance(raised.value, TimeoutError)
     assert worth_retrying(raised.value)
 
 
-def test_what_the_server_says_of_when_to_ask_again_is_kept(open_client):
+def test_keeps_the_retry_after_header_on_the_error(open_client):
     with (
         scripted_server(Reply(429, "", {"Retry-After": "7"})) as server,
         pytest.raises(EndpointError) as raised,
     ):
-        open_client(server.url).post("/", {}, itself)
+        open_client(server.url).post("/", {}, identity)
     assert retry_after(raised.value) == 7
 
 
-def test_of_a_long_complaint_a_part_is_read_and_less_is_quoted(open_client):
+def test_truncates_a_long_error_response(open_client):
     with (
         scripted_server(Reply(400, "x" * 5_000_000)) as server,
         pytest.raises(EndpointError) as raised,
     ):
-        open_client(server.url).post("/", {}, itself)
+        open_client(server.url).post("/", {}, identity)
     assert 300 < len(str(raised.value)) < 500
 
 
-def test_what_cannot_be_written_as_json_is_told(open_client):
+def test_rejects_a_body_that_is_not_json_serializable(open_client):
     with scripted_server() as server:
         with pytest.raises(ElementError, match=r"cannot be written as JSON \(Object of type set"):
-            open_client(server.url).post("/", {"a": {1}}, itself)
+            open_client(server.url).post("/", {"a": {1}}, identity)
         assert not server.requests
 
 
 @pytest.mark.parametrize("kind", [UnusableAnswerError, ResultMismatchError])
-def test_what_is_wrong_with_an_answer_is_told_with_the_address_and_without_the_key(
-    open_client, kind
-):
-    def read(answer):
-        raise kind(f"It said {answer}.")
+def test_names_the_url_of_an_invalid_response_and_redacts_the_key(open_client, kind):
+    def parse(response):
+        raise kind(f"It contains {response}.")
 
     with (
         scripted_server(default=lambda body: [KEY]) as server,
         pytest.raises(
-            kind, match=f"{server.url}/x did not answer as expected. It said .'.the key.'."
+            kind, match=f"{server.url}/x returned an unexpected response. It contains .'.the key.'."
         ),
     ):
-        open_client(server.url).post("/x", {}, read)
+        open_client(server.url).post("/x", {}, parse)
 
 
 # --- the key
 
 
-def everything_said_by(error):
-    """All that a log, a dead letter or a tool for errors could show of an error, our locals included."""
+def collect_text(error):
+    """Return all text that a log, a dead letter or an error tracker could show, including local variables."""
     chain = [error]
     while (last := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(last)
@@ -226,55 +224,55 @@ ECHOES = [
 
 
 @pytest.mark.parametrize(
-    "line", ECHOES, ids=lambda line: getattr(line, "status", type(line).__name__)
+    "reply", ECHOES, ids=lambda reply: getattr(reply, "status", type(reply).__name__)
 )
-def test_no_error_and_no_log_tells_the_key_even_if_the_server_does(open_client, line, caplog):
+def test_no_error_or_log_contains_the_key_even_if_the_response_does(open_client, reply, caplog):
     with (
         caplog.at_level(logging.DEBUG),
-        scripted_server(line) as server,
+        scripted_server(reply) as server,
         pytest.raises(EndpointError) as raised,
     ):
-        open_client(server.url, timeout=0.3).post("/", {}, itself)
+        open_client(server.url, timeout=0.3).post("/", {}, identity)
     logged = [
         text for text in caplog.messages if "receive_response_headers" not in text
     ]  # httpcore's
     assert logged
-    for text in [*everything_said_by(raised.value), *logged]:
+    for text in [*collect_text(raised.value), *logged]:
         assert KEY not in text
-    assert raised.value.__context__ is None  # httpx's own error knows the request with its headers
+    assert raised.value.__context__ is None  # httpx's error holds the request headers
 
 
-def test_a_redirect_is_not_followed_so_that_the_key_goes_nowhere_else(open_client):
+def test_does_not_follow_redirects_with_the_key(open_client):
     with (
         scripted_server() as elsewhere,
         scripted_server(Reply(308, "", {"Location": elsewhere.url})) as server,
     ):
-        with pytest.raises(EndpointRefusedError, match="set base_url to that address"):
-            open_client(server.url).post("/", {}, itself)
+        with pytest.raises(EndpointRefusedError, match="If you trust that URL, set base_url to it"):
+            open_client(server.url).post("/", {}, identity)
         assert not elsewhere.requests
 
 
-def test_a_proxy_of_the_environment_is_passed_by_for_this_machine(open_client, monkeypatch):
+def test_bypasses_the_proxy_for_this_machine(open_client, monkeypatch):
     with scripted_server() as proxy, scripted_server() as server:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
-        assert open_client(server.url).post("/", 5, itself) == 5
+        assert open_client(server.url).post("/", 5, identity) == 5
         assert not proxy.requests
 
 
-def test_a_proxy_of_the_environment_is_used_for_other_machines(open_client, monkeypatch):
+def test_uses_the_proxy_for_other_machines(open_client, monkeypatch):
     with scripted_server() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
         client = open_client("http://models.example.com", key=None)
-        assert client.post("/", 5, itself) == 5
+        assert client.post("/", 5, identity) == 5
         assert proxy.requests == [5]
 
 
-def test_an_answer_may_hold_what_looks_like_the_key(open_client):
+def test_does_not_redact_valid_responses(open_client):
     with scripted_server(default=lambda body: {"text": KEY}) as server:
-        assert open_client(server.url).post("/", {}, itself) == {"text": KEY}
+        assert open_client(server.url).post("/", {}, identity) == {"text": KEY}
 
 
 def test_without_httpx_the_extra_is_named(open_client, monkeypatch):

@@ -1,4 +1,4 @@
-"""Arrays survive the way to JSON and back, and what cannot go is told."""
+"""Arrays survive a round trip through JSON, and unsupported values raise an error."""
 
 from __future__ import annotations
 
@@ -13,40 +13,49 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from runinference.errors import ElementError, UnusableAnswerError
-from runinference.remote.json_tensors import TYPES, array_of, as_arrays, listed, tensor
+from runinference.remote.json_tensors import (
+    DTYPES,
+    decode_tensor,
+    encode_tensor,
+    to_arrays,
+    to_json,
+)
 
-ARRAYS = st.sampled_from(list(TYPES.values())).flatmap(
+ARRAYS = st.sampled_from(list(DTYPES.values())).flatmap(
     lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, min_side=0, max_side=4))
 )
 
 
 @given(ARRAYS)
-def test_a_tensor_of_the_protocol_is_the_same_array_again(array):
-    there = json.loads(json.dumps(tensor("x", array)))
-    back = array_of(there)
-    assert back.dtype == array.dtype
-    np.testing.assert_array_equal(back, array)
+def test_decoding_an_encoded_tensor_returns_the_same_array(array):
+    encoded = json.loads(json.dumps(encode_tensor("x", array)))
+    decoded = decode_tensor(encoded)
+    assert decoded.dtype == array.dtype
+    np.testing.assert_array_equal(decoded, array)
 
 
-def test_texts_and_bytes_go_as_bytes():
+def test_encodes_strings_and_bytes_as_bytes():
     for array in (np.array(["a", "é"]), np.array([b"a", "é".encode()], object)):
-        assert tensor("x", array) == {
+        assert encode_tensor("x", array) == {
             "name": "x",
             "shape": [2],
             "datatype": "BYTES",
             "data": ["a", "é"],
         }
-    assert array_of({"shape": [2], "datatype": "BYTES", "data": ["a", "é"]}).tolist() == ["a", "é"]
+    assert decode_tensor({"shape": [2], "datatype": "BYTES", "data": ["a", "é"]}).tolist() == [
+        "a",
+        "é",
+    ]
 
 
-def test_nested_data_are_taken_too_and_nulls_are_no_numbers():
+def test_decodes_nested_data_and_null_as_nan():
     nested = {"shape": [2, 2], "datatype": "INT32", "data": [[1, 2], [3, 4]]}
-    np.testing.assert_array_equal(array_of(nested), [[1, 2], [3, 4]])
-    assert np.isnan(array_of({"shape": [1], "datatype": "FP32", "data": [None]}))
+    np.testing.assert_array_equal(decode_tensor(nested), [[1, 2], [3, 4]])
+    assert np.isnan(decode_tensor({"shape": [1], "datatype": "FP32", "data": [None]}))
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "tensor",
     [
         {"shape": [3], "datatype": "FP32", "data": [1, 2]},
         {"shape": [2], "datatype": "FP32", "data": ["a", "b"]},
@@ -55,25 +64,25 @@ def test_nested_data_are_taken_too_and_nulls_are_no_numbers():
         {"shape": "x", "datatype": "FP32", "data": [1, 2]},
     ],
 )
-def test_a_tensor_that_contradicts_itself_is_told(wrong):
-    with pytest.raises(UnusableAnswerError, match="is no tensor of shape"):
-        array_of({"name": "x", **wrong})
+def test_rejects_an_inconsistent_tensor(tensor):
+    with pytest.raises(UnusableAnswerError, match="is not a tensor of shape"):
+        decode_tensor({"name": "x", **tensor})
 
 
-def test_bytes_that_json_cannot_hold_are_told_with_the_cure():
+def test_rejects_bytes_that_are_not_utf8_with_a_hint():
     with pytest.raises(
-        ElementError, match="'image' holds bytes that are no UTF-8.*base64.b64encode"
+        ElementError, match="'image' contains bytes that are not UTF-8.*base64.b64encode"
     ):
-        tensor("image", np.array([b"\xff\xd8"], object))
+        encode_tensor("image", np.array([b"\xff\xd8"], object))
 
 
-def test_a_type_that_the_protocol_does_not_know_is_told():
-    with pytest.raises(ElementError, match="'x' has the type complex128"):
-        tensor("x", np.array([1j]))
+def test_rejects_a_dtype_that_the_protocol_does_not_support():
+    with pytest.raises(ElementError, match="'x' has the dtype complex128"):
+        encode_tensor("x", np.array([1j]))
 
 
 @pytest.mark.parametrize(
-    ("value", "as_json"),
+    ("value", "expected"),
     [
         (np.float32([1, 2]), [1.0, 2.0]),
         (torch.tensor([[1], [2]]), [[1], [2]]),
@@ -83,21 +92,21 @@ def test_a_type_that_the_protocol_does_not_know_is_told():
         (True, True),
     ],
 )
-def test_what_json_has_a_form_for_takes_it(value, as_json):
-    assert listed(value) == as_json
+def test_converts_values_to_json(value, expected):
+    assert to_json(value) == expected
 
 
 @pytest.mark.parametrize("value", [1j, object(), datetime.date(2026, 1, 1), [{1}], np.array([1j])])
-def test_what_json_has_no_form_for_is_told(value):
-    with pytest.raises(ElementError, match="which JSON has no form for"):
-        listed(value)
+def test_rejects_values_without_a_json_form(value):
+    with pytest.raises(ElementError, match="can't be written as JSON"):
+        to_json(value)
 
 
-def test_lists_of_numbers_come_as_arrays_and_all_else_as_it_is():
-    answer = as_arrays(
+def test_converts_lists_of_numbers_to_arrays_and_keeps_other_values():
+    converted = to_arrays(
         {"a": [[1, 2], [3, 4]], "b": ["x"], "c": 0.5, "d": [[1], [2, 3]], "e": [{"f": [1]}]}
     )
-    np.testing.assert_array_equal(answer["a"], [[1, 2], [3, 4]])
-    assert (answer["b"], answer["c"]) == (["x"], 0.5)
-    assert [row.tolist() for row in answer["d"]] == [[1], [2, 3]]
-    assert answer["e"][0]["f"].tolist() == [1]
+    np.testing.assert_array_equal(converted["a"], [[1, 2], [3, 4]])
+    assert (converted["b"], converted["c"]) == (["x"], 0.5)
+    assert [row.tolist() for row in converted["d"]] == [[1], [2, 3]]
+    assert converted["e"][0]["f"].tolist() == [1]

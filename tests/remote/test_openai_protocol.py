@@ -1,4 +1,4 @@
-"""Answers of servers are read as the protocol has it, and what is wrong with them is told."""
+"""Valid responses of the OpenAI API are parsed, and invalid ones raise an error."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 from runinference.errors import ElementError, ResultMismatchError, UnusableAnswerError
 from runinference.remote.openai_protocol import (
-    conversation,
-    generations,
-    said,
-    texts,
-    vectors,
-    written,
+    get_chat_text,
+    get_completion_text,
+    parse_embeddings,
+    parse_generations,
+    to_messages,
+    to_strings,
 )
 
 
@@ -22,52 +22,55 @@ def chat(content, **fields):
     return {"index": 0, "finish_reason": "stop", "message": {"content": content}, **fields}
 
 
-def test_a_text_is_what_the_user_says_and_messages_stay_as_they_are():
+def test_a_string_becomes_a_user_message_and_messages_are_unchanged():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert conversation("Hi") == [{"role": "user", "content": "Hi"}]
-    assert conversation(messages) == messages
-    assert conversation(tuple(messages)) == messages
+    assert to_messages("Hi") == [{"role": "user", "content": "Hi"}]
+    assert to_messages(messages) == messages
+    assert to_messages(tuple(messages)) == messages
 
 
 @pytest.mark.parametrize(
     "example", [5, None, [], ["Hi"], {"role": "user"}, [{"content": "Hi"}], b"Hi"]
 )
-def test_what_is_no_conversation_is_told(example):
-    with pytest.raises(ElementError, match="a text, or a list of messages"):
-        conversation(example)
+def test_rejects_an_example_that_is_not_a_conversation(example):
+    with pytest.raises(ElementError, match="must be a string, or a list of messages"):
+        to_messages(example)
 
 
-def test_what_is_no_text_is_told_with_its_place():
-    assert texts(["a", np.str_("b")]) == ["a", "b"]
+def test_names_the_index_of_an_example_that_is_not_a_string():
+    assert to_strings(["a", np.str_("b")]) == ["a", "b"]
     with pytest.raises(
-        ElementError, match=r"Element 1 of the request is 5 \(int\), and must be a text"
+        ElementError, match=r"Element 1 of the request must be a string. Got 5 \(int\)"
     ):
-        texts(["a", 5])
+        to_strings(["a", 5])
 
 
-def test_a_generation_holds_the_text_why_it_ended_all_choices_and_the_tokens():
-    answer = {"choices": [chat("Hi")], "usage": {"total_tokens": 3}}
-    [made] = generations(answer, 1, None, said)
-    assert (made.text, made.finish_reason) == ("Hi", "stop")
-    assert made.choices == answer["choices"]
-    assert made.usage == {"total_tokens": 3}
+def test_parses_text_finish_reason_choices_and_usage():
+    response = {"choices": [chat("Hi")], "usage": {"total_tokens": 3}}
+    [generation] = parse_generations(response, 1, None, get_chat_text)
+    assert (generation.text, generation.finish_reason) == ("Hi", "stop")
+    assert generation.choices == response["choices"]
+    assert generation.usage == {"total_tokens": 3}
 
 
-def test_several_choices_go_to_the_example_that_asked_for_them_whatever_their_order():
+def test_assigns_choices_to_examples_by_index():
     choices = [{"index": i, "text": str(i)} for i in (5, 0, 3, 1, 4, 2)]
-    first, second = generations({"choices": choices, "usage": {}}, 2, 3, written)
+    first, second = parse_generations({"choices": choices, "usage": {}}, 2, 3, get_completion_text)
     assert [choice["text"] for choice in first.choices] == ["0", "1", "2"]
     assert second.text == "3"
     assert first.usage is None
 
 
-def test_choices_without_numbers_are_taken_in_their_order():
+def test_keeps_the_order_of_choices_without_an_index():
     choices = [{"text": "a"}, {"text": "b"}]
-    assert [made.text for made in generations({"choices": choices}, 2, None, written)] == ["a", "b"]
+    assert [
+        generation.text
+        for generation in parse_generations({"choices": choices}, 2, None, get_completion_text)
+    ] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         None,
         [],
@@ -84,57 +87,59 @@ def test_choices_without_numbers_are_taken_in_their_order():
         {"error": {"message": "out of order"}},
     ],
 )
-def test_an_answer_that_is_none_is_told(answer):
+def test_rejects_an_invalid_response(response):
     with pytest.raises(UnusableAnswerError):
-        generations(answer, 1, None, said)
+        parse_generations(response, 1, None, get_chat_text)
 
 
-def test_an_error_in_place_of_an_answer_is_quoted():
+def test_quotes_an_error_field_of_the_response():
     with pytest.raises(UnusableAnswerError, match="out of order"):
-        generations({"error": "out of order"}, 1, None, said)
+        parse_generations({"error": "out of order"}, 1, None, get_chat_text)
 
 
-@pytest.mark.parametrize(("n", "asked"), [(0, None), (2, None), (1, 2), (3, 2)])
-def test_more_or_fewer_choices_than_were_asked_for_are_told(n, asked):
+@pytest.mark.parametrize(("n", "n_choices"), [(0, None), (2, None), (1, 2), (3, 2)])
+def test_rejects_the_wrong_number_of_choices(n, n_choices):
     with pytest.raises(
-        ResultMismatchError, match=f"gave {n} choices where {asked or 1} were asked for"
+        ResultMismatchError, match=f"returned {n} choices, but {n_choices or 1} were requested"
     ):
-        generations({"choices": [chat("Hi", index=i) for i in range(n)]}, 1, asked, said)
+        parse_generations(
+            {"choices": [chat("Hi", index=i) for i in range(n)]}, 1, n_choices, get_chat_text
+        )
 
 
-def test_indices_that_are_no_numbering_are_told():
+def test_rejects_inconsistent_indices():
     choices = [{"index": i, "text": "a"} for i in (0, 0, 2)]
-    with pytest.raises(UnusableAnswerError, match=r"indices \[0, 0, 2\], and not 0 to 2"):
-        generations({"choices": choices}, 3, None, written)
+    with pytest.raises(UnusableAnswerError, match=r"indices \[0, 0, 2\] instead of 0 to 2"):
+        parse_generations({"choices": choices}, 3, None, get_completion_text)
 
 
-def test_nothing_said_is_a_result_and_silence_is_an_error():
-    assert said(chat("")) == ""
-    assert said({"message": {"content": None, "tool_calls": [{"id": 1}]}}) == ""
+def test_an_empty_text_is_a_result_and_a_missing_text_is_an_error():
+    assert get_chat_text(chat("")) == ""
+    assert get_chat_text({"message": {"content": None, "tool_calls": [{"id": 1}]}}) == ""
     with pytest.raises(
-        UnusableAnswerError, match=r"finish_reason 'length'\)\. .* raise max_tokens"
+        UnusableAnswerError, match=r"finish_reason 'length'\)\. .* increase max_tokens"
     ):
-        said(chat(None, finish_reason="length"))
+        get_chat_text(chat(None, finish_reason="length"))
     with pytest.raises(UnusableAnswerError, match="refusal 'I will not'"):
-        said({"message": {"content": None, "refusal": "I will not"}})
+        get_chat_text({"message": {"content": None, "refusal": "I will not"}})
 
 
-def test_a_completion_without_text_is_told():
+def test_rejects_a_completion_without_text():
     with pytest.raises(UnusableAnswerError, match="no text: its fields are"):
-        written({"index": 0, "message": {}})
+        get_completion_text({"index": 0, "message": {}})
 
 
-def test_vectors_come_in_the_order_of_the_texts_as_float32():
+def test_returns_float32_embeddings_in_the_order_of_the_texts():
     data = [{"index": 1, "embedding": [3, 4]}, {"index": 0, "embedding": [0.5, 1]}]
-    first, second = vectors({"data": data}, 2)
+    first, second = parse_embeddings({"data": data}, 2)
     assert first.dtype == np.float32
     np.testing.assert_array_equal(first, [0.5, 1])
     np.testing.assert_array_equal(second, [3, 4])
 
 
-def test_vectors_may_come_as_base64():
-    packed = base64.b64encode(np.array([0.25, -2], "<f4").tobytes()).decode()
-    [vector] = vectors({"data": [{"index": 0, "embedding": packed}]}, 1)
+def test_decodes_base64_embeddings():
+    encoded = base64.b64encode(np.array([0.25, -2], "<f4").tobytes()).decode()
+    [vector] = parse_embeddings({"data": [{"index": 0, "embedding": encoded}]}, 1)
     np.testing.assert_array_equal(vector, [0.25, -2])
 
 
@@ -142,14 +147,14 @@ def test_vectors_may_come_as_base64():
     "embedding",
     [None, [], "", "no base64!", "AAA=", [[1, 2]], [1, None], ["a"], 5, {"a": 1}, [float("nan")]],
 )
-def test_what_is_no_vector_is_told(embedding):
-    with pytest.raises(UnusableAnswerError, match="An embedding is no list of numbers"):
-        vectors({"data": [{"index": 0, "embedding": embedding}]}, 1)
+def test_rejects_an_embedding_that_is_not_a_vector(embedding):
+    with pytest.raises(UnusableAnswerError, match="An embedding is not a list of numbers"):
+        parse_embeddings({"data": [{"index": 0, "embedding": embedding}]}, 1)
 
 
-def test_vectors_of_several_lengths_are_told():
+def test_rejects_embeddings_of_different_lengths():
     data = [{"embedding": [1, 2]}, {"embedding": [1, 2, 3]}]
     with pytest.raises(UnusableAnswerError, match=r"lengths \[2, 3\]"):
-        vectors({"data": data}, 2)
-    with pytest.raises(ResultMismatchError, match="gave 2 data where 3 were asked for"):
-        vectors({"data": data}, 3)
+        parse_embeddings({"data": data}, 2)
+    with pytest.raises(ResultMismatchError, match="returned 2 data, but 3 were requested"):
+        parse_embeddings({"data": data}, 3)

@@ -1,4 +1,4 @@
-"""The servers of the pages speak their protocols: OpenAI's own client understands the one, httpx the other."""
+"""The sample servers implement their protocols, tested with the OpenAI client and httpx."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from runinference.samples import servers
 
 
-def test_openais_own_client_understands_the_stand_in():
+def test_llm_works_with_the_openai_client():
     with servers.llm(key="k") as url:
         client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
         chat = client.chat.completions.create(
@@ -28,14 +28,14 @@ def test_openais_own_client_understands_the_stand_in():
         with pytest.raises(openai.NotFoundError, match="'gpt' does not exist"):
             client.embeddings.create(model="gpt", input="a")
         with pytest.raises(
-            openai.BadRequestError, match="holds 100 words, and the request has 103"
+            openai.BadRequestError, match="size is 100 words, and the request has 103"
         ):
             client.completions.create(model="shout", prompt="word " * 103)
         with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):
             client.with_options(api_key="other").embeddings.create(model="words", input="a")
 
 
-def test_the_stand_in_has_the_troubles_it_is_told_to_have_and_then_none():
+def test_llm_returns_the_given_errors_first():
     with servers.llm(troubles=[429, 503], retry_after=2) as url:
         body = {"model": "words", "input": "a"}
         answers = [httpx.post(f"{url}/embeddings", json=body) for _ in range(3)]
@@ -43,7 +43,7 @@ def test_the_stand_in_has_the_troubles_it_is_told_to_have_and_then_none():
     assert answers[0].headers["Retry-After"] == "2"
 
 
-def test_what_is_no_request_is_refused_and_nothing_breaks():
+def test_servers_reject_invalid_requests():
     with servers.llm() as url, servers.digits() as digits:
         assert httpx.post(f"{url}/embeddings", content=b"{").status_code == 400
         assert httpx.post(f"{url}/embeddings", json=[]).status_code == 400
@@ -56,7 +56,7 @@ def test_what_is_no_request_is_refused_and_nothing_breaks():
         assert httpx.get(f"{digits}/v2/models/digits").status_code == 200
 
 
-def test_a_server_ends_with_its_block():
+def test_a_server_stops_at_the_end_of_its_block():
     before = threading.active_count()
     with servers.llm() as url:
         pass

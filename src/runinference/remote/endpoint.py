@@ -1,4 +1,4 @@
-"""Where requests to an endpoint go, and with whose key; the handler that sends them there."""
+"""The URL and key of an endpoint, and the base class of handlers that send JSON to one."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handlers.options import accepts
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
-from runinference.remote.http_client import Client
+from runinference.remote.http_client import HttpClient
 from runinference.results import PredictionResult
 
-_NO_ADDRESS = "base_url must be an address such as http://localhost:8000."
+_INVALID_URL = "base_url must be a URL such as http://localhost:8000."
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go. It holds the name of the key's environment variable, and never the key.
+    """The settings of an endpoint. It holds the name of the key's environment variable, never the key.
 
     >>> Endpoint("http://models.example.com/v1", api_key_env="KEY")
     Traceback (most recent call last):
         ...
-    runinference.errors.OptionError: base_url is http://models.example.com/v1: over http anyone on the way could \
-read the key of KEY (api_key_env). Use https; or api_key_env=None, if the server asks for no key; or \
-key_over_http=True, if you trust the network.
+    runinference.errors.OptionError: base_url is http://models.example.com/v1: over http, others on the network \
+could read the key of KEY (api_key_env). Use https. Or set api_key_env=None if the server needs no key, or \
+key_over_http=True if you trust the network.
 
     Attributes:
-        base_url: The address that paths are appended to.
-        api_key_env: The environment variable that holds the key; None for a server that asks for none.
+        base_url: URL that paths are appended to.
+        api_key_env: Environment variable that holds the key. None if the server needs no key.
         timeout: Seconds for a request, from the first byte sent to the last byte read.
-        headers: Further headers of each request.
-        key_over_http: Whether the key may travel unencrypted to another machine.
-        connections: The most connections at a time.
+        headers: Additional headers for each request.
+        key_over_http: Whether the key may be sent unencrypted to another machine.
+        max_connections: Maximum number of open connections.
 
     Raises:
-        OptionError: The address is none, or holds a secret; or the key would travel unencrypted.
+        OptionError: The URL is invalid or contains a secret, or the key would be sent unencrypted.
     """
 
     base_url: str
@@ -50,54 +50,54 @@ key_over_http=True, if you trust the network.
     timeout: float = 120
     headers: Mapping[str, str] = field(default_factory=dict)
     key_over_http: bool = False
-    connections: int = 16
+    max_connections: int = 16
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", _checked_url(self.base_url))
+        object.__setattr__(self, "base_url", _normalize_url(self.base_url))
         if self.timeout <= 0:
             raise OptionError(f"timeout must be greater than 0 seconds, and is {self.timeout!r}.")
-        if secret := next((name for name in self.headers if _holds_a_secret(name)), None):
+        if secret := next((name for name in self.headers if _is_secret_header(name)), None):
             raise OptionError(
-                f"headers has {secret!r}, and what it holds would travel with the pipeline. Put the key into an "
-                "environment variable of the workers, and name that: api_key_env."
+                f"headers has {secret!r}, whose value would be stored in the pipeline. Put the key into an "
+                "environment variable of the workers, and set api_key_env to its name."
             )
         encrypted = urlsplit(self.base_url).scheme == "https"
         if self.api_key_env and not (encrypted or self.is_local or self.key_over_http):
             raise OptionError(
-                f"base_url is {self.base_url}: over http anyone on the way could read the key of "
-                f"{self.api_key_env} (api_key_env). Use https; or api_key_env=None, if the server asks for no "
-                "key; or key_over_http=True, if you trust the network."
+                f"base_url is {self.base_url}: over http, others on the network could read the key of "
+                f"{self.api_key_env} (api_key_env). Use https. Or set api_key_env=None if the server needs no "
+                "key, or key_over_http=True if you trust the network."
             )
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the endpoint is on this machine."""
         host = urlsplit(self.base_url).hostname or ""
         try:
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return host == "localhost" or host.endswith(".localhost")
 
-    def open(self) -> Client:
-        """A client with the key of this machine's environment.
+    def create_client(self) -> HttpClient:
+        """Create a client that uses the key in this machine's environment.
 
         Raises:
-            OptionError: The variable is not set, or holds what cannot be a key.
-            ImportError: httpx is not installed.
+            OptionError: The environment variable isn't set, or its value can't be a key.
+            ImportError: httpx isn't installed.
         """
-        return Client(
+        return HttpClient(
             self.base_url,
-            key=_key(self.api_key_env),
-            key_name=self.api_key_env,
+            api_key=_read_key(self.api_key_env),
+            api_key_env=self.api_key_env,
             headers=self.headers,
             timeout=self.timeout,
-            connections=self.connections,
-            direct=self.is_local,
+            max_connections=self.max_connections,
+            bypass_proxy=self.is_local,
         )
 
 
 class EndpointOptions(RemoteOptions, total=False):
-    """Keywords of every handler that speaks JSON to an endpoint; described at ``EndpointModelHandler``."""
+    """Keywords of every handler that sends JSON to an endpoint; see ``EndpointModelHandler``."""
 
     timeout: float
     headers: Mapping[str, str] | None
@@ -105,7 +105,7 @@ class EndpointOptions(RemoteOptions, total=False):
 
 
 class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
-    """What handlers that speak JSON to an endpoint have in common: its address, and the key."""
+    """The base class of handlers that send JSON to an endpoint."""
 
     @accepts(RemoteOptions)
     def __init__(
@@ -119,21 +119,21 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         max_request_size: int | None = None,
         **options: Unpack[RemoteOptions],
     ) -> None:
-        """Names the endpoint. Nothing is sent yet, and no key is read.
+        """Configure the endpoint. This sends nothing and reads no key.
 
         Args:
-            base_url: The address that the protocol's paths are appended to.
-            api_key_env: The environment variable of the workers that holds the key, sent as a bearer token; None
-                for a server that asks for none.
-            timeout: Seconds for a request, from connecting to the last byte of the answer.
-            headers: Further headers of each request; none that hold a secret.
-            key_over_http: Whether the key may travel unencrypted to another machine.
-            max_request_size: The most examples in a request.
+            base_url: URL that the paths of the protocol are appended to.
+            api_key_env: Environment variable of the workers that holds the key, which is sent as a bearer token.
+                None if the server needs no key.
+            timeout: Seconds for a request, from connecting to the last byte of the response.
+            headers: Additional headers for each request. They must not contain secrets.
+            key_over_http: Whether the key may be sent unencrypted to another machine.
+            max_request_size: Maximum number of examples in a request.
             **options: The options of every remote handler, see ``RemoteModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, the address holds a secret, or the key would travel unencrypted.
-            ImportError: httpx or tenacity is not installed.
+            OptionError: A value is out of range, the URL contains a secret, or the key would be sent unencrypted.
+            ImportError: httpx or tenacity isn't installed.
         """
         need("httpx", extra="remote")
         super().__init__(max_request_size=max_request_size, **options)
@@ -143,56 +143,56 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             timeout=timeout,
             headers=dict(headers or {}),
             key_over_http=key_over_http,
-            connections=self.max_concurrent_requests,
+            max_connections=self.max_concurrent_requests,
         )
 
     def create_client(self) -> Any:
-        """A client with the key of this worker's environment.
+        """Create a client that uses the key in this worker's environment.
 
         Raises:
-            OptionError: The variable is not set, or holds what cannot be a key.
+            OptionError: The environment variable isn't set, or its value can't be a key.
         """
-        return self._endpoint.open()
+        return self._endpoint.create_client()
 
 
-def _checked_url(url: Any) -> str:
-    """An address without a slash at its end."""
+def _normalize_url(url: Any) -> str:
+    """Check a URL, and remove slashes at its end."""
     try:
         parts = urlsplit(str(url))
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # of the port, or of brackets
-        raise OptionError(_NO_ADDRESS) from None
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # invalid port or brackets
+        raise OptionError(_INVALID_URL) from None
     if "@" in parts.netloc:
         raise OptionError(
-            "base_url holds a user name or a password, which would travel with the pipeline and show in errors. "
-            "Put the key into an environment variable, and name that: api_key_env."
+            "base_url contains a user name or a password, which would be stored in the pipeline and shown in "
+            "errors. Put the key into an environment variable, and set api_key_env to its name."
         )
     if parts.query or parts.fragment:
         raise OptionError(
-            "base_url has a query (what follows '?') or a fragment: give the address without it. A key belongs "
-            "into an environment variable: api_key_env."
+            "base_url has a query (after '?') or a fragment. Remove it. Put a key into an environment variable, "
+            "and set api_key_env to its name."
         )
-    if not right:
-        raise OptionError(f"{_NO_ADDRESS} It is {url!r}.")
+    if not valid:
+        raise OptionError(f"{_INVALID_URL} It is {url!r}.")
     return str(url).rstrip("/")
 
 
-def _holds_a_secret(header: str) -> bool:
-    return re.search("auth|key|token|secret|cookie", header, re.IGNORECASE) is not None
+def _is_secret_header(name: str) -> bool:
+    return re.search("auth|key|token|secret|cookie", name, re.IGNORECASE) is not None
 
 
-def _key(name: str | None) -> str | None:
-    if name is None:
+def _read_key(variable: str | None) -> str | None:
+    if variable is None:
         return None
-    key = os.environ.get(name, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise OptionError(
-            f"The environment variable {name} (api_key_env) is not set here. Put the server's key into it, on "
-            "each worker; or give api_key_env=None for a server that asks for no key."
+            f"The environment variable {variable} (api_key_env) is not set here. Set it to the server's key on "
+            "each worker. If the server needs no key, set api_key_env=None."
         )
     if not (key.isascii() and key.isprintable()):
         raise OptionError(
-            f"The environment variable {name} (api_key_env) holds a line break or other characters that no key "
-            "has. Set it anew."
+            f"The environment variable {variable} (api_key_env) contains a line break or other characters that "
+            "are not allowed in a key. Set it to a valid key."
         )
     return key

@@ -1,4 +1,4 @@
-"""One request of JSON and its answer; what is said when it fails, and never the key."""
+"""A JSON client for HTTP endpoints. Its errors state what the server answered, and never contain the key."""
 
 from __future__ import annotations
 
@@ -20,108 +20,109 @@ from runinference.errors import (
 )
 from runinference.extras import need
 
-#: So much of what a server says is read if it refuses a request, and so much of that is quoted.
-_READ_BYTES = 65_536
-_QUOTED_CHARACTERS = 300
-_CONNECT_SECS = 10.0
+_MAX_ERROR_BYTES = 65_536  # read from an error response
+_MAX_QUOTED_CHARACTERS = 300  # quoted from it in a message
+_CONNECT_TIMEOUT_SECS = 10.0
 _TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[a-z/!][^>]*>", re.DOTALL | re.IGNORECASE)
 
 
-class Client:
-    """Sends requests to an endpoint, from several threads; nothing that it raises knows the key."""
+class HttpClient:
+    """Sends JSON requests to an endpoint. Several threads may use one client."""
 
     def __init__(
         self,
         base_url: str,
         *,
-        key: str | None,
-        key_name: str | None,
+        api_key: str | None,
+        api_key_env: str | None,
         headers: Mapping[str, str],
         timeout: float,
-        connections: int,
-        direct: bool,
+        max_connections: int,
+        bypass_proxy: bool,
     ) -> None:
-        """Opens no connection yet.
+        """Create a client. Connections are opened on demand.
 
         Args:
-            base_url: The address that paths are appended to.
-            key: Sent as a bearer token with each request.
-            key_name: What errors call the key.
-            headers: Further headers of each request.
-            timeout: Seconds for a request.
-            connections: The most at a time.
-            direct: Whether to pass by the proxy that the environment names.
+            base_url: URL that paths are appended to.
+            api_key: Key to send as a bearer token with each request.
+            api_key_env: Environment variable of the key, for error messages.
+            headers: Additional headers for each request.
+            timeout: Seconds until a request times out.
+            max_connections: Maximum number of open connections.
+            bypass_proxy: Whether to ignore the proxy set in the environment.
         """
         self._httpx: Any = need("httpx", extra="remote")
         self._base_url = base_url
         self._timeout = timeout
-        self._key = key
-        self._key_name = key_name
-        self._urls: dict[str, Any] = {}  # parsed once
+        self._api_key = api_key
+        self._api_key_env = api_key_env
+        self._urls: dict[str, Any] = {}  # parsed URLs by path
         self._http = self._httpx.Client(
             headers={
                 **headers,
                 "Content-Type": "application/json",
-                **({"Authorization": f"Bearer {key}"} if key else {}),
+                **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
             },
-            timeout=self._httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECS)),
+            timeout=self._httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT_SECS)),
             limits=self._httpx.Limits(
-                max_connections=connections, max_keepalive_connections=connections
+                max_connections=max_connections, max_keepalive_connections=max_connections
             ),
-            mounts=dict.fromkeys(("http://", "https://", "all://")) if direct else {},
+            mounts=dict.fromkeys(("http://", "https://", "all://")) if bypass_proxy else {},
             follow_redirects=False,
         )
 
-    def post(self, path: str, body: Any, read: Callable[[Any], Any]) -> Any:
-        """What ``read`` makes of the parsed answer to a request.
+    def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
+        """Send a request, and return the result of ``parse`` for the JSON response.
 
         Raises:
-            ElementError: The body cannot be written as JSON.
-            EndpointError: The endpoint was not reached, refused, failed, or answered with something else.
-            ResultMismatchError: ``read`` found more or fewer results than were asked for.
+            ElementError: The body can't be written as JSON.
+            EndpointError: The endpoint is unreachable, or its response is an error or invalid.
+            ResultMismatchError: ``parse`` found the wrong number of results.
         """
         try:
             content = json.dumps(body, separators=(",", ":")).encode()
         except (TypeError, ValueError) as error:
             raise ElementError(
                 f"A request cannot be written as JSON ({error}). Convert elements with with_preprocess_fn, and "
-                "give inference_args of numbers, texts, lists and dictionaries."
+                "use only numbers, strings, lists and dictionaries in inference_args."
             ) from error
-        answer = self._ask("POST", path, content)
+        response = self._request_json("POST", path, content)
         try:
-            return read(answer)
+            return parse(response)
         except (UnusableAnswerError, ResultMismatchError) as error:
-            url, said = self._base_url + path, self._without_key(str(error))
-            failed = type(error)(f"{url} did not answer as expected. {said}")
-        raise failed
+            message = self._redact_key(str(error))
+            invalid = type(error)(
+                f"{self._base_url}{path} returned an unexpected response. {message}"
+            )
+        raise invalid
 
     def get(self, path: str) -> Any:
-        """What is at a path, parsed; raises as ``post`` does."""
-        return self._ask("GET", path, None)
+        """Return the JSON response for a path. Raises the same endpoint errors as ``post``."""
+        return self._request_json("GET", path, None)
 
-    def _ask(self, method: str, path: str, content: bytes | None) -> Any:
-        answer, failed = self._asked(method, path, content)
-        if failed is not None:
-            raise failed  # here, where it has no context: httpx's error knows the request with its headers
-        return answer
+    def _request_json(self, method: str, path: str, content: bytes | None) -> Any:
+        response, error = self._try_request_json(method, path, content)
+        if error is not None:
+            # Raised outside of the except block: httpx's error holds the request with the key in its headers.
+            raise error
+        return response
 
-    def _asked(
+    def _try_request_json(
         self, method: str, path: str, content: bytes | None
     ) -> tuple[Any, EndpointError | None]:
-        """The parsed answer, or what went wrong."""
         url = self._base_url + path
         if path not in self._urls:
             self._urls[path] = self._httpx.URL(url)
         try:
             status, headers, body = self._exchange(method, self._urls[path], content)
         except self._httpx.HTTPError as error:
-            return None, self._no_answer(url, error)
+            return None, self._transport_error(url, error)
         if not 200 <= status < 300:
-            return None, self._refusal(url, status, headers, body)
+            return None, self._status_error(url, status, headers, body)
         try:
             return json.loads(body), None
         except ValueError:
-            return None, self._no_json(url, status, headers, body)
+            return None, self._invalid_json_error(url, status, headers, body)
 
     def _exchange(
         self, method: str, url: Any, content: bytes | None
@@ -129,110 +130,108 @@ class Client:
         deadline = time.monotonic() + self._timeout
         with self._http.stream(method, url, content=content) as response:
             body = bytearray()
-            for piece in response.iter_bytes():
-                body += piece
+            for chunk in response.iter_bytes():
+                body += chunk
                 if time.monotonic() > deadline:
-                    raise self._httpx.ReadTimeout("it sent its answer too slowly")
-                if not response.is_success and len(body) > _READ_BYTES:
+                    raise self._httpx.ReadTimeout("the response is too slow")
+                if not response.is_success and len(body) > _MAX_ERROR_BYTES:
                     break
             return response.status_code, response.headers, bytes(body)
 
-    def _no_answer(self, url: str, error: Exception) -> EndpointError:
-        httpx, said = self._httpx, self._quoted(str(error))
-        if isinstance(error, httpx.ConnectError) and "SSL" in said:
+    def _transport_error(self, url: str, error: Exception) -> EndpointError:
+        httpx, message = self._httpx, self._quote(str(error))
+        if isinstance(error, httpx.ConnectError) and "SSL" in message:
             return EndpointUnreachableError(
-                f"No encrypted connection to {url} ({said}). If the server does not encrypt, its address begins "
-                "with http; if its certificate is of an authority of your own, name that in SSL_CERT_FILE."
+                f"Can't open an encrypted connection to {url} ({message}). If the server doesn't use TLS, start "
+                "base_url with http. If its certificate is from a private authority, set SSL_CERT_FILE."
             )
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
             return EndpointUnreachableError(
-                f"No server answers at {url} ({said or 'it took too long to connect'}). Start it, or correct "
-                "base_url. Workers on other machines must reach it too."
+                f"No server answers at {url} ({message or 'the connection timed out'}). Start the server, or "
+                "correct base_url. Workers on other machines must be able to reach it."
             )
         if isinstance(error, httpx.TimeoutException):
             return EndpointTimeoutError(
-                f"{url} did not answer within {self._timeout:g} seconds (timeout). Give it longer, ask for "
-                "less in a request, or lower max_concurrent_requests."
+                f"{url} did not answer within {self._timeout:g} seconds. To fix this, increase timeout, send less "
+                "in a request, or lower max_concurrent_requests."
             )
         if isinstance(error, httpx.TransportError):
             return EndpointDisconnectedError(
-                f"{url} broke the connection before its answer was there ({said or type(error).__name__}). If it "
-                "goes on doing so, look at the server's log."
+                f"{url} closed the connection before the response was complete "
+                f"({message or type(error).__name__}). If this keeps happening, check the server's log."
             )
-        return EndpointError(f"The answer of {url} cannot be read ({said}).")
+        return EndpointError(f"The response of {url} can't be read ({message}).")
 
-    def _refusal(
+    def _status_error(
         self, url: str, status: int, headers: Mapping[str, str], body: bytes
     ) -> EndpointError:
-        kind, cure = _refusals(self._base_url, self._key_name).get(status, (EndpointError, ""))
-        said = self._quoted(_message(body))
+        kind, hint = self._explain_status(status)
+        message = self._quote(_extract_message(body))
         if 300 <= status < 400:
-            kind, said = EndpointRefusedError, self._quoted(headers.get("location", "nowhere"))
-            cure = (
-                "Redirects are not followed, lest the key go elsewhere: set base_url to that address, if "
-                "you trust it."
-            )
-        if status >= 500:
-            cure = "The fault is the server's: look at its log."
+            message = self._quote(headers.get("location", "no location"))
         error = kind(
-            f"{url} answered {status}: {said or 'nothing else'}{'.' * bool(cure)} {cure}".strip()
+            f"{url} answered {status}: {message or 'no message'}{'.' * bool(hint)} {hint}".strip()
         )
         error.status_code, error.retry_after = status, headers.get("retry-after")
         return error
 
-    def _no_json(
+    def _explain_status(self, status: int) -> tuple[type[EndpointError], str]:
+        """Return the error class for a status, and a hint or an empty string."""
+        if 300 <= status < 400:
+            return EndpointRefusedError, (
+                "Redirects are not followed, because they could send the key to another server. If you trust that "
+                "URL, set base_url to it."
+            )
+        if status >= 500:
+            return EndpointError, "Check the server's log."
+        key_hint = (
+            f"Check the key in the environment variable {self._api_key_env} (api_key_env)."
+            if self._api_key_env
+            else "Set api_key_env to the name of the environment variable that holds the key."
+        )
+        url_hint = f"Check base_url ({self._base_url}) and the name of the model."
+        wait_hint = "Lower max_concurrent_requests, or wait longer (num_retries, backoff)."
+        return {
+            401: (EndpointRefusedError, key_hint),
+            403: (EndpointError, key_hint),
+            404: (EndpointRefusedError, url_hint),
+            405: (EndpointRefusedError, url_hint),
+            413: (EndpointError, "Lower max_request_size."),
+            429: (EndpointError, wait_hint),
+        }.get(status, (EndpointError, ""))
+
+    def _invalid_json_error(
         self, url: str, status: int, headers: Mapping[str, str], body: bytes
     ) -> EndpointError:
-        begins = self._quoted(body[:_READ_BYTES].decode(errors="replace")) or "nothing"
+        start = self._quote(body[:_MAX_ERROR_BYTES].decode(errors="replace")) or "an empty body"
         if "html" in headers.get("content-type", ""):
             return UnusableAnswerError(
-                f"{url} answered with a page for people, not with JSON: {begins}. Correct base_url."
+                f"{url} returned an HTML page instead of JSON: {start}. Correct base_url."
             )
-        return EndpointError(
-            f"{url} answered {status} with what is no JSON, or only a part of it: {begins}."
-        )
+        return EndpointError(f"{url} answered {status} with invalid or incomplete JSON: {start}.")
 
-    def _quoted(self, text: str) -> str:
-        """A part of what the server said, in one line, without tags and without the key."""
-        text = re.sub(_TAGS, " ", self._without_key(text))
+    def _quote(self, text: str) -> str:
+        """Return the start of a text on one line, without HTML tags and without the key."""
+        text = re.sub(_TAGS, " ", self._redact_key(text))
         text = " ".join(text.split()).rstrip(" .")
-        return text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + " ..."
+        if len(text) > _MAX_QUOTED_CHARACTERS:
+            text = text[:_MAX_QUOTED_CHARACTERS] + " ..."
+        return text
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[the key]") if self._key else text
-
-
-def _refusals(base_url: str, key_name: str | None) -> dict[int, tuple[type[EndpointError], str]]:
-    """The error and the cure for some statuses."""
-    key = (
-        f"Check the key in the environment variable {key_name} (api_key_env)."
-        if key_name
-        else "Give the name of the environment variable that holds the key: api_key_env."
-    )
-    address = f"Check base_url ({base_url}) and the name of the model."
-    wait = "Lower max_concurrent_requests, or wait longer: num_retries, backoff."
-    return {
-        401: (EndpointRefusedError, key),
-        403: (EndpointError, key),
-        404: (EndpointRefusedError, address),
-        405: (EndpointRefusedError, address),
-        413: (EndpointError, "Lower max_request_size."),
-        429: (EndpointError, wait),
-    }
+    def _redact_key(self, text: str) -> str:
+        return text.replace(self._api_key, "[the key]") if self._api_key else text
 
 
-def _message(body: bytes) -> str:
-    """What a server says went wrong, wherever its kind of server puts that; else all that it says."""
+def _extract_message(body: bytes) -> str:
+    """Return the message in an error response of a common format, or else the whole body."""
     text = body.decode(errors="replace")
     try:
-        said = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
-    while isinstance(said, dict):
-        name = next(
-            (name for name in ("error", "message", "detail", "msg") if said.get(name)), None
-        )
+    while isinstance(value, dict):
+        name = next((n for n in ("error", "message", "detail", "msg") if value.get(n)), None)
         if name is None:
             break
-        said = said[name]
-    return said if isinstance(said, str) else json.dumps(said)
+        value = value[name]
+    return value if isinstance(value, str) else json.dumps(value)

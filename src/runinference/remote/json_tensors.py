@@ -1,4 +1,4 @@
-"""Arrays as JSON has them, and back."""
+"""Conversion between arrays and JSON."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ import numpy as np
 
 from runinference.errors import ElementError, UnusableAnswerError
 
-#: NumPy's types by the names of the Open Inference Protocol, where both have them; texts are its "BYTES".
-TYPES = {
+#: NumPy dtypes by their names in the Open Inference Protocol. Strings and bytes are its "BYTES".
+DTYPES = {
     "BOOL": np.dtype("bool"),
     **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
 }
-_NAMES = {dtype: name for name, dtype in TYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def listed(value: Any) -> Any:
-    """A value as JSON has it: arrays as lists, bytes as ``{"b64": …}``, as TensorFlow Serving takes them."""
+def to_json(value: Any) -> Any:
+    """Convert arrays to lists, and bytes to ``{"b64": …}`` as TensorFlow Serving expects.
+
+    Raises:
+        ElementError: A value has no JSON form.
+    """
     if isinstance(value, Mapping):
-        return {name: listed(part) for name, part in value.items()}
+        return {name: to_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [listed(part) for part in value]
+        return [to_json(item) for item in value]
     if isinstance(value, bytes):
         return {"b64": base64.b64encode(value).decode()}
     if value is None or isinstance(value, (str, int, float)):
@@ -33,88 +37,87 @@ def listed(value: Any) -> Any:
     array = np.asarray(value)
     if array.dtype.kind not in "biufSUO" or (array.dtype.kind == "O" and array.ndim == 0):
         raise ElementError(
-            f"An element holds a {type(value).__name__}, which JSON has no form for. Convert it to numbers or "
-            "texts with with_preprocess_fn."
+            f"An element contains a {type(value).__name__}, which can't be written as JSON. Convert it to numbers "
+            "or strings with with_preprocess_fn."
         )
-    return array.tolist() if array.dtype.kind in "biufU" else listed(array.tolist())
+    return array.tolist() if array.dtype.kind in "biufU" else to_json(array.tolist())
 
 
-def as_arrays(value: Any) -> Any:
-    """What JSON has as lists of numbers, as arrays; all else as it is."""
+def to_arrays(value: Any) -> Any:
+    """Convert nested lists of numbers to arrays, and leave other values unchanged."""
     if isinstance(value, Mapping):
-        return {name: as_arrays(part) for name, part in value.items()}
+        return {name: to_arrays(item) for name, item in value.items()}
     if not isinstance(value, list):
         return value
     try:
         array = np.asarray(value)
-    except ValueError:  # rows of several lengths
-        return [as_arrays(part) for part in value]
-    return array if array.dtype.kind in "biuf" else [as_arrays(part) for part in value]
+    except ValueError:  # rows of different lengths
+        return [to_arrays(item) for item in value]
+    return array if array.dtype.kind in "biuf" else [to_arrays(item) for item in value]
 
 
-def field(answer: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """A field of an answer.
+def get_field(response: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    """Return a field of a response.
 
     Raises:
-        UnusableAnswerError: It is not there, or of another kind.
+        UnusableAnswerError: The field is missing or has another type.
     """
-    found = answer.get(name) if isinstance(answer, Mapping) else None
-    if isinstance(found, kind):
-        return found
-    if isinstance(answer, Mapping):
-        says = f"the fields {sorted(answer)}" + (
-            f" and the error {str(answer['error'])[:200]!r}" if answer.get("error") else ""
+    value = response.get(name) if isinstance(response, Mapping) else None
+    if isinstance(value, kind):
+        return value
+    if isinstance(response, Mapping):
+        found = f"the fields {sorted(response)}" + (
+            f" and the error {str(response['error'])[:200]!r}" if response.get("error") else ""
         )
     else:
-        says = repr(answer)[:80]
+        found = repr(response)[:80]
     raise UnusableAnswerError(
-        f"The answer has no {name!r}, it has {says}. Is it the right protocol?"
+        f"The response has no valid {name!r}, it has {found}. Is this the right protocol?"
     )
 
 
-def tensor(name: str, array: Any) -> dict[str, Any]:
-    """An array as the Open Inference Protocol has it.
+def encode_tensor(name: str, array: Any) -> dict[str, Any]:
+    """Convert an array to a tensor of the Open Inference Protocol.
 
     Raises:
-        ElementError: Its type is none of the protocol's.
+        ElementError: The protocol doesn't support the dtype of the array.
     """
     kind = array.dtype.kind
     datatype = "BYTES" if kind in "SUO" else _NAMES.get(array.dtype)
     if datatype is None:
         raise ElementError(
-            f"The input {name!r} has the type {array.dtype}, which the protocol does not know. Convert it with "
+            f"The input {name!r} has the dtype {array.dtype}, which the protocol doesn't support. Convert it with "
             "with_preprocess_fn."
         )
     data = array.ravel().tolist()
     if datatype == "BYTES":
-        data = [_text(name, one) for one in data]
+        data = [_decode_bytes(name, item) for item in data]
     return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
 
 
-def _text(name: str, value: Any) -> Any:
-    """Bytes as the text that JSON can hold."""
+def _decode_bytes(name: str, value: Any) -> Any:
     if not isinstance(value, bytes):
         return value
     try:
         return value.decode()
     except UnicodeDecodeError as error:
         raise ElementError(
-            f"The input {name!r} holds bytes that are no UTF-8, which JSON cannot hold ({error}). Encode them "
-            "with with_preprocess_fn, for example base64.b64encode, in the form that the model takes."
+            f"The input {name!r} contains bytes that are not UTF-8, which JSON can't represent ({error}). Encode "
+            "them with with_preprocess_fn, for example with base64.b64encode, in a format that the model accepts."
         ) from None
 
 
-def array_of(tensor: Mapping[str, Any]) -> Any:
-    """The array of a tensor as the Open Inference Protocol has it.
+def decode_tensor(tensor: Mapping[str, Any]) -> Any:
+    """Convert a tensor of the Open Inference Protocol to an array.
 
     Raises:
-        UnusableAnswerError: Its data do not fit its shape or its type.
+        UnusableAnswerError: The data don't match the shape or the datatype.
     """
     name, shape, datatype = (tensor.get(key) for key in ("name", "shape", "datatype"))
-    dtype = TYPES.get(str(datatype), np.dtype(object) if datatype == "BYTES" else None)
+    dtype = DTYPES.get(str(datatype), np.dtype(object) if datatype == "BYTES" else None)
     try:
         return np.asarray(tensor["data"], dtype).reshape(shape)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnusableAnswerError(
-            f"Its output {name!r} is no tensor of shape {shape} and datatype {datatype}: {error}."
+            f"The output {name!r} is not a tensor of shape {shape} and datatype {datatype}: {error}."
         ) from None

@@ -1,4 +1,4 @@
-"""What OpenAI's protocol asks, and what its answers say: functions of values, no network."""
+"""Requests and responses of the OpenAI API, as functions without network access."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from runinference.errors import ElementError, ResultMismatchError, UnusableAnswe
 
 @dataclass(frozen=True)
 class Generation:
-    """What a language model wrote for one example.
+    """The output of a language model for one example.
 
     Attributes:
-        text: The text of the first choice; empty where the model called tools instead.
-        finish_reason: Why it ended: ``"stop"``, or ``"length"`` where ``max_tokens`` cut it off.
-        choices: All choices as the server sent them, with whatever else they tell: tool calls, log-probabilities.
-        usage: The tokens that the server counted for the request; None if it counted none, or if several
-            examples shared the request.
+        text: Text of the first choice. Empty if the model called tools instead.
+        finish_reason: Why generation stopped: ``"stop"``, or ``"length"`` if ``max_tokens`` was reached.
+        choices: All choices as the server sent them, including fields such as tool calls and log probabilities.
+        usage: Token counts of the request. None if the server sent none or several examples shared the request.
     """
 
     text: str
@@ -31,14 +30,14 @@ class Generation:
     usage: dict[str, Any] | None
 
 
-def conversation(example: Any) -> list[Any]:
-    """An example as the messages of a chat.
+def to_messages(example: Any) -> list[Any]:
+    """Convert an example to chat messages.
 
-    >>> conversation("Hello")
+    >>> to_messages("Hello")
     [{'role': 'user', 'content': 'Hello'}]
 
     Raises:
-        ElementError: It is neither a text nor a list of messages.
+        ElementError: The example is neither a string nor a list of messages.
     """
     if isinstance(example, str):
         return [{"role": "user", "content": str(example)}]
@@ -46,55 +45,60 @@ def conversation(example: Any) -> list[Any]:
     if messages and all(isinstance(one, Mapping) and "role" in one for one in messages):
         return messages
     raise ElementError(
-        f"An element of a chat is a text, or a list of messages such as {{'role': 'user', 'content': '...'}}; "
-        f"this one is {_kind(example)}. Make it one with with_preprocess_fn."
+        "An element of a chat must be a string, or a list of messages such as {'role': 'user', 'content': '...'}. "
+        f"Got {_describe(example)}. Convert it with with_preprocess_fn."
     )
 
 
-def texts(batch: Sequence[Any]) -> list[str]:
-    """The examples, each of which must be a text.
+def to_strings(batch: Sequence[Any]) -> list[str]:
+    """Convert examples to plain strings.
 
     Raises:
-        ElementError: One is something else.
+        ElementError: An example is not a string.
     """
     for index, example in enumerate(batch):
         if not isinstance(example, str):
             raise ElementError(
-                f"Element {index} of the request is {_kind(example)}, and must be a text. Make it one with "
+                f"Element {index} of the request must be a string. Got {_describe(example)}. Convert it with "
                 "with_preprocess_fn."
             )
     return [str(example) for example in batch]
 
 
-def generations(
-    answer: Any, n_examples: int, n_choices: Any, text_of: Callable[[Mapping[str, Any]], Any]
+def parse_generations(
+    response: Any, n_examples: int, n_choices: Any, get_text: Callable[[Mapping[str, Any]], Any]
 ) -> list[Generation]:
-    """What a language model wrote for each example of a request.
+    """Parse the response to a chat or completions request.
 
     Args:
-        answer: The server's, parsed.
-        n_examples: How many the request held.
-        n_choices: How many choices it asked for, for each example; None for one.
-        text_of: Finds the text in a choice.
+        response: The JSON response.
+        n_examples: Number of examples in the request.
+        n_choices: Number of choices that were requested for each example. None for one.
+        get_text: Returns the text of a choice.
+
+    Returns:
+        One ``Generation`` per example.
 
     Raises:
-        UnusableAnswerError: The answer is none of the protocol's, or has no text.
-        ResultMismatchError: It has more or fewer choices than were asked for.
+        UnusableAnswerError: The response doesn't follow the protocol, or has no text.
+        ResultMismatchError: The response has the wrong number of choices.
     """
-    each = n_choices if isinstance(n_choices, int) and n_choices > 0 else 1
-    choices = _items(answer, "choices", each * n_examples)
-    usage = usage_of(answer) if n_examples == 1 else None
+    per_example = n_choices if isinstance(n_choices, int) and n_choices > 0 else 1
+    items = _get_items(response, "choices", per_example * n_examples)
+    usage = get_usage(response) if n_examples == 1 else None
     return [
-        Generation(str(text_of(own[0])), own[0].get("finish_reason"), own, usage)
-        for own in (choices[start : start + each] for start in range(0, len(choices), each))
+        Generation(str(get_text(choices[0])), choices[0].get("finish_reason"), choices, usage)
+        for choices in (
+            items[start : start + per_example] for start in range(0, len(items), per_example)
+        )
     ]
 
 
-def said(choice: Mapping[str, Any]) -> str:
-    """The text of a choice of a chat.
+def get_chat_text(choice: Mapping[str, Any]) -> str:
+    """Return the text of a chat choice, or an empty string if the model called tools.
 
     Raises:
-        UnusableAnswerError: There is neither a text nor a call of a tool.
+        UnusableAnswerError: There is neither a text nor a tool call.
     """
     message = choice.get("message")
     if not isinstance(message, Mapping):
@@ -106,16 +110,17 @@ def said(choice: Mapping[str, Any]) -> str:
         return ""
     refusal = message.get("refusal")
     raise UnusableAnswerError(
-        f"The model said nothing (finish_reason {choice.get('finish_reason')!r}"
-        f"{f', refusal {str(refusal)[:200]!r}' if refusal else ''}). If it ended for its length, raise max_tokens."
+        f"The model returned no text (finish_reason {choice.get('finish_reason')!r}"
+        f"{f', refusal {str(refusal)[:200]!r}' if refusal else ''}). If finish_reason is 'length', increase "
+        "max_tokens."
     )
 
 
-def written(choice: Mapping[str, Any]) -> str:
-    """The text of a choice of a completion.
+def get_completion_text(choice: Mapping[str, Any]) -> str:
+    """Return the text of a completion choice.
 
     Raises:
-        UnusableAnswerError: There is none.
+        UnusableAnswerError: There is no text.
     """
     text = choice.get("text")
     if not isinstance(text, str):
@@ -123,29 +128,33 @@ def written(choice: Mapping[str, Any]) -> str:
     return text
 
 
-def vectors(answer: Any, n_examples: int) -> list[Any]:
-    """The embedding of each example of a request, as a vector of float32.
+def parse_embeddings(response: Any, n_examples: int) -> list[Any]:
+    """Parse the response to an embeddings request.
+
+    Returns:
+        One float32 vector per example.
 
     Raises:
-        UnusableAnswerError: The answer is none of the protocol's, or what it holds are no vectors of one length.
-        ResultMismatchError: It has more or fewer embeddings than the request had examples.
+        UnusableAnswerError: The response doesn't follow the protocol, or the vectors have different lengths.
+        ResultMismatchError: The response has the wrong number of embeddings.
     """
-    found = [_vector(item.get("embedding")) for item in _items(answer, "data", n_examples)]
-    if len(lengths := {len(vector) for vector in found}) > 1:
+    items = _get_items(response, "data", n_examples)
+    vectors = [_parse_embedding(item.get("embedding")) for item in items]
+    if len(lengths := {len(vector) for vector in vectors}) > 1:
         raise UnusableAnswerError(
-            f"The embeddings of one request have the lengths {sorted(lengths)}."
+            f"The embeddings of one request have different lengths {sorted(lengths)}."
         )
-    return found
+    return vectors
 
 
-def usage_of(answer: Any) -> dict[str, Any] | None:
-    """The tokens that a server counted, if it did."""
-    usage = answer.get("usage") if isinstance(answer, Mapping) else None
+def get_usage(response: Any) -> dict[str, Any] | None:
+    """Return the token counts of a response, if it has any."""
+    usage = response.get("usage") if isinstance(response, Mapping) else None
     return dict(usage) if isinstance(usage, Mapping) else None
 
 
-def _vector(embedding: Any) -> Any:
-    """From a list of numbers, or from the base64 of little-endian float32."""
+def _parse_embedding(embedding: Any) -> Any:
+    """Parse a list of numbers, or base64 of little-endian float32."""
     try:
         if isinstance(embedding, str):
             vector = np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype("f4")
@@ -155,35 +164,35 @@ def _vector(embedding: Any) -> Any:
         vector = np.empty(0)
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
         raise UnusableAnswerError(
-            f"An embedding is no list of numbers, but {repr(embedding)[:80]}."
+            f"An embedding is not a list of numbers, but {repr(embedding)[:80]}."
         )
     return vector
 
 
-def _items(answer: Any, name: str, n: int) -> list[dict[str, Any]]:
-    """The n items of an answer, in the order of the examples."""
-    items = answer.get(name) if isinstance(answer, Mapping) else None
+def _get_items(response: Any, name: str, n: int) -> list[dict[str, Any]]:
+    """Return the n items of a response, in the order of the examples."""
+    items = response.get(name) if isinstance(response, Mapping) else None
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise UnusableAnswerError(
-            f"The answer has no list {name!r}: it is {_kind(answer)}. Is base_url the address of a server that "
-            "speaks OpenAI's protocol?"
+            f"The response has no list {name!r}: it is {_describe(response)}. Does the server at base_url support "
+            "the OpenAI API?"
         )
     if len(items) != n:
-        cure = " If it takes one example a request, set max_request_size=1." if n > 1 else ""
+        hint = " If it takes one example per request, set max_request_size=1." if n > 1 else ""
         raise ResultMismatchError(
-            f"The server gave {len(items)} {name} where {n} were asked for.{cure}"
+            f"The server returned {len(items)} {name}, but {n} were requested.{hint}"
         )
     indices = [item.get("index") for item in items]
     if sorted(map(str, indices)) != sorted(map(str, range(n))):
         if any(index != indices[0] for index in indices):
             raise UnusableAnswerError(
-                f"The {name} have the indices {indices}, and not 0 to {n - 1}."
+                f"The {name} have the indices {indices} instead of 0 to {n - 1}."
             )
-        return items  # from a server that does not number them
+        return items  # the server doesn't number them
     return sorted(items, key=lambda item: int(item["index"]))
 
 
-def _kind(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Mapping):
         error = value.get("error")
         return f"{{{', '.join(map(repr, value))}}}" + (

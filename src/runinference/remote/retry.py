@@ -1,9 +1,11 @@
-"""Whether to try a request again, and how long to wait before that: rules and small values, no Beam."""
+"""Retries with exponential backoff: which errors to retry, how long to wait, and the loop itself."""
 
 from __future__ import annotations
 
+import logging
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
@@ -14,27 +16,29 @@ from runinference.errors import (
     ElementError,
     EndpointRefusedError,
     OptionError,
+    RateLimitExceeded,
     ResultMismatchError,
     UnusableAnswerError,
 )
+from runinference.extras import need
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait before a request is tried again: longer each time, and never all at once.
+    """How long to wait before each retry: exponential backoff with jitter.
 
-    With the defaults, a request that keeps failing is tried again after at most 0.5, 2, 8, 32 and 120 seconds.
+    With the defaults, a request that keeps failing is retried after at most 0.5, 2, 8, 32 and 120 seconds.
 
     >>> Backoff(jitter=0).seconds(retry=3, error=TimeoutError())
     8.0
 
     Attributes:
-        initial_secs: Seconds before the first retry.
-        multiplier: Each wait is so many times the one before.
-        max_secs: No wait is longer.
-        jitter: The part of a wait that is left to chance, from 0 (none) to 1: requests that failed together
-            are not tried again together.
-        max_retry_after_secs: A server that asks for a longer pause than this is not asked again.
+        initial_secs: Seconds to wait before the first retry.
+        multiplier: Factor by which each wait is longer than the previous one.
+        max_secs: Longest wait, in seconds.
+        jitter: Random share of each wait, from 0 (none) to 1. It spreads retries of requests that failed together.
+        max_retry_after_secs: Longest ``Retry-After`` to wait for, in seconds. If a server asks for more, the
+            request isn't retried.
 
     Raises:
         OptionError: A value is out of range.
@@ -48,50 +52,55 @@ class Backoff:
 
     def __post_init__(self) -> None:
         for name in ("initial_secs", "max_secs", "max_retry_after_secs"):
-            at_least(0, f"Backoff: {name}", getattr(self, name))
-        at_least(1, "Backoff: multiplier", self.multiplier)
+            check_at_least(0, f"Backoff: {name}", getattr(self, name))
+        check_at_least(1, "Backoff: multiplier", self.multiplier)
         if not 0 <= self.jitter <= 1:
             raise OptionError(f"Backoff: jitter must be from 0 to 1, and is {self.jitter!r}.")
 
     def seconds(self, retry: int, error: BaseException) -> float:
-        """Seconds to wait before a retry, counted from 1: what the server asked for, or ever longer ones."""
-        chance = random.random() * self.jitter
-        asked = retry_after(error)
-        if asked is not None:
-            return asked + self.initial_secs * chance
+        """Return the seconds to wait before a retry.
+
+        Args:
+            retry: Number of the retry, counted from 1.
+            error: Error of the last attempt. If it has a ``retry_after``, the wait isn't shorter than that.
+        """
+        jitter = random.random() * self.jitter
+        requested = retry_after(error)
+        if requested is not None:
+            return requested + self.initial_secs * jitter
         try:
-            longest = min(self.max_secs, self.initial_secs * float(self.multiplier) ** (retry - 1))
+            wait = min(self.max_secs, self.initial_secs * float(self.multiplier) ** (retry - 1))
         except OverflowError:
-            longest = self.max_secs
-        return longest * (1 - chance)
+            wait = self.max_secs
+        return wait * (1 - jitter)
 
 
 def retry_after(error: BaseException) -> float | None:
-    """The seconds after which the server wants to be asked again, if the error carries what it said.
+    """Return the seconds that the server asked to wait before a retry, or None if the error doesn't say.
 
-    That is the error's ``retry_after``, or the header ``Retry-After`` in ``error.response.headers`` or
-    ``error.headers``: a number of seconds or a date, as HTTP has it (RFC 9110, 10.2.3).
+    Reads the error's attribute ``retry_after``, or the header ``Retry-After`` of ``error.response.headers`` or
+    ``error.headers``. The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3).
 
     >>> class Busy(Exception):
     ...     retry_after = "2"
     >>> retry_after(Busy())
     2.0
     """
-    said = getattr(error, "retry_after", None)
+    value = getattr(error, "retry_after", None)
     for source in (getattr(error, "response", None), error):
         headers = getattr(source, "headers", None)
-        if said is None and headers is not None and hasattr(headers, "get"):
-            said = headers.get("Retry-After") or headers.get("retry-after")
-    return _seconds(said)
+        if value is None and headers is not None and hasattr(headers, "get"):
+            value = headers.get("Retry-After") or headers.get("retry-after")
+    return _parse_seconds(value)
 
 
-def _seconds(said: Any) -> float | None:
-    if isinstance(said, timedelta):
-        said = said.total_seconds()
+def _parse_seconds(value: Any) -> float | None:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     try:
-        seconds = float(said)
+        seconds = float(value)
     except (TypeError, ValueError, OverflowError):
-        seconds = _seconds_until(said)
+        seconds = _seconds_until(value)
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
@@ -105,7 +114,7 @@ def _seconds_until(date: Any) -> float:
     return (moment - datetime.now(timezone.utc)).total_seconds()
 
 
-# What another try does not mend: faults of the program or of its data, and of an answer that is whole.
+# Errors that are never retried: bugs, invalid input, and complete but invalid responses.
 NON_RETRYABLE = (
     AttributeError,
     BatchShapeError,
@@ -119,24 +128,23 @@ NON_RETRYABLE = (
     TypeError,
     UnusableAnswerError,
 )
-_REFUSED_FOR_NOW = {408, 409, 425, 429}
+_RETRYABLE_CLIENT_ERRORS = {408, 409, 425, 429}
 
 
 def worth_retrying(error: Exception) -> bool:
-    """Whether another try may help; the default ``retry_filter``.
+    """Return whether a retry may succeed. This is the default ``retry_filter``.
 
-    It may not when the server refused the request as it is (an HTTP status from 400 to 499, but for 408, 409, 425
-    and 429), or when the error is a fault of the program or its data, such as a ``TypeError`` or an
-    ``ElementError``.
+    False for an HTTP status from 400 to 499 other than 408, 409, 425 and 429, and for bugs and invalid input, such
+    as a ``TypeError`` or an ``ElementError``.
     """
-    status = _status(error)
+    status = _get_status(error)
     if status is not None and 400 <= status < 500:
-        return status in _REFUSED_FOR_NOW
+        return status in _RETRYABLE_CLIENT_ERRORS
     return not isinstance(error, NON_RETRYABLE)
 
 
-def _status(error: Exception) -> int | None:
-    """The HTTP status that an error of the usual clients carries."""
+def _get_status(error: Exception) -> int | None:
+    """Return the HTTP status that errors of common HTTP clients have."""
     for source in (error, getattr(error, "response", None)):
         for name in ("status_code", "status", "code"):
             status = getattr(source, name, None)
@@ -145,7 +153,60 @@ def _status(error: Exception) -> int | None:
     return None
 
 
-def at_least(least: float, name: str, value: float) -> None:
-    """Raises an ``OptionError`` for an option that is smaller than ``least``."""
-    if value < least:
-        raise OptionError(f"{name} must be at least {least}, and is {value!r}.")
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Calls a function again while its errors may be retried.
+
+    Attributes:
+        num_retries: Maximum number of retries.
+        retry_filter: Returns whether an error may be retried. ``RateLimitExceeded`` always is.
+        backoff: How long to wait before each retry.
+        logger: Logs a warning before each retry.
+        sleep: Waits a number of seconds.
+    """
+
+    num_retries: int
+    retry_filter: Callable[[Exception], bool]
+    backoff: Backoff
+    logger: logging.Logger
+    sleep: Callable[[float], None]
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return ``function(*args)``, or raise its last error."""
+        if not self.num_retries:
+            return function(*args)
+        tenacity = need("tenacity", extra="remote")
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._may_retry),
+            stop=tenacity.stop_after_attempt(self.num_retries + 1),
+            wait=lambda state: self.backoff.seconds(
+                state.attempt_number, state.outcome.exception()
+            ),
+            before_sleep=self._log_retry,
+            sleep=self.sleep,
+            reraise=True,
+        )
+        return retrying(function, *args)
+
+    def _may_retry(self, error: BaseException) -> bool:
+        if isinstance(error, RateLimitExceeded):
+            return True
+        if not isinstance(error, Exception) or not self.retry_filter(error):
+            return False
+        requested = retry_after(error)
+        return requested is None or requested <= self.backoff.max_retry_after_secs
+
+    def _log_retry(self, state: Any) -> None:
+        self.logger.warning(
+            "A request failed; retry %d of %d in %.2f s: %r",
+            state.attempt_number,
+            self.num_retries,
+            state.next_action.sleep,
+            state.outcome.exception(),
+        )
+
+
+def check_at_least(minimum: float, name: str, value: float) -> None:
+    """Raise ``OptionError`` if an option is below its minimum."""
+    if value < minimum:
+        raise OptionError(f"{name} must be at least {minimum}, and is {value!r}.")

@@ -1,4 +1,4 @@
-"""How servers of models take tensors as JSON, and give them back: functions of values, no network."""
+"""JSON protocols of model servers for tensors, without network access."""
 
 from __future__ import annotations
 
@@ -10,43 +10,56 @@ from typing_extensions import Self
 
 from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.errors import OptionError, UnusableAnswerError
-from runinference.remote.json_tensors import TYPES, array_of, as_arrays, field, listed, tensor
+from runinference.remote.json_tensors import (
+    DTYPES,
+    decode_tensor,
+    encode_tensor,
+    get_field,
+    to_arrays,
+    to_json,
+)
 
 
 class TensorProtocol(Protocol):
-    """What a kind of server expects, and how it answers."""
+    """The requests and responses of a kind of model server."""
 
     @property
     def path(self) -> str:
-        """Where requests go, below the address of the server."""
+        """Path of requests, relative to the base URL."""
 
     @property
     def description_path(self) -> str | None:
-        """Where the server describes the model's inputs; None if the protocol needs no description."""
+        """Path of the model's metadata, or None if the protocol doesn't use any."""
 
     @property
     def model_id(self) -> str:
-        """Which model results are of."""
+        """The ``model_id`` of results."""
 
     @property
     def request_size(self) -> int:
-        """How many examples share a request, unless the user says otherwise."""
+        """Default maximum number of examples in a request."""
 
     def renamed(self, model_id: str) -> Any:
-        """The same for another model."""
+        """Return a copy for another model."""
 
     def body(
         self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
     ) -> Any:
-        """What a request says."""
+        """Return the JSON body of a request.
+
+        Args:
+            batch: The examples.
+            inputs: The inputs of the model from its metadata. Empty if the server doesn't provide any.
+            fields: Additional fields from ``inference_args``.
+        """
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        """What the answer says of the batch, to be split along its first dimension."""
+        """Return the output for a batch, whose first dimension is the batch size."""
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A model by its name, and its version if it is not the server's choice."""
+class _NamedModel:
+    """A model with a name and an optional version."""
 
     model_name: str
     version: str | None = None
@@ -54,8 +67,8 @@ class _Named:
     def __post_init__(self) -> None:
         if not self.model_name or "/" in f"{self.model_name}{self.version or ''}":
             raise OptionError(
-                f"model_name must be a name without slashes, and is {self.model_name!r}. Give the version on its "
-                "own: version='2'."
+                f"model_name must be a name without slashes, and is {self.model_name!r}. Set the version "
+                "separately, for example version='2'."
             )
 
     @property
@@ -72,11 +85,11 @@ class _Named:
 
 
 @dataclass(frozen=True)
-class KServeV2(_Named):
+class KServeV2(_NamedModel):
     """The Open Inference Protocol, version 2: KServe, Triton, MLServer, TorchServe, OpenVINO.
 
-    The names and types of the inputs are those that the server tells. Where it tells none, as servers do that
-    do not care, an array goes as ``input-0``, and dictionaries name the inputs.
+    Names and dtypes of inputs come from the model's metadata. If the server provides none, an array is sent as
+    ``input-0``, and the keys of a dictionary are the names of the inputs.
 
     >>> digits = KServeV2("digits", version="3")
     >>> digits.path
@@ -85,10 +98,10 @@ class KServeV2(_Named):
     {'inputs': [{'name': 'pixels', 'shape': [1, 2], 'datatype': 'FP32', 'data': [1.0, 2.0]}]}
 
     Attributes:
-        model_name: The model's name on the server.
-        version: Which version; None for the one that the server chooses.
-        outputs: The names of the outputs to ask for; None for all. One output gives arrays, several give
-            dictionaries of arrays by name.
+        model_name: Name of the model on the server.
+        version: Version of the model. None to let the server choose.
+        outputs: Names of the outputs to request. None for all. With one output, results are arrays. With several,
+            they are dictionaries of arrays by name.
     """
 
     outputs: tuple[str, ...] | None = None
@@ -106,8 +119,10 @@ class KServeV2(_Named):
     def body(
         self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
     ) -> Any:
-        arrays = bind_inputs(batch, inputs or _inputs_named_in(batch[0]), {})
-        body: dict[str, Any] = {"inputs": [tensor(name, array) for name, array in arrays.items()]}
+        arrays = bind_inputs(batch, inputs or _infer_inputs(batch[0]), {})
+        body: dict[str, Any] = {
+            "inputs": [encode_tensor(name, array) for name, array in arrays.items()]
+        }
         if fields:
             body["parameters"] = dict(fields)
         if self.outputs is not None:
@@ -116,39 +131,39 @@ class KServeV2(_Named):
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
         arrays = {
-            str(one.get("name")): array_of(one)
-            for one in field(answer, "outputs", list)
+            str(one.get("name")): decode_tensor(one)
+            for one in get_field(answer, "outputs", list)
             if isinstance(one, Mapping)
         }
         if not arrays:
-            raise UnusableAnswerError("It gave no outputs.")
+            raise UnusableAnswerError("The response has no outputs.")
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
     @staticmethod
     def inputs(description: Any) -> list[InputSpec]:
-        """The inputs of a model, from what the server tells of it."""
-        found = field(description, "inputs", list) if "inputs" in description else []
+        """Return the inputs of a model from its metadata."""
+        tensors = get_field(description, "inputs", list) if "inputs" in description else []
         return [
             InputSpec(
                 one["name"],
-                TYPES.get(one.get("datatype")),
+                DTYPES.get(one.get("datatype")),
                 tuple(size if size > 0 else None for size in one.get("shape") or ()),
             )
-            for one in found
+            for one in tensors
         ]
 
 
 @dataclass(frozen=True)
-class TFServing(_Named):
-    """TensorFlow Serving's ``:predict``, by rows: ``instances`` in, ``predictions`` out. So is KServe's version 1.
+class TFServing(_NamedModel):
+    """TensorFlow Serving's ``:predict`` API in row format (``instances``, ``predictions``), and KServe V1.
 
     >>> TFServing("digits").body([np.array([1, 2]), np.array([3, 4])], [], {})
     {'instances': [[1, 2], [3, 4]]}
 
     Attributes:
-        model_name: The model's name on the server.
-        version: Which version; None for the one that the server chooses.
-        signature_name: Which signature; None for ``serving_default``.
+        model_name: Name of the model on the server.
+        version: Version of the model. None to let the server choose.
+        signature_name: Signature to call. None for ``serving_default``.
     """
 
     signature_name: str | None = None
@@ -163,44 +178,46 @@ class TFServing(_Named):
         self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
     ) -> Any:
         signature = {} if self.signature_name is None else {"signature_name": self.signature_name}
-        return {**signature, **fields, **self._examples(batch)}
+        return {**signature, **fields, **self._encode(batch)}
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        return [as_arrays(one) for one in field(answer, "predictions", list)]
+        return [to_arrays(one) for one in get_field(answer, "predictions", list)]
 
-    def _examples(self, batch: Sequence[Any]) -> dict[str, Any]:
-        return {"instances": [listed(example) for example in batch]}
+    def _encode(self, batch: Sequence[Any]) -> dict[str, Any]:
+        return {"instances": [to_json(example) for example in batch]}
 
 
 @dataclass(frozen=True)
 class TFServingColumns(TFServing):
-    """TensorFlow Serving's ``:predict``, by columns: ``inputs`` in, ``outputs`` out; a tensor, or several by name.
+    """TensorFlow Serving's ``:predict`` API in columnar format (``inputs``, ``outputs``).
+
+    Inputs and outputs are a tensor, or a dictionary of tensors by name.
 
     >>> TFServingColumns("digits").body([{"a": 1, "b": 2}, {"a": 3, "b": 4}], [], {})
     {'inputs': {'a': [1, 3], 'b': [2, 4]}}
     """
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        return as_arrays(field(answer, "outputs", (list, dict)))
+        return to_arrays(get_field(answer, "outputs", (list, dict)))
 
-    def _examples(self, batch: Sequence[Any]) -> dict[str, Any]:
+    def _encode(self, batch: Sequence[Any]) -> dict[str, Any]:
         by_name = isinstance(batch[0], Mapping)
-        arrays = bind_inputs(batch, _inputs_named_in(batch[0]), {})
-        return {"inputs": listed(arrays if by_name else next(iter(arrays.values())))}
+        arrays = bind_inputs(batch, _infer_inputs(batch[0]), {})
+        return {"inputs": to_json(arrays if by_name else next(iter(arrays.values())))}
 
 
 @dataclass(frozen=True)
-class TorchServe(_Named):
-    """TorchServe's ``/predictions``: the example alone is the request, and the answer is its result.
+class TorchServe(_NamedModel):
+    """TorchServe's ``/predictions`` API: one example per request.
 
-    TorchServe makes the batches itself, so a request holds one example; many run together.
+    TorchServe batches concurrent requests itself.
 
     >>> TorchServe("digits").body([np.array([1, 2])], [], {})
     [1, 2]
 
     Attributes:
-        model_name: The model's name on the server.
-        version: Which version; None for the one that the server chooses.
+        model_name: Name of the model on the server.
+        version: Version of the model. None to let the server choose.
     """
 
     request_size = 1
@@ -214,16 +231,16 @@ class TorchServe(_Named):
     ) -> Any:
         if len(batch) != 1 or fields:
             raise OptionError(
-                "A request to TorchServe holds one example and nothing else: leave inference_args out, and "
-                "max_request_size too."
+                "A request to TorchServe contains one example and nothing else. To fix this, remove "
+                "inference_args and max_request_size."
             )
-        return listed(batch[0])
+        return to_json(batch[0])
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        return [as_arrays(answer)]
+        return [to_arrays(answer)]
 
 
-def _inputs_named_in(example: Any) -> list[InputSpec]:
-    """The inputs that an example names; one, if it names none."""
+def _infer_inputs(example: Any) -> list[InputSpec]:
+    """Return one input per key of a dictionary, or a single one for other examples."""
     names = example if isinstance(example, Mapping) else ["input-0"]
     return [InputSpec(name, None, ()) for name in names]

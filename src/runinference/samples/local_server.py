@@ -1,4 +1,4 @@
-"""A small JSON server on this machine, which lives as long as its block."""
+"""A small JSON server on this machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-#: Makes the answer to a request, of its path, its headers, and its parsed body: None for a GET.
+#: Returns the JSON response for the path, the headers and the parsed body of a request. The body of a GET is None.
 Answer = Callable[[str, Any, Any], Any]
 
 
-class Refused(Exception):  # noqa: N818 - no error here: an answer
-    """A request that gets another answer than 200."""
+class ErrorResponse(Exception):  # noqa: N818 - a response, not an error of the server
+    """Raised by an ``Answer`` to respond with a status other than 200."""
 
     def __init__(self, status: int, body: Any, **headers: str) -> None:
         super().__init__(status)
@@ -27,32 +27,30 @@ class _Server(ThreadingHTTPServer):
     answer: Answer
 
 
-class _Answering(BaseHTTPRequestHandler):
-    """Hands requests to the server's ``answer``, and what that gives or raises back as JSON."""
-
+class _RequestHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
 
     def do_GET(self) -> None:
-        self._answer(None)
+        self._respond(None)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
-            self._answer(json.loads(body))
+            self._respond(json.loads(body))
         except ValueError:
-            self._send(400, {"error": "that is no JSON"})
+            self._send(400, {"error": "the body is not valid JSON"})
 
-    def _answer(self, body: Any) -> None:
+    def _respond(self, body: Any) -> None:
         try:
-            answer = self.server.answer(self.path, self.headers, body)
-        except Refused as refused:
-            self._send(refused.status, refused.body, refused.headers)
+            response = self.server.answer(self.path, self.headers, body)
+        except ErrorResponse as error:
+            self._send(error.status, error.body, error.headers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            self._send(400, {"error": f"the request is not as it should be: {error!r}"})
+            self._send(400, {"error": f"the request is invalid: {error!r}"})
         else:
-            self._send(200, answer)
+            self._send(200, response)
 
     def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         content = json.dumps(body).encode()
@@ -65,13 +63,21 @@ class _Answering(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[str]:
-    """Answers on a free port of this machine until the block ends; gives the address."""
-    with _Server(("127.0.0.1", 0), _Answering) as server:
+    """Run a server on a free port of this machine until the block ends.
+
+    Args:
+        answer: Function of a request's path, headers and parsed JSON body (None for a GET) that returns the JSON
+            response.
+
+    Yields:
+        The URL of the server.
+    """
+    with _Server(("127.0.0.1", 0), _RequestHandler) as server:
         server.answer = answer
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -1,8 +1,7 @@
-"""Small servers on this machine, for pages, examples and first tries of remote handlers.
+"""Small servers on this machine, for documentation, examples and first tries of remote handlers.
 
-Each is real: it listens, speaks its protocol, refuses what it must refuse, and ends with its block. What answers
-behind it is small: the digits classifier of ``samples``, or a stand-in for a language model that repeats what it
-is told in capitals.
+They implement real protocols, including error responses, and stop at the end of their block. The models are small:
+the digits classifier of ``samples``, and a stand-in for a language model that repeats its input in capitals.
 """
 
 from __future__ import annotations
@@ -20,22 +19,24 @@ import numpy as np
 
 from runinference.extras import need
 from runinference.samples import models
-from runinference.samples.local_server import Refused, serving
+from runinference.samples.local_server import ErrorResponse, serving
 
 __all__ = ["digits", "llm", "serving"]
 
-#: So many words fit into a request to the stand-in for a language model.
+#: Maximum number of words in a request to ``llm``.
 CONTEXT_WORDS = 100
 _EMBEDDING_SIZE = 64
 
 
 @contextmanager
 def digits() -> Iterator[str]:
-    """Serves the digits classifier of ``samples``, under the name ``digits``; gives the server's address.
+    """Serve the digits classifier of ``samples`` under the name ``digits``.
 
-    It takes rows of 64 pixels, and answers by three protocols: KServe's version 2 (input ``pixels``, FP32; outputs
-    ``label`` and ``probabilities``, or those of them that are asked for, by default ``label``), TensorFlow
-    Serving's (by rows and by columns), and TorchServe's.
+    The model takes rows of 64 pixels. The server supports KServe V2 (input ``pixels``, FP32; outputs ``label``,
+    which is the default, and ``probabilities``), TensorFlow Serving (row and columnar format), and TorchServe.
+
+    Yields:
+        The URL of the server.
 
     >>> import httpx
     >>> with digits() as base_url:
@@ -45,33 +46,34 @@ def digits() -> Iterator[str]:
     need("sklearn", extra="sklearn")
     with open(models.digits_classifier(), "rb") as file:
         model = pickle.load(file)
-    with serving(_Digits(model)) as address:
-        yield address
+    with serving(_Digits(model)) as url:
+        yield url
 
 
 @contextmanager
 def llm(
     key: str | None = None, troubles: Sequence[int] = (), retry_after: float = 0, seconds: float = 0
 ) -> Iterator[str]:
-    """Serves a stand-in for language models by OpenAI's protocol; gives the ``base_url``, which ends in ``/v1``.
+    """Serve stand-ins for language models with the OpenAI API.
 
-    Its model ``shout`` answers chats and completions with what it was told last, in capitals. Its model ``words``
-    embeds texts, of which those that share words are near. Words are its tokens; requests of more than 100 it
-    refuses.
+    The model ``shout`` answers chats and completions with the last message in capitals. The model ``words`` embeds
+    texts: those that share words have similar embeddings. Tokens are words. A request of more than 100 words is
+    an error.
 
     Args:
-        key: Requests must carry it.
-        troubles: The statuses of its first answers, such as ``[429, 503]``; after them it does its work.
-        retry_after: The seconds that it then asks to wait; 0 if it does not say.
-        seconds: How long it takes for an answer.
+        key: API key that requests must have. None to accept all requests.
+        troubles: Statuses of the first responses, such as ``[429, 503]``. Later requests succeed.
+        retry_after: Seconds in the header ``Retry-After`` of these first responses. 0 for no header.
+        seconds: Seconds that each response takes.
+
+    Yields:
+        The ``base_url``, which ends in ``/v1``.
     """
-    with serving(_Llm(key, list(troubles), retry_after, seconds)) as address:
-        yield f"{address}/v1"
+    with serving(_Llm(key, list(troubles), retry_after, seconds)) as url:
+        yield f"{url}/v1"
 
 
 class _Digits:
-    """A classifier behind three protocols."""
-
     def __init__(self, model: Any) -> None:
         self._model = model
 
@@ -90,25 +92,25 @@ class _Digits:
         if path == f"{base}/infer":
             return self._infer(body)
         if path == "/v1/models/digits:predict":
-            column = "inputs" in body
-            labels = self._labels(body["inputs"] if column else body["instances"])
-            return {"outputs" if column else "predictions": labels}
+            columnar = "inputs" in body
+            labels = self._labels(body["inputs"] if columnar else body["instances"])
+            return {"outputs" if columnar else "predictions": labels}
         if path == "/predictions/digits":
             return self._labels([body])[0]
-        raise Refused(404, {"error": f"there is nothing at {path}; the model is 'digits'"})
+        raise ErrorResponse(404, {"error": f"nothing found at {path}; the model is 'digits'"})
 
     def _infer(self, body: Any) -> Any:
         [pixels] = body["inputs"]
         if pixels["name"] != "pixels" or pixels["datatype"] != "FP32":
-            raise Refused(400, {"error": "the model takes one input, 'pixels', of datatype FP32"})
+            raise ErrorResponse(400, {"error": "the only input is 'pixels', of datatype FP32"})
         rows = np.reshape(np.asarray(pixels["data"], np.float32), pixels["shape"])
-        made = {
+        functions = {
             "label": ("INT64", self._model.predict),
             "probabilities": ("FP64", self._model.predict_proba),
         }
         outputs = []
-        for name in (one["name"] for one in body.get("outputs", [{"name": "label"}])):
-            datatype, function = made[name]
+        for name in (output["name"] for output in body.get("outputs", [{"name": "label"}])):
+            datatype, function = functions[name]
             array = function(rows)
             outputs.append(
                 {
@@ -126,8 +128,6 @@ class _Digits:
 
 
 class _Llm:
-    """A stand-in for language models."""
-
     def __init__(
         self, key: str | None, troubles: list[int], retry_after: float, seconds: float
     ) -> None:
@@ -138,39 +138,37 @@ class _Llm:
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
         if self._key is not None and headers.get("Authorization") != f"Bearer {self._key}":
-            raise _refused(401, "Incorrect API key provided")
+            raise _error_response(401, "Incorrect API key provided")
         if self._troubles:
             status = self._troubles.pop(0)
             wait = {"Retry_After": str(self._retry_after)} if self._retry_after else {}
-            raise _refused(status, "Not now", **wait)
+            raise _error_response(status, "Try again later", **wait)
         time.sleep(self._seconds)
-        does: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+        routes: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
             "/v1/chat/completions": ("shout", "messages", self._chat),
             "/v1/completions": ("shout", "prompt", self._complete),
             "/v1/embeddings": ("words", "input", self._embed),
         }
-        if path not in does:
-            raise _refused(404, f"There is nothing at {path}")
-        model, asked, answer = does[path]
+        if path not in routes:
+            raise _error_response(404, f"Nothing found at {path}")
+        model, field, respond = routes[path]
         if body.get("model") != model:
-            raise _refused(
-                404, f"The model {body.get('model')!r} does not exist, here it is {model!r}"
-            )
-        if (words := _words(json.dumps(body[asked]))) > CONTEXT_WORDS:
-            raise _refused(
-                400, f"The context holds {CONTEXT_WORDS} words, and the request has {words}"
-            )
-        return {"model": model, **answer(body[asked])}
+            message = f"The model {body.get('model')!r} does not exist. The model here is {model!r}"
+            raise _error_response(404, message)
+        if (words := _count_words(json.dumps(body[field]))) > CONTEXT_WORDS:
+            message = f"The context size is {CONTEXT_WORDS} words, and the request has {words}"
+            raise _error_response(400, message)
+        return {"model": model, **respond(body[field])}
 
     def _chat(self, messages: Any) -> Any:
-        said = " ".join(str(message["content"]) for message in messages)
+        prompt = " ".join(str(message["content"]) for message in messages)
         text = str(messages[-1]["content"]).upper()
         choice = {
             "index": 0,
             "finish_reason": "stop",
             "message": {"role": "assistant", "content": text},
         }
-        return {"choices": [choice], "usage": _usage(_words(said), _words(text))}
+        return {"choices": [choice], "usage": _usage(_count_words(prompt), _count_words(text))}
 
     def _complete(self, prompt: Any) -> Any:
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -178,20 +176,20 @@ class _Llm:
             {"index": index, "finish_reason": "stop", "text": text.upper()}
             for index, text in enumerate(prompts)
         ]
-        n_words = sum(map(_words, prompts))
+        n_words = sum(map(_count_words, prompts))
         return {"choices": choices, "usage": _usage(n_words, n_words)}
 
-    def _embed(self, given: Any) -> Any:
-        texts = [given] if isinstance(given, str) else given
-        data = [{"index": index, "embedding": _embedded(text)} for index, text in enumerate(texts)]
-        return {"data": data, "usage": _usage(sum(map(_words, texts)))}
+    def _embed(self, value: Any) -> Any:
+        texts = [value] if isinstance(value, str) else value
+        data = [{"index": index, "embedding": _embedding(text)} for index, text in enumerate(texts)]
+        return {"data": data, "usage": _usage(sum(map(_count_words, texts)))}
 
 
-def _refused(status: int, message: str, **headers: str) -> Refused:
-    return Refused(status, {"error": {"message": message, "code": status}}, **headers)
+def _error_response(status: int, message: str, **headers: str) -> ErrorResponse:
+    return ErrorResponse(status, {"error": {"message": message, "code": status}}, **headers)
 
 
-def _words(text: str) -> int:
+def _count_words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
 
@@ -200,8 +198,8 @@ def _usage(prompt: int, completion: int = 0) -> dict[str, int]:
     return {**tokens, "completion_tokens": completion} if completion else tokens
 
 
-def _embedded(text: str) -> list[float]:
-    """The words of a text, counted at places that their checksums choose; of length 1."""
+def _embedding(text: str) -> list[float]:
+    """Count the words of a text in hash buckets, and normalize to length 1."""
     vector = np.zeros(_EMBEDDING_SIZE)
     for word in re.findall(r"\w+", text.lower()):
         vector[zlib.crc32(word.encode()) % _EMBEDDING_SIZE] += 1

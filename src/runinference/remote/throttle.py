@@ -1,0 +1,95 @@
+"""Client-side throttling: delay new requests while many recent ones fail."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+
+from apache_beam.io.components.util import MovingSum
+from apache_beam.metrics import Metrics
+
+from runinference.errors import OptionError
+from runinference.remote.retry import check_at_least
+
+
+class Throttle:
+    """Adaptive throttling as in Google's SRE book, with the options and the metric of Beam's throttler.
+
+    A new request is delayed with probability ``max(0, (requests - K * accepted) / (requests + 1))``, where ``K``
+    is ``overload_ratio``. Unlike in Beam, requests in flight don't count as failed, and a single failure delays
+    nothing. See https://sre.google/sre-book/handling-overload/.
+    """
+
+    # Shared by all instances, because a handler that holds a lock can't be pickled.
+    _lock = threading.Lock()
+
+    def __init__(
+        self,
+        window_ms: int = 1_000,
+        bucket_ms: int = 1_000,
+        overload_ratio: float = 2,
+        namespace: str = "",
+        throttle_delay_secs: int = 5,
+    ) -> None:
+        """Start with an empty history.
+
+        Args:
+            window_ms: Length of the history, in milliseconds.
+            bucket_ms: Resolution of the history, in milliseconds.
+            overload_ratio: Ratio of requests to accepted requests above which new requests are delayed.
+            namespace: Namespace of the metric ``cumulativeThrottlingSeconds``, and name of the logger.
+            throttle_delay_secs: Whole seconds to delay a request.
+
+        Raises:
+            OptionError: A value is out of range.
+        """
+        if not 0 < bucket_ms <= window_ms:
+            raise OptionError(
+                f"bucket_ms ({bucket_ms}) must be greater than 0 and at most window_ms ({window_ms})."
+            )
+        check_at_least(0, "overload_ratio", overload_ratio)
+        check_at_least(0, "throttle_delay_secs", throttle_delay_secs)
+        if throttle_delay_secs != int(throttle_delay_secs):
+            raise OptionError(
+                "throttle_delay_secs must be a number of whole seconds, like its metric, and is "
+                f"{throttle_delay_secs!r}."
+            )
+        namespace = namespace or "RunInference"
+        self.throttle_delay_secs = int(throttle_delay_secs)
+        self.logger = logging.getLogger(namespace)
+        self._overload_ratio = overload_ratio
+        self._requests = MovingSum(window_ms, bucket_ms)
+        self._accepted = MovingSum(window_ms, bucket_ms)
+        self._throttled_secs = Metrics.counter(namespace, "cumulativeThrottlingSeconds")
+
+    def throttle(self) -> None:
+        """Wait until a new request may be sent."""
+        while self.throttle_request(time.time() * 1_000):
+            self.logger.info(
+                "Delaying request for %d seconds due to previous failures", self.throttle_delay_secs
+            )
+            time.sleep(self.throttle_delay_secs)
+            self._throttled_secs.inc(self.throttle_delay_secs)
+
+    def throttle_request(self, now: float) -> bool:
+        """Return whether to delay a new request at a time in milliseconds since the epoch."""
+        with self._lock:
+            requests, accepted = self._requests.sum(now), self._accepted.sum(now)
+            overload = (requests - self._overload_ratio * accepted) / (requests + 1)
+            delay = requests - accepted > 1 and random.random() < overload
+            if delay:
+                self._requests.add(now, 1)
+            return bool(delay)
+
+    def successful_request(self, now: float) -> None:
+        """Count a request that the server accepted, at a time in milliseconds since the epoch."""
+        with self._lock:
+            self._requests.add(now, 1)
+            self._accepted.add(now, 1)
+
+    def failed_request(self, now: float) -> None:
+        """Count a request that failed, at a time in milliseconds since the epoch."""
+        with self._lock:
+            self._requests.add(now, 1)
