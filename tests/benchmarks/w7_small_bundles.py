@@ -11,7 +11,6 @@ import torch
 from apache_beam.internal import pickler
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
-from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from benchmarks.harness import Case, Outcome, batches
@@ -96,7 +95,7 @@ class Ours:
 
     def __init__(self, options):
         transform = RunInference(PytorchModelHandlerTensor(**options))
-        self.do_fn = transform._do_fn(GlobalWindows())
+        self.do_fn = transform._make_dofn()
 
     @staticmethod
     def bundle(do_fn, elements):

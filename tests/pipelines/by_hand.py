@@ -14,8 +14,6 @@ from apache_beam.transforms.window import WindowedValue
 from pipelines.case import WINDOWS, Case, Outcome, name
 from pipelines.rows import told
 from runinference.transforms.buffered_dofn import AssignShardKey, BufferedInferDoFn
-from runinference.transforms.infer_dofn import InferEachWindow
-from runinference.transforms.prebatched_dofn import InferPrebatchedEachWindow
 
 
 def run(case: Case) -> Outcome:
@@ -25,7 +23,7 @@ def run(case: Case) -> Outcome:
         Exception: What the step raises, where errors are not set aside.
     """
     step = case.transform()
-    do_fn = pickler.dumps(step._do_fn(WINDOWS[case.windows]))
+    do_fn = pickler.dumps(step._make_dofn())
 
     def work(bundles: Any) -> list[Any]:
         return list(_worker(case, pickler.loads(do_fn), bundles))
@@ -45,23 +43,20 @@ def _worker(case: Case, do_fn: Any, bundles: Any) -> Iterator[Any]:
             for origin in _windowed(case, timed):
                 if state is not None:
                     yield from state.process(origin, extra)
-                elif isinstance(do_fn, (InferEachWindow, InferPrebatchedEachWindow)):
-                    [span] = origin.windows
-                    yield from do_fn.process(origin.value, origin, span, **extra) or ()
                 else:
                     yield from do_fn.process(origin.value, origin, **extra) or ()
         if state is not None and len(bundle) % 2:
-            yield from state.fire("waited_long_enough")
-        yield from do_fn.finish_bundle()
+            yield from state.fire("max_wait")
+        yield from do_fn.finish_bundle() or ()
     if state is not None:
         do_fn.start_bundle()
-        yield from state.fire("window_ends")
-        yield from do_fn.finish_bundle()
+        yield from state.fire("window_end")
+        yield from do_fn.finish_bundle() or ()
     do_fn.teardown()
 
 
 def _windowed(case: Case, timed: Any) -> Iterable[WindowedValue]:
-    """An element once in each of its windows, as it comes to a DoFn that asks for the window."""
+    """An element once in each of its windows, as ``ExplodeWindows`` emits it."""
     spans = WINDOWS[case.windows].assign(window.WindowFn.AssignContext(timed.at, timed.value))
     return [WindowedValue(timed.value, timed.at, (span,)) for span in spans]
 
@@ -102,19 +97,20 @@ class _States:
     def process(self, origin: WindowedValue, extra: dict[str, Any]) -> Iterator[Any]:
         [(key, element)] = self._shard.process(origin.value)
         [span] = origin.windows
-        fresh = {name: _Cell() for name in ("totals", "given", "due", "end")}
-        cells = self._cells.setdefault((key, span), {"waiting": _Bag(), **fresh})
+        fresh = {
+            name: _Cell() for name in ("totals", "buffered_arguments", "max_wait", "window_end")
+        }
+        cells = self._cells.setdefault((key, span), {"buffer": _Bag(), **fresh})
         yield from self._do_fn.process(
             (key, element), origin.with_value((key, element)), span, **cells, **extra
         )
 
     def fire(self, timer: str) -> Iterator[Any]:
         for (_, span), cells in self._cells.items():
-            alarm = cells["due" if timer == "waited_long_enough" else "end"]
-            if alarm.read() is not None:
-                alarm.clear()
-                states = {n: cells[n] for n in ("waiting", "totals", "given")}
-                yield from getattr(self._do_fn, timer)(span, **states)
+            if cells[timer].read() is not None:
+                cells[timer].clear()
+                states = {n: cells[n] for n in ("buffer", "totals", "buffered_arguments")}
+                yield from self._do_fn.flush(span, **states)
 
 
 class _Bag:

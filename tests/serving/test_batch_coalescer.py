@@ -12,7 +12,7 @@ from runinference import ModelHandler, RunInference
 from runinference.batching.policy import BatchPolicy
 from runinference.serving.batch_coalescer import BatchCoalescer
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
-from runinference.transforms.infer_dofn import InferDoFn
+from runinference.transforms.engine import InferenceEngine
 
 
 class Model:
@@ -155,42 +155,38 @@ class Gated(ModelHandler):
         return [2 * number for number in batch]
 
 
-class Noting(InferDoFn):
-    """Notes the metrics of its calls instead of reporting them."""
+class RecordingEngine(InferenceEngine):
+    """Records the metrics of its calls instead of reporting them."""
 
-    def setup(self):
-        super().setup()
-        self.noted = Mock()
-
-    def _metrics_of(self, version):
-        return [self.noted]
+    def __init__(self, config):
+        super().__init__(config)
+        self.recorded = Mock()
+        self.metrics = Mock(for_version=lambda version: [self.recorded])
 
     def sizes(self):
-        return [call.args[0] for call in self.noted.batch_sized.call_args_list]
+        return [call.args[0] for call in self.recorded.batch_sized.call_args_list]
 
 
 def threads_of_a_step(n, memory=1_000):
-    """The DoFns of ``n`` threads that share a model, and what calls them together: 4 numbers each."""
+    """The engines of ``n`` threads that share a model, and what calls them together: 4 numbers each."""
     Gated.calls, Gated.memory = [], memory
     step = RunInference(Gated(min_batch_size=16, max_batch_size=16))._config()
-    threads = [Noting(step) for _ in range(n)]
-    for thread in threads:
-        thread.setup()
-    version = threads[0]._router.route(None)
+    threads = [RecordingEngine(step) for _ in range(n)]
+    version = threads[0].router.route(None)
 
     def call_together():
         Gated.gate = gate = threading.Event()
         Gated.entered.clear()
         with ThreadPoolExecutor(n) as pool:
-            outcomes = [pool.submit(threads[0]._outcomes, version, [0, 0, 0, 0])]
+            outcomes = [pool.submit(threads[0].infer, version, [0, 0, 0, 0])]
             assert Gated.entered.wait(30)
             line = (
                 threads[0]
-                ._session.models.coalescer_for(step.session.models.name, version.name, version)
+                .session.models.coalescer_for(step.session.models.name, version.name, version)
                 ._line
             )
             for number, thread in enumerate(threads[1:], start=1):
-                outcomes.append(pool.submit(thread._outcomes, version, [number] * 4))
+                outcomes.append(pool.submit(thread.infer, version, [number] * 4))
                 while len(line) < number:
                     pass
             gate.set()
@@ -203,7 +199,7 @@ def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones
     threads, version, call_together = threads_of_a_step(4, memory=8)
     call_together()
     assert Gated.calls == [4, 12, 8, 4]
-    assert threads[0]._size_for(version).max_size == 6
+    assert threads[0].session.size_for(version).max_size == 6
     Gated.calls.clear()
     call_together()
     assert Gated.calls == [4, 4, 4, 4]
@@ -211,10 +207,10 @@ def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones
 
 def test_a_shared_call_that_fits_raises_the_size_again():
     threads, version, call_together = threads_of_a_step(3, memory=8)
-    threads[0]._size_for(version).record_out_of_memory(16)
+    threads[0].session.size_for(version).record_out_of_memory(16)
     for _ in range(32):
         call_together()
-    assert threads[0]._size_for(version).max_size == 16
+    assert threads[0].session.size_for(version).max_size == 16
 
 
 def test_a_shared_call_is_measured_once_with_the_elements_of_all():
@@ -222,8 +218,8 @@ def test_a_shared_call_is_measured_once_with_the_elements_of_all():
     call_together()
     assert Gated.calls == [4, 12]
     assert sorted(size for thread in threads for size in thread.sizes()) == [4, 12]
-    assert sum(thread.noted.batch_timed.call_count for thread in threads) == 2
-    assert [thread.noted.inferred.call_args.args for thread in threads] == [(4,)] * 4
+    assert sum(thread.recorded.batch_timed.call_count for thread in threads) == 2
+    assert [thread.recorded.inferred.call_args.args for thread in threads] == [(4,)] * 4
 
 
 def test_calls_whose_arguments_may_differ_are_not_shared(tmp_path):

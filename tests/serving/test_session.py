@@ -140,7 +140,7 @@ def test_the_time_for_a_call_begins_when_it_is_its_turn(handler):
     step = changed(step, placement=InTurn)
     first, second = Worker(changed(step, timeout=3)), Worker(step)
     assert second.bundle(0) == ([0], [])
-    [model] = [entry.model for entry in second.do_fn._session.models.cache._entries.values()]
+    [model] = [entry.model for entry in second.do_fn._engine.session.models.cache._entries.values()]
     with ThreadPoolExecutor(1) as threads:
         stuck = threads.submit(first.bundle, 13)
         while not model.turn.locked():

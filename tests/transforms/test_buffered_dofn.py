@@ -1,4 +1,4 @@
-"""With a longest wait, elements of several bundles share a batch, and keep their windows and timestamps."""
+"""With max_batch_duration_secs, batches span bundles, and results keep their windows and timestamps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runinference import KeyedModelHandler, KeyModelMapping, RunInference
 
 
 def stream(elements, per_bundle=1):
-    """A stream in which each bundle brings so many elements, and the watermark follows."""
+    """Return a stream with ``per_bundle`` elements in each bundle, whose watermark follows the elements."""
     events = TestStream()
     for start in range(0, len(elements), per_bundle):
         bundle = elements[start : start + per_bundle]
@@ -34,14 +34,14 @@ def run_stream(events, transform, windows=None):
     return caught
 
 
-def test_elements_of_several_bundles_share_a_batch():
+def test_batches_span_bundles():
     handler = Doubler("waiting", min_batch_size=5, max_batch_size=5, max_batch_duration_secs=600)
     caught = run_stream(stream([(n, n) for n in range(10)]), RunInference(handler))
     assert sorted(result.example for result, _, _ in caught) == list(range(10))
     assert handler.sizes == [5, 5]
 
 
-def test_without_a_longest_wait_a_bundle_is_a_batch():
+def test_without_a_duration_batches_end_with_the_bundle():
     handler = Doubler("hurried", min_batch_size=5, max_batch_size=5)
     run_stream(stream([(n, n) for n in range(10)]), RunInference(handler))
     assert handler.sizes == [1] * 10
@@ -60,7 +60,7 @@ def test_results_keep_their_timestamps_and_windows():
         assert its_window.start == result.example // 10 * 10
 
 
-def test_when_a_window_ends_nobody_waits_longer():
+def test_the_end_of_a_window_flushes_its_elements():
     handler = Doubler(
         "ends", min_batch_size=100, max_batch_size=100, max_batch_duration_secs=10_000
     )
@@ -71,7 +71,7 @@ def test_when_a_window_ends_nobody_waits_longer():
     assert len(caught) == 20
 
 
-def test_the_longest_wait_is_kept_in_processing_time():
+def test_the_duration_is_measured_in_processing_time():
     handler = Doubler("due", min_batch_size=100, max_batch_size=100, max_batch_duration_secs=5)
     events = (
         TestStream()
@@ -87,7 +87,7 @@ def test_the_longest_wait_is_kept_in_processing_time():
     assert handler.batches["due"] == [[1, 2], [3]]
 
 
-def test_weights_and_lengths_hold_across_bundles():
+def test_limits_on_weight_and_length_apply_across_bundles():
     handler = Doubler(
         "weights",
         min_batch_size=100,
@@ -107,7 +107,7 @@ def test_weights_and_lengths_hold_across_bundles():
         assert len({n >= 4 for n in batch}) == 1
 
 
-def test_in_a_batch_pipeline_everything_comes_out():
+def test_a_batch_pipeline_flushes_all_elements():
     handler = Doubler("bounded", min_batch_size=7, max_batch_size=7, max_batch_duration_secs=600)
     caught = []
     with beam.Pipeline(runner=RUNNER) as pipeline:
@@ -117,7 +117,7 @@ def test_in_a_batch_pipeline_everything_comes_out():
     assert max(handler.sizes) == 7
 
 
-def test_models_per_key_wait_apart():
+def test_models_per_key_have_separate_buffers():
     mappings = [
         KeyModelMapping(
             [name], Doubler(name, min_batch_size=3, max_batch_size=3, max_batch_duration_secs=600)
@@ -132,7 +132,7 @@ def test_models_per_key_wait_apart():
 
 
 @pytest.mark.parametrize("bad", [2, "not a number"])
-def test_what_fails_while_others_wait_is_set_aside(bad):
+def test_an_element_that_fails_does_not_affect_the_buffered_ones(bad):
     def refuse(batch):
         if 2 in batch:
             raise ValueError("two")
@@ -156,8 +156,8 @@ def test_what_fails_while_others_wait_is_set_aside(bad):
     assert [letter[0] for letter in CollectElements.take(failed)] == [bad]
 
 
-def test_an_element_without_a_length_is_set_aside_and_does_no_harm_to_those_that_wait():
-    """Its length was asked for when the batch was cut, and all that waited were lost with it."""
+def test_an_element_whose_length_fails_becomes_a_dead_letter_and_the_others_are_kept():
+    """The length used to be measured when the batch was formed, and all buffered elements were lost."""
     handler = Doubler("lengths", batch_length_fn=_length, max_batch_duration_secs=600)
     good, bad = [], []
     with beam.Pipeline("BundleBasedDirectRunner", PipelineOptions(streaming=True)) as pipeline:

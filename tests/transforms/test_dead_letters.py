@@ -1,4 +1,4 @@
-"""With exception handling, exactly the failing records come out aside, and everything else arrives."""
+"""With exception handling, exactly the failing records become dead letters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
 
 class Outcome:
-    """What a pipeline with exception handling gave."""
+    """The outputs of a pipeline with exception handling."""
 
     def __init__(self, elements, handler, *, timed=False, inference=None, **handling) -> None:
         good, bad, before, after = [], [], [], []
@@ -52,7 +52,7 @@ class Outcome:
 
 
 class Picky(Doubler):
-    """Cannot take negative numbers."""
+    """Rejects negative numbers."""
 
     def run_inference(self, batch, model, inference_args=None):
         results = super().run_inference(batch, model, inference_args)
@@ -62,7 +62,7 @@ class Picky(Doubler):
         return results
 
 
-def test_one_bad_element_among_many_goes_alone():
+def test_one_failing_element_among_many_is_the_only_dead_letter():
     outcome = Outcome([*range(1, 50), -7], Picky("alone", min_batch_size=50, max_batch_size=50))
     assert sorted(result.example for result in outcome.good) == list(range(1, 50))
     [(element, (kind, message, lines))] = outcome.bad
@@ -78,7 +78,7 @@ def test_one_bad_element_among_many_goes_alone():
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(1, 16))
-def test_all_good_elements_get_results_and_all_bad_ones_are_aside(numbers, size):
+def test_exactly_the_failing_elements_become_dead_letters(numbers, size):
     outcome = Outcome(numbers, Picky("any", min_batch_size=size, max_batch_size=size))
     assert sorted(result.example for result in outcome.good) == sorted(n for n in numbers if n >= 0)
     assert sorted(element for element, _ in outcome.bad) == sorted(n for n in numbers if n < 0)
@@ -106,7 +106,7 @@ def _refuse_seven(batch):
 JUNK = [None, "text", np.zeros((2, 2)), object, {"a": 1}, b"\x00", [], float("nan"), ("k", 1)]
 
 
-def test_random_junk_among_good_rows_is_set_aside(tmp_path):
+def test_values_of_wrong_types_become_dead_letters(tmp_path):
     handler = SklearnModelHandlerNumpy(linear_regression(tmp_path / "m.pickle"), min_batch_size=16)
     good = [np.array([float(n)]) for n in range(100)]
     mixed = [*good[:50], *JUNK, *good[50:]]
@@ -117,7 +117,7 @@ def test_random_junk_among_good_rows_is_set_aside(tmp_path):
     assert len(outcome.bad) == len(JUNK)
 
 
-def test_junk_that_cannot_even_be_weighed_is_set_aside():
+def test_an_element_whose_weight_fails_becomes_a_dead_letter():
     handler = Doubler("weigh", max_batch_weight=10, element_size_fn=len)
     outcome = Outcome(["ab", 5, "cd"], handler)
     assert sorted(result.inference for result in outcome.good) == ["abab", "cdcd"]
@@ -125,7 +125,7 @@ def test_junk_that_cannot_even_be_weighed_is_set_aside():
     assert (element, kind) == (5, TypeError)
 
 
-def test_functions_around_the_model_set_aside_too():
+def test_preprocess_and_postprocess_functions_have_dead_letters_too():
     handler = Doubler("around").with_preprocess_fn(int).with_postprocess_fn(_refuse_four)
     outcome = Outcome(["1", "x", "2"], handler)
     assert outcome.good == [2]
@@ -139,7 +139,7 @@ def _refuse_four(result):
     return result.inference
 
 
-def test_only_the_errors_named_are_set_aside():
+def test_errors_of_other_classes_fail_the_pipeline():
     with pytest.raises(ValueError, match="negative"):
         Outcome([-1], Picky("named"), exc_class=KeyError)
 
@@ -155,17 +155,17 @@ def test_the_threshold_counts_records_not_batches(n_bad, stops):
         assert len(Outcome(numbers, handler, threshold=0.1).good) == 99
 
 
-def test_too_few_results_are_set_aside_and_counted():
+def test_too_few_results_become_dead_letters():
     outcome = Outcome([1, 2, 3], FunctionHandler(lambda batch: batch[:-1], min_batch_size=3))
     assert len(outcome.bad) == 3
     assert outcome.good == []
 
 
-def test_an_error_while_a_lazy_result_is_read_is_set_aside_and_counted():
+def test_an_error_in_a_lazy_result_becomes_a_counted_dead_letter():
     def lazily(batch):
         for element in batch:
             if element == 2:
-                raise RuntimeError("broke while it was read")
+                raise RuntimeError("failed while it was read")
             yield element
 
     outcome = Outcome([1, 2, 3], FunctionHandler(lazily, min_batch_size=3))
@@ -174,7 +174,7 @@ def test_an_error_while_a_lazy_result_is_read_is_set_aside_and_counted():
     assert outcome.counter("failed_batches_counter") > 0
 
 
-def test_out_of_memory_is_halved_with_and_without_exception_handling():
+def test_a_batch_that_runs_out_of_memory_is_halved():
     def tight(batch):
         if len(batch) > 5:
             raise MemoryError("too many")
@@ -185,7 +185,7 @@ def test_out_of_memory_is_halved_with_and_without_exception_handling():
 
 
 class Sticky(ModelHandler):
-    """Hangs on one element until the test ends; knows its loads and its calls."""
+    """Hangs on one element until the test ends, and counts its loads."""
 
     loads: list[int] = []
     hung = threading.Event()
@@ -200,7 +200,7 @@ class Sticky(ModelHandler):
         return [(element, model) for element in batch]
 
 
-def test_a_model_that_hangs_is_given_up_and_a_fresh_one_loaded():
+def test_a_call_that_exceeds_the_timeout_is_abandoned_and_the_model_is_reloaded():
     Sticky.loads.clear()
     Sticky.hung.clear()
     outcome = Outcome(range(10, 20), Sticky(min_batch_size=10, max_batch_size=10), timeout=0.3)
@@ -212,7 +212,7 @@ def test_a_model_that_hangs_is_given_up_and_a_fresh_one_loaded():
     assert outcome.counter("failed_batches_counter") >= outcome.counter("inference_timeouts") > 0
 
 
-def test_a_timeout_of_the_handlers_own_is_told_apart():
+def test_a_timeout_error_of_the_handler_is_not_an_inference_timeout():
     def slow_server(batch):
         raise TimeoutError("the server did not answer")
 
@@ -236,7 +236,7 @@ class Crashing(ModelHandler):
         return [(element, model) for element in batch]
 
 
-def test_a_crash_in_a_subprocess_takes_down_one_element():
+def test_a_crash_in_a_subprocess_fails_one_element():
     outcome = Outcome(range(10, 18), Crashing(min_batch_size=8), use_subprocess=True)
     assert sorted(element for element, _ in outcome.good) == [10, 11, 12, 15, 16, 17]
     assert {element: kind.__name__ for element, (kind, _, _) in outcome.bad} == {
@@ -256,7 +256,7 @@ class HangingChild(ModelHandler):
         return batch
 
 
-def test_a_subprocess_that_hangs_is_ended():
+def test_a_subprocess_that_hangs_is_terminated():
     outcome = Outcome([12, 13], HangingChild(max_batch_size=1), use_subprocess=True, timeout=15)
     assert outcome.good == [12]
     assert [element for element, _ in outcome.bad] == [13]
@@ -273,7 +273,7 @@ class NoModel(ModelHandler):
         return batch
 
 
-def test_a_model_that_cannot_be_loaded_fails_the_elements_of_its_keys_only():
+def test_a_model_that_cannot_be_loaded_fails_only_the_elements_of_its_keys():
     handler = KeyedModelHandler(
         [
             KeyModelMapping(["good"], Doubler("good")),
@@ -294,18 +294,18 @@ def test_a_model_that_cannot_be_loaded_fails_the_elements_of_its_keys_only():
     assert len(NoModel.loads) == 1
 
 
-def test_a_missing_model_stops_the_pipeline_where_it_is_the_only_one():
+def test_a_missing_model_fails_the_pipeline_if_it_is_the_only_one():
     with pytest.raises(FileNotFoundError, match="no model here"):
         Outcome([1], NoModel())
 
 
-def test_batches_of_the_users_own_are_divided_too():
+def test_a_failing_prebatched_element_is_split():
     outcome = Outcome([[1, -2, 3], [4]], Picky("own").with_no_batching())
     assert sorted(result.inference for result in outcome.good) == [2, 6, 8]
     assert [element for element, _ in outcome.bad] == [-2]
 
 
-def test_batches_of_the_users_own_for_several_models_keep_what_has_a_model():
+def test_prebatched_elements_for_several_models_keep_examples_with_a_known_key():
     handler = KeyedModelHandler(
         [KeyModelMapping(["a"], Doubler("a")), KeyModelMapping(["b"], Doubler("b"))]
     )
@@ -320,7 +320,7 @@ def test_batches_of_the_users_own_for_several_models_keep_what_has_a_model():
     assert [element for element, _ in outcome.bad] == [("c", 3)]
 
 
-def test_with_exception_handling_makes_a_copy():
+def test_with_exception_handling_returns_a_copy():
     plain = RunInference(Doubler("copy"))
     handled = plain.with_exception_handling()
     with beam.Pipeline(runner=RUNNER) as pipeline:
@@ -335,6 +335,6 @@ def test_with_exception_handling_makes_a_copy():
 
 
 @pytest.mark.parametrize("handling", [{"threshold": 1.5}, {"threshold": -1}, {"timeout": 0}])
-def test_values_out_of_range_are_refused(handling):
+def test_values_out_of_range_raise(handling):
     with pytest.raises(OptionError):
         RunInference(Doubler("range")).with_exception_handling(**handling)

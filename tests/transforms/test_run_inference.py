@@ -1,4 +1,4 @@
-"""RunInference in a pipeline: what goes in comes out once, with its window, its timestamp and its key."""
+"""RunInference in a pipeline: each element gets one result, with its window, timestamp and key."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.infer_dofn import InferDoFn
 
 
-def test_every_element_comes_out_once():
+def test_every_element_gets_one_result():
     results = run(range(1000), RunInference(Doubler("all")))
     assert sorted(results) == [(n, 2 * n, "all") for n in range(1000)]
 
 
-def test_the_size_of_batches_is_kept():
+def test_a_fixed_batch_size_is_used():
     handler = Doubler("sized", min_batch_size=16, max_batch_size=16)
     run(range(100), RunInference(handler))
     assert max(handler.sizes) == 16
@@ -67,21 +67,21 @@ def test_an_element_in_several_windows_has_a_result_in_each():
     assert sorted(w.start for _, _, w in caught) == [0, 5]
 
 
-def test_a_batch_that_is_batched_already_is_handed_on_as_it_is():
+def test_prebatched_elements_are_passed_to_the_model_unchanged():
     handler = Doubler("given").with_no_batching()
     results = run([[1, 2, 3], [4]], RunInference(handler))
     assert sorted(result.inference for result in results) == [2, 4, 6, 8]
     assert sorted(handler.sizes) == [1, 3]
 
 
-def test_functions_run_around_the_model():
+def test_preprocess_and_postprocess_functions_run():
     handler = (
         Doubler("functions").with_preprocess_fn(int).with_postprocess_fn(lambda r: r.inference)
     )
     assert sorted(run(["1", "2"], RunInference(handler))) == [2, 4]
 
 
-def test_one_model_serves_all_threads_of_a_process():
+def test_all_threads_of_a_process_share_one_model():
     together = threading.Barrier(4, timeout=30)
 
     class Meeting(Doubler):
@@ -112,17 +112,17 @@ def drive(do_fn):
     list(do_fn.finish_bundle())
 
 
-def test_a_step_that_returns_too_few_results_is_an_error_with_both_lengths():
+def test_too_few_results_raise_an_error_with_both_lengths():
     with pytest.raises(ResultMismatchError, match="returned 1 result for a batch of 8"):
         run(range(8), RunInference(FunctionHandler(lambda batch: [0], min_batch_size=8)))
 
 
-def test_an_unknown_keyword_names_the_nearest_one():
+def test_an_unknown_keyword_raises_an_error_with_the_closest_one():
     with pytest.raises(UnknownOptionError, match="Did you mean 'inference_args'"):
         RunInference(Doubler("misspelt"), inference_arg={})
 
 
-def test_inference_args_are_checked_and_passed():
+def test_inference_args_are_validated():
     class Choosy(Doubler):
         def validate_inference_args(self, inference_args):
             if inference_args:
@@ -132,14 +132,14 @@ def test_inference_args_are_checked_and_passed():
         run([1], RunInference(Choosy("choosy"), inference_args={"x": 1}))
 
 
-def test_a_lazy_error_is_raised_and_counted():
+def test_an_error_in_a_lazy_result_is_raised():
     def lazily(batch):
         yield from batch[:1]
-        raise RuntimeError("broke while it was read")
+        raise RuntimeError("failed while it was read")
 
     pipeline = beam.Pipeline(runner=RUNNER)
     _ = pipeline | beam.Create([1, 2]) | RunInference(FunctionHandler(lazily))
-    with pytest.raises(RuntimeError, match="broke while it was read"):
+    with pytest.raises(RuntimeError, match="failed while it was read"):
         pipeline.run().wait_until_finish()
 
 
@@ -148,7 +148,7 @@ def counted(result, name):
     return [metric.committed for metric in (*found["counters"], *found["distributions"])]
 
 
-def test_metrics_have_beams_names_and_true_values(tmp_path):
+def test_metrics_have_the_names_of_beam_and_correct_values(tmp_path):
     handler = SklearnModelHandlerNumpy(
         linear_regression(tmp_path / "m.pkl"), min_batch_size=4, max_batch_size=4
     )
@@ -175,7 +175,7 @@ def test_metrics_have_beams_names_and_true_values(tmp_path):
     assert found[0].key.metric.namespace == "mine"
 
 
-def test_results_are_declared_as_what_they_are(tmp_path):
+def test_the_declared_element_type_is_the_type_of_the_results(tmp_path):
     handler = SklearnModelHandlerNumpy(linear_regression(tmp_path / "m.pkl"))
     pipeline = beam.Pipeline(runner=RUNNER)
     rows = pipeline | beam.Create([np.ones(1)])
@@ -185,7 +185,7 @@ def test_results_are_declared_as_what_they_are(tmp_path):
     assert declared == typehints.Tuple[str, PredictionResult]
 
 
-def test_a_handler_written_for_beam_runs():
+def test_a_handler_written_for_beam_works():
     class OfBeam(beam_base.ModelHandler):
         def load_model(self):
             return 3
@@ -197,7 +197,7 @@ def test_a_handler_written_for_beam_runs():
     assert sorted(run(["1", "2"], RunInference(handler))) == [(1, 3, None), (2, 6, None)]
 
 
-def test_our_handler_runs_in_beams_transform(tmp_path):
+def test_our_handler_works_in_the_transform_of_beam(tmp_path):
     handler = SklearnModelHandlerNumpy(linear_regression(tmp_path / "m.pkl")).with_postprocess_fn(
         lambda result: round(float(result.inference), 6)
     )
@@ -205,7 +205,7 @@ def test_our_handler_runs_in_beams_transform(tmp_path):
     assert sorted(run(rows, beam_base.RunInference(handler))) == [0, 2, 4, 6]
 
 
-def test_annotations_are_the_same_from_run_to_run():
+def test_annotations_are_equal_in_each_run():
     def annotations():
         return RunInference(Doubler("noted"), model_identifier="the-model").annotations()
 
@@ -215,12 +215,12 @@ def test_annotations_are_the_same_from_run_to_run():
     assert "0x" not in str(annotations())
 
 
-def test_a_transform_is_made_from_a_callable():
+def test_from_callable_creates_a_transform():
     transform = RunInference.from_callable(Doubler, name="made", max_batch_size=2)
     assert sorted(result.inference for result in run([1, 2], transform)) == [2, 4]
 
 
-def test_a_monitoring_transform_gets_predictions_before_they_are_postprocessed():
+def test_a_monitoring_transform_gets_predictions_before_postprocessing():
     seen, results = [], []
     handler = Doubler("monitored").with_postprocess_fn(lambda result: result.inference)
     with beam.Pipeline(runner=RUNNER) as pipeline:
@@ -233,7 +233,7 @@ def test_a_monitoring_transform_gets_predictions_before_they_are_postprocessed()
     assert sorted(CollectElements.take(results)) == [2, 4]
 
 
-def test_a_monitoring_transform_may_be_given_at_once():
+def test_a_monitoring_transform_can_be_passed_to_the_constructor():
     seen = []
     run(
         [1],
@@ -258,11 +258,11 @@ def test_resource_hints_of_the_handler_reach_the_step():
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        (Doubler, r"is the class Doubler: .* Doubler\(\.\.\.\)"),
+        (Doubler, r"is the class Doubler\. .* Doubler\(\.\.\.\)"),
         ("a path", "str without load_model and run_inference"),
     ],
 )
-def test_what_is_no_handler_is_refused_at_construction(handler, message):
+def test_an_object_that_is_not_a_handler_raises_at_construction(handler, message):
     with pytest.raises(OptionError, match=message):
         RunInference(handler)
 
@@ -279,7 +279,7 @@ def test_steps_that_share_models_or_memory_keep_their_own_batch_sizes(options):
     assert set(five.sizes) == {5}
 
 
-def test_annotations_that_name_what_cannot_be_found_do_no_harm():
+def test_annotations_that_cannot_be_resolved_are_ignored():
     class Row:
         pass
 
@@ -290,14 +290,14 @@ def test_annotations_that_name_what_cannot_be_found_do_no_harm():
     assert run([1, 2], RunInference(Annotated(list))) == [1, 2]
 
 
-def test_a_data_frame_is_a_batch_of_its_rows():
-    def say(frame):
+def test_a_data_frame_can_be_a_batch_of_its_rows():
+    def predict(frame):
         if (frame["number"] < 0).any():
             raise ValueError("a negative number")
         return list(2 * frame["number"])
 
     frame = pd.DataFrame({"number": [1, -2, 3], "name": list("abc")})
-    handler = FunctionHandler(say).with_no_batching()
+    handler = FunctionHandler(predict).with_no_batching()
     assert run([frame[:1], frame[2:]], RunInference(handler)) == [2, 6]
     good, bad = [], []
     with beam.Pipeline(runner=RUNNER) as pipeline:
@@ -310,7 +310,7 @@ def test_a_data_frame_is_a_batch_of_its_rows():
     assert row.to_dict("list") == {"number": [-2], "name": ["b"]}
 
 
-def test_a_sparse_matrix_may_be_a_batch():
+def test_a_sparse_matrix_can_be_a_batch():
     handler = FunctionHandler(lambda matrix: matrix.sum(axis=1).A1).with_no_batching()
     matrix = scipy.sparse.csr_matrix(np.eye(3))
     assert run([matrix], RunInference(handler)) == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""Arguments for the model's calls may come from the pipeline, and differ from window to window."""
+"""Inference arguments and model refreshes from side inputs, which may differ from window to window."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from apache_beam.transforms.window import (
 )
 
 from common import RUNNER, CollectElements, FunctionHandler
-from runinference import KeyedModelHandler, RunInference
+from runinference import KeyedModelHandler, ModelMetadata, RunInference
 from runinference.errors import OptionError
 from runinference.transforms.infer_dofn import InferDoFn
-from runinference.transforms.side_inputs import are_equal
+from runinference.transforms.side_inputs import AsLatest, are_same_arguments
 
 
 class Scaled(FunctionHandler):
-    """Multiplies by an argument; notes each batch with it."""
+    """Multiplies by an argument, and records each batch with it."""
 
     calls: list[tuple[list[float], int]] = []
 
     def __init__(self, **options) -> None:
-        super().__init__(_same, **options)
+        super().__init__(_identity, **options)
 
     def run_inference(self, batch, model, inference_args=None):
         self.calls.append((list(batch), inference_args["scale"]))
@@ -36,12 +36,12 @@ class Scaled(FunctionHandler):
             raise ValueError(f"not {inference_args}")
 
 
-def _same(value):
+def _identity(value):
     return value
 
 
 def scaled(handler, **options):
-    """Numbers 0 to 3, two in each window, by an argument of their window."""
+    """Return the numbers 0 to 3, two in each window, multiplied by the argument of their window."""
     good: list = []
     with beam.Pipeline(runner=RUNNER) as pipeline:
 
@@ -49,12 +49,12 @@ def scaled(handler, **options):
             values = pipeline | label >> beam.Create([TimestampedValue(*v) for v in values])
             return values | f"{label} in windows" >> beam.WindowInto(FixedWindows(10))
 
-        given = timed("arguments", [(("scale", 10), 0), (("scale", 100), 10)])
+        arguments = timed("arguments", [(("scale", 10), 0), (("scale", 100), 10)])
         numbers = timed("numbers", [(0, 0), (1, 1), (2, 10), (3, 11)])
         if isinstance(handler, KeyedModelHandler):
             numbers |= beam.WithKeys(str)
-        step = RunInference(handler, inference_args=beam.pvalue.AsDict(given), **options)
-        _ = numbers | step | beam.ParDo(CollectElements(good))
+        transform = RunInference(handler, inference_args=beam.pvalue.AsDict(arguments), **options)
+        _ = numbers | transform | beam.ParDo(CollectElements(good))
     return sorted(CollectElements.take(good))
 
 
@@ -67,24 +67,24 @@ def test_each_element_is_called_with_the_arguments_of_its_window(options):
     assert scaled(Scaled(**options)) == [0, 10, 200, 300]
 
 
-def test_they_reach_the_handler_inside_a_keyed_one():
+def test_arguments_reach_the_handler_inside_a_keyed_handler():
     results = scaled(KeyedModelHandler(Scaled()))
     assert results == [("0", 0), ("1", 10), ("2", 200), ("3", 300)]
 
 
-def test_arguments_that_are_no_dictionary_or_do_not_suit_the_handler_are_refused():
+def test_arguments_that_are_not_a_dictionary_become_dead_letters():
     with beam.Pipeline(runner=RUNNER) as pipeline:
         wrong = pipeline | beam.Create([7])
-        step = RunInference(Scaled(), inference_args=beam.pvalue.AsSingleton(wrong))
-        _, letters = pipeline | "one" >> beam.Create([1]) | step.with_exception_handling()
+        transform = RunInference(Scaled(), inference_args=beam.pvalue.AsSingleton(wrong))
+        _, letters = pipeline | "one" >> beam.Create([1]) | transform.with_exception_handling()
         bad: list = []
         _ = letters.failed_inferences | beam.ParDo(CollectElements(bad))
     [(element, (kind, message, _))] = CollectElements.take(bad)
     assert (element, kind) == (1, OptionError)
-    assert "Give beam.pvalue.AsDict" in message
+    assert "use beam.pvalue.AsDict" in message
 
 
-def test_a_batch_is_run_before_elements_with_other_arguments_gather():
+def test_a_batch_runs_before_elements_with_other_arguments_are_batched():
     do_fn = InferDoFn(RunInference(Scaled(min_batch_size=10, max_batch_size=10))._config())
     do_fn.setup()
     do_fn.start_bundle()
@@ -98,6 +98,17 @@ def test_a_batch_is_run_before_elements_with_other_arguments_gather():
     assert Scaled.calls == [([0, 1], 1), ([2, 3], 2), ([4], 1)]
 
 
+A, B = ModelMetadata("a", "model-a"), ModelMetadata("b", "model-b")
+
+
+def test_the_latest_model_refresh_is_used_and_two_with_the_same_timestamp_raise():
+    assert AsLatest._from_runtime_iterable([], {}) is None
+    assert AsLatest._from_runtime_iterable([(1, A), (3, B), (2, A)], {}) == B
+    assert AsLatest._from_runtime_iterable([(1, A), (1, A)], {}) == A
+    with pytest.raises(OptionError, match="2 model refreshes have the same timestamp"):
+        AsLatest._from_runtime_iterable([(1, A), (1, B)], {})
+
+
 def test_arrays_that_cannot_be_compared_are_not_equal():
-    assert not are_equal({"a": np.zeros(2)}, {"a": np.zeros(2)})
-    assert are_equal({"a": 1}, {"a": 1})
+    assert not are_same_arguments({"a": np.zeros(2)}, {"a": np.zeros(2)})
+    assert are_same_arguments({"a": 1}, {"a": 1})

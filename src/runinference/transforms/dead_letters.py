@@ -1,4 +1,4 @@
-"""Where records go that fail: they stop the pipeline, or come out beside the results."""
+"""Dead letters: exception handling, the dead-letter queue, and the failure threshold."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from runinference.errors import OptionError, TooManyFailuresError
 
 
 class RunInferenceDLQ(NamedTuple):
-    """The records that failed, by the step they failed in.
+    """The dead-letter queue: the records that failed, by the step that failed.
 
-    Each is ``(record, (type, message, traceback))``: the record that went into the step, the error's class, its
+    Each dead letter is ``(record, (type, message, traceback))``: the input of the step, the error's class, its
     ``repr``, and the lines of its traceback. It has the window and timestamp of its element.
 
     Attributes:
-        failed_inferences: Examples that have no prediction.
-        failed_preprocessing: Elements, one PCollection for each preprocessing function, in their order.
-        failed_postprocessing: Predictions, one PCollection for each postprocessing function, in their order.
+        failed_inferences: PCollection of examples without a prediction.
+        failed_preprocessing: One PCollection of elements for each preprocessing function, in order.
+        failed_postprocessing: One PCollection of predictions for each postprocessing function, in order.
     """
 
     failed_inferences: Any
@@ -31,13 +31,13 @@ class RunInferenceDLQ(NamedTuple):
 
 @dataclass(frozen=True)
 class ExceptionHandling:
-    """How failing records are set aside.
+    """How failing records become dead letters.
 
     Attributes:
-        exc_class: The errors that are; others stop the pipeline.
-        use_subprocess: Whether the model runs in a process of its own, which may crash.
-        threshold: The share of records that may fail.
-        timeout: Seconds for loading a model, and for a call.
+        exc_class: The errors that become dead letters. Others fail the pipeline.
+        use_subprocess: Whether the model runs in a subprocess.
+        threshold: Maximum share of records that may fail, from 0 to 1.
+        timeout: Maximum seconds to load a model and call it once; None for no limit.
     """
 
     exc_class: type[BaseException] | tuple[type[BaseException], ...] = Exception
@@ -48,10 +48,10 @@ class ExceptionHandling:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise OptionError(
-                f"threshold is the share of records that may fail, from 0 to 1, and is {self.threshold!r}."
+                f"threshold is the share of records that may fail, from 0 to 1, but is {self.threshold!r}."
             )
         if self.timeout is not None and self.timeout <= 0:
-            raise OptionError(f"timeout must be greater than 0 seconds, and is {self.timeout!r}.")
+            raise OptionError(f"timeout must be greater than 0 seconds, but is {self.timeout!r}.")
 
 
 def apply_functions(
@@ -60,8 +60,8 @@ def apply_functions(
     step: str,
     handling: ExceptionHandling | None,
 ) -> tuple[beam.PCollection, list[beam.PCollection]]:
-    """Applies functions one after another; elements that fail come out aside if they are handled."""
-    aside = []
+    """Apply functions in order, and return the results and the dead letters of each function."""
+    dead_letters = []
     for index, function in enumerate(functions):
         label, apply = f"BeamML_RunInference_{step}-{index}", beam.Map(function)
         if handling is None:
@@ -72,23 +72,23 @@ def apply_functions(
                 use_subprocess=handling.use_subprocess,
                 timeout=handling.timeout,
             )
-            aside.append(failed)
-    return elements, aside
+            dead_letters.append(failed)
+    return elements, dead_letters
 
 
 class FailureThreshold(beam.PTransform):  # type: ignore[misc]
-    """Stops the pipeline when more than a share of the records has failed.
+    """Fail the pipeline if the share of failed records exceeds a threshold.
 
-    Its input is a tuple: the PCollection of good records first, then those of failed ones.
-    Records are counted within their windows; in a stream without windows, within each minute.
+    The input is a tuple: the PCollection of results, then the PCollections of dead letters. Records are counted
+    per window, and in a stream in the global window per minute.
     """
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self._threshold = threshold
 
-    def expand(self, good_and_failed: tuple[beam.PCollection, ...]) -> Any:
-        good, *failed = good_and_failed
+    def expand(self, records: tuple[beam.PCollection, ...]) -> Any:
+        good, *failed = records
         counts = [good | "Good" >> beam.Map(lambda _: (0, 1))]
         counts += [
             letters | f"Failed-{index}" >> beam.Map(lambda _: (1, 1))
@@ -97,18 +97,18 @@ class FailureThreshold(beam.PTransform):  # type: ignore[misc]
         counts = counts | beam.Flatten()
         if not counts.is_bounded and isinstance(counts.windowing.windowfn, window.GlobalWindows):
             counts = counts | beam.WindowInto(window.FixedWindows(60))
-        totals = counts | beam.CombineGlobally(_sum_pairs).without_defaults()
-        return totals | "Check" >> beam.Map(_check, self._threshold)
+        totals = counts | beam.CombineGlobally(_sum_counts).without_defaults()
+        return totals | "Check" >> beam.Map(_check_threshold, self._threshold)
 
 
-def _sum_pairs(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+def _sum_counts(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
     failed = total = 0
-    for one_failed, one in pairs:
-        failed, total = failed + one_failed, total + one
+    for n_failed, n in counts:
+        failed, total = failed + n_failed, total + n
     return failed, total
 
 
-def _check(counts: tuple[int, int], threshold: float) -> None:
+def _check_threshold(counts: tuple[int, int], threshold: float) -> None:
     failed, total = counts
     if failed > total * threshold:
         raise TooManyFailuresError(

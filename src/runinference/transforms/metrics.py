@@ -1,11 +1,15 @@
-"""What is counted and timed while a pipeline runs, under Beam's names."""
+"""Metrics of an inference step, under Beam's names."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from apache_beam.metrics import Metrics
 
-#: What happens now and then, and is counted; Beam has no names for it.
-EVENTS = (
+from runinference.serving.routing import ModelVersion
+
+#: Counters that Beam has no names for.
+_COUNTERS = (
     "failed_elements",
     "batch_splits",
     "model_refreshes",
@@ -24,16 +28,16 @@ class InferenceMetrics:
     ``num_inferences``                            elements that got a result
     ``inference_request_batch_size``              elements in a call of the model
     ``inference_request_batch_byte_size``         bytes in a call of the model
-    ``inference_batch_latency_micro_secs``        microseconds a call took
-    ``load_model_latency_milli_secs``             milliseconds the model took to load
+    ``inference_batch_latency_micro_secs``        duration of a call in microseconds
+    ``load_model_latency_milli_secs``             duration of loading the model in milliseconds
     ``model_byte_size``                           bytes by which loading grew the process
     ``failed_batches_counter``                    calls that raised
-    ``failed_elements``                           elements set aside as dead letters
-    ``batch_splits``                              calls that were made because another had failed
-    ``model_refreshes``                           new models that took over
+    ``failed_elements``                           elements that became dead letters
+    ``batch_splits``                              calls for a part of a batch that had failed
+    ``model_refreshes``                           new models that replaced another
     ``failed_model_refreshes``                    new models that could not be loaded
-    ``model_evictions``                           models put away to make room for others
-    ``inference_timeouts``                        calls that took longer than the timeout
+    ``model_evictions``                           models evicted from the cache
+    ``inference_timeouts``                        calls that exceeded the timeout
     ``queue_time_micro_secs``                     microseconds the first element of a batch waited
     ============================================= ==================================================
     """
@@ -51,7 +55,7 @@ class InferenceMetrics:
         self._load_latency = distribution(namespace, name("load_model_latency_milli_secs"))
         self._model_bytes = distribution(namespace, name("model_byte_size"))
         self._queue_time = distribution(namespace, name("queue_time_micro_secs"))
-        self._ours = {event: counter(namespace, name(event)) for event in EVENTS}
+        self._counters = {metric: counter(namespace, name(metric)) for metric in _COUNTERS}
 
     def batch_sized(self, n_elements: int, n_bytes: int) -> None:
         self._batch_size.update(n_elements)
@@ -66,9 +70,8 @@ class InferenceMetrics:
     def queued(self, nanoseconds: int) -> None:
         self._queue_time.update(nanoseconds // 1000)
 
-    def count(self, event: str, n: int = 1) -> None:
-        """Counts one of the [EVENTS][runinference.transforms.metrics.EVENTS]."""
-        self._ours[event].inc(n)
+    def count(self, metric: str, n: int = 1) -> None:
+        self._counters[metric].inc(n)
 
     def batch_failed(self) -> None:
         self._failed_batches.inc()
@@ -76,3 +79,29 @@ class InferenceMetrics:
     def model_loaded(self, nanoseconds: int, n_bytes: int) -> None:
         self._load_latency.update(nanoseconds // 1_000_000)
         self._model_bytes.update(n_bytes)
+
+
+class StepMetrics:
+    """The metrics of all models of a step. Has none if the handler reports its own."""
+
+    def __init__(self, handler: Any, namespace: str | None) -> None:
+        namespace = namespace or handler.get_metrics_namespace()
+        self._namespace = None if handler.override_metrics(namespace) else namespace
+        self._by_prefix: dict[str, InferenceMetrics] = {}
+
+    def for_step(self) -> list[InferenceMetrics]:
+        return self._get("")
+
+    def for_version(self, version: ModelVersion) -> list[InferenceMetrics]:
+        """Return the metrics of a model and, with a model per key, those of all models together."""
+        if version.keys != (None,) and version.prefix:
+            return self._get(version.prefix, "")
+        return self._get(version.prefix)
+
+    def _get(self, *prefixes: str) -> list[InferenceMetrics]:
+        if self._namespace is None:
+            return []
+        for prefix in prefixes:
+            if prefix not in self._by_prefix:
+                self._by_prefix[prefix] = InferenceMetrics(str(self._namespace), prefix)
+        return [self._by_prefix[prefix] for prefix in prefixes]

@@ -1,4 +1,4 @@
-"""RunInference: elements are prepared, gathered into batches, run through a model, split and finished."""
+"""The RunInference transform: preprocess, run inference, postprocess, and collect dead letters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowFn
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
 from runinference.caching.memory_budget import limits_from_args
 from runinference.caching.model_cache import CacheLimits
+from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.keyed import per_key_mappings
@@ -22,7 +23,16 @@ from runinference.serving.placement import Placement, default_placement
 from runinference.serving.registry import ProcessShared
 from runinference.serving.session import SessionConfig
 from runinference.serving.subprocess_model import SubprocessModel
-from runinference.transforms.buffered_dofn import AssignShardKey, BufferedInferDoFn, longest_wait
+from runinference.transforms.batch_sources import (
+    BundleBatches,
+    PrebatchedBatches,
+    UnsplitBatches,
+)
+from runinference.transforms.buffered_dofn import (
+    AssignShardKey,
+    BufferedInferDoFn,
+    get_max_duration_secs,
+)
 from runinference.transforms.coders import result_type
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.dead_letters import (
@@ -31,16 +41,18 @@ from runinference.transforms.dead_letters import (
     RunInferenceDLQ,
     apply_functions,
 )
-from runinference.transforms.infer_dofn import FAILED, InferDoFn, InferEachWindow
-from runinference.transforms.prebatched_dofn import infer_prebatched
-from runinference.transforms.side_inputs import is_side_input
-from runinference.transforms.watch_file_pattern import AsLatest
+from runinference.transforms.engine import FAILED
+from runinference.transforms.infer_dofn import ExplodeWindows, InferDoFn
+from runinference.transforms.side_inputs import AsLatest, is_side_input
+
+#: Windowing that puts each element in one window.
+_SINGLE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
 
 
 class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
-    """Turns a PCollection of examples into one of predictions, one for each, with a model.
+    """Run a model on each element of a PCollection.
 
-    Each prediction has the window and timestamp of its example.
+    Each prediction has the window and timestamp of its element.
 
     >>> from runinference.sklearn_inference import SklearnModelHandlerNumpy
     >>> from runinference import samples
@@ -68,36 +80,35 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         interval: float | None = None,
         stop_timestamp: Any = None,
     ) -> None:
-        """Takes a handler, and what all its calls have in common.
+        """Create the transform.
 
         Args:
-            model_handler: Says how to load the model and how to call it. Any object with the methods of
-                Beam's ``ModelHandler`` will do.
-            clock: Has ``time_ns()``; for tests of your own.
-            inference_args: Arguments for the model's call, the same for all elements: a dictionary, or a side
-                input that gives one, such as ``beam.pvalue.AsDict``.
-            metrics_namespace: The namespace of the metrics; by default the handler's.
-            model_metadata_pcoll: Names new models while the pipeline runs: one ``ModelMetadata`` at a time, or
-                a list of ``KeyModelPathMapping`` where there is a model per key.
-            watch_model_pattern: In place of it: a pattern of files of which the newest is the model. Each worker
-                process looks for itself.
-            model_identifier: Steps with the same one share their model. By default each has its own.
-            use_model_manager: Whether this step's model shares a budget of memory with those of all other
-                steps that say so.
+            model_handler: Loads and calls the model. Any object with the methods of Beam's ``ModelHandler``.
+            clock: An object with ``time_ns()``, for tests.
+            inference_args: Arguments of each call of the model: a dictionary, or a side input with one, such as
+                ``beam.pvalue.AsDict``.
+            metrics_namespace: Namespace of the metrics. By default, the handler's.
+            model_metadata_pcoll: New models while the pipeline runs: one ``ModelMetadata`` at a time, or a list
+                of ``KeyModelPathMapping`` if there is a model per key.
+            watch_model_pattern: Instead of ``model_metadata_pcoll``, a file pattern whose newest file is the
+                model. Each worker process polls it.
+            model_identifier: Steps with the same identifier share their model. By default, each step has its own.
+            use_model_manager: Whether this step shares a memory budget for models with all other steps that set
+                this option.
             model_manager_args: The budget: ``max_model_bytes``, ``max_models``, ``wait_timeout_seconds``.
-            monitoring_transform: Gets the predictions too, before they are postprocessed.
-            interval: For ``watch_model_pattern``: seconds from one look to the next.
-            stop_timestamp: For ``watch_model_pattern``: when to look for the last time.
+            monitoring_transform: A transform that also gets the predictions, before they are postprocessed.
+            interval: Seconds between polls of ``watch_model_pattern``. Default: 360.
+            stop_timestamp: When to poll ``watch_model_pattern`` for the last time.
 
         Raises:
-            UnknownOptionError: A keyword is not known; the message names the nearest one.
-            OptionError: Options contradict each other.
+            UnknownOptionError: A keyword is unknown. The message suggests the closest one.
+            OptionError: The handler is not a model handler, or options conflict.
         """
         super().__init__()
-        check_handler(model_handler)
+        validate_handler(model_handler)
         if model_metadata_pcoll is not None and watch_model_pattern:
             raise OptionError(
-                "model_metadata_pcoll and watch_model_pattern both name new models: give one of them."
+                "model_metadata_pcoll and watch_model_pattern both name new models. To fix this, give one of them."
             )
         if not watch_model_pattern and (interval is not None or stop_timestamp is not None):
             raise OptionError("interval and stop_timestamp are for watch_model_pattern.")
@@ -123,7 +134,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     @classmethod
     def from_callable(cls, model_handler_provider: Any, **kwargs: Any) -> RunInference:
-        """A transform whose handler is ``model_handler_provider(**kwargs)``, for pipelines in other languages."""
+        """Create a transform for cross-language pipelines. Its handler is ``model_handler_provider(**kwargs)``."""
         return cls(model_handler_provider(**kwargs))
 
     def with_exception_handling(
@@ -134,30 +145,32 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         threshold: float = 1,
         timeout: float | None = None,
     ) -> RunInference:
-        """A copy that gives ``(results, dead letters)``: what fails does not stop the pipeline.
+        """Return a copy that outputs ``(results, dead letters)`` instead of failing the pipeline.
 
-        Exactly the failing elements come out in the [RunInferenceDLQ][runinference.RunInferenceDLQ]; all others
-        get their predictions.
+        Exactly the failing elements are in the [RunInferenceDLQ][runinference.RunInferenceDLQ]. All others get
+        their predictions.
 
         Args:
-            exc_class: The errors that are set aside; others stop the pipeline.
-            use_subprocess: Whether the model runs in a process of its own, so that one that crashes takes down
-                a batch and not the worker. Each batch then crosses a process boundary.
-            threshold: The share of records that may fail; above it, the pipeline stops.
-            timeout: Seconds for loading a model and calling it once. A model that takes longer is given up,
-                and a fresh one is loaded.
+            exc_class: The errors that become dead letters. Others fail the pipeline.
+            use_subprocess: Whether the model runs in a subprocess, so that a crash fails a batch and not the
+                worker. Each batch then crosses a process boundary.
+            threshold: Maximum share of elements that may fail, from 0 to 1. Above it, the pipeline fails.
+            timeout: Maximum seconds to load a model and call it once. A call that exceeds the timeout is
+                abandoned, and the model is reloaded.
 
         Raises:
             OptionError: A value is out of range.
         """
-        return self._but(_handling=ExceptionHandling(exc_class, use_subprocess, threshold, timeout))
+        return self._copy(
+            _handling=ExceptionHandling(exc_class, use_subprocess, threshold, timeout)
+        )
 
     def with_monitoring_transform(self, monitoring_transform: beam.PTransform) -> RunInference:
-        """A copy whose predictions go through a transform too, before they are postprocessed."""
-        return self._but(_monitoring_transform=monitoring_transform)
+        """Return a copy that also passes predictions to a transform, before they are postprocessed."""
+        return self._copy(_monitoring_transform=monitoring_transform)
 
     def annotations(self) -> dict[str, Any]:
-        """Names the handler and the model for tools that draw pipelines; the same from run to run."""
+        """Return the names of the handler and the model for tools that display pipelines, equal in each run."""
         kind = type(self._model_handler)
         return {
             "model_handler": kind.__qualname__,
@@ -170,32 +183,37 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         handler, handling = self._model_handler, self._handling
         if not is_side_input(self._inference_args):
             handler.validate_inference_args(self._inference_args)
-        prepared, bad_before = apply_functions(
+        preprocessed, failed_preprocessing = apply_functions(
             examples, handler.get_preprocess_fns(), "Preprocess", handling
         )
-        results, bad = self._inferred(prepared)
+        predictions, failed = self._infer(preprocessed)
         if self._monitoring_transform is not None:
-            _ = results | "BeamML_RunInference_MonitoringOutlet" >> self._monitoring_transform
-        finished, bad_after = apply_functions(
-            results, handler.get_postprocess_fns(), "Postprocess", handling
+            _ = predictions | "BeamML_RunInference_MonitoringOutlet" >> self._monitoring_transform
+        results, failed_postprocessing = apply_functions(
+            predictions, handler.get_postprocess_fns(), "Postprocess", handling
         )
         if handling is None:
-            return finished
+            return results
+        dead_letters = RunInferenceDLQ(failed, failed_preprocessing, failed_postprocessing)
         if handling.threshold < 1:
-            _ = (finished, bad, *bad_before, *bad_after) | FailureThreshold(handling.threshold)
-        return finished, RunInferenceDLQ(bad, bad_before, bad_after)
+            records = (results, failed, *failed_preprocessing, *failed_postprocessing)
+            _ = records | FailureThreshold(handling.threshold)
+        return results, dead_letters
 
-    def _inferred(
+    def _infer(
         self, examples: beam.PCollection
     ) -> tuple[beam.PCollection, beam.PCollection | None]:
-        """Predictions, and the dead letters if errors are set aside."""
-        handler = self._model_handler
-        declared = result_type(handler, examples.element_type)
-        do_fn = self._do_fn(examples.windowing.windowfn)
+        """Return the predictions, and the dead letters if there are any."""
+        handler, element_type = self._model_handler, examples.element_type
+        do_fn = self._make_dofn()
         if isinstance(do_fn, BufferedInferDoFn):
             shard = beam.ParDo(AssignShardKey(handler)).with_output_types(tuple[str, Any])
             examples = examples | "BeamML_RunInference_Shard" >> shard
-        infer = beam.ParDo(do_fn, **self._side_inputs()).with_output_types(declared)
+        elif not isinstance(examples.windowing.windowfn, _SINGLE_WINDOW):
+            explode = beam.ParDo(ExplodeWindows()).with_output_types(element_type)
+            examples = examples | "BeamML_RunInference_ExplodeWindows" >> explode
+        infer = beam.ParDo(do_fn, **self._side_inputs())
+        infer = infer.with_output_types(result_type(handler, element_type))
         infer = infer.with_resource_hints(**handler.get_resource_hints())
         if self._handling is None:
             return examples | "BeamML_RunInference" >> infer, None
@@ -204,57 +222,53 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         )
         return outputs.results, outputs[FAILED]
 
-    def _do_fn(self, windows: WindowFn) -> InferDoFn:
-        """How elements become batches: as they are, within a bundle, or across bundles."""
-        handler, step = self._model_handler, self._config()
-        one = isinstance(windows, (GlobalWindows, FixedWindows, Sessions))
+    def _make_dofn(self) -> InferDoFn | BufferedInferDoFn:
+        """Choose how elements become batches: as they are, within a bundle, or across bundles."""
+        handler, config = self._model_handler, self._config()
         if handler.should_skip_batching():
-            return infer_prebatched(step, one)
-        duration = longest_wait(handler)
+            unsplit = returns_unsplit_results(handler)
+            return InferDoFn(config, UnsplitBatches if unsplit else PrebatchedBatches)
+        duration = get_max_duration_secs(handler)
         if duration is not None:
-            return BufferedInferDoFn(step, duration)
-        return InferDoFn(step) if one else InferEachWindow(step)
+            return BufferedInferDoFn(config, duration)
+        return InferDoFn(config, BundleBatches)
 
     def _side_inputs(self) -> dict[str, Any]:
-        """What an element comes with: the last refresh, and the arguments if they come from the pipeline."""
         update = {} if self._metadata is None else {"update": AsLatest(self._metadata)}
         arguments = self._inference_args
         return update | ({"arguments": arguments} if is_side_input(arguments) else {})
 
     def _config(self) -> InferenceConfig:
-        handler, handling, given = self._model_handler, self._handling, self._inference_args
-        refreshing = self._metadata is not None or bool(self._watch)
-        several = bool(per_key_mappings(handler))
+        handler, handling, arguments = self._model_handler, self._handling, self._inference_args
+        refreshed = self._metadata is not None or bool(self._watch)
+        per_key = bool(per_key_mappings(handler))
         managed = self._manager_limits is not None
+        timeout = handling.timeout if handling else None
         models = ProcessShared(
-            self._manager_limits or (handler.cache_limits if several else CacheLimits()),
+            self._manager_limits or (handler.cache_limits if per_key else CacheLimits()),
             "model manager" if managed else self._model_identifier,
         )
-        timeout = handling.timeout if handling else None
         session = SessionConfig(
             models=models,
-            placement=self._place(models.name),
+            placement=self._placement(models.name),
             clock=self._clock,
             timeout=timeout,
             cache_prefix=f"{self._model_identifier or models.name}/" if managed else "",
-            keep_until_bundle_end=refreshing and not several and not managed,
-            dynamic_batching=self._joins(),
+            keep_until_bundle_end=refreshed and not per_key and not managed,
+            dynamic_batching=self._allows_dynamic_batching(),
         )
         return InferenceConfig(
             handler=handler,
-            inference_args=None if is_side_input(given) else given,
+            inference_args=None if is_side_input(arguments) else arguments,
             namespace=self._metrics_namespace,
             errors=FailFastPolicy() if handling is None else DeadLetterPolicy(handling.exc_class),
             session=session,
-            load_in_setup=not (refreshing or several or managed or timeout),
+            load_in_setup=not (refreshed or per_key or managed or timeout),
             watch=self._watch or None,
         )
 
-    def _joins(self) -> bool:
-        """Whether threads may call the model together: it is here, nobody is given up, batches are ours.
-
-        And all calls have the same arguments, which those that come from the pipeline may not be.
-        """
+    def _allows_dynamic_batching(self) -> bool:
+        """Whether threads may share a call: with the same arguments, in this process, and without a timeout."""
         handler = self._model_handler
         if handler.should_skip_batching() or handler.share_model_across_processes():
             return False
@@ -264,33 +278,32 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             return False
         return bool(getattr(handler, "may_join_threads", bool)())
 
-    def _place(self, tag: str) -> Placement:
-        """Where the model lives, by what the handler and the exception handling ask for."""
+    def _placement(self, tag: str) -> Placement:
         if self._handling is not None and self._handling.use_subprocess:
             return SubprocessModel
         return partial(default_placement, tag=self._model_identifier or tag)
 
-    def _but(self, **changes: Any) -> RunInference:
+    def _copy(self, **changes: Any) -> RunInference:
         changed = copy.copy(self)
         for name, value in changes.items():
             setattr(changed, name, value)
         return changed
 
 
-def check_handler(handler: Any) -> None:
-    """Raises unless a handler has what a transform calls.
+def validate_handler(handler: Any) -> None:
+    """Check that a handler is an object with the methods that the transform calls.
 
     Raises:
-        OptionError: It is a class, or lacks a method.
+        OptionError: It is a class, or has no ``load_model`` or no ``run_inference``.
     """
     if isinstance(handler, type):
         raise OptionError(
-            f"model_handler is the class {handler.__name__}: give RunInference an object of it, "
+            f"model_handler is the class {handler.__name__}. To fix this, pass an instance: "
             f"{handler.__name__}(...)."
         )
     missing = [name for name in ("load_model", "run_inference") if not hasattr(handler, name)]
     if missing:
         raise OptionError(
-            f"model_handler is a {type(handler).__name__} without {' and '.join(missing)}. Give RunInference a "
+            f"model_handler is a {type(handler).__name__} without {' and '.join(missing)}. To fix this, pass a "
             "ModelHandler, such as SklearnModelHandlerNumpy(model_uri=...)."
         )

@@ -1,39 +1,69 @@
-"""Arguments for the model's calls that come from the pipeline: a side input in place of a dictionary."""
+"""Side inputs of the inference step: inference arguments and model updates from the pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import apache_beam as beam
 from apache_beam.pvalue import AsSideInput
 
 from runinference.errors import OptionError
 
 
 def is_side_input(inference_args: Any) -> bool:
-    """Whether ``inference_args`` are a side input, such as ``AsDict``."""
+    """Whether ``inference_args`` is a side input, such as ``AsDict``."""
     return isinstance(inference_args, AsSideInput)
 
 
-def are_equal(one: Any, other: Any) -> bool:
-    """Whether two values of a side input are the same; arrays that cannot be compared are not."""
+def are_same_arguments(one: Any, other: Any) -> bool:
+    """Whether two values of a side input are equal; False if they hold arrays, which have no truth value."""
     try:
         return bool(one == other)
     except ValueError:
         return False
 
 
-def checked(handler: Any, arguments: Any) -> dict[str, Any]:
-    """What a side input gave, as the arguments of a call.
+def validate_inference_args(handler: Any, arguments: Any) -> dict[str, Any]:
+    """Return the value of a side input as the arguments of a call.
 
     Raises:
-        OptionError: It gave no dictionary.
+        OptionError: The value is not a dictionary.
         Exception: What the handler's ``validate_inference_args`` raises.
     """
     if not isinstance(arguments, Mapping):
         raise OptionError(
-            f"inference_args from the pipeline must be a dictionary, and the side input gave {arguments!r:.60}. "
-            "Give beam.pvalue.AsDict(pairs of name and value), or AsSingleton of a dictionary."
+            f"inference_args from the pipeline must be a dictionary, but the side input has {arguments!r:.60}. To "
+            "fix this, use beam.pvalue.AsDict(pairs of name and value), or AsSingleton of a dictionary."
         )
     handler.validate_inference_args(arguments)
     return dict(arguments)
+
+
+class AsLatest(AsSideInput):  # type: ignore[misc]
+    """A side input whose value is the element with the latest timestamp, or None if there is no element.
+
+    ``AsSingleton`` raises on runners that keep both an element and its replacement.
+    """
+
+    def __init__(self, updates: beam.PCollection) -> None:
+        super().__init__(updates | "WithTimestamp" >> beam.Map(_with_timestamp))
+
+    def __repr__(self) -> str:
+        return f"AsLatest({self.pvalue})"
+
+    @staticmethod
+    def _from_runtime_iterable(stamped: Iterable[tuple[int, Any]], options: Any) -> Any:
+        stamped = list(stamped)
+        last = max((micros for micros, _ in stamped), default=0)
+        latest = {repr(update): update for micros, update in stamped if micros == last}
+        if len(latest) > 1:
+            raise OptionError(
+                f"{len(latest)} model refreshes have the same timestamp: {', '.join(latest)}. To fix this, emit "
+                "one refresh for each timestamp."
+            )
+        return next(iter(latest.values()), None)
+
+
+def _with_timestamp(update: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[int, Any]:
+    return timestamp.micros, update

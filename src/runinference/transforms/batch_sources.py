@@ -1,0 +1,127 @@
+"""How the elements of a bundle become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from apache_beam.transforms.window import WindowedValue
+
+from runinference.batching.batcher import Batcher
+from runinference.collate.rows import get_row
+from runinference.collate.unbatch import batch_length
+from runinference.handlers.error_policy import Failure
+from runinference.serving.routing import ModelVersion
+from runinference.transforms.engine import InferenceEngine
+
+
+class BatchSource(Protocol):
+    """Decides which batches of a bundle the engine runs. There is one for each bundle."""
+
+    def __init__(self, engine: InferenceEngine) -> None: ...
+
+    def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
+        """Take an element with its window and timestamp, and return the outputs of full batches, if any."""
+
+    def flush(self) -> Iterable[Any]:
+        """Return the outputs of all remaining elements."""
+
+
+class BundleBatches:
+    """Batches the elements of a bundle, separately for each model version."""
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        self._engine = engine
+        self._batchers: dict[str, Batcher[WindowedValue]] = {}
+        self._versions: dict[str, ModelVersion] = {}
+        self._opened: dict[str, int] = {}
+
+    def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
+        engine = self._engine
+        version = engine.only_version or engine.router.route(element)  # a call less per element
+        batcher = self._batchers.get(version.name) or self._new_batcher(version)
+        full = batcher.add(element, origin)
+        return self._run(version, full) if full else None
+
+    def flush(self) -> Iterator[Any]:
+        for name, batcher in self._batchers.items():
+            yield from self._run(self._versions[name], batcher.flush())
+
+    def _new_batcher(self, version: ModelVersion) -> Batcher[WindowedValue]:
+        name, engine = version.name, self._engine
+        self._opened[name] = engine.clock.time_ns()
+        self._versions[name] = version
+        self._batchers[name] = Batcher(version.policy, engine.session.size_for(version))
+        return self._batchers[name]
+
+    def _run(self, version: ModelVersion, batches: Iterable[list[WindowedValue]]) -> Iterator[Any]:
+        engine = self._engine
+        for origins in batches:
+            now = engine.clock.time_ns()
+            opened, self._opened[version.name] = self._opened[version.name], now
+            for metrics in engine.metrics.for_version(version):
+                metrics.queued(now - opened)
+            outcomes = engine.infer(version, [origin.value for origin in origins])
+            yield from engine.make_outputs(version, origins, outcomes)
+
+
+class UnsplitBatches:
+    """Takes each element as a batch, with one result for all of its rows."""
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        self._engine = engine
+
+    def add(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
+        engine = self._engine
+        version = engine.router.route(element)
+        return engine.make_outputs(version, [origin], engine.infer_unsplit(version, element))
+
+    def flush(self) -> Iterable[Any]:
+        return ()
+
+
+class PrebatchedBatches:
+    """Takes each element as a batch, with one result per row."""
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        self._engine = engine
+
+    def add(self, element: Any, origin: WindowedValue) -> Iterator[Any]:
+        version = self._engine.only_version
+        if version is None:
+            return self._run_per_model(list(element), origin)
+        return self._run(version, element, origin)
+
+    def flush(self) -> Iterable[Any]:
+        return ()
+
+    def _run_per_model(self, examples: list[Any], origin: WindowedValue) -> Iterator[Any]:
+        engine = self._engine
+        parts: dict[str, tuple[ModelVersion, list[Any]]] = {}
+        for example in examples:
+            try:
+                version = engine.router.route(example)
+            except engine.errors.caught as error:
+                yield engine.make_dead_letter(origin.with_value(example), Failure(error))
+            else:
+                parts.setdefault(version.name, (version, []))[1].append(example)
+        for version, part in parts.values():
+            yield from self._run(version, part, origin)
+
+    def _run(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterator[Any]:
+        engine = self._engine
+        if not _is_divisible(batch):
+            outcomes = engine.infer_undivided(version, batch)
+            yield from engine.make_outputs(version, [origin] * len(outcomes), outcomes)
+            return
+        outcomes = engine.infer(version, batch)
+        origins = (
+            origin.with_value(get_row(batch, index)) if type(outcome) is Failure else origin
+            for index, outcome in enumerate(outcomes)
+        )
+        yield from engine.make_outputs(version, origins, outcomes)
+
+
+def _is_divisible(batch: Any) -> bool:
+    is_sequence = isinstance(batch, (list, tuple)) or hasattr(batch, "shape")
+    return is_sequence and batch_length(batch) is not None
