@@ -1,4 +1,4 @@
-"""Examples of several lengths become one batch, and their results are cut back to their own lengths."""
+"""Padding of examples, and unpadding of their results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_transformer_says_of_a_padded_text_what_it_says_of_the_text_alone(texts_model):
+def test_padding_does_not_change_the_output_of_a_transformer(texts_model):
     model = bert().eval()
     for one, result in zip(
         TEXTS, on_texts(texts_model, padding=TOKENS).predict(TEXTS), strict=True
@@ -71,14 +71,14 @@ def test_a_transformer_says_of_a_padded_text_what_it_says_of_the_text_alone(text
         close(result.inference["pooler_output"], alone.pooler_output[0].detach())
 
 
-def test_the_mask_is_what_makes_it_so(texts_model):
+def test_padding_without_a_mask_changes_the_output(texts_model):
     without = Padding(value={"input_ids": 0})
     short, _ = on_texts(texts_model, padding=without).predict(TEXTS[:2])
     masked, _ = on_texts(texts_model, padding=TOKENS).predict(TEXTS[:2])
     assert not torch.allclose(short.inference["pooler_output"], masked.inference["pooler_output"])
 
 
-def test_the_example_stays_as_it_was_and_results_own_their_memory(texts_model):
+def test_keeps_the_example_and_results_own_their_memory(texts_model):
     for one, result in zip(
         TEXTS, on_texts(texts_model, padding=TOKENS).predict(TEXTS), strict=True
     ):
@@ -88,15 +88,15 @@ def test_the_example_stays_as_it_was_and_results_own_their_memory(texts_model):
         assert not states.is_inference()
 
 
-def test_a_mask_that_examples_have_is_padded_with_zeros(texts_model):
+def test_pads_an_existing_mask_with_zeros(texts_model):
     masked = [{**one, "attention_mask": torch.ones_like(one["input_ids"])} for one in TEXTS]
-    theirs = on_texts(texts_model, padding=TOKENS).predict(masked)
-    ours = on_texts(texts_model, padding=TOKENS).predict(TEXTS)
-    for one, other in zip(theirs, ours, strict=True):
+    with_mask = on_texts(texts_model, padding=TOKENS).predict(masked)
+    without_mask = on_texts(texts_model, padding=TOKENS).predict(TEXTS)
+    for one, other in zip(with_mask, without_mask, strict=True):
         close(one.inference["pooler_output"], other.inference["pooler_output"])
 
 
-def test_the_budget_takes_its_lengths_from_the_padding(texts_model):
+def test_max_padded_size_uses_the_length_of_the_padding(texts_model):
     handler = PytorchModelHandlerKeyedTensor(
         texts_model, bert, padding=TOKENS, max_padded_size=2 * WIDTH
     )
@@ -110,7 +110,7 @@ def test_the_budget_takes_its_lengths_from_the_padding(texts_model):
 
 
 @pytest.mark.parametrize("transform", [RunInference, BeamsRunInference])
-def test_in_a_pipeline_of_ours_and_of_beams(texts_model, transform):
+def test_padding_works_in_our_pipelines_and_in_beams(texts_model, transform):
     handler = on_texts(texts_model, padding=TOKENS, max_padded_size=100)
     keyed = [(n, one) for n, one in enumerate(TEXTS)]
     results = dict(run(keyed, transform(KeyedModelHandler(handler))))
@@ -125,7 +125,7 @@ class Parts(NamedTuple):
 
 
 class Tagger(torch.nn.Module):
-    """Says something of each token, and something of all; counts its calls."""
+    """A model with outputs per token and per text. Counts its calls."""
 
     calls = 0
 
@@ -171,24 +171,24 @@ def on_rows(path, method=None, padding=ZEROS, **options):
     return PytorchModelHandlerTensor(path, Tagger, padding=padding, **options)
 
 
-def test_tensors_are_padded_and_cut_back(tagger):
+def test_pads_tensors_and_unpads_results(tagger):
     for row, result in zip(ROWS, on_rows(tagger).predict(ROWS), strict=True):
         assert torch.equal(result.inference, 2 * row)
 
 
-def test_the_mask_of_tensors_is_a_keyword_of_the_call(tagger):
+def test_passes_the_mask_of_tensors_as_a_keyword(tagger):
     results = on_rows(tagger, "mean", Padding(value=99, mask="mask")).predict(ROWS)
     assert [float(result.inference) for result in results] == [1.5, 2.5, 1, 2]
 
 
-def test_what_has_the_padded_length_by_chance_is_not_cut(tagger):
+def test_does_not_cut_outputs_that_have_the_padded_length_by_chance(tagger):
     results = on_rows(tagger, "parts", Padding(mask="mask")).predict(ROWS)
     assert [len(result.inference.tokens) for result in results] == [2, 4, 1, 3]
     assert [len(result.inference.classes) for result in results] == [4, 4, 4, 4]
     assert all(isinstance(result.inference, Parts) for result in results)
 
 
-def test_structures_are_cut_back_inside(tagger):
+def test_unpads_nested_outputs(tagger):
     results = on_rows(tagger, "nested", Padding(mask="mask")).predict(ROWS)
     for row, result in zip(ROWS, results, strict=True):
         first, (second, nothing) = result.inference["layers"]
@@ -197,30 +197,30 @@ def test_structures_are_cut_back_inside(tagger):
         assert result.inference["name"] == "a"
 
 
-def test_whether_a_part_follows_the_length_is_asked_once_for_a_model(tagger):
+def test_checks_once_per_model_which_outputs_follow_the_length(tagger):
     handler = on_rows(tagger)
     for _ in range(3):
         handler.predict(ROWS)
     assert Tagger.calls == 3 + 1
 
 
-def test_equal_lengths_ask_nothing(tagger):
+def test_does_not_check_the_outputs_if_all_lengths_are_equal(tagger):
     on_rows(tagger).predict([ROWS[0]] * 4)
     assert Tagger.calls == 1
 
 
-def test_a_model_that_squeezes_is_asked_too(tagger):
+def test_unpads_outputs_of_a_model_that_squeezes(tagger):
     results = on_rows(tagger, "squeezed").predict(ROWS)
     assert [len(result.inference) for result in results] == [2, 4, 1, 3]
 
 
-def test_results_stay_padded_if_so_wanted(tagger):
+def test_unpad_false_keeps_the_padding(tagger):
     results = on_rows(tagger, padding=Padding(value=-1, unpad=False)).predict(ROWS)
     assert [result.inference.tolist() for result in results][2] == [2, -2, -2, -2]
     assert Tagger.calls == 1
 
 
-def test_padding_on_the_left_is_cut_on_the_left(tagger):
+def test_pads_and_unpads_on_the_left(tagger):
     left = Padding(value=-1, mask="mask", side="left")
     joined = left.join(ROWS[:2], lambda batch, *_: torch.stack(batch))
     assert joined.tolist() == [[-1, -1, 1, 2], [1, 2, 3, 4]]
@@ -229,7 +229,7 @@ def test_padding_on_the_left_is_cut_on_the_left(tagger):
         assert torch.equal(result.inference, 2 * row)
 
 
-def test_another_dimension_is_padded(tagger):
+def test_pads_another_dimension(tagger):
     rows = [torch.full((2, n), float(n)) for n in (3, 1, 2)]
     for row, result in zip(
         rows, on_rows(tagger, padding=Padding(dim=1), min_batch_size=3).predict(rows), strict=True
@@ -237,19 +237,19 @@ def test_another_dimension_is_padded(tagger):
         assert torch.equal(result.inference, 2 * row)
 
 
-def test_an_output_with_its_length_in_another_dimension_stays_padded(tagger):
+def test_does_not_unpad_an_output_with_the_length_in_another_dimension(tagger):
     rows = [torch.ones(n, 2) for n in (3, 1)]
     results = on_rows(tagger, "transposed", min_batch_size=2).predict(rows)
     assert [result.inference.shape for result in results] == [(2, 3), (2, 3)]
 
 
-def test_an_empty_example_is_padded_like_any_other(tagger):
+def test_pads_an_empty_example(tagger):
     rows = [torch.zeros(0), torch.ones(2), torch.ones(3)]
     results = on_rows(tagger, min_batch_size=3).predict(rows)
     assert [len(result.inference) for result in results] == [0, 2, 3]
 
 
-def test_keys_of_several_lengths_are_padded_each_and_the_first_has_the_length():
+def test_pads_each_key_and_uses_the_length_of_the_first():
     padding = Padding(value={"source": 0, "target": -100}, mask="mask")
     batch = [
         {"source": np.ones(2), "target": np.ones(5), "speaker": np.array(7)},
@@ -277,7 +277,7 @@ def test_one_value_pads_all_keys_that_have_the_dimension():
     st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=6),
     st.sampled_from(["right", "left"]),
 )
-def test_what_the_mask_shows_is_what_the_examples_hold(rows, side):
+def test_the_mask_selects_the_values_of_the_examples(rows, side):
     padding = Padding(value=-1, mask="mask", side=side)
     arrays = [np.array(row, np.int64) for row in rows]
     joined, mask = padding.join(arrays, stack_arrays), padding.masks(arrays)["mask"]
@@ -286,28 +286,30 @@ def test_what_the_mask_shows_is_what_the_examples_hold(rows, side):
     assert (joined[mask == 0] == -1).all()
 
 
-def test_a_handler_with_padding_survives_pickling(tagger):
+def test_a_handler_with_padding_can_be_pickled(tagger):
     twin = pickle.loads(pickle.dumps(on_rows(tagger, "mean", Padding(mask="mask"))))
     assert len(twin.predict(ROWS)) == 4
 
 
-def test_without_padding_the_error_names_it(tagger):
+def test_the_error_for_different_shapes_suggests_padding(tagger):
     plain = PytorchModelHandlerTensor(tagger, Tagger, min_batch_size=2)
     with pytest.raises(BatchShapeError, match=r"pad them with padding=Padding\(\), resize"):
         plain.predict(ROWS[:2])
     wide = [torch.ones(2, 3), torch.ones(2, 1)]
     with pytest.raises(BatchShapeError, match=r"padding=Padding\(dim=1\)"):
         plain.predict(wide)
-    with pytest.raises(BatchShapeError, match=r"one shape: resize or pad them with with_prep"):
+    with pytest.raises(
+        BatchShapeError, match=r"one shape\. To fix this, resize or pad them with with_prep"
+    ):
         plain.predict([torch.ones(2, 3), torch.ones(1, 1)])
 
 
-def test_without_padding_the_error_names_the_key(texts_model):
+def test_the_error_for_different_shapes_names_the_key(texts_model):
     with pytest.raises(BatchShapeError, match=r"Element 0 of the batch's 'input_ids' has shape"):
         on_texts(texts_model).predict(TEXTS)
 
 
-def test_a_ragged_key_that_is_not_padded_is_named_with_its_cure(texts_model):
+def test_the_error_for_a_ragged_key_suggests_padding_it(texts_model):
     typed = [{**one, "token_type_ids": torch.zeros_like(one["input_ids"])} for one in TEXTS]
     with pytest.raises(
         BatchShapeError, match="'token_type_ids' has .* name 'token_type_ids' in the value of"
@@ -315,7 +317,7 @@ def test_a_ragged_key_that_is_not_padded_is_named_with_its_cure(texts_model):
         on_texts(texts_model, padding=TOKENS).predict(typed)
 
 
-def test_another_ragged_dimension_is_an_error_that_names_the_element(tagger):
+def test_the_error_for_another_ragged_dimension_names_the_element(tagger):
     rows = [torch.ones(2, 3), torch.ones(4, 3), torch.ones(2, 5)]
     with pytest.raises(
         BatchShapeError,
@@ -331,12 +333,12 @@ def test_another_ragged_dimension_is_an_error_that_names_the_element(tagger):
         ({"a": np.ones(1), "b": np.ones(2)}, r"lengths \{'a': 1, 'b': 2\}.*which keys to pad"),
     ],
 )
-def test_an_example_without_one_length_is_an_error(example, message):
+def test_an_example_without_one_length_raises_an_error(example, message):
     with pytest.raises(BatchShapeError, match=message):
         Padding().length(example)
 
 
-def test_a_key_that_an_example_lacks_is_named():
+def test_the_error_for_a_missing_key_names_it():
     with pytest.raises(BatchShapeError, match=r"names the key 'input_ids', .* \['ids'\]"):
         TOKENS.length({"ids": np.ones(1)})
 
@@ -350,13 +352,13 @@ def test_a_key_that_an_example_lacks_is_named():
         ({"side": "top"}, "'right' or 'left', and is 'top'"),
     ],
 )
-def test_a_padding_that_cannot_be_is_refused(fields, message):
+def test_invalid_padding_raises_an_error(fields, message):
     with pytest.raises(OptionError, match=message):
         Padding(**fields)
 
 
-def test_padding_that_would_have_no_effect_is_refused(tagger):
-    with pytest.raises(OptionError, match="inference_fn of your own"):
+def test_padding_without_an_effect_raises_an_error(tagger):
+    with pytest.raises(OptionError, match="no effect on your own inference_fn"):
         PytorchModelHandlerTensor(tagger, Tagger, padding=Padding(), inference_fn=print)
     with pytest.raises(OptionError, match="must be a number here"):
         PytorchModelHandlerTensor(tagger, Tagger, padding=TOKENS)
@@ -364,7 +366,7 @@ def test_padding_that_would_have_no_effect_is_refused(tagger):
         SklearnModelHandlerNumpy(model_uri="model.pickle", padding=Padding())
 
 
-def test_a_method_of_a_model_on_dictionaries_is_padded_too(tagger):
+def test_pads_dictionaries_for_another_method_of_the_model(tagger):
     handler = PytorchModelHandlerKeyedTensor(
         tagger,
         Tagger,

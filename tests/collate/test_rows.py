@@ -1,4 +1,4 @@
-"""Rows of arrays and tensors of every kind, sparse and ragged ones too."""
+"""Rows of arrays and tensors, including sparse and ragged ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runinference.collate.rows import get_shape
 from runinference.collate.unbatch import unbatch
 from runinference.errors import ResultMismatchError
 
-pytestmark = pytest.mark.xdist_group("tensorflow")  # one process pays for the import
+pytestmark = pytest.mark.xdist_group("tensorflow")  # import it in one process only
 tf = importlib.import_module("tensorflow")
 DENSE = np.array([[1.0, 0, 0, 2], [0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 4, 0]])
 FORMATS = ["csr", "csc", "coo", "bsr", "dia", "dok", "lil"]
@@ -30,7 +30,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("sparse", CLASSES)
-def test_a_sparse_matrix_of_any_format_gives_csr_matrices_of_one_row(sparse):
+def test_splits_a_sparse_matrix_of_any_format_into_csr_matrices_of_one_row(sparse):
     rows = unbatch(sparse(DENSE), 4)
     assert [row.format for row in rows] == ["csr"] * 4
     assert [row.shape for row in rows] == [(1, 4)] * 4
@@ -39,31 +39,31 @@ def test_a_sparse_matrix_of_any_format_gives_csr_matrices_of_one_row(sparse):
 
 
 @pytest.mark.parametrize("sparse", CLASSES)
-def test_a_sparse_matrix_of_another_length_is_an_error(sparse):
+def test_a_sparse_matrix_of_another_length_raises_an_error(sparse):
     with pytest.raises(ResultMismatchError, match="returned 4 results for a batch of 3"):
         unbatch(sparse(DENSE), 3)
 
 
-def test_a_sparse_matrix_is_split_where_it_is_a_field():
+def test_splits_a_sparse_matrix_in_a_field():
     first, *_ = unbatch({"tf_idf": scipy.sparse.dok_matrix(DENSE), "n": 4}, 4)
     assert first["tf_idf"].toarray().tolist() == [[1, 0, 0, 2]]
     assert first["n"] == 4
 
 
 @pytest.mark.parametrize("sparse", [scipy.sparse.coo_array, scipy.sparse.dok_array])
-def test_a_sparse_vector_gives_numbers(sparse):
+def test_splits_a_sparse_vector_into_numbers(sparse):
     assert unbatch(sparse(np.array([0.0, 2, 0])), 3) == [0, 2, 0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_sparse_tensor_of_any_layout_gives_sparse_rows(layout):
+def test_splits_a_sparse_tensor_of_any_layout_into_sparse_rows(layout):
     rows = unbatch(LAYOUTS[layout](torch.from_numpy(DENSE)), 4)
     assert all(row.layout is torch.sparse_coo for row in rows)
     assert torch.stack([row.to_dense() for row in rows]).tolist() == DENSE.tolist()
 
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
-def test_a_nested_tensor_gives_a_tensor_of_its_own_length_to_each(layout):
+def test_splits_a_nested_tensor_into_tensors_of_different_lengths(layout):
     parts = [torch.ones(2), torch.zeros(3)]
     nested = torch.nested.nested_tensor(parts, layout=layout)
     assert [row.tolist() for row in unbatch(nested, 2)] == [[1, 1], [0, 0, 0]]
@@ -71,11 +71,11 @@ def test_a_nested_tensor_gives_a_tensor_of_its_own_length_to_each(layout):
         unbatch(nested, 3)
 
 
-def test_a_tensor_in_the_layout_of_mkldnn_gives_ordinary_rows():
+def test_splits_an_mkldnn_tensor_into_strided_rows():
     assert [row.tolist() for row in unbatch(torch.eye(2).to_mkldnn(), 2)] == [[1, 0], [0, 1]]
 
 
-def test_a_sparse_tensor_of_tensorflow_gives_sparse_rows_in_whatever_order_it_was_filled():
+def test_splits_a_tensorflow_sparse_tensor_with_unordered_indices():
     sparse = tf.SparseTensor([[2, 1], [0, 3], [0, 0]], [3.0, 2.0, 1.0], [3, 4])
     rows = [pickle.loads(pickle.dumps(row)) for row in unbatch(sparse, 3)]
     assert [tf.sparse.to_dense(row).numpy().tolist() for row in rows] == DENSE[:3].tolist()
@@ -83,18 +83,18 @@ def test_a_sparse_tensor_of_tensorflow_gives_sparse_rows_in_whatever_order_it_wa
         unbatch(sparse, 2)
 
 
-def test_a_sparse_vector_of_tensorflow_gives_scalars():
+def test_splits_a_tensorflow_sparse_vector_into_scalars():
     sparse = tf.SparseTensor([[2], [0]], [3, 1], [3])
     assert [int(row) for row in unbatch(sparse, 3)] == [1, 0, 3]
 
 
-def test_a_sparse_tensor_of_texts_gives_texts():
+def test_splits_a_tensorflow_sparse_tensor_of_strings():
     first, second = unbatch(tf.SparseTensor([[0, 1], [1, 0]], ["a", "é"], [2, 2]), 2)
     assert first.values.numpy().tolist() == [b"a"]
     assert second.values.numpy().tolist() == ["é".encode()]
 
 
-def test_a_ragged_tensor_gives_rows_of_their_own_length():
+def test_splits_a_tensorflow_ragged_tensor_into_rows_of_different_lengths():
     ragged = tf.ragged.constant([[1], [2, 3], []], dtype=tf.int32)
     assert [row.numpy().tolist() for row in unbatch(ragged, 3)] == [[1], [2, 3], []]
     deeper = tf.ragged.constant([[[1], [2, 3]], [[]]], dtype=tf.int32)
@@ -103,18 +103,20 @@ def test_a_ragged_tensor_gives_rows_of_their_own_length():
         unbatch(ragged, 2)
 
 
-def test_texts_and_variables_of_tensorflow_give_tensors():
+def test_splits_tensorflow_strings_and_variables_into_tensors():
     assert [row.numpy() for row in unbatch(tf.constant(["a", "b"]), 2)] == [b"a", b"b"]
     assert [row.numpy().tolist() for row in unbatch(tf.Variable([[1], [2]]), 2)] == [[1], [2]]
 
 
-def test_what_has_a_shape_and_cannot_be_cut_is_an_error_that_says_what_to_return():
-    with pytest.raises(ResultMismatchError, match="cannot be cut in rows .* list with one entry"):
+def test_the_error_for_a_value_that_cannot_be_split_suggests_what_to_return():
+    with pytest.raises(
+        ResultMismatchError, match="cannot be split into rows .* list with one entry"
+    ):
         unbatch(SimpleNamespace(shape=(2, 2)), 2)
 
 
 @pytest.mark.parametrize("shape", ["square", 3, None, object(), tf.TensorShape(None)])
-def test_a_shape_of_the_users_own_kind_is_no_shape(shape):
+def test_ignores_a_users_attribute_named_shape(shape):
     output = SimpleNamespace(shape=shape)
     assert get_shape(output) is None
     with pytest.raises(ResultMismatchError, match="nothing in it has a leading dimension"):
@@ -122,6 +124,6 @@ def test_a_shape_of_the_users_own_kind_is_no_shape(shape):
 
 
 @pytest.mark.parametrize("kind", [set, frozenset])
-def test_a_set_is_no_batch_of_results_because_it_has_no_order(kind):
+def test_rejects_a_set_because_it_has_no_order(kind):
     with pytest.raises(ResultMismatchError, match="nothing in it has a leading dimension"):
         unbatch(kind("ab"), 2)

@@ -1,4 +1,4 @@
-"""One result per element, whatever the structure of the output."""
+"""Splitting of outputs of any structure into one result per element."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ class Output:
     loss: float | None = None
 
 
-def test_an_array_gives_rows_that_own_their_memory():
+def test_splits_an_array_into_rows_that_own_their_memory():
     rows = unbatch(np.arange(6.0).reshape(3, 2), 3)
     assert [row.tolist() for row in rows] == [[0, 1], [2, 3], [4, 5]]
     assert all(row.base is None for row in rows)
 
 
-def test_a_tensor_gives_rows_that_own_their_memory():
+def test_splits_a_tensor_into_rows_that_own_their_memory():
     rows = unbatch(torch.arange(6.0).reshape(3, 2), 3)
     assert [row.tolist() for row in rows] == [[0, 1], [2, 3], [4, 5]]
     assert all(row.untyped_storage().nbytes() == 8 for row in rows)
 
 
-def test_rows_of_a_tensor_made_in_inference_mode_are_ordinary_tensors():
+def test_rows_of_an_inference_tensor_are_normal_tensors():
     with torch.inference_mode():
         output = torch.ones(2, 3)
     row, _ = unbatch(output, 2)
-    row += 1  # an inference tensor would refuse
+    row += 1  # an inference tensor would raise an error
     assert row.tolist() == [2, 2, 2]
 
 
-def test_a_vector_gives_scalars():
+def test_splits_a_vector_into_scalars():
     assert unbatch(np.array([1, 2]), 2) == [1, 2]
     assert [t.item() for t in unbatch(torch.tensor([1, 2]), 2)] == [1, 2]
 
 
-def test_a_list_and_an_iterator_give_their_items():
+def test_splits_lists_and_iterators_into_items():
     assert unbatch(["a", "b"], 2) == ["a", "b"]
     assert unbatch((x for x in "ab"), 2) == ["a", "b"]
     assert unbatch(range(2), 2) == [0, 1]
 
 
-def test_a_mapping_gives_dictionaries_and_a_scalar_in_it_is_given_to_each():
+def test_splits_a_mapping_into_dictionaries_and_repeats_scalars():
     rows = unbatch({"logits": torch.eye(2), "loss": torch.tensor(0.5), "note": None}, 2)
     assert [row["logits"].tolist() for row in rows] == [[1, 0], [0, 1]]
     assert [row["loss"].item() for row in rows] == [0.5, 0.5]
     assert [row["note"] for row in rows] == [None, None]
 
 
-def test_a_mapping_of_tuples_is_split_inside_as_hidden_states_are():
+def test_splits_tuples_in_a_mapping_such_as_hidden_states():
     layers = tuple(torch.full((8, 4), float(layer)) for layer in range(3))
     rows = unbatch({"hidden_states": layers}, 8)
     assert len(rows) == 8
@@ -84,7 +84,7 @@ def test_a_tuple_is_one_structure_even_if_it_is_as_long_as_the_batch():
     assert rows == [(1, 3), (2, 4)]
 
 
-def test_a_tuple_of_results_gives_its_items():
+def test_splits_a_tuple_of_results_into_items():
     results = tuple(PredictionResult(np.ones(2), np.ones(2)) for _ in range(2))
     assert unbatch(results, 2) == list(results)
     assert unbatch(("a", "b"), 2) == ["a", "b"]
@@ -101,13 +101,13 @@ def test_named_tuples_and_dataclasses_keep_their_type():
     assert first.loss is None
 
 
-def test_hugging_face_outputs_give_dictionaries():
+def test_splits_hugging_face_outputs_into_dictionaries():
     first, _ = unbatch(SequenceClassifierOutput(loss=torch.tensor(1.0), logits=torch.eye(2)), 2)
     assert first["logits"].tolist() == [1, 0]
     assert first["loss"].item() == 1
 
 
-def test_frames_series_and_sparse_matrices_give_rows():
+def test_splits_frames_series_and_sparse_matrices_into_rows():
     frame = pd.DataFrame({"a": [1, 2], "b": [3, 4]})
     assert [row.to_dict("records") for row in unbatch(frame, 2)] == [
         [{"a": 1, "b": 3}],
@@ -121,7 +121,7 @@ def test_frames_series_and_sparse_matrices_give_rows():
 @pytest.mark.parametrize(
     "output", [[1], np.ones((1, 2)), torch.ones(1), {"x": [1]}, ([1],), iter([1])]
 )
-def test_another_length_than_the_batch_is_an_error_with_both_lengths(output):
+def test_the_error_for_another_length_states_both_lengths(output):
     with pytest.raises(ResultMismatchError, match=r"returned 1 result for a batch of 8 elements"):
         unbatch(output, 8)
 
@@ -129,29 +129,29 @@ def test_another_length_than_the_batch_is_an_error_with_both_lengths(output):
 @pytest.mark.parametrize(
     "output", [None, 3.5, "text", {"loss": 0.1}, torch.tensor(1.0), (0.1, 0.2)]
 )
-def test_an_output_with_no_leading_dimension_is_an_error_that_says_what_to_return(output):
+def test_the_error_for_a_missing_leading_dimension_suggests_what_to_return(output):
     with pytest.raises(ResultMismatchError, match="nothing in it has a leading dimension"):
         unbatch(output, 8)
 
 
-def test_a_list_of_several_outputs_is_told_apart_from_results():
+def test_the_error_for_a_list_of_several_outputs_suggests_a_tuple():
     with pytest.raises(ResultMismatchError, match="return a tuple"):
         unbatch([np.ones((8, 2)), np.ones((8, 3))], 8)
 
 
-def test_the_part_that_does_not_fit_is_named():
+def test_the_error_names_the_part_with_another_length():
     with pytest.raises(
         ResultMismatchError, match=r"the output\['boxes'\] is Tensor of shape \(3, 4\)"
     ):
         unbatch({"logits": torch.ones(2), "boxes": torch.ones(3, 4)}, 2)
 
 
-def test_results_carry_example_and_model():
+def test_results_have_the_example_and_the_model_id():
     assert to_results([1, 2], np.array([3, 4]), "m") == [(1, 3, "m"), (2, 4, "m")]
 
 
 @pytest.mark.parametrize("n", [1, 4])
-def test_a_handler_called_on_its_own_gives_what_its_function_gave_and_predict_says_both_lengths(n):
+def test_run_inference_returns_all_results_and_predict_raises_for_another_length(n):
     class Miscounting(ModelHandler):
         def load_model(self):
             return None
@@ -167,7 +167,7 @@ def test_a_handler_called_on_its_own_gives_what_its_function_gave_and_predict_sa
         Miscounting(min_batch_size=3).predict([1, 2, 3])
 
 
-def test_a_table_of_arrow_is_split_in_rows_and_not_in_columns():
+def test_splits_an_arrow_table_into_rows_and_not_columns():
     table = pyarrow.table({"a": [1, 2], "b": [3, 4]})
     assert [row.to_pylist() for row in unbatch(table, 2)] == [
         [{"a": 1, "b": 3}],

@@ -1,4 +1,4 @@
-"""One result for a whole array of rows: checked, owning its memory, and made without looking at a row."""
+"""Unsplit results: one result for an array of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runinference.errors import OutOfMemoryError, ResultMismatchError
 ROWS = np.arange(6.0).reshape(3, 2)
 
 
-def test_the_array_and_the_output_are_the_very_objects():
+def test_a_result_holds_the_array_and_the_output_themselves():
     output = np.zeros(3)
     result = unsplit_result(ROWS, output, "m")
     assert type(result) is PredictionResult
@@ -39,19 +39,19 @@ def test_the_array_and_the_output_are_the_very_objects():
     ],
     ids=lambda rows: type(rows).__name__,
 )
-def test_the_rows_of_any_array_are_its_leading_dimension(rows):
+def test_count_rows_returns_the_leading_dimension(rows):
     assert count_rows(rows) == 3
 
 
 @pytest.mark.parametrize("value", [None, "text", 3, np.float32(1), {"scale": 2.0}, ("key", 1)])
-def test_what_has_no_leading_dimension_has_no_rows(value):
+def test_count_rows_returns_none_without_a_leading_dimension(value):
     assert count_rows(value) is None
 
 
-def test_no_row_of_an_array_is_looked_at():
+def test_does_not_iterate_over_rows():
     class Columnar(np.ndarray):
         def __iter__(self):
-            raise AssertionError("the rows were looked at")
+            raise AssertionError("the rows were iterated over")
 
         __getitem__ = __iter__
 
@@ -62,7 +62,7 @@ def test_no_row_of_an_array_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("output", "says"),
+    ("output", "message"),
     [
         (
             np.zeros(2),
@@ -76,18 +76,18 @@ def test_no_row_of_an_array_is_looked_at():
         ((torch.zeros(3), torch.zeros(5)), r"returned 5 results .* \(the output\[1\] is Tensor"),
     ],
 )
-def test_another_length_is_an_error_that_says_both(output, says):
-    with pytest.raises(ResultMismatchError, match=says):
+def test_the_error_for_another_length_states_both_lengths(output, message):
+    with pytest.raises(ResultMismatchError, match=message):
         unsplit_result(ROWS, output, None)
 
 
-def test_a_scalar_beside_the_rows_is_no_mismatch():
+def test_accepts_scalars_in_the_output():
     output = {"logits": np.zeros((3, 2)), "loss": np.float32(0.5), "unit": "cm", "none": None}
     assert unsplit_result(ROWS, output, None).inference == output
     assert unsplit_result(ROWS, 0.5, None).inference == 0.5
 
 
-def test_a_view_becomes_a_copy_that_does_not_drag_the_rest_along():
+def test_copies_views():
     wide = torch.zeros(3, 100, requires_grad=True)
     output = SequenceClassifierOutput(logits=wide[:, 0], hidden_states=(np.zeros((3, 9))[:, :1],))
     inference = unsplit_result(ROWS, output, None).inference
@@ -96,27 +96,27 @@ def test_a_view_becomes_a_copy_that_does_not_drag_the_rest_along():
     assert inference["hidden_states"][0].base is None
 
 
-def test_a_tensor_made_in_inference_mode_becomes_an_ordinary_one():
+def test_converts_inference_tensors_to_normal_ones():
     with torch.inference_mode():
         output = torch.ones(3, 2)
     inference = unsplit_result(ROWS, output, None).inference
-    inference += 1  # an inference tensor would refuse
+    inference += 1  # an inference tensor would raise an error
     assert inference[0].tolist() == [2, 2]
 
 
-def test_memory_that_does_not_suffice_is_told_with_a_cure():
-    def say(batch):
+def test_the_error_for_out_of_memory_suggests_smaller_arrays():
+    def fail(batch):
         raise RuntimeError("CUDA out of memory")
 
     with pytest.raises(
         OutOfMemoryError, match="an element of 3 rows .*give the model smaller"
-    ) as told:
-        run_unsplit(FunctionHandler(say), ROWS, say, None)
-    assert isinstance(told.value, MemoryError)
-    assert "CUDA" in str(told.value.__cause__)
+    ) as raised:
+        run_unsplit(FunctionHandler(fail), ROWS, fail, None)
+    assert isinstance(raised.value, MemoryError)
+    assert "CUDA" in str(raised.value.__cause__)
 
 
-def test_a_handler_of_ones_own_gives_what_it_returns():
+def test_a_custom_handler_can_return_an_iterator():
     def one_each(batch):
         yield from (PredictionResult(row, 0) for row in batch)
 
@@ -125,7 +125,7 @@ def test_a_handler_of_ones_own_gives_what_it_returns():
 
 
 class Sums(ModelHandler):
-    """A handler of one's own that makes its results as the others do."""
+    """A custom handler that creates its results with results_of."""
 
     def load_model(self):
         return lambda rows: np.sum(rows, axis=1)
@@ -134,7 +134,7 @@ class Sums(ModelHandler):
         return self.results_of(batch, model(batch), "sums")
 
 
-def test_a_handler_of_ones_own_may_make_both_kinds_of_results():
+def test_results_of_returns_split_or_unsplit_results():
     assert [r.inference for r in Sums().predict(list(ROWS))] == [1, 5, 9]
     [result] = Sums().with_no_batching(whole_results=True).predict([ROWS])
     assert result.inference.tolist() == [1, 5, 9]
@@ -142,7 +142,7 @@ def test_a_handler_of_ones_own_may_make_both_kinds_of_results():
     assert [r.inference for r in rows] == [1, 5, 9]
 
 
-def test_inference_args_are_a_copy_of_each_call():
+def test_each_call_gets_a_copy_of_inference_args():
     seen = []
 
     class Adding(Sums):

@@ -1,1 +1,1 @@
-"""Turn examples into one batch, and the output of a batch into one result per example. Does not import Beam."""
+"""Collate examples into a batch, and split the output of a batch into results. Does not import Beam."""

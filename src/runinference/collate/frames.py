@@ -1,4 +1,4 @@
-"""Examples that are rows, or tables of rows, become one table; a table of predictions is dealt out again."""
+"""Concatenate rows and tables into one table, and split a table of predictions."""
 
 from __future__ import annotations
 
@@ -7,37 +7,41 @@ from typing import Any
 
 import numpy as np
 
+from runinference.collate.rows import get_array_shape
 from runinference.collate.stack import reject_keyed_examples
 from runinference.collate.unbatch import unbatch
 from runinference.errors import BatchShapeError, ResultMismatchError
 from runinference.extras import need
 
+_SELECT = "To fix this, select the same columns in the same order before RunInference."
+
 
 def split_examples(batch: Any) -> list[Any]:
-    """The examples of a batch: of a list its items, of a frame its rows."""
+    """Return the examples of a batch: the items of a list, or the rows of a data frame as frames of one row."""
     if is_dataframe(batch):
         return [batch.iloc[[i]] for i in range(len(batch))]
     return list(batch)
 
 
 def to_tables(examples: Sequence[Any]) -> list[Any]:
-    """The examples as tables: data frames, sparse matrices of rows, or arrays of two dimensions.
+    """Convert examples to tables: data frames, CSR matrices, or arrays of shape (rows, features).
 
-    Arrays of one dimension and one length are the rows of one table; of other examples each is a table.
+    Arrays of shape (features,) and one length become one table. Otherwise, each example is a table.
 
     Raises:
-        BatchShapeError: An example has no or more than two dimensions, or is of another type than the first.
-        ElementError: The examples are pairs, which a handler without keys cannot take.
+        BatchShapeError: An array has no dimension or more than two, or the examples have different types.
+        ElementError: The examples look like ``(key, example)``.
     """
     reject_keyed_examples(examples)
     if _are_rows(examples):
         return [np.stack(examples)]
-    tables = [_table(example, index) for index, example in enumerate(examples)]
-    kinds = [_kind(table) for table in tables]
-    for index, kind in enumerate(kinds):
-        if kind != kinds[0]:
+    tables = [_to_table(example, index) for index, example in enumerate(examples)]
+    types = [_describe_type(table) for table in tables]
+    for index, name in enumerate(types):
+        if name != types[0]:
             raise BatchShapeError(
-                f"Element {index} of the batch is {kind}, and element 0 is {kinds[0]}. Give all elements one type."
+                f"Element {index} of the batch is {name}, and element 0 is {types[0]}. To fix this, use one type "
+                "for all elements."
             )
     return tables
 
@@ -48,55 +52,54 @@ def check_columns(
     names: Sequence[str] | None,
     normalize_name: Callable[[str], str] = str,
 ) -> None:
-    """Raises unless each table has the columns that a model was trained with.
+    """Check that each table has the columns that a model was trained with.
 
     Args:
         tables: Data frames, arrays or sparse matrices.
-        n_columns: How many columns the model was trained with.
-        names: Their names, in order, if it knows any.
-        normalize_name: How the model spells the name of a column.
+        n_columns: The number of columns that the model was trained with.
+        names: Their names in order, or None if the model does not know them.
+        normalize_name: Converts the name of a column to the form that the model uses.
 
     Raises:
-        BatchShapeError: A table has others, or the same in another order.
+        BatchShapeError: A table has other columns, or the same columns in another order.
     """
     for index, table in enumerate(tables):
         if is_dataframe(table) and names is not None and table.columns.nlevels == 1:
             found = [normalize_name(str(column)) for column in table.columns]
             if found != list(names):
-                raise BatchShapeError(_other_columns(index, found, list(names)))
+                raise BatchShapeError(_format_other_columns(index, found, list(names)))
         elif n_columns and table.shape[1] != n_columns:
             raise BatchShapeError(
                 f"Element {index} of the batch has {table.shape[1]} features, and the model was trained with "
-                f"{n_columns}. Select the same columns, in the same order, before RunInference."
+                f"{n_columns}. {_SELECT}"
             )
 
 
 def concat_tables(tables: Sequence[Any]) -> Any:
-    """One table of the rows of all, which are of one kind.
+    """Concatenate the rows of tables of one type.
 
     >>> concat_tables([np.zeros((2, 3)), np.ones((1, 3))]).shape
     (3, 3)
 
     Raises:
-        BatchShapeError: They have several numbers of columns, or frames other columns than the first.
+        BatchShapeError: The tables have different columns or numbers of columns.
     """
-    widths = [table.shape[1] for table in tables]
-    for index, (table, width) in enumerate(zip(tables, widths, strict=True)):
-        if is_dataframe(table) and not table.columns.equals(tables[0].columns):
+    first, width = tables[0], tables[0].shape[1]
+    for index, table in enumerate(tables):
+        if is_dataframe(table) and not table.columns.equals(first.columns):
             raise BatchShapeError(
                 f"Element {index} of the batch has the columns {list(table.columns)}, and element 0 has "
-                f"{list(tables[0].columns)}. Select the same columns in the same order before RunInference."
+                f"{list(first.columns)}. {_SELECT}"
             )
-        if width != widths[0]:
+        if table.shape[1] != width:
             raise BatchShapeError(
-                f"Element {index} of the batch has {width} features, and element 0 has {widths[0]}. Select the "
-                "same columns, in the same order, before RunInference."
+                f"Element {index} of the batch has {table.shape[1]} features, and element 0 has {width}. {_SELECT}"
             )
     if len(tables) == 1:
-        return tables[0]
-    if is_dataframe(tables[0]):
+        return first
+    if is_dataframe(first):
         return _concat_frames(tables)
-    if _is_sparse(tables[0]):
+    if _is_sparse(first):
         return need("scipy.sparse", extra="xgboost").vstack(tables, format="csr")
     return np.concatenate(tables)
 
@@ -104,49 +107,49 @@ def concat_tables(tables: Sequence[Any]) -> Any:
 def split_predictions(
     predictions: Any, examples: Sequence[Any], tables: Sequence[Any]
 ) -> list[Any]:
-    """The predictions of each example: of a row one, of a table as many as it has rows.
+    """Split predictions by example: one for an example that is a row, and one per row for a table.
 
     Raises:
-        ResultMismatchError: There are more or fewer predictions than rows.
+        ResultMismatchError: The number of predictions is not the number of rows.
     """
     lengths = [table.shape[0] for table in tables]
     if len(predictions) != sum(lengths):
         raise ResultMismatchError(
             f"The model returned {len(predictions)} predictions for a batch of {sum(lengths)} rows. Each row "
-            "needs exactly one: check inference_args."
+            "needs exactly one. To fix this, check inference_args."
         )
-    if len(tables) == 1 and len(_shape(examples[0])) == 1:  # its rows are the examples
+    if len(tables) == 1 and _is_row(examples[0]):  # the examples are the rows of one table
         return unbatch(predictions, len(examples))
     parts = np.split(predictions, np.cumsum(lengths)[:-1])
     return [
-        part[0].copy() if len(_shape(example)) == 1 else part.copy()
+        (part[0] if _is_row(example) else part).copy()
         for example, part in zip(examples, parts, strict=True)
     ]
 
 
 def is_dataframe(value: Any) -> bool:
-    """Whether this is a data frame of pandas."""
+    """Return whether a value is a pandas data frame."""
     return hasattr(value, "iloc") and hasattr(value, "columns")
 
 
 def sparse_bytes(example: Any) -> int:
-    """The bytes of a sparse matrix: its values, and the indices that say where they stand."""
+    """Return the bytes of the values and indices of a sparse matrix."""
     parts = (getattr(example, name, None) for name in ("data", "indices", "indptr", "row", "col"))
     return sum(int(getattr(part, "nbytes", 0)) for part in parts)
 
 
-def _other_columns(index: int, found: list[str], names: list[str]) -> str:
+def _format_other_columns(index: int, found: list[str], names: list[str]) -> str:
     missing = [name for name in names if name not in found]
     unknown = [name for name in found if name not in names]
-    what = "; ".join(
-        f"{said}: {', '.join(columns[:5])}"
-        for said, columns in (("missing", missing), ("unknown to the model", unknown))
+    difference = "; ".join(
+        f"{label}: {', '.join(columns[:5])}"
+        for label, columns in (("missing", missing), ("unknown to the model", unknown))
         if columns
     )
     return (
         f"Element {index} of the batch has other columns than the model was trained with "
-        f"({what or 'the same in another order'}). Select them before RunInference, for example "
-        f"frame[{names[:5]!r}{' + ...' if len(names) > 5 else ''}]."
+        f"({difference or 'the same in another order'}). To fix this, select them before RunInference, for "
+        f"example frame[{names[:5]!r}{' + ...' if len(names) > 5 else ''}]."
     )
 
 
@@ -154,46 +157,44 @@ def _is_sparse(value: Any) -> bool:
     return hasattr(value, "tocsr")
 
 
+def _is_row(example: Any) -> bool:
+    return len(get_array_shape(example)) == 1
+
+
 def _are_rows(examples: Sequence[Any]) -> bool:
-    """Whether the examples are arrays of one dimension and one length."""
+    """Return whether the examples are arrays of one dimension and one length."""
     shapes = {example.shape if type(example) is np.ndarray else () for example in examples}
     return len(shapes) == 1 and len(*shapes) == 1
 
 
-def _shape(example: Any) -> tuple[int, ...]:
-    return tuple(example.shape) if hasattr(example, "shape") else np.shape(example)
-
-
-def _kind(table: Any) -> str:
+def _describe_type(table: Any) -> str:
     if is_dataframe(table):
         return "a data frame"
     return "a sparse matrix" if _is_sparse(table) else "an array"
 
 
-def _table(example: Any, index: int) -> Any:
+def _to_table(example: Any, index: int) -> Any:
     if is_dataframe(example):
         return example
     if _is_sparse(example):
         return example.reshape(-1, example.shape[-1]).tocsr()
     array = example.to_numpy() if hasattr(example, "to_numpy") else example
-    array = (
-        np.ma.filled(array.astype(float), np.nan)
-        if np.ma.isMaskedArray(array)
-        else np.asarray(array)
-    )
+    if np.ma.isMaskedArray(array):
+        array = np.ma.filled(array.astype(float), np.nan)
+    array = np.asarray(array)
     if array.ndim not in (1, 2):
         raise BatchShapeError(
-            f"Element {index} of the batch has shape {array.shape}. Give a row of shape (features,), or a table "
-            "of shape (rows, features)."
+            f"Element {index} of the batch has shape {array.shape}. To fix this, use a row of shape (features,), "
+            "or a table of shape (rows, features)."
         )
     return np.atleast_2d(array)
 
 
 def _concat_frames(frames: Sequence[Any]) -> Any:
-    """One frame; columns of categories stay so where frames know different categories."""
+    """Concatenate data frames. Unlike ``pandas.concat``, keep columns categorical if their categories differ."""
     pandas = need("pandas", extra="xgboost")
     table = pandas.concat(frames, axis=0)
-    for column, first, now in zip(table.columns, frames[0].dtypes, table.dtypes, strict=True):
-        if isinstance(first, pandas.CategoricalDtype) and first != now:
+    for column, before, after in zip(table.columns, frames[0].dtypes, table.dtypes, strict=True):
+        if isinstance(before, pandas.CategoricalDtype) and before != after:
             table[column] = pandas.api.types.union_categoricals([f[column] for f in frames])
     return table

@@ -1,4 +1,4 @@
-"""Examples of several lengths become one batch, padded to its longest; results are cut back."""
+"""Pad examples of different lengths to the longest one in the batch, and cut the padding off the results."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from runinference.collate.pytree import Path, leaves_with_path, map_with_path
+from runinference.collate.rows import get_array_shape
 from runinference.collate.unbatch import unbatch
 from runinference.errors import BatchShapeError, OptionError
 
@@ -18,27 +20,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Padding"]
 
+#: For each leaf of a model's output, whether its length follows the length of the input.
+UnpadCache = dict[Path, bool]
 
-class Stack(Protocol):
-    """Makes one array of arrays of one shape; ``what`` and ``cure`` are for the message when they have several."""
+
+class StackFn(Protocol):
+    """Stacks arrays of one shape. ``what`` and ``hint`` are for the error message if shapes differ."""
 
     def __call__(
-        self, batch: Sequence[Any], what: str = ..., cure: Callable[[int], str] | None = ...
+        self, batch: Sequence[Any], what: str = ..., hint: Callable[[int], str] | None = ...
     ) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Padding:
-    """How ragged examples become one batch: each is padded to the longest.
+    """Pads examples of different lengths to the longest one in the batch.
 
-    For arrays, tensors, and dictionaries of them. ``example`` in a result stays as it was. The length of an
-    example is its size in dimension ``dim``; for a dictionary it is that of its arrays, or, when ``value``
-    names keys, that of the first one named.
+    Examples are arrays, tensors, or dictionaries of these. The ``example`` of a result is not padded. The length
+    of an example is its size in dimension ``dim``. For a dictionary, it is the length of its arrays, or of the
+    first key in ``value`` if ``value`` names keys.
 
-    A part of a result is cut back to its example's own length if, in dimension ``dim``, it is as long as the
-    padded batch and follows the length of the input. Whether it follows is asked of the model once for each
-    part: it is called with a shorter example of the batch alone, twice over, and must give that one's length.
-    So ten scores of ten classes stay ten, also in a batch padded to ten.
+    A part of a result is cut to the length of its example if its size in dimension ``dim`` follows the length of
+    the input. To determine this, the model is called once more with two copies of a shorter example, for each new
+    part of an output. So the scores of ten classes are not cut, even in a batch padded to length ten.
 
     >>> from runinference.collate.stack import stack_arrays
     >>> padding = Padding(value=-1, mask="real")
@@ -48,17 +52,17 @@ class Padding:
            [1, 0, 0]])}
 
     Attributes:
-        value: What to pad with: one for all, or, for dictionaries, one for each key that is padded; the
-            tensors of a key that is not named must have one shape.
-        mask: The name under which the model gets the mask, int64 of shape (batch, longest): 1 for what an
-            example holds, 0 for padding. In a dictionary it is a further key, unless the examples have it
-            already: then theirs is padded with 0. For arrays and tensors it is a keyword of the model's call.
-        dim: The dimension of an example in which lengths differ; the others must be equal.
-        side: Where the padding goes; models that continue a text want it on the left.
-        unpad: Whether results are cut back.
+        value: The padding value. For dictionaries, it can also map each key to pad to a value. The tensors of
+            all other keys must have one shape.
+        mask: The name of the mask, an int64 array of shape (batch, longest): 1 for values of the example, 0 for
+            padding. For dictionaries, it is added as a key. If the examples already have this key, their mask is
+            padded with 0. For arrays and tensors, it is passed as a keyword argument of the model.
+        dim: The dimension of an example to pad. Sizes in all other dimensions must be equal.
+        side: The side to pad. Models that generate text usually need ``"left"``.
+        unpad: Whether to cut the padding off the results.
 
     Raises:
-        OptionError: ``value`` or ``dim`` is of another kind.
+        OptionError: ``value``, ``dim`` or ``side`` is invalid.
     """
 
     value: float | Mapping[str, float] = 0
@@ -84,67 +88,68 @@ class Padding:
             )
 
     def length(self, example: Any) -> int:
-        """The length of an example before padding; fit to be a ``batch_length_fn``.
+        """Return the length of an example before padding. Can be used as a ``batch_length_fn``.
 
         Raises:
-            BatchShapeError: The example has no such dimension or key, or several lengths.
+            BatchShapeError: The example lacks the dimension or key to pad, or has several lengths.
         """
         if not isinstance(example, Mapping):
-            return self._extent(example)
+            return self._array_length(example)
         if isinstance(self.value, Mapping):
             key = next(iter(self.value))
             if key not in example:
                 raise BatchShapeError(
-                    f"Padding names the key {key!r}, and an example has the keys {sorted(example)}. Give all "
-                    "examples that key, or name another first."
+                    f"Padding names the key {key!r}, and an example has the keys {sorted(example)}. To fix this, "
+                    "add that key to all examples, or name another key first."
                 )
-            return self._extent(example[key])
-        lengths = {k: _shape(v)[self.dim] for k, v in example.items() if len(_shape(v)) > self.dim}
+            return self._array_length(example[key])
+        shapes = {key: get_array_shape(array) for key, array in example.items()}
+        lengths = {key: shape[self.dim] for key, shape in shapes.items() if len(shape) > self.dim}
         if len(set(lengths.values())) != 1:
             raise BatchShapeError(
-                f"An example has the lengths {lengths} in dimension {self.dim}. Say which keys to pad, the one "
-                "that has the example's length first: Padding(value={'input_ids': 0})."
+                f"An example has the lengths {lengths} in dimension {self.dim}. To fix this, specify which keys "
+                "to pad, and first the key that has the example's length: Padding(value={'input_ids': 0})."
             )
         return next(iter(lengths.values()))
 
-    def join(self, batch: Sequence[Any], stack: Stack) -> Any:
-        """Arrays as one, of shape (batch, …), padded.
+    def join(self, batch: Sequence[Any], stack: StackFn) -> Any:
+        """Pad and stack arrays. Return an array of shape (batch, …).
 
         Raises:
             BatchShapeError: Their shapes differ in another dimension.
         """
         return self._join(batch, self.value, stack)
 
-    def join_keys(self, batch: Sequence[Mapping[str, Any]], stack: Stack) -> dict[str, Any]:
-        """The arrays of each key as one, of shape (batch, …), padded; and the mask, if it has a name.
+    def join_keys(self, batch: Sequence[Mapping[str, Any]], stack: StackFn) -> dict[str, Any]:
+        """Pad and stack the arrays of each key. Return arrays of shape (batch, …), and the mask if it has a name.
 
         Raises:
-            BatchShapeError: Shapes differ in another dimension, or under a key that is not padded.
+            BatchShapeError: Shapes differ in another dimension, or in a key that is not padded.
         """
         joined = {key: self._join_key(key, [x[key] for x in batch], stack) for key in batch[0]}
-        return joined | {
-            name: mask for name, mask in self.masks(batch).items() if name not in joined
-        }
+        for name, mask in self.masks(batch).items():
+            joined.setdefault(name, mask)
+        return joined
 
     def masks(self, batch: Sequence[Any]) -> dict[str, npt.NDArray[np.int64]]:
-        """The mask of a batch under its name; nothing if it has none."""
+        """Return the mask of a batch by its name. Empty if the mask has no name."""
         if self.mask is None:
             return {}
         lengths = [self.length(example) for example in batch]
         mask = np.zeros((len(batch), max(lengths)), np.int64)
         for row, length in zip(mask, lengths, strict=True):
-            row[self._place(length, max(lengths))] = 1
+            row[self._slices(length, max(lengths))] = 1
         return {self.mask: mask}
 
     def rows(
-        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], known: dict[Path, bool]
+        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], cache: UnpadCache
     ) -> list[Any]:
-        """The model's output for each example, cut back to its length where it follows the length.
+        """Return the output of the model for each example, without padding.
 
         Args:
-            batch: The examples as they came.
-            call: Joins examples, and calls the model.
-            known: Which parts of an output follow the length; added to, for the next batch of the same model.
+            batch: The examples.
+            call: Joins examples and calls the model.
+            cache: Which parts of the output follow the length of the input. New parts are added to it.
         """
         rows = unbatch(call(batch), len(batch))
         lengths = [self.length(example) for example in batch]
@@ -152,123 +157,125 @@ class Padding:
         shorter = max((n for n in lengths if n < longest), default=0)
         if not self.unpad or not shorter:
             return rows
-        unknown = [
-            p
-            for p, part in leaves_with_path(rows[0])
-            if self._has(part, longest) and p not in known
-        ]
-        if unknown:
-            alone = batch[lengths.index(shorter)]
-            answer = dict(leaves_with_path(unbatch(call([alone, alone]), 2)[0]))
-            known.update({path: self._has(answer.get(path), shorter) for path in unknown})
+        leaves = leaves_with_path(rows[0])
+        new = [p for p, leaf in leaves if self._has_length(leaf, longest) and p not in cache]
+        if new:
+            example = batch[lengths.index(shorter)]
+            output = dict(leaves_with_path(unbatch(call([example, example]), 2)[0]))
+            cache.update({path: self._has_length(output.get(path), shorter) for path in new})
 
-        def cut(length: int, path: Path, part: Any) -> Any:
-            follows = known.get(path, False) and self._has(part, longest)
-            return self._cut(part, length, longest) if follows and length < longest else part
+        def unpad(length: int, path: Path, leaf: Any) -> Any:
+            follows = cache.get(path, False) and self._has_length(leaf, longest)
+            return self._unpad(leaf, length, longest) if follows and length < longest else leaf
 
-        return [map_with_path(row, partial(cut, n)) for n, row in zip(lengths, rows, strict=True)]
+        return [map_with_path(row, partial(unpad, n)) for n, row in zip(lengths, rows, strict=True)]
 
-    def _cut(self, part: Any, length: int, longest: int) -> Any:
-        own = part[self._place(length, longest, self.dim)]
-        return own.clone() if hasattr(own, "clone") else own.copy()
+    def _unpad(self, leaf: Any, length: int, longest: int) -> Any:
+        view = leaf[self._slices(length, longest, self.dim)]
+        return view.clone() if hasattr(view, "clone") else view.copy()
 
-    def _has(self, part: Any, length: int) -> bool:
-        shape = getattr(part, "shape", ())
+    def _has_length(self, leaf: Any, length: int) -> bool:
+        shape = getattr(leaf, "shape", ())
         return len(shape) > self.dim and int(shape[self.dim]) == length
 
-    def _extent(self, example: Any) -> int:
-        shape = _shape(example)
+    def _array_length(self, array: Any) -> int:
+        shape = get_array_shape(array)
         if len(shape) <= self.dim:
             raise BatchShapeError(
                 f"An example of shape {shape} has no dimension {self.dim} to pad."
             )
         return int(shape[self.dim])
 
-    def _join_key(self, key: str, arrays: Sequence[Any], stack: Stack) -> Any:
+    def _join_key(self, key: str, arrays: Sequence[Any], stack: StackFn) -> Any:
         what = f"the batch's {key!r}"
         value: Any = 0 if key == self.mask else self.value
         if isinstance(value, Mapping):
             value = value.get(key)
-        elif all(len(_shape(array)) <= self.dim for array in arrays):
-            value = None  # a number for each example: nothing to pad
+        elif all(len(get_array_shape(array)) <= self.dim for array in arrays):
+            value = None  # one number per example, which has no length
         if value is None:
             return stack(arrays, what, lambda dim: f"name {key!r} in the value of Padding")
         return self._join(arrays, value, stack, what)
 
     def _join(
-        self, arrays: Sequence[Any], value: Any, stack: Stack, what: str = "the batch"
+        self, arrays: Sequence[Any], value: Any, stack: StackFn, what: str = "the batch"
     ) -> Any:
         if hasattr(arrays, "shape"):
             return stack(arrays, what)
-        longest = max(map(self._extent, arrays))
-        self._check_others(arrays, what)
+        longest = max(map(self._array_length, arrays))
+        self._check_other_dimensions(arrays, what)
         return stack([self._pad(array, value, longest) for array in arrays], what)
 
-    def _check_others(self, arrays: Sequence[Any], what: str) -> None:
-        """Raises unless the shapes are equal but for the padded dimension."""
-        first = _shape(arrays[0])
+    def _check_other_dimensions(self, arrays: Sequence[Any], what: str) -> None:
+        first = get_array_shape(arrays[0])
         for index, array in enumerate(arrays):
-            shape = _shape(array)
-            if _without(shape, self.dim) != _without(first, self.dim):
+            shape = get_array_shape(array)
+            if _drop_dimension(shape, self.dim) != _drop_dimension(first, self.dim):
                 raise BatchShapeError(
-                    f"Element {index} of {what} has shape {shape}, and element 0 has {first}. Padding makes "
-                    f"dimension {self.dim} equal, and all others must be so already: pad another dimension "
-                    "with Padding(dim=…), or resize before, with_preprocess_fn."
+                    f"Element {index} of {what} has shape {shape}, and element 0 has {first}. Padding applies to "
+                    f"dimension {self.dim}, and all other dimensions must be equal. To fix this, pad another "
+                    "dimension with Padding(dim=…), or resize the examples with with_preprocess_fn."
                 )
 
     def _pad(self, array: Any, value: Any, longest: int) -> Any:
         array = array if hasattr(array, "shape") else np.asarray(array)
-        length = self._extent(array)
+        length = self._array_length(array)
         if length == longest:
             return array
         shape = list(array.shape)
         shape[self.dim] = longest
-        new_full = getattr(array, "new_full", None)  # of a tensor
+        new_full = getattr(array, "new_full", None)  # PyTorch tensors have this method
         padded = new_full(shape, value) if new_full else np.full(shape, value, array.dtype)
-        padded[self._place(length, longest, self.dim)] = array
+        padded[self._slices(length, longest, self.dim)] = array
         return padded
 
-    def _place(self, length: int, longest: int, dim: int = 0) -> tuple[slice, ...]:
-        """Where an array of this length stands in one as long as the longest."""
+    def _slices(self, length: int, longest: int, dim: int = 0) -> tuple[slice, ...]:
+        """Return the index of an unpadded array within the padded one."""
         start = 0 if self.side == "right" else longest - length
         return (*[slice(None)] * dim, slice(start, start + length))
 
 
 class NoPadding:
-    """What handlers do without padding, by the names of its methods: stack, and cut nothing."""
+    """Stacks examples of one shape, and does not cut results. Has the methods of `Padding`."""
 
-    def join(self, batch: Sequence[Any], stack: Stack) -> Any:
+    def join(self, batch: Sequence[Any], stack: StackFn) -> Any:
         return stack(batch)
 
-    def join_keys(self, batch: Sequence[Mapping[str, Any]], stack: Stack) -> dict[str, Any]:
+    def join_keys(self, batch: Sequence[Mapping[str, Any]], stack: StackFn) -> dict[str, Any]:
         return {key: stack([x[key] for x in batch], f"the batch's {key!r}") for key in batch[0]}
 
     def masks(self, batch: Sequence[Any]) -> dict[str, Any]:
         return {}
 
     def rows(
-        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], known: dict[Path, bool]
+        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], cache: UnpadCache
     ) -> list[Any]:
         return unbatch(call(batch), len(batch))
 
 
 class Unsplit(NoPadding):
-    """For a batch that is one element: what is joined stays so, and the output stays whole."""
+    """Passes a batch that is one element to the model, and does not split the output."""
 
-    def join_keys(self, batch: Any, stack: Stack) -> dict[str, Any]:
-        """Tensors of all rows under each key, as they are; or a list of dictionaries, joined."""
+    def join_keys(self, batch: Any, stack: StackFn) -> dict[str, Any]:
+        """Return tensors of all rows by key. A list of dictionaries is stacked."""
         if not isinstance(batch, Mapping):
             return super().join_keys(batch, stack)
         return {key: stack(array, f"the batch's {key!r}") for key, array in batch.items()}
 
-    def rows(self, batch: Any, call: Callable[[Any], Any], known: dict[Path, bool]) -> Any:
+    def rows(self, batch: Any, call: Callable[[Any], Any], cache: UnpadCache) -> Any:
         return call(batch)
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    shape = getattr(value, "shape", None)
-    return tuple(shape) if shape is not None else np.shape(value)
+def get_unpad_cache(model: Any, method: str | None) -> UnpadCache:
+    """Return the cache for the output of a method of a model. It is dropped with the model."""
+    try:
+        return _UNPAD_CACHES.setdefault(model, {}).setdefault(method, {})
+    except TypeError:  # the model does not support weak references
+        return {}
 
 
-def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+_UNPAD_CACHES: WeakKeyDictionary[Any, dict[str | None, UnpadCache]] = WeakKeyDictionary()
+
+
+def _drop_dimension(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return (*shape[:dim], *shape[dim + 1 :])

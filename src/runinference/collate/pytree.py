@@ -1,63 +1,55 @@
-"""The arrays in a structure by the names that lead to them; and what is known of those of a model's output."""
+"""Pytrees: nested mappings, lists, tuples and dataclasses, whose leaves are arrays or other values."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
-#: The names and numbers that lead to an array: ``("hidden_states", 2)``.
+#: The keys and indices that lead to a leaf: ``("hidden_states", 2)``.
 Path = tuple[Hashable, ...]
 
 
-def get_unpad_cache(model: Any, method: str | None) -> dict[Path, bool]:
-    """What is known of the output of a model's method, as long as the model lives; see ``Padding.rows``."""
-    try:
-        return _KNOWN.setdefault(model, {}).setdefault(method, {})
-    except TypeError:  # cannot be referred to weakly
-        return {}
-
-
-_KNOWN: WeakKeyDictionary[Any, dict[str | None, dict[Path, bool]]] = WeakKeyDictionary()
-
-
-def leaves_with_path(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The arrays in a structure, each with the names and numbers that lead to it."""
-    fields = children(value)
-    if fields is None:
-        yield path, value
+def leaves_with_path(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield each leaf of a tree with its path."""
+    nodes = children(tree)
+    if nodes is None:
+        yield path, tree
     else:
-        for name, part in fields.items():
-            yield from leaves_with_path(part, (*path, name))
+        for name, node in nodes.items():
+            yield from leaves_with_path(node, (*path, name))
 
 
-def map_with_path(value: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
-    """The same structure with each array replaced."""
-    fields = children(value)
-    if fields is None:
-        return function(path, value)
-    made = {name: map_with_path(part, function, (*path, name)) for name, part in fields.items()}
-    return rebuild(value, made)
+def map_with_path(tree: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """Return a tree of the same structure, with ``function(path, leaf)`` in place of each leaf."""
+    nodes = children(tree)
+    if nodes is None:
+        return function(path, tree)
+    mapped = {name: map_with_path(node, function, (*path, name)) for name, node in nodes.items()}
+    return rebuild(tree, mapped)
 
 
-def rebuild(value: Any, made: dict[Any, Any]) -> Any:
-    """A structure like this one, with other parts under its names and numbers; a mapping as a dictionary."""
-    if isinstance(value, Mapping):
-        return made
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **made)
-    return type(value)(**made) if hasattr(value, "_fields") else type(value)(list(made.values()))
+def rebuild(tree: Any, nodes: dict[Any, Any]) -> Any:
+    """Return a copy of a tree with other children. A mapping becomes a dictionary."""
+    if isinstance(tree, Mapping):
+        return nodes
+    if is_dataclass_instance(tree):
+        return dataclasses.replace(tree, **nodes)
+    return type(tree)(**nodes) if hasattr(tree, "_fields") else type(tree)(list(nodes.values()))
 
 
-def children(value: Any) -> Mapping[Any, Any] | None:
-    """The parts of a structure by name or number; None for what is no structure."""
-    if isinstance(value, Mapping):
-        return value
-    if hasattr(value, "_fields"):
-        return dict(zip(value._fields, value, strict=True))
-    if isinstance(value, (tuple, list)):
-        return dict(enumerate(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+def children(tree: Any) -> Mapping[Any, Any] | None:
+    """Return the children of a tree by key, field name or index, or None for a leaf."""
+    if isinstance(tree, Mapping):
+        return tree
+    if hasattr(tree, "_fields"):
+        return dict(zip(tree._fields, tree, strict=True))
+    if isinstance(tree, (tuple, list)):
+        return dict(enumerate(tree))
+    if is_dataclass_instance(tree):
+        return {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree) if f.init}
     return None
+
+
+def is_dataclass_instance(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)

@@ -1,4 +1,4 @@
-"""The rows of an array, a tensor, a table or a sparse matrix, each with memory of its own."""
+"""Split arrays, tensors, tables and sparse matrices into rows that own their memory."""
 
 from __future__ import annotations
 
@@ -8,25 +8,35 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 
 def get_shape(value: Any) -> tuple[Any, ...] | None:
-    """The shape of what can be cut in rows; None for what has none, and for a shape of the user's own kind."""
+    """Return the shape of a value that has rows, or None if it has no shape.
+
+    A ``shape`` attribute that is not a tuple of sizes, such as one of a user's class, does not count.
+    """
     if _is_nested(value):
         return (value.size(0), *[None] * (value.dim() - 1))
     try:
         shape = tuple(value.shape)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
-    known = not shape or isinstance(shape[0], Integral)
-    return shape if known else None
+    return shape if not shape or isinstance(shape[0], Integral) else None
+
+
+def get_array_shape(example: Any) -> tuple[int, ...]:
+    """Return the shape of an array or tensor, or of the array that NumPy makes of a number or nested list."""
+    shape = getattr(example, "shape", None)
+    return tuple(shape) if shape is not None else np.shape(example)
 
 
 def split_rows(value: Any) -> list[Any]:
-    """The rows of what has a shape.
+    """Return the rows of a value that has a shape.
 
-    A row of a sparse matrix of SciPy's is a matrix of one row in the CSR format, whatever the format was. A row
-    of a sparse tensor is a sparse tensor with a dimension less; of PyTorch's in the COO layout. A row of a
-    nested or ragged tensor has a length of its own. What is sparse and has one dimension gives plain numbers.
+    A row of a SciPy sparse matrix is a CSR matrix of one row. A row of a sparse tensor is a sparse tensor with
+    one dimension less, in COO layout for PyTorch. A row of a nested or ragged tensor has its own length. A
+    sparse vector is split into numbers.
 
     >>> from scipy.sparse import coo_array
     >>> [row.toarray().tolist() for row in split_rows(coo_array([[1, 0], [0, 2]]))]
@@ -34,11 +44,11 @@ def split_rows(value: Any) -> list[Any]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return [row.clone() for row in _unbindable(value.detach()).unbind(0)]
-    if _is_of_tensorflow(value):
-        return _of_tensorflow(value)
+        return [row.clone() for row in _to_unbindable(value.detach()).unbind(0)]
+    if _is_tensorflow(value):
+        return _split_tensorflow(value)
     if hasattr(value, "tocsr") and hasattr(value, "toarray"):
-        return _of_sparse(value)
+        return _split_scipy_sparse(value)
     if hasattr(value, "iloc"):
         return [get_row(value, i) for i in range(len(value))]
     if len(value.shape) == 1:
@@ -48,16 +58,16 @@ def split_rows(value: Any) -> list[Any]:
 
 
 def get_row(value: Any, index: int) -> Any:
-    """The entry of an array, or the row of a table as a table of one row."""
+    """Return an entry of an array, or a row of a table as a table of one row."""
     if hasattr(value, "iloc"):
         return value.iloc[[index]] if len(value.shape) > 1 else value.iloc[index]
-    if hasattr(value, "num_rows") and hasattr(value, "take"):  # a table of Arrow's
+    if hasattr(value, "num_rows") and hasattr(value, "take"):  # a PyArrow table
         return value.take([index])
     return value[index]
 
 
-def _unbindable(tensor: Any) -> Any:
-    """A tensor of PyTorch's in a layout that has rows."""
+def _to_unbindable(tensor: Any) -> Any:
+    """Convert a PyTorch tensor to a layout that ``unbind`` supports."""
     if tensor.is_mkldnn:
         return tensor.to_dense()
     if str(tensor.layout) in ("torch.sparse_csc", "torch.sparse_bsr", "torch.sparse_bsc"):
@@ -65,21 +75,20 @@ def _unbindable(tensor: Any) -> Any:
     return tensor
 
 
-def _of_sparse(value: Any) -> list[Any]:
-    """The rows of a sparse matrix or array of SciPy's; most of its formats cannot be indexed."""
+def _split_scipy_sparse(value: Any) -> list[Any]:
     if len(value.shape) == 1:
         return list(value.toarray())
     if len(value.shape) > 2:
         return [value[i].copy() for i in range(value.shape[0])]
-    rows = value.tocsr()
+    rows = value.tocsr()  # most other formats cannot be indexed
     return [rows[i : i + 1].copy() for i in range(rows.shape[0])]
 
 
-def _of_tensorflow(value: Any) -> list[Any]:
+def _split_tensorflow(value: Any) -> list[Any]:
     tensorflow = sys.modules["tensorflow"]
     if isinstance(value, tensorflow.SparseTensor):
         if len(value.shape) > 1:
-            return list(_of_sparse_tensor(value))
+            return list(_split_sparse_tensor(value))
         value = tensorflow.sparse.to_dense(tensorflow.sparse.reorder(value))
     if isinstance(value, tensorflow.RaggedTensor):
         rows = [value[i] for i in range(value.shape[0])]
@@ -92,8 +101,8 @@ def _of_tensorflow(value: Any) -> list[Any]:
     ]
 
 
-def _of_sparse_tensor(value: Any) -> Iterator[Any]:
-    """The rows of a sparse tensor of TensorFlow's, which has no operation that is quick for many."""
+def _split_sparse_tensor(value: Any) -> Iterator[Any]:
+    """Yield the rows of a TensorFlow sparse tensor. TensorFlow has no fast operation for this."""
     tensorflow = sys.modules["tensorflow"]
     value = tensorflow.sparse.reorder(value)
     indices, values = value.indices.numpy(), value.values.numpy()
@@ -111,6 +120,6 @@ def _is_nested(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor) and value.is_nested
 
 
-def _is_of_tensorflow(value: Any) -> bool:
+def _is_tensorflow(value: Any) -> bool:
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and bool(tensorflow.is_tensor(value))

@@ -1,17 +1,17 @@
-"""One result per element: cuts the output of a batch along its leading dimension, whatever its structure.
+"""Split the output of a batch into one result per element, along its leading dimension.
 
 =====================================  ===============================================================
 output                                 element ``i`` gets
 =====================================  ===============================================================
-tensor, array, sparse matrix, frame    row ``i``, as a copy that owns its memory (see `rows`)
+tensor, array, sparse matrix, frame    row ``i``, as a copy that owns its memory
 list, range, iterator                  item ``i``
-mapping                                a dictionary of the same keys, each value split
+mapping                                a dictionary with the same keys, each value split
 tuple, named tuple, dataclass          the same structure, each field split
-scalar, string, set, ``None``          nothing of its own: as a field of a structure it is given to each
+scalar, string, set, ``None``          the same value, if it is a field of a structure
 =====================================  ===============================================================
 
-A list is a batch of results; a tuple is one structure, such as ``(logits, hidden_states)``, unless no part of
-it has a leading dimension: then its items are the results.
+A list is a batch of results. A tuple is one structure, such as ``(logits, hidden_states)``, unless none of its
+items has a leading dimension: then its items are the results.
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
+from runinference.collate.pytree import children, is_dataclass_instance
 from runinference.collate.rows import get_shape, split_rows
 from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
 
 _Rows = list[Any]
 
+#: Values without rows, or without an order of their items.
+_SCALAR_TYPES = (str, bytes, bytearray, PredictionResult, set, frozenset)
+
 
 def unbatch(output: Any, size: int) -> list[Any]:
-    """The results of a batch of ``size`` elements, one each.
+    """Split the output of a batch of ``size`` elements into one result per element.
 
     >>> unbatch({"label": ["cat", "dog"], "loss": 0.5}, 2)
     [{'label': 'cat', 'loss': 0.5}, {'label': 'dog', 'loss': 0.5}]
 
     Raises:
-        ResultMismatchError: The output, or a part of it, has another length than the batch, or nothing in it
-            has a leading dimension.
+        ResultMismatchError: The length of the output, or of a part of it, is not ``size``, or nothing in the
+            output has a leading dimension.
     """
     rows = _unbatch(output, size, "the output")
     if rows is None and isinstance(output, tuple) and len(output) == size:
@@ -44,26 +48,26 @@ def unbatch(output: Any, size: int) -> list[Any]:
     if rows is None:
         raise ResultMismatchError(
             f"The model returned {describe(output)} for a batch of {size}: nothing in it has a leading dimension, "
-            "so it cannot be told which element each part belongs to. Return a tensor, array or list with one "
-            "entry for each element, or a dictionary of such."
+            "so it cannot be split by element. To fix this, return a tensor, array or list with one entry for "
+            "each element, or a dictionary of these."
         )
     return rows
 
 
 def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[PredictionResult]:
-    """Each example of a batch with its own part of the output, as a ``PredictionResult``.
+    """Return a ``PredictionResult`` for each example of a batch, with its part of the output.
 
-    A list of another length stays one: who runs the handler says so, and a program that calls the handler
-    itself gets what there is.
+    A list of another length is not an error here, so that code that calls ``run_inference`` itself gets all
+    results. The transform and ``predict`` check the length.
     """
     rows = output if isinstance(output, list) else unbatch(output, len(batch))
     examples = [*batch, *[None] * (len(rows) - len(batch))]
-    # Made by tuple itself, in C: at half the price of a call of the class for each.
+    # tuple.__new__ takes half the time of calling the class.
     return list(map(tuple.__new__, repeat(PredictionResult), zip(examples, rows, repeat(model_id))))
 
 
 def batch_length(batch: Any) -> int | None:
-    """How many examples a batch has; None where that is unknown, as of a dictionary or a sparse matrix."""
+    """Return the number of examples in a batch, or None for a mapping or a batch without a length."""
     if isinstance(batch, Mapping):
         return None
     try:
@@ -72,33 +76,58 @@ def batch_length(batch: Any) -> int | None:
         return None
 
 
+def describe(value: Any) -> str:
+    """Describe a value for an error message, by its shape or type."""
+    if (shape := get_shape(value)) is not None:
+        return f"{type(value).__name__} of shape {shape}"
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return repr(value)[:40]
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")
+
+
+def mismatch_error(
+    found: int, batch: str, entry: str, where: str, value: Any, hint: str = ""
+) -> ResultMismatchError:
+    """Create the error for a part of an output that has another length than the batch.
+
+    Args:
+        found: The length of the part.
+        batch: The batch, such as ``"a batch of 3 elements"``.
+        entry: What needs a result, such as ``"element"``.
+        where: The name of the part, such as ``"the output['logits']"``.
+        value: The part.
+        hint: Further sentences for the message.
+    """
+    return ResultMismatchError(
+        f"The model returned {found} result{'s' * (found != 1)} for {batch} ({where} is {describe(value)}). "
+        f"Each {entry} needs exactly one. To fix this, check that the model keeps the leading dimension, and that "
+        f"inference_fn does not merge, drop or add rows.{hint}"
+    )
+
+
 def _unbatch(value: Any, size: int, where: str) -> _Rows | None:
-    """The rows of a value, or None when it has no leading dimension."""
-    if value is None or isinstance(value, _WHOLE):
+    """Return the rows of a value, or None if it has no leading dimension."""
+    if value is None or isinstance(value, _SCALAR_TYPES):
         return None
     if isinstance(value, list):
-        return _checked(value, size, where)
-    if isinstance(value, Mapping) and get_shape(value) is None:  # as a DOK matrix of SciPy's is
+        return _check_length(value, size, where)
+    if isinstance(value, Mapping) and get_shape(value) is None:  # a SciPy DOK matrix has a shape
         return _unbatch_fields(value, size, where, dict)
     if isinstance(value, tuple):
-        fields = getattr(value, "_fields", None)
-        if fields is not None:
-            named = dict(zip(fields, value, strict=True))
-            return _unbatch_fields(named, size, where, lambda row: type(value)(**row))
-        numbered = dict(enumerate(value))
-        return _unbatch_fields(numbered, size, where, lambda row: tuple(row.values()))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        return _unbatch_fields(named, size, where, lambda row: dataclasses.replace(value, **row))
+        named = hasattr(value, "_fields")
+        return _unbatch_fields(
+            children(value) or {},
+            size,
+            where,
+            lambda row: type(value)(**row) if named else tuple(row.values()),
+        )
+    if is_dataclass_instance(value):
+        return _unbatch_fields(
+            children(value) or {}, size, where, lambda row: dataclasses.replace(value, **row)
+        )
     if (shape := get_shape(value)) is not None:
         return _unbatch_array(value, shape, size, where)
-    if isinstance(value, Iterable):
-        return _checked(list(value), size, where)
-    return None
-
-
-#: What is one value, and what has no order by which its items could belong to the elements.
-_WHOLE = (str, bytes, bytearray, PredictionResult, set, frozenset)
+    return _check_length(list(value), size, where) if isinstance(value, Iterable) else None
 
 
 def _unbatch_fields(
@@ -120,18 +149,18 @@ def _unbatch_array(value: Any, shape: Sequence[int], size: int, where: str) -> _
     if shape[0] != size:
         raise _mismatch(shape[0], size, where, value)
     try:
-        return _checked(split_rows(value), size, where)
+        return _check_length(split_rows(value), size, where)
     except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
         if isinstance(error, ResultMismatchError):
             raise
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ResultMismatchError(
-            f"The model returned {describe(value)} for a batch of {size}, which cannot be cut in rows ({why}). "
-            "Return a dense array or tensor, or a list with one entry for each element."
+            f"The model returned {describe(value)} for a batch of {size}, which cannot be split into rows "
+            f"({reason}). To fix this, return a dense array or tensor, or a list with one entry for each element."
         ) from error
 
 
-def _checked(rows: _Rows, size: int, where: str) -> _Rows:
+def _check_length(rows: _Rows, size: int, where: str) -> _Rows:
     if len(rows) != size:
         raise _mismatch(len(rows), size, where, rows)
     return rows
@@ -139,23 +168,13 @@ def _checked(rows: _Rows, size: int, where: str) -> _Rows:
 
 def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchError:
     hint = ""
-    if isinstance(value, list) and value and all(_leads_with(part, size) for part in value):
-        hint = " Its items each have the batch's length: if they are the model's several outputs, return a tuple."
-    return ResultMismatchError(
-        f"The model returned {found} result{'s' * (found != 1)} for a batch of {size} elements"
-        f" ({where} is {describe(value)}). Each element needs exactly one: check that the model keeps the"
-        f" leading dimension, and that inference_fn does not merge, drop or add rows.{hint}"
-    )
+    if isinstance(value, list) and value and all(_has_length(part, size) for part in value):
+        hint = (
+            " Each item has the length of the batch. If the items are several outputs of the model, return a "
+            "tuple."
+        )
+    return mismatch_error(found, f"a batch of {size} elements", "element", where, value, hint)
 
 
-def _leads_with(part: Any, size: int) -> bool:
+def _has_length(part: Any, size: int) -> bool:
     return bool((get_shape(part) or (None,))[0] == size)
-
-
-def describe(value: Any) -> str:
-    """What a value is, for a message."""
-    if (shape := get_shape(value)) is not None:
-        return f"{type(value).__name__} of shape {shape}"
-    if value is None or isinstance(value, (str, bytes, int, float)):
-        return repr(value)[:40]
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")

@@ -1,4 +1,4 @@
-"""One result for a whole array of rows: what the model gave for it, unsplit, checked, and owning its memory."""
+"""Unsplit results: one result for a batch that is one element of the pipeline."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ import numpy as np
 
 from runinference.collate.pytree import children, rebuild
 from runinference.collate.rows import get_shape
-from runinference.collate.unbatch import describe
+from runinference.collate.unbatch import mismatch_error
 from runinference.errors import OutOfMemoryError, ResultMismatchError, is_out_of_memory
 from runinference.results import PredictionResult
 
 
 def returns_unsplit_results(handler: Any) -> bool:
-    """Whether each element of a handler, any with Beam's methods, gets one result for all of its rows."""
+    """Return whether an object with Beam's handler methods returns one unsplit result per element."""
     return bool(getattr(handler, "gives_whole_results", bool)())
 
 
 def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionResult:
-    """One result for a whole batch; no row is looked at.
+    """Return one result for a batch, without splitting the output. Views in the output are copied.
 
     >>> unsplit_result(np.zeros((3, 2)), np.array([7, 8, 9]), "model.pkl").inference
     array([7, 8, 9])
 
     Args:
         batch: An array, a table, a list of rows, or a dictionary of arrays.
-        output: What the model gave for it.
-        model_id: Where the model is from.
+        output: The output of the model.
+        model_id: The path of the model.
 
     Raises:
         ResultMismatchError: A part of the output has another leading dimension than the batch.
     """
-    n = count_rows(batch)
-    if n is not None:
-        for where, found, part in _lengths(output, "the output"):
-            if found != n:
-                raise _mismatch(n, found, where, part)
-    return PredictionResult(batch, _owned(output), model_id)
+    n_rows = count_rows(batch)
+    if n_rows is not None:
+        for where, length, part in _iter_lengths(output, "the output"):
+            if length != n_rows:
+                raise _mismatch(length, n_rows, where, part)
+    return PredictionResult(batch, _copy_views(output), model_id)
 
 
 def run_unsplit(
     handler: Any, element: Any, model: Any, inference_args: dict[str, Any] | None
 ) -> Any:
-    """What a handler's ``run_inference`` makes of one element; as a list if it comes lazily.
+    """Return ``handler.run_inference(element, …)``, with an iterator as a list.
 
     Raises:
-        OutOfMemoryError: Memory did not suffice for the element.
+        OutOfMemoryError: The element does not fit into memory.
     """
     try:
         args = dict(inference_args) if inference_args else inference_args
@@ -63,16 +63,16 @@ def run_unsplit(
 
 
 def count_rows(element: Any) -> int | None:
-    """The leading dimension of an array, a table or a list; of a structure, that of the first that has one.
+    """Return the leading dimension of an array, table or list, or of the first one in a structure.
 
     >>> count_rows({"words": np.zeros((3, 2)), "scale": 2.0}), count_rows(("key", np.zeros((3, 2))))
     (3, 3)
     """
-    return next((length for _, length, _ in _lengths(element, "")), None)
+    return next((length for _, length, _ in _iter_lengths(element, "")), None)
 
 
-def _lengths(value: Any, where: str) -> Iterator[tuple[str, int, Any]]:
-    """The leading dimensions in a structure: where each stands, how long it is, and of what."""
+def _iter_lengths(value: Any, where: str) -> Iterator[tuple[str, int, Any]]:
+    """Yield the name, length and value of each array and list in a structure."""
     shape = get_shape(value)
     if shape is not None:
         if len(shape) > 0:
@@ -81,11 +81,11 @@ def _lengths(value: Any, where: str) -> Iterator[tuple[str, int, Any]]:
         yield where, len(value), value
     elif not isinstance(value, PredictionResult):
         for name, part in (children(value) or {}).items():
-            yield from _lengths(part, f"{where}[{name!r}]")
+            yield from _iter_lengths(part, f"{where}[{name!r}]")
 
 
-def _owned(value: Any) -> Any:
-    """The same without views: a part of a larger array would take that along wherever it goes."""
+def _copy_views(value: Any) -> Any:
+    """Copy the views in a structure. A view keeps the memory of the whole array alive."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return value.detach().clone()
@@ -96,25 +96,22 @@ def _owned(value: Any) -> Any:
     fields = children(value) if get_shape(value) is None else None
     if fields is None:
         return value
-    return rebuild(value, {name: _owned(part) for name, part in fields.items()})
+    return rebuild(value, {name: _copy_views(part) for name, part in fields.items()})
 
 
 def _holds_arrays(value: Any) -> bool:
     return hasattr(value, "shape") or bool(children(value))
 
 
-def _mismatch(n: int, found: int, where: str, part: Any) -> ResultMismatchError:
-    return ResultMismatchError(
-        f"The model returned {found} result{'s' * (found != 1)} for an array of {n} rows ({where} is "
-        f"{describe(part)}). Each row needs exactly one: check that the model keeps the leading dimension, and "
-        "that inference_fn does not merge, drop or add rows; several outputs are a tuple or a dictionary."
-    )
+def _mismatch(found: int, n_rows: int, where: str, part: Any) -> ResultMismatchError:
+    hint = " Return several outputs as a tuple or a dictionary."
+    return mismatch_error(found, f"an array of {n_rows} rows", "row", where, part, hint)
 
 
 def _too_large(element: Any, error: Exception) -> OutOfMemoryError:
-    n = count_rows(element)
-    rows = "" if n is None else f" of {n:,} rows"
+    n_rows = count_rows(element)
+    rows = "" if n_rows is None else f" of {n_rows:,} rows"
     return OutOfMemoryError(
-        f"Memory did not suffice for an element{rows} ({error}). With whole_results=True it is not divided: give "
-        "the model smaller arrays, or leave whole_results out."
+        f"Out of memory for an element{rows} ({error}). Elements are not divided with whole_results=True. To fix "
+        "this, give the model smaller arrays, or leave whole_results out."
     )

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runinference.collate.padding import NoPadding, Padding, Unsplit
-from runinference.collate.pytree import get_unpad_cache
+from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
 from runinference.collate.stack import reject_keyed_examples, stack_batch
 from runinference.collate.unbatch import to_results
 from runinference.errors import BatchShapeError, OptionError, suggest
