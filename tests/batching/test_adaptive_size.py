@@ -1,4 +1,4 @@
-"""How many elements to put in a batch is found by measuring, and by what did not fit into memory."""
+"""The batch size adapts to the measured cost per element, and to memory."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ def fixed(size: int, **fields) -> BatchPolicy:
     return BatchPolicy(min_batch_size=size, max_batch_size=size, **fields)
 
 
-def budget(n: int, **fields) -> BatchPolicy:
+def with_padded_size(n: int, **fields) -> BatchPolicy:
     return BatchPolicy(max_padded_size=n, length_fn=int, **fields)
 
 
-def learn(policy: BatchPolicy, seconds) -> AdaptiveSize:
+def adapt(policy: BatchPolicy, seconds) -> AdaptiveSize:
     size = AdaptiveSize(policy)
     for _ in range(100):
         size.record(size.current, seconds(size.current))
     return size
 
 
-def test_a_call_with_a_large_fixed_cost_gets_large_batches():
-    assert learn(BatchPolicy(), lambda n: 1e-3 + 1e-6 * n).current >= 4096
+def test_grows_if_calls_have_a_large_fixed_cost():
+    assert adapt(BatchPolicy(), lambda n: 1e-3 + 1e-6 * n).current >= 4096
 
 
-def test_a_call_that_costs_the_same_for_each_element_stays_small():
-    assert learn(BatchPolicy(), lambda n: 1e-2 * n).current == 1
+def test_stays_small_if_the_cost_per_element_is_constant():
+    assert adapt(BatchPolicy(), lambda n: 1e-2 * n).current == 1
 
 
-def test_a_call_that_gets_dearer_with_size_settles_where_it_was_cheapest():
+def test_converges_to_the_size_with_the_lowest_cost_per_element():
     assert (
-        learn(BatchPolicy(), lambda n: n * (1e-3 / min(n, 8) + 1e-4 * max(0, n - 8))).current == 8
+        adapt(BatchPolicy(), lambda n: n * (1e-3 / min(n, 8) + 1e-4 * max(0, n - 8))).current == 8
     )
 
 
-def test_a_few_slow_calls_do_not_settle_the_size_for_good():
+def test_explores_again_after_a_few_slow_calls():
     size = AdaptiveSize(BatchPolicy(max_batch_size=32))
     size.record(1, 1.0)
     for noise in (0, 0.4, 0.4, 0.4, 0.8, 0.8, 0.8):
@@ -51,7 +51,7 @@ def test_a_few_slow_calls_do_not_settle_the_size_for_good():
     assert size.current == 32
 
 
-def test_where_larger_is_much_cheaper_one_call_is_enough_to_go_on():
+def test_doubles_after_one_call_if_the_larger_size_is_much_cheaper():
     size = AdaptiveSize(BatchPolicy(max_batch_size=1024))
     sizes = []
     for _ in range(12):
@@ -61,7 +61,7 @@ def test_where_larger_is_much_cheaper_one_call_is_enough_to_go_on():
 
 
 @pytest.mark.parametrize(("low", "high"), [(3, 100), (1, 7), (5, 5)])
-def test_the_size_stays_within_its_limits(low, high):
+def test_stays_within_the_minimum_and_maximum_size(low, high):
     policy = BatchPolicy(min_batch_size=low, max_batch_size=high)
     size = AdaptiveSize(policy)
     for _ in range(50):
@@ -69,35 +69,35 @@ def test_the_size_stays_within_its_limits(low, high):
         size.record(size.current, 1e-3 + 1e-6 * size.current)
 
 
-def test_a_budget_decides_the_size_and_no_search_does():
-    size = AdaptiveSize(budget(100, max_batch_size=50))
+def test_does_not_explore_with_a_maximum_padded_size():
+    size = AdaptiveSize(with_padded_size(100, max_batch_size=50))
     assert (size.current, size.max_padded_size, size.converged) == (50, 100, True)
 
 
-def go_well(size: AdaptiveSize, calls: int = 32) -> None:
+def succeed(size: AdaptiveSize, calls: int = 32) -> None:
     for _ in range(calls):
         size.record(size.current, 1e-3)
 
 
 @pytest.mark.parametrize("policy", [fixed(64), BatchPolicy(min_batch_size=64, max_batch_size=100)])
-def test_out_of_memory_halves_the_size_and_calls_that_go_well_double_it_again(policy):
+def test_halves_the_size_when_out_of_memory_and_doubles_it_after_successful_calls(policy):
     size = AdaptiveSize(policy)
     size.record_out_of_memory(64)
     assert size.current == 32
     size.record_out_of_memory(32)
     size.record_out_of_memory(32)
     assert size.current == 16
-    go_well(size, 31)
+    succeed(size, 31)
     assert size.current == 16
-    go_well(size, 1)
+    succeed(size, 1)
     assert size.current == 32
-    go_well(size)
+    succeed(size)
     assert size.current == 64
-    go_well(size, 1_000)
+    succeed(size, 1_000)
     assert size.current <= policy.max_batch_size
 
 
-def test_small_calls_do_not_prove_that_large_ones_fit():
+def test_small_batches_do_not_raise_the_memory_limit():
     size = AdaptiveSize(fixed(64))
     size.record_out_of_memory(64)
     for _ in range(100):
@@ -105,29 +105,29 @@ def test_small_calls_do_not_prove_that_large_ones_fit():
     assert size.current == 32
 
 
-def test_a_size_that_proves_too_high_again_is_tried_more_and_more_rarely():
+def test_backs_off_exponentially_if_a_size_keeps_running_out_of_memory():
     size = AdaptiveSize(fixed(64))
     waits = []
     for _ in range(4):
         size.record_out_of_memory(64)
         calls = 0
         while size.current < 64:
-            go_well(size, 1)
+            succeed(size, 1)
             calls += 1
         waits.append(calls)
     assert waits == [32, 64, 128, 256]
 
 
-def test_one_element_that_does_not_fit_alone_leaves_a_size_of_one_for_a_while():
+def test_recovers_from_a_size_of_one():
     size = AdaptiveSize(fixed(8))
     for n in (8, 4, 2, 1):
         size.record_out_of_memory(n)
     assert size.current == 1
-    go_well(size, 3 * 32)
+    succeed(size, 3 * 32)
     assert size.current == 8
 
 
-def test_the_search_goes_on_below_what_fits():
+def test_explores_below_the_memory_limit():
     size = AdaptiveSize(BatchPolicy(max_batch_size=1_000))
     for _ in range(10_000):
         if size.current > 100:
@@ -137,8 +137,8 @@ def test_the_search_goes_on_below_what_fits():
     assert size.current == 64
 
 
-def test_out_of_memory_within_a_budget_halves_the_budget_and_not_the_number():
-    policy = budget(1_000, max_batch_size=500)
+def test_out_of_memory_halves_the_padded_size_and_not_the_number_of_elements():
+    policy = with_padded_size(1_000, max_batch_size=500)
     size = AdaptiveSize(policy)
     size.record_out_of_memory(4, policy.padded_size([200, 200, 100, 100]))
     assert (size.current, size.max_padded_size) == (500, 400)
@@ -146,13 +146,13 @@ def test_out_of_memory_within_a_budget_halves_the_budget_and_not_the_number():
     for n in (200, 200, 100, 100, 1, 1):
         batcher.add(n, n)
     assert batcher.flush() == [[200, 200], [100, 100, 1, 1]]
-    go_well(size)
+    succeed(size)
     assert size.max_padded_size == 800
     size.record_out_of_memory(4)
     assert size.current == 2
 
 
-def test_threads_that_run_out_of_memory_together_halve_once():
+def test_halves_once_if_threads_run_out_of_memory_together():
     size = AdaptiveSize(fixed(64))
     barrier = threading.Barrier(8)
 

@@ -1,4 +1,4 @@
-"""Elements are collected, and handed on as a batch whenever one is full."""
+"""The batcher emits a batch when it is full."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def fixed(size: int, **fields) -> BatchPolicy:
     return BatchPolicy(min_batch_size=size, max_batch_size=size, **fields)
 
 
-def test_a_fixed_size_is_kept_and_the_rest_comes_at_the_end():
+def test_keeps_a_fixed_size_and_flushes_the_rest():
     assert batches(fixed(3), range(7)) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_weight_is_never_passed_except_by_one_element_alone():
+def test_exceeds_the_maximum_weight_only_for_a_single_element():
     policy = fixed(100, max_batch_weight=10, element_size_fn=lambda n: n)
     assert batches(policy, [4, 6, 1, 20, 3]) == [[4, 6], [1], [20], [3]]
 
 
-def test_bytes_are_never_passed_except_by_one_element_alone():
+def test_exceeds_the_maximum_bytes_only_for_a_single_element():
     rows = [np.zeros(n, np.int8) for n in (40, 60, 10, 200, 30)]
     sizes = [
         [len(row) for row in batch] for batch in batches(fixed(100, max_batch_bytes=100), rows)
@@ -42,13 +42,13 @@ def test_bytes_are_never_passed_except_by_one_element_alone():
     assert sizes == [[40, 60], [10], [200], [30]]
 
 
-def test_lengths_of_one_bucket_share_a_batch_and_a_boundary_is_in_the_upper_bucket():
+def test_batches_hold_one_bucket_and_a_boundary_belongs_to_the_upper_bucket():
     policy = fixed(100, length_fn=len, bucket_boundaries=(2, 4))
     words = ["a", "bb", "cccc", "d", "eee", "ffff"]
     assert batches(policy, words) == [["a", "d"], ["bb", "eee"], ["cccc", "ffff"]]
 
 
-def test_a_length_without_boundaries_uses_those_of_beam():
+def test_uses_the_bucket_boundaries_of_beam_by_default():
     policy = BatchPolicy.from_options({"length_fn": len})
     assert policy.bucket_boundaries == (16, 32, 64, 128, 256, 512)
 
@@ -59,7 +59,7 @@ def test_a_length_without_boundaries_uses_those_of_beam():
     st.integers(1, 40),
     st.lists(st.integers(1, 30), unique=True).map(sorted),
 )
-def test_nothing_is_lost_or_twice_and_every_limit_holds(elements, size, weight, boundaries):
+def test_emits_each_element_once_and_keeps_every_limit(elements, size, weight, boundaries):
     policy = fixed(
         size,
         max_batch_weight=weight,
@@ -75,46 +75,46 @@ def test_nothing_is_lost_or_twice_and_every_limit_holds(elements, size, weight, 
         assert len({policy.bucket(n) for n in batch}) == 1
 
 
-def itself(n: int) -> int:
+def identity(n: int) -> int:
     return n
 
 
-def budget(n: int, **fields) -> BatchPolicy:
-    return BatchPolicy(max_padded_size=n, length_fn=itself, **fields)
+def with_padded_size(n: int, **fields) -> BatchPolicy:
+    return BatchPolicy(max_padded_size=n, length_fn=identity, **fields)
 
 
-def padded(batch: list[int]) -> int:
+def padded_size(batch: list[int]) -> int:
     return max(batch) * len(batch)
 
 
-def lengths_of_texts(n: int) -> list[int]:
+def make_text_lengths(n: int) -> list[int]:
     lengths = np.random.default_rng(0).lognormal(3.6, 0.9, n)
     return np.clip(lengths, 4, 512).astype(int).tolist()
 
 
-def test_a_budget_on_padded_size_sorts_and_the_longest_come_first():
-    assert batches(budget(12), [1, 6, 2, 5, 20, 1]) == [[20], [6, 5], [2, 1, 1]]
+def test_sorts_by_length_and_emits_the_longest_first_with_a_maximum_padded_size():
+    assert batches(with_padded_size(12), [1, 6, 2, 5, 20, 1]) == [[20], [6, 5], [2, 1, 1]]
 
 
-def test_padding_of_texts_within_a_budget_is_a_tenth_at_most():
-    lengths = lengths_of_texts(1_024)
-    found = batches(budget(2_048), lengths)
-    assert sum(map(padded, found)) <= 1.1 * sum(lengths)
+def test_padding_of_texts_is_at_most_a_tenth():
+    lengths = make_text_lengths(1_024)
+    found = batches(with_padded_size(2_048), lengths)
+    assert sum(map(padded_size, found)) <= 1.1 * sum(lengths)
     assert len(found) <= 30
     in_order = [lengths[i : i + 32] for i in range(0, 1_024, 32)]
-    assert sum(map(padded, in_order)) > 3 * sum(lengths)
+    assert sum(map(padded_size, in_order)) > 3 * sum(lengths)
 
 
-def test_a_larger_budget_gets_a_larger_window():
-    lengths = lengths_of_texts(8_000)
-    found = batches(budget(8_192), lengths)
-    assert sum(map(padded, found)) <= 1.1 * sum(lengths)
+def test_a_larger_padded_size_gets_a_larger_window():
+    lengths = make_text_lengths(8_000)
+    found = batches(with_padded_size(8_192), lengths)
+    assert sum(map(padded_size, found)) <= 1.1 * sum(lengths)
 
 
-def test_a_window_is_handed_on_before_the_end_and_keeps_what_is_less_than_a_batch():
-    policy = budget(512)
+def test_emits_a_full_window_and_keeps_the_incomplete_batch():
+    policy = with_padded_size(512)
     batcher = Batcher(policy, AdaptiveSize(policy))
-    lengths = lengths_of_texts(2_500)
+    lengths = make_text_lengths(2_500)
     full = [batch for n in lengths for batch in batcher.add(n, n)]
     assert 2 * 1_024 - 512 // 4 <= sum(map(len, full)) < 2 * 1_024
     rest = batcher.flush()
@@ -122,14 +122,14 @@ def test_a_window_is_handed_on_before_the_end_and_keeps_what_is_less_than_a_batc
     assert not batcher.flush()
 
 
-def test_a_window_smaller_than_the_budget_is_one_batch():
-    policy = budget(10**9)
+def test_emits_one_batch_if_the_window_fits_into_the_padded_size():
+    policy = with_padded_size(10**9)
     batcher = Batcher(policy, AdaptiveSize(policy))
     full = [batch for _ in range(10_000) for batch in batcher.add(1, 1)]
     assert [len(batch) for batch in full] == [10_000]
 
 
-def test_a_window_is_bounded_by_bytes():
+def test_limits_the_bytes_of_a_window():
     policy = BatchPolicy(max_padded_size=10**9, length_fn=len)
     batcher = Batcher(policy, AdaptiveSize(policy))
     megabyte = np.zeros(1 << 20, np.int8)
@@ -144,14 +144,14 @@ def test_a_window_is_bounded_by_bytes():
     st.integers(1, 40),
     st.lists(st.integers(1, 30), unique=True).map(sorted),
 )
-def test_with_a_budget_nothing_is_lost_and_every_limit_holds(
-    elements, size, most_padded, weight, boundaries
+def test_emits_each_element_once_and_keeps_every_limit_with_a_maximum_padded_size(
+    elements, size, max_padded_size, weight, boundaries
 ):
-    policy = budget(
-        most_padded,
+    policy = with_padded_size(
+        max_padded_size,
         max_batch_size=size,
         max_batch_weight=weight,
-        element_size_fn=itself,
+        element_size_fn=identity,
         bucket_boundaries=tuple(boundaries),
     )
     found = batches(policy, elements)
@@ -159,19 +159,19 @@ def test_with_a_budget_nothing_is_lost_and_every_limit_holds(
     for batch in found:
         assert 1 <= len(batch) <= size
         assert sum(batch) <= weight or len(batch) == 1
-        assert padded(batch) == policy.padded_size(batch)
-        assert padded(batch) <= most_padded or len(batch) == 1
+        assert padded_size(batch) == policy.padded_size(batch)
+        assert padded_size(batch) <= max_padded_size or len(batch) == 1
         assert len({policy.bucket(n) for n in batch}) == 1
 
 
-def test_a_handler_predicts_within_its_budget_and_keeps_the_order():
-    handler = Doubler("order in a budget", max_padded_size=12, batch_length_fn=int)
+def test_predict_keeps_the_maximum_padded_size_and_the_order():
+    handler = Doubler("keeps order", max_padded_size=12, batch_length_fn=int)
     results = handler.predict([1, 6, 2, 5, 20])
     assert [result.inference for result in results] == [2, 12, 4, 10, 40]
     assert handler.sizes == [1, 2, 2]
 
 
-def test_elements_whose_bytes_are_hard_to_tell_are_gathered_too():
+def test_batches_elements_whose_size_in_bytes_is_hard_to_determine():
     policy = BatchPolicy(min_batch_size=3, max_batch_size=3)
     batcher = Batcher(policy, AdaptiveSize(policy))
     elements = [SimpleNamespace(nbytes=None), torch.eye(3).to_sparse(), np.zeros(3)]

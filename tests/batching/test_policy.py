@@ -1,4 +1,4 @@
-"""Which elements share a call of the model."""
+"""Batch limits from the options of a handler, and the size of elements."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runinference.batching.policy import BatchPolicy, resolve_policy, size_in_by
 from runinference.errors import OptionError, UnknownOptionError
 
 
-def test_a_budget_has_no_buckets_unless_they_are_asked_for():
+def test_a_maximum_padded_size_has_no_buckets_by_default():
     options = {"length_fn": len, "max_padded_size": 100}
     assert BatchPolicy.from_options(options).bucket_boundaries == ()
     assert BatchPolicy.from_options({**options, "bucket_boundaries": [4]}).bucket_boundaries == (4,)
 
 
-def test_the_budget_of_a_handler_is_ours_alone_and_goes_with_it_into_another():
+def test_options_unknown_to_beam_stay_out_of_its_keywords_and_apply_to_wrappers():
     handler = Doubler("budget", max_padded_size=10, batch_length_fn=int, max_batch_bytes=100)
     assert handler.batch_elements_kwargs() == {"length_fn": int}
     for one in (handler, handler.with_preprocess_fn(float), KeyedModelHandler(handler)):
@@ -30,7 +30,7 @@ def test_the_budget_of_a_handler_is_ours_alone_and_goes_with_it_into_another():
     assert resolve_policy(KeyedModelHandler(handler)).length(("key", 7)) == 7
 
 
-def test_bytes_are_what_arrays_tensors_and_frames_hold():
+def test_size_in_bytes_is_the_data_of_arrays_tensors_and_frames():
     assert size_in_bytes(np.zeros((2, 3))) == 48
     assert size_in_bytes(torch.zeros(4, 1000)) == 16_000
     assert size_in_bytes({"a": np.zeros(2), "b": np.zeros(2)}) == 32 + size_in_bytes(
@@ -60,41 +60,43 @@ def test_bytes_are_what_arrays_tensors_and_frames_hold():
         ({"length_fn": len, "bucket_boundaries": [0, 2]}, "positive"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(options, message):
+def test_conflicting_options_raise_an_error(options, message):
     with pytest.raises(OptionError, match=message):
         BatchPolicy.from_options(options)
 
 
-def test_an_element_size_without_a_weight_counts_against_the_size_of_the_batch_as_in_beam():
+def test_the_batch_size_limits_the_weight_if_no_maximum_weight_is_set_as_in_beam():
     policy = BatchPolicy.from_options(
         {"element_size_fn": len, "min_batch_size": 8, "max_batch_size": 20}
     )
     assert policy.max_batch_weight == 20
-    assert policy.min_batch_size == policy.max_batch_size  # nothing is searched: the weight decides
+    assert (
+        policy.min_batch_size == policy.max_batch_size
+    )  # nothing is explored: the weight determines the batch
     policy = BatchPolicy.from_options(
         {"element_size_fn": len, "max_batch_weight": 20, "max_batch_size": 3}
     )
     assert (policy.max_batch_weight, policy.max_batch_size) == (20, 3)
 
 
-def test_an_unknown_option_is_refused_with_the_nearest_one():
+def test_an_unknown_option_raises_an_error_with_a_suggestion():
     with pytest.raises(UnknownOptionError, match="Did you mean 'max_batch_size'"):
         BatchPolicy.from_options({"max_batchsize": 3})
 
 
-def test_what_tunes_beams_batches_is_understood():
+def test_ignores_the_options_that_tune_beams_batch_elements():
     assert (
         BatchPolicy.from_options({"target_batch_overhead": 0.1, "variance": 0.2}) == BatchPolicy()
     )
 
 
-def test_sparse_tensors_are_measured():
+def test_size_in_bytes_of_sparse_tensors():
     sparse = torch.eye(3).to_sparse()
     assert size_in_bytes(sparse) == 3 * (4 + 2 * 8)
     assert size_in_bytes(torch.eye(3).to_sparse_csr()) > 0
 
 
-def test_a_field_that_is_called_nbytes_is_no_size():
+def test_size_in_bytes_ignores_a_users_field_named_nbytes():
     class File(NamedTuple):
         name: str
         nbytes: Any

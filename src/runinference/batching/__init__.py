@@ -1,1 +1,1 @@
-"""Batch elements: the policy, the batcher and the adaptive batch size. Imports neither Beam nor a framework."""
+"""Batch elements: limits, batcher and adaptive batch size. Imports neither Beam nor a framework."""

@@ -1,4 +1,4 @@
-"""How many elements to put in a batch: found by measuring, and by what did not fit into memory."""
+"""Adaptive batch size: minimize the measured cost per element, and back off when memory runs out."""
 
 from __future__ import annotations
 
@@ -7,158 +7,159 @@ from math import inf
 
 from runinference.batching.policy import BatchPolicy
 
+_CALLS_PER_SIZE = 3
+#: The cost per element, relative to smaller sizes, at which one call is enough to try the next size.
+_CLEAR_GAIN = 0.7
+_GAIN = 0.9
+_NEAR_BEST = 1.05
+_MAX_SIZES_WITHOUT_GAIN = 2
+_FIRST_EXPLOIT_CALLS = 64
+_MAX_EXPLOIT_CALLS = 8_192
+_FIRST_BACKOFF_CALLS = 32
+_MAX_BACKOFF_CALLS = 8_192
+
 
 class AdaptiveSize:
-    """How many elements to put in a batch, found by measuring; one for each model of a process.
+    """The batch size of a model in this process, adapted to the measured cost per element and to memory.
 
-    Sizes double from the smallest allowed while a larger one makes an element at least a tenth cheaper: after
-    one call where it is much cheaper, else after three, of which the fastest counts. The size settles on the
-    smallest that is within a twentieth of the best seen: on a processor, a large model is often fastest in
-    small batches. The first call of a model is not counted: it warms caches up. As a call may have been slow
-    for reasons of its own, the search begins anew after 64 calls, from half the size, then after twice as
-    many, and so on.
+    Exploring starts at the minimum size. The size doubles while this makes an element at least 10% cheaper.
+    Each size is measured with three calls, of which the fastest counts, or with one call if it is much cheaper.
+    The first call is not measured, because it warms up the model.
 
-    A policy with a budget on padded size needs no search: the budget decides, up to the most elements.
+    Then the smallest size within 5% of the best cost is exploited. On a CPU, large models are often fastest in
+    small batches. A slow call may have other reasons, so exploring restarts at half the size after 64 calls,
+    then after twice as many calls, and so on.
+
+    With ``max_padded_size``, nothing is explored: the padded size determines the batch.
 
     Attributes:
-        now: The elements that a batch may have now.
-        budget: The padded size that a batch may have now; None where the policy has no budget.
-        settled: Whether the search is over, for now.
+        current: The current maximum number of elements in a batch.
+        max_padded_size: The current maximum padded size, or None if the policy has none.
+        converged: Whether the size is exploited, and not explored.
     """
 
     def __init__(self, policy: BatchPolicy) -> None:
-        self._fixed = (
-            policy.min_batch_size == policy.max_batch_size or policy.max_padded_size is not None
-        )
+        budget = policy.max_padded_size
+        self._fixed = policy.min_batch_size == policy.max_batch_size or budget is not None
         self.converged = self._fixed
-        self._least, self._most = policy.min_batch_size, policy.max_batch_size
-        self._wanted = (
-            policy.min_batch_size if policy.max_padded_size is None else policy.max_batch_size
-        )
-        self._elements = _Limit(policy.max_batch_size)
-        self._padded = None if policy.max_padded_size is None else _Limit(policy.max_padded_size)
-        self._cost: dict[int, float] = {}
+        self._min, self._max = policy.min_batch_size, policy.max_batch_size
+        self._target = self._min if budget is None else self._max
+        self._elements = _MemoryLimit(self._max)
+        self._padded = None if budget is None else _MemoryLimit(budget)
+        self._costs: dict[int, float] = {}  # seconds per element, by size
         self._calls = 0
-        self._warm = False
-        self._worse = 0
-        self._rest = self._next_rest = _FIRST_REST
+        self._warmed_up = False
+        self._sizes_without_gain = 0
+        self._exploit_calls = self._exploit_calls_left = _FIRST_EXPLOIT_CALLS
         self._lock = threading.Lock()
-        self._put_in_force()
+        self._apply_limits()
 
     @property
     def max_size(self) -> int:
-        """The elements that a batch may have at most, whatever is cheapest."""
-        return min(self._most, self._elements.current)
+        """The maximum number of elements that the policy and memory allow, whatever their cost."""
+        return min(self._max, self._elements.current)
 
     def record(self, n_elements: int, seconds: float) -> None:
-        """Learns from one call of the model with ``n_elements`` that took ``seconds`` and went well."""
-        if self._fixed and not self._limited:
+        """Record a successful call with ``n_elements`` that took ``seconds``."""
+        if self._fixed and not self._backed_off:
             return
         with self._lock:
-            if self._limited:
-                self._went_well(n_elements)
-            if self._warm and not self._fixed and n_elements == self._wanted:
-                self._learn(seconds / n_elements)
-            self._warm = True
-            self._put_in_force()
+            if self._backed_off:
+                self._record_memory_sufficed(n_elements)
+            if self._warmed_up and not self._fixed and n_elements == self._target:
+                self._record_cost(seconds / n_elements)
+            self._warmed_up = True
+            self._apply_limits()
 
     def record_out_of_memory(self, n_elements: int, padded_size: int | None = None) -> None:
-        """Learns that a call with ``n_elements`` did not fit into memory.
+        """Record that a call with ``n_elements`` ran out of memory, and back off.
 
-        From now on a batch has at most half as many elements, if need be fewer than ``min_batch_size``. With
-        ``padded_size``, as the policy's ``padded_size(batch)`` gives it, the budget is halved instead, so that
-        batches of short elements stay as large as they were. After 32 calls that went well the limit doubles,
-        until it is what the options say; each time that it proves too high, it waits twice as long before
-        it doubles again. The limit is that of this process, and as old as the model.
+        The limit is halved, below ``min_batch_size`` if necessary. It doubles after 32 successful calls, up to
+        the value of the options. Each time it proves too high again, twice as many calls are required.
+
+        Args:
+            n_elements: The number of elements in the batch.
+            padded_size: ``policy.padded_size(batch)``. If given, the maximum padded size is halved instead of the
+                number of elements, so that batches of short elements keep their size.
         """
         with self._lock:
             if padded_size is None or self._padded is None:
-                self._elements.halve(n_elements)
+                self._elements.back_off(n_elements)
             else:
-                self._padded.halve(padded_size)
-            self._put_in_force()
+                self._padded.back_off(padded_size)
+            self._apply_limits()
 
-    def _went_well(self, n_elements: int) -> None:
+    def _record_memory_sufficed(self, n_elements: int) -> None:
         if n_elements >= self.current:
-            self._elements.went_well()
+            self._elements.record_success()
         if self._padded is not None:
-            self._padded.went_well()
+            self._padded.record_success()
 
-    def _put_in_force(self) -> None:
-        self.current = min(self._wanted, self._elements.current)
+    def _apply_limits(self) -> None:
+        self.current = min(self._target, self._elements.current)
         self.max_padded_size = None if self._padded is None else self._padded.current
-        self._limited = self._elements.below or (self._padded is not None and self._padded.below)
+        self._backed_off = self._elements.backed_off or (
+            self._padded is not None and self._padded.backed_off
+        )
 
-    def _learn(self, cost: float) -> None:
+    def _record_cost(self, cost: float) -> None:
         if self.converged:
-            self._rest -= 1
-            if self._rest == 0:
-                self._search_again()
+            self._exploit_calls_left -= 1
+            if self._exploit_calls_left == 0:
+                self._explore_again()
             return
-        self._cost[self._wanted] = min(cost, self._cost.get(self._wanted, cost))
+        self._costs[self._target] = min(cost, self._costs.get(self._target, cost))
         self._calls += 1
-        if (
-            self._calls >= _CALLS_PER_SIZE
-            or self._cost[self._wanted] < _MUCH * self._best_smaller()
-        ):
-            self._grow()
+        clear = self._costs[self._target] < _CLEAR_GAIN * self._min_cost_of_smaller_sizes()
+        if clear or self._calls >= _CALLS_PER_SIZE:
+            self._explore_next_size()
 
-    def _search_again(self) -> None:
-        self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
-        self._rest = self._next_rest
-        self._cost.clear()
-        self._calls = self._worse = 0
-        self._wanted = max(self._least, self._wanted // 2)
+    def _explore_again(self) -> None:
+        self._exploit_calls = min(2 * self._exploit_calls, _MAX_EXPLOIT_CALLS)
+        self._exploit_calls_left = self._exploit_calls
+        self._costs.clear()
+        self._calls = self._sizes_without_gain = 0
+        self._target = max(self._min, self._target // 2)
         self.converged = False
 
-    def _grow(self) -> None:
+    def _explore_next_size(self) -> None:
         self._calls = 0
-        gained = self._cost[self._wanted] < 0.9 * self._best_smaller()
-        self._worse = 0 if gained else self._worse + 1
-        if self._worse == _WORSE_IN_A_ROW or self._wanted >= self._most:
-            best = min(self._cost.values())
-            self._wanted = min(size for size, cost in self._cost.items() if cost <= 1.05 * best)
-            self.converged = True
+        gained = self._costs[self._target] < _GAIN * self._min_cost_of_smaller_sizes()
+        self._sizes_without_gain = 0 if gained else self._sizes_without_gain + 1
+        if self._sizes_without_gain < _MAX_SIZES_WITHOUT_GAIN and self._target < self._max:
+            self._target = min(2 * self._target, self._max)
         else:
-            self._wanted = min(2 * self._wanted, self._most)
+            limit = _NEAR_BEST * min(self._costs.values())
+            self._target = min(size for size, cost in self._costs.items() if cost <= limit)
+            self.converged = True
 
-    def _best_smaller(self) -> float:
-        """The least cost of an element in smaller batches; infinite for the smallest size."""
-        return min((cost for size, cost in self._cost.items() if size < self._wanted), default=inf)
+    def _min_cost_of_smaller_sizes(self) -> float:
+        return min((cost for size, cost in self._costs.items() if size < self._target), default=inf)
 
 
-class _Limit:
-    """What fits into memory: halved where it did not, doubled again after calls that went well."""
+class _MemoryLimit:
+    """A limit with exponential backoff: halved when memory runs out, doubled after successful calls."""
 
-    def __init__(self, most: int) -> None:
-        self.current = self._most = most
-        self._well = 0
-        self._grown = False
-        self._patience = _PATIENCE
+    def __init__(self, maximum: int) -> None:
+        self.current = self._max = maximum
+        self._successes = 0
+        self._successes_needed = _FIRST_BACKOFF_CALLS
+        self._raised = False
 
     @property
-    def below(self) -> bool:
-        return self.current < self._most
+    def backed_off(self) -> bool:
+        return self.current < self._max
 
-    def halve(self, amount: int) -> None:
+    def back_off(self, amount: int) -> None:
         self.current = min(self.current, max(1, amount // 2))
-        if self._grown:
-            self._patience = min(2 * self._patience, _MOST_PATIENCE)
-        self._grown = False
-        self._well = 0
+        if self._raised:
+            self._successes_needed = min(2 * self._successes_needed, _MAX_BACKOFF_CALLS)
+        self._raised = False
+        self._successes = 0
 
-    def went_well(self) -> None:
-        self._well += 1
-        if self._well >= self._patience:
-            self.current = min(2 * self.current, self._most)
-            self._grown = True
-            self._well = 0
-
-
-_CALLS_PER_SIZE = 3
-_MUCH = 0.7
-_FIRST_REST = 64
-_LONGEST_REST = 8_192
-_WORSE_IN_A_ROW = 2
-_PATIENCE = 32
-_MOST_PATIENCE = 8_192
+    def record_success(self) -> None:
+        self._successes += 1
+        if self._successes >= self._successes_needed:
+            self.current = min(2 * self.current, self._max)
+            self._raised = True
+            self._successes = 0

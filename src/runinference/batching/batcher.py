@@ -1,4 +1,4 @@
-"""Elements are collected, and handed on as a batch whenever one is full."""
+"""Batch elements in memory, within the limits of a policy."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from runinference.batching.policy import (
 
 ItemT = TypeVar("ItemT")
 
-#: With a budget on padded size, so many elements are gathered before they are sorted by length and cut into
-#: batches, and so many budgets of real size. The last batches of a window are the ones that pad most: on
-#: lengths that vary like those of texts, padding is about 1 + 1.7 ÷ (budgets in the window).
+#: With a maximum padded size, a window has at least this many elements, with a total length of at least this
+#: many maximum sizes, before it is sorted by length and divided into batches. The last batches of a window have
+#: the most padding. For lengths distributed like those of texts, the padded size is about
+#: 1 + 1.7 / WINDOW_BUDGETS times the total length.
 WINDOW_ELEMENTS = 1_024
 WINDOW_BUDGETS = 32
 
 
 class Batcher(Generic[ItemT]):
-    """Collects elements, and hands on a batch whenever one is full.
+    """Collects items, and emits batches of them when they are full.
 
-    What is collected are items: anything that travels with its element, such as a window and a timestamp.
-    Each bucket of lengths is gathered by itself: as elements come, or, under a budget on padded size, sorted.
+    An item is any value that belongs to an element, such as the element with its window and timestamp. Each
+    length bucket has its own batch, in arrival order, or sorted by length with a maximum padded size.
     """
 
     def __new__(cls, policy: BatchPolicy, size: AdaptiveSize) -> Batcher[ItemT]:
@@ -41,18 +42,18 @@ class Batcher(Generic[ItemT]):
         self._buckets: dict[int, _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]] = {}
 
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
-        """Takes one element with its item; gives the batches that are full now, mostly none."""
+        """Add an element with its item. Return the batches that are full now."""
         policy = self._policy
         length = 0 if policy.length_fn is None else policy.length_fn(element)
         weight = 1 if policy.element_size_fn is None else policy.element_size_fn(element)
-        number = bisect_right(policy.bucket_boundaries, length)
-        bucket = self._buckets.get(number)
+        index = bisect_right(policy.bucket_boundaries, length)
+        bucket = self._buckets.get(index)
         if bucket is None:
-            bucket = self._buckets[number] = self._new_bucket()
+            bucket = self._buckets[index] = self._new_bucket()
         return bucket.add(item, length, size_in_bytes(element), weight)
 
     def flush(self) -> Sequence[list[ItemT]]:
-        """Gives what is left, and forgets it."""
+        """Remove and return the remaining batches."""
         return [batch for bucket in self._buckets.values() for batch in bucket.flush()]
 
     def _new_bucket(self) -> _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]:
@@ -61,7 +62,7 @@ class Batcher(Generic[ItemT]):
 
 
 class _PlainBatcher(Batcher[ItemT]):
-    """For a policy that counts elements and bytes alone: the same, at a third of the price."""
+    """A batcher for policies that only limit elements and bytes. It takes a third of the time per element."""
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._max_bytes = policy.max_batch_bytes
@@ -70,11 +71,11 @@ class _PlainBatcher(Batcher[ItemT]):
         self._n_bytes = 0
 
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
-        own = size_in_bytes(element)
-        n_bytes = self._n_bytes + own
+        element_bytes = size_in_bytes(element)
+        n_bytes = self._n_bytes + element_bytes
         full: Sequence[list[ItemT]] = ()
         if n_bytes > self._max_bytes and self._items:
-            full, n_bytes = self.flush(), own
+            full, n_bytes = self.flush(), element_bytes
         items = self._items
         items.append(item)
         self._n_bytes = n_bytes
@@ -86,7 +87,7 @@ class _PlainBatcher(Batcher[ItemT]):
 
 
 class _ArrivalOrderBucket(Generic[ItemT]):
-    """One batch that grows until it has its size, or until the next item would pass a limit."""
+    """A batch in arrival order. It is full at its size, or if the next item would exceed a limit."""
 
     __slots__ = ("_max_bytes", "_max_weight", "_n_bytes", "_size", "_weight", "items")
 
@@ -94,9 +95,9 @@ class _ArrivalOrderBucket(Generic[ItemT]):
         self._max_bytes = policy.max_batch_bytes
         self._max_weight = inf if policy.max_batch_weight is None else policy.max_batch_weight
         self._size = size
-        self._start()
+        self._reset()
 
-    def _start(self) -> None:
+    def _reset(self) -> None:
         self.items: list[ItemT] = []
         self._n_bytes = 0
         self._weight: float = 0
@@ -116,7 +117,7 @@ class _ArrivalOrderBucket(Generic[ItemT]):
 
     def flush(self) -> Sequence[list[ItemT]]:
         items = self.items
-        self._start()
+        self._reset()
         return [items] if items else ()
 
 
@@ -124,58 +125,58 @@ _Entry = tuple[int, int, float, ItemT]  # length, bytes, weight, and the item
 
 
 class _LengthSortedBucket(Generic[ItemT]):
-    """A window of items, cut into batches of similar length; the longest are handed on first.
+    """A window of items, divided into batches of similar length, longest first.
 
-    What is left of a window, less than a batch of its shortest, waits for the next one.
+    The shortest items, fewer than a batch, stay for the next window.
     """
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._size = size
-        self._enough = WINDOW_BUDGETS * (policy.max_padded_size or 0)
+        self._min_total_length = WINDOW_BUDGETS * (policy.max_padded_size or 0)
         self._max_bytes = max(DEFAULT_MAX_BATCH_BYTES, policy.max_batch_bytes)
         self._batch: _ArrivalOrderBucket[_Entry[ItemT]] = _ArrivalOrderBucket(policy, size)
-        self._open([])
+        self._start_window([])
 
-    def _open(self, left: list[_Entry[ItemT]]) -> None:
-        self._window = left
-        self._total = sum(length for length, *_ in left)
-        self._n_bytes = sum(n_bytes for _, n_bytes, *_ in left)
+    def _start_window(self, rest: list[_Entry[ItemT]]) -> None:
+        self._window = rest
+        self._total_length = sum(length for length, *_ in rest)
+        self._n_bytes = sum(n_bytes for _, n_bytes, *_ in rest)
 
     def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[list[ItemT]]:
         self._window.append((length, n_bytes, weight, item))
-        self._total += length
+        self._total_length += length
         self._n_bytes += n_bytes
         if not self._is_full():
             return ()
-        full, left = self._cut()
-        self._open(left if full else [])
-        return _items(full or [left])
+        full, rest = self._divide()
+        self._start_window(rest if full else [])
+        return _get_items(full or [rest])
 
     def flush(self) -> Sequence[list[ItemT]]:
-        full, left = self._cut()
-        self._open([])
-        return _items([*full, left] if left else full)
+        full, rest = self._divide()
+        self._start_window([])
+        return _get_items([*full, rest] if rest else full)
 
     def _is_full(self) -> bool:
         n = len(self._window)
         return (
-            (n >= WINDOW_ELEMENTS and self._total >= self._enough)
+            (n >= WINDOW_ELEMENTS and self._total_length >= self._min_total_length)
             or n >= DEFAULT_MAX_BATCH_SIZE
             or self._n_bytes >= self._max_bytes
         )
 
-    def _cut(self) -> tuple[list[list[_Entry[ItemT]]], list[_Entry[ItemT]]]:
-        """The full batches of the window, and what is left."""
+    def _divide(self) -> tuple[list[list[_Entry[ItemT]]], list[_Entry[ItemT]]]:
+        """Return the full batches of the window, and the rest."""
         full: list[list[_Entry[ItemT]]] = []
         batch = self._batch
-        budget = self._size.max_padded_size or 0
+        max_padded_size = self._size.max_padded_size or 0
         for entry in sorted(self._window, key=itemgetter(0), reverse=True):
-            if batch.items and batch.items[0][0] * (len(batch.items) + 1) > budget:
+            if batch.items and batch.items[0][0] * (len(batch.items) + 1) > max_padded_size:
                 full += batch.flush()
             full += batch.add(entry, *entry[:3])
-        left = batch.flush()
-        return full, left[0] if left else []
+        rest = batch.flush()
+        return full, rest[0] if rest else []
 
 
-def _items(batches: list[list[_Entry[ItemT]]]) -> list[list[ItemT]]:
+def _get_items(batches: list[list[_Entry[ItemT]]]) -> list[list[ItemT]]:
     return [[item for *_, item in batch] for batch in batches]
