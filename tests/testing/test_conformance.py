@@ -1,4 +1,4 @@
-"""The conformance kit: each fault is found by its own check, and a good handler passes them all."""
+"""The conformance kit: a good handler passes all checks, and each fault fails one check."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_good_handler_passes_every_check():
     assert report.skipped == {}
 
 
-def test_checks_that_lack_something_are_told():
+def test_the_report_lists_skipped_checks():
     report = check_handler(Good(), [1.0, 1.0, 1.0])
     assert report.skipped == {
         "order": "needs examples with different results",
@@ -129,7 +129,7 @@ class ChangesExamples(Good):
 
     def run_inference(self, batch, model, inference_args=None):
         results = [x * 2 for x in batch]
-        batch[0] += 1e-4  # so little that results are the same
+        batch[0] += 1e-4  # so small that results are the same
         batch[0] -= 2e-4
         batch[0][0] = round(float(batch[0][0])) + 0.01
         return [np.round(row) for row in results]
@@ -172,7 +172,7 @@ class RemembersFailures(Good):
 
 
 class ChangesItself(Good):
-    check, cure = "handler", "load_model() returns"
+    check, cure = "handler", "return value of load_model()"
 
     def load_model(self):
         self.model = super().load_model()
@@ -180,7 +180,7 @@ class ChangesItself(Good):
 
 
 class ChangesAList(Good):
-    check, cure = "handler", "Threads share handlers"
+    check, cure = "handler", "shared by threads"
 
     def __init__(self):
         super().__init__()
@@ -240,28 +240,28 @@ FAULTY = [
     IgnoresUpdates,
     NamesTheOldModel,
 ]
-#: What only one check needs: without it the others are not disturbed.
-NEEDS = {"errors": {"bad_example": "x"}, "updates": {"updated_path": "3"}}
+#: Arguments that only one check needs.
+ARGUMENTS = {"errors": {"bad_example": "x"}, "updates": {"updated_path": "3"}}
 
 
 @pytest.mark.parametrize("faulty", FAULTY, ids=lambda faulty: faulty.__name__)
-def test_each_fault_is_found_by_its_own_check_alone_and_cured(faulty):
+def test_each_fault_fails_one_check_with_a_fix(faulty):
     examples = getattr(faulty, "examples", NUMBERS)
     with pytest.raises(HandlerFaultsError) as raised:
-        check_handler(faulty(), examples, **NEEDS.get(faulty.check, {}))
+        check_handler(faulty(), examples, **ARGUMENTS.get(faulty.check, {}))
     [fault] = raised.value.faults
     assert fault.check == faulty.check
     assert faulty.cure in fault.cure
     assert str(raised.value).startswith(f"{faulty.__name__} fails 1 of ")
-    assert f"{fault.check}: {fault.wrong}\n    Cure: {fault.cure}" in str(raised.value)
+    assert f"{fault.check}: {fault.wrong}\n    Fix: {fault.cure}" in str(raised.value)
 
 
-def test_what_cannot_be_pickled_is_named():
+def test_the_report_names_attributes_that_cannot_be_pickled():
     with pytest.raises(HandlerFaultsError, match="cannot be sent to workers .*: connection"):
         check_handler(HoldsAConnection(), NUMBERS)
 
 
-def test_all_faults_are_in_one_report():
+def test_the_error_lists_all_faults():
     class Several(ChangesItself, ChangesArguments):
         pass
 
@@ -271,12 +271,12 @@ def test_all_faults_are_in_one_report():
     assert isinstance(raised.value, AssertionError)
 
 
-def test_own_measures_of_sameness_are_asked():
+def test_uses_a_custom_comparison():
     with pytest.raises(HandlerFaultsError, match="batching"):
         check_handler(SeesTheBatch(), NUMBERS)
     check_handler(SeesTheBatch(), NUMBERS, same=lambda a, b: np.shape(a) == np.shape(b))
 
 
-def test_too_few_examples_are_refused():
+def test_too_few_examples_raise_an_error():
     with pytest.raises(ValueError, match="three examples or more, with different results, not 1"):
         check_handler(Good(), [1.0])

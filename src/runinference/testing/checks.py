@@ -1,4 +1,4 @@
-"""The checks that a handler goes through: each runs it in some way, and says what is wrong and what helps."""
+"""The checks of the conformance kit. Each one runs a handler, and raises an exception if a promise is broken."""
 
 from __future__ import annotations
 
@@ -11,172 +11,244 @@ from apache_beam.internal import pickler
 from runinference.collate.pytree import leaves_with_path
 from runinference.handlers.call import run_batch
 from runinference.handlers.error_policy import DeadLetterPolicy, Failure
-from runinference.testing.compare import permuted, retained_bytes, same, short, told
+from runinference.testing.compare import (
+    format_error,
+    format_value,
+    is_permutation,
+    retained_bytes,
+    same,
+)
 
 
-class Wrong(Exception):  # noqa: N818 - no error
-    """What is wrong, and the cure."""
+class CheckFailed(Exception):  # noqa: N818 - control flow of the kit
+    """A broken promise. The arguments are what is wrong, and a fix."""
 
 
-class Skipped(Exception):  # noqa: N818 - no error
-    """A check that lacks something."""
+class CheckSkipped(Exception):  # noqa: N818 - control flow of the kit
+    """A check that needs an argument that was not passed."""
 
 
-class Trial:
-    """A handler on trial: its model, its examples, and the results that they get one by one."""
+class CheckContext:
+    """A handler under test, with its model, its examples, and their results."""
 
     def __init__(
         self,
         handler: Any,
         examples: list[Any],
-        arguments: dict[str, Any] | None,
+        inference_args: dict[str, Any] | None,
         same: Callable[[Any, Any], bool],
         bad_example: Any,
         updated_path: str | None,
     ) -> None:
-        self.handler, self.examples, self.arguments = handler, examples, arguments
+        self.handler, self.examples, self.inference_args = handler, examples, inference_args
         self.same, self.bad_example, self.updated_path = same, bad_example, updated_path
-        self.pristine = copy.deepcopy(examples)
-        self.state = {name: (value, _snapshot(value)) for name, value in vars(handler).items()}
+        self.original_examples = copy.deepcopy(examples)
+        self.attributes = {
+            name: (value, _copy_container(value)) for name, value in vars(handler).items()
+        }
         self.model: Any = None
-        self.singly: list[Any] = []
-        self.together: list[Any] = []
+        self.single_results: list[Any] = []
+        self.batch_results: list[Any] = []
 
     def run(self, batch: Sequence[Any], handler: Any = None, model: Any = None) -> list[Any]:
-        """The results of a batch, split as the transform does."""
+        """Return the results of a batch, split as the transform splits them."""
         handler, model = (self.handler, self.model) if handler is None else (handler, model)
-        return run_batch(handler, list(batch), model, copy.deepcopy(self.arguments))
+        return run_batch(handler, list(batch), model, copy.deepcopy(self.inference_args))
 
-    def all_same(self, found: Sequence[Any], wanted: Sequence[Any]) -> bool:
-        return len(found) == len(wanted) and all(map(self.same, found, wanted))
-
-    def differ(self) -> bool:
-        """Whether the examples have different results."""
-        return not all(self.same(self.singly[0], result) for result in self.singly[1:])
+    def all_same(self, found: Sequence[Any], expected: Sequence[Any]) -> bool:
+        return len(found) == len(expected) and all(map(self.same, found, expected))
 
 
-def _loading(trial: Trial) -> None:
-    getattr(trial.handler, "set_environment_vars", lambda: None)()
-    trial.model = trial.handler.load_model()
-    if trial.model is None:
-        raise Wrong("load_model() returned None.", "Return the model that run_inference gets.")
+def _check_loading(context: CheckContext) -> None:
+    getattr(context.handler, "set_environment_vars", lambda: None)()
+    context.model = context.handler.load_model()
+    if context.model is None:
+        raise CheckFailed(
+            "load_model() returned None.", "Return the model, which is passed to run_inference."
+        )
 
 
-def _splitting(trial: Trial) -> None:
-    cure = "Return one result for each element of the batch, or an array with one row for each."
+def _check_splitting(context: CheckContext) -> None:
+    fix = "Return one result for each element of the batch, or an array with one row for each."
     try:
-        trial.singly = [trial.run([example])[0] for example in trial.examples]
-        trial.together = trial.run(trial.examples)
+        context.single_results = [context.run([example])[0] for example in context.examples]
+        context.batch_results = context.run(context.examples)
     except ValueError as error:
-        raise Wrong(told(error), cure) from error
+        raise CheckFailed(format_error(error), fix) from error
 
 
-def _batching(trial: Trial) -> None:
-    for size in (2, 3, len(trial.examples)):
-        for start in range(0, len(trial.examples) - size + 1, size):
-            found = trial.run(trial.examples[start : start + size])
-            wanted = trial.singly[start : start + size]
-            if not trial.all_same(found, wanted) and not permuted(trial.same, found, wanted):
-                raise Wrong(
-                    f"A batch of {size} has other results than its elements have one by one: {short(found)}, "
-                    f"not {short(wanted)}.",
-                    "Let no element see the others: no mean over the batch, no padding that counts. If the "
-                    "difference is of no account, give same=…",
+def _check_batching(context: CheckContext) -> None:
+    for size in (2, 3, len(context.examples)):
+        for start in range(0, len(context.examples) - size + 1, size):
+            found = context.run(context.examples[start : start + size])
+            expected = context.single_results[start : start + size]
+            if not context.all_same(found, expected) and not is_permutation(
+                context.same, found, expected
+            ):
+                raise CheckFailed(
+                    f"A batch of {size} has other results than its elements have one by one: "
+                    f"{format_value(found)}, not {format_value(expected)}.",
+                    "Make results independent of the other elements of the batch: no mean over the batch, and no "
+                    "padding without a mask. If the difference does not matter, pass same=…",
                 )
 
 
-def _order(trial: Trial) -> None:
-    if not trial.differ():
-        raise Skipped("needs examples with different results")
-    for examples, wanted in (
-        (trial.examples, trial.singly),
-        (trial.examples[::-1], trial.singly[::-1]),
+def _check_order(context: CheckContext) -> None:
+    first, *others = context.single_results
+    if all(context.same(first, result) for result in others):
+        raise CheckSkipped("needs examples with different results")
+    for examples, expected in (
+        (context.examples, context.single_results),
+        (context.examples[::-1], context.single_results[::-1]),
     ):
-        found = trial.run(examples)
-        if not trial.all_same(found, wanted) and permuted(trial.same, found, wanted):
-            raise Wrong(
-                f"Results come in another order than the elements: {short(found)}, not {short(wanted)}.",
-                "Return them in the order of the batch: put them back in their places if you sort.",
+        found = context.run(examples)
+        if not context.all_same(found, expected) and is_permutation(context.same, found, expected):
+            raise CheckFailed(
+                "The results are in another order than the elements: "
+                f"{format_value(found)}, not {format_value(expected)}.",
+                "Return the results in the order of the batch. If you sort, restore the order.",
             )
 
 
-def _memory(trial: Trial) -> None:
-    for result in trial.together:
+def _check_memory(context: CheckContext) -> None:
+    for result in context.batch_results:
         for path, part in leaves_with_path(result):
             size = getattr(part, "nbytes", 0)
             if "example" not in path and retained_bytes(part) > size:
-                raise Wrong(
+                raise CheckFailed(
                     f"A result of {size} bytes is a view that keeps {retained_bytes(part)} bytes alive.",
-                    "Return the whole output of the batch, which is then split, or copies: row.copy(), or "
+                    "Return the output of the whole batch, which is then split, or copies: row.copy(), or "
                     "row.clone() in PyTorch.",
                 )
 
 
-def _examples(trial: Trial) -> None:
-    if not same(trial.examples, trial.pristine):
-        raise Wrong(
+def _check_examples(context: CheckContext) -> None:
+    if not same(context.examples, context.original_examples):
+        raise CheckFailed(
             "run_inference changes the examples.",
             "Change a copy: other steps of the pipeline may hold the same objects.",
         )
 
 
-def _arguments(trial: Trial) -> None:
-    arguments = copy.deepcopy(trial.arguments) or {}
-    list(trial.handler.run_inference(trial.examples, trial.model, arguments))
-    if not same(arguments, trial.arguments or {}):
-        raise Wrong(
+def _check_inference_args(context: CheckContext) -> None:
+    arguments = copy.deepcopy(context.inference_args) or {}
+    list(context.handler.run_inference(context.examples, context.model, arguments))
+    if not same(arguments, context.inference_args or {}):
+        raise CheckFailed(
             "run_inference changes inference_args.",
             "Change a copy, {**inference_args, …}: all batches may get the same dictionary.",
         )
 
 
-def _metrics(trial: Trial) -> None:
-    size, namespace = (
-        trial.handler.get_num_bytes(trial.examples),
-        trial.handler.get_metrics_namespace(),
-    )
+def _check_metrics(context: CheckContext) -> None:
+    size = context.handler.get_num_bytes(context.examples)
+    namespace = context.handler.get_metrics_namespace()
     if not isinstance(size, int) or size < 0 or not isinstance(namespace, str):
-        raise Wrong(
-            f"get_num_bytes() gave {size!r}, and get_metrics_namespace() {namespace!r}.",
-            "Return the number of bytes of a batch, and a text; or define neither.",
+        raise CheckFailed(
+            f"get_num_bytes() returned {size!r}, and get_metrics_namespace() {namespace!r}.",
+            "Return the number of bytes of a batch, and a string, or define neither.",
         )
 
 
-def _handler(trial: Trial) -> None:
-    now, before = vars(trial.handler), trial.state
-    changed = {name for name in {*now, *before} if name not in now or name not in before}
+def _check_handler_state(context: CheckContext) -> None:
+    after, before = vars(context.handler), context.attributes
+    changed = after.keys() ^ before.keys()
     changed |= {
         name
-        for name in {*now} - changed
-        if now[name] is not before[name][0] or not same(now[name], before[name][1])
+        for name in after.keys() & before.keys()
+        if after[name] is not before[name][0] or not same(after[name], before[name][1])
     }
     if changed:
-        raise Wrong(
-            f"The handler changes while it works: {', '.join(sorted(changed))}.",
-            "Threads share handlers. Keep what is loaded in what load_model() returns; set nothing on self after "
-            "__init__.",
+        raise CheckFailed(
+            f"The handler changes its attributes: {', '.join(sorted(changed))}.",
+            "Handlers are shared by threads. Keep loaded objects in the return value of load_model(), and don't "
+            "set attributes on self after __init__.",
         )
 
 
-def _pickling(trial: Trial) -> None:
+def _check_pickling(context: CheckContext) -> None:
     try:
-        sent = pickler.loads(pickler.dumps(trial.handler))
+        unpickled = pickler.loads(pickler.dumps(context.handler))
     except Exception as error:
-        guilty = ", ".join(
-            name for name, value in vars(trial.handler).items() if not _pickles(value)
+        names = ", ".join(
+            name for name, value in vars(context.handler).items() if not _is_picklable(value)
         )
-        raise Wrong(
-            f"The handler cannot be sent to workers ({told(error)}){guilty and f': {guilty}'}.",
-            "Keep paths and settings in the handler, and make what cannot be pickled in load_model().",
+        raise CheckFailed(
+            f"The handler cannot be sent to workers ({format_error(error)}){names and f': {names}'}.",
+            "Keep paths and settings in the handler, and create objects that cannot be pickled in load_model().",
         ) from error
-    if not trial.all_same(trial.run(trial.examples, sent, sent.load_model()), trial.together):
-        raise Wrong(
-            "After pickling, the handler gives other results.",
-            "Keep all settings in attributes that are pickled: see __getstate__ and __reduce__.",
+    results = context.run(context.examples, unpickled, unpickled.load_model())
+    if not context.all_same(results, context.batch_results):
+        raise CheckFailed(
+            "After pickling, the handler returns other results.",
+            "Keep all settings in attributes that are pickled. Check __getstate__ and __reduce__.",
         )
 
 
-def _pickles(value: Any) -> bool:
+def _check_updates(context: CheckContext) -> None:
+    path = context.updated_path
+    if path is None:
+        raise CheckSkipped("needs updated_path")
+    updated = pickler.loads(pickler.dumps(context.handler))
+    updated.update_model_path(path)
+    results = context.run(context.examples, updated, updated.load_model())
+    if context.all_same(results, context.batch_results):
+        raise CheckFailed(
+            f"After update_model_path({path!r}), the results are those of the old model.",
+            "Store the path in update_model_path(), and load it in load_model().",
+        )
+    names = {part.model_id for result in results for part in _get_predictions(result)}
+    if names - {path}:
+        raise CheckFailed(
+            f"After the update, model_id is {', '.join(map(repr, names))}, not {path!r}.",
+            "Set model_id of each PredictionResult to the path, so that results name the model they are from.",
+        )
+
+
+def _check_errors(context: CheckContext) -> None:
+    if context.bad_example is ...:
+        raise CheckSkipped("needs bad_example")
+    policy = DeadLetterPolicy(Exception, sleep=lambda seconds: None)
+    for index in (0, len(context.examples) // 2, len(context.examples)):
+        batch = [*context.examples[:index], context.bad_example, *context.examples[index:]]
+        found = policy.attempt(context.run, batch)
+        if not isinstance(found.pop(index), Failure):
+            raise CheckFailed(
+                "The bad example does not fail: it has a result.",
+                "Raise an error for an example that the model cannot process. It becomes a dead letter.",
+            )
+        if not context.all_same(found, context.single_results):
+            raise CheckFailed(
+                "The bad example changes the results of others: "
+                f"{format_value(found)}, not {format_value(context.single_results)}.",
+                "Call the model independently for each batch, and keep nothing of a batch that failed.",
+            )
+
+
+#: The checks by name. The first two create the model and the results that the others use.
+CHECKS: dict[str, Callable[[CheckContext], None]] = {
+    "loading": _check_loading,
+    "splitting": _check_splitting,
+    "batching": _check_batching,
+    "order": _check_order,
+    "memory": _check_memory,
+    "examples": _check_examples,
+    "arguments": _check_inference_args,
+    "metrics": _check_metrics,
+    "errors": _check_errors,
+    "handler": _check_handler_state,
+    "pickling": _check_pickling,
+    "updates": _check_updates,
+}
+
+
+def _get_predictions(result: Any) -> list[Any]:
+    """Return the predictions in a result, which may be a pair with a key."""
+    parts = (result, *(result if type(result) is tuple else ()))
+    return [part for part in parts if hasattr(part, "model_id")]
+
+
+def _is_picklable(value: Any) -> bool:
     try:
         pickler.dumps(value)
     except Exception:
@@ -184,69 +256,5 @@ def _pickles(value: Any) -> bool:
     return True
 
 
-def _updates(trial: Trial) -> None:
-    if trial.updated_path is None:
-        raise Skipped("needs updated_path")
-    updated = pickler.loads(pickler.dumps(trial.handler))
-    updated.update_model_path(trial.updated_path)
-    results = trial.run(trial.examples, updated, updated.load_model())
-    if trial.all_same(results, trial.together):
-        raise Wrong(
-            f"After update_model_path({trial.updated_path!r}) the results are those of the old model.",
-            "Store the path in update_model_path(), and load it in load_model().",
-        )
-    names = {part.model_id for result in results for part in _predictions(result)}
-    if names - {trial.updated_path}:
-        raise Wrong(
-            f"After the update, model_id is {', '.join(map(repr, names))}, not {trial.updated_path!r}.",
-            "Give PredictionResult the path as its model_id, so that results say which model made them.",
-        )
-
-
-def _predictions(result: Any) -> list[Any]:
-    """The predictions in a result, which may have a key."""
-    return [
-        part
-        for part in (result, *(result if type(result) is tuple else ()))
-        if hasattr(part, "model_id")
-    ]
-
-
-def _errors(trial: Trial) -> None:
-    if trial.bad_example is ...:
-        raise Skipped("needs bad_example")
-    aside = DeadLetterPolicy(Exception, sleep=lambda seconds: None)
-    for place in (0, len(trial.examples) // 2, len(trial.examples)):
-        batch = [*trial.examples[:place], trial.bad_example, *trial.examples[place:]]
-        found = aside.attempt(trial.run, batch)
-        if not isinstance(found.pop(place), Failure):
-            raise Wrong(
-                "The bad example does not fail: it has a result.",
-                "Raise an error for what the model cannot take; it becomes a dead letter.",
-            )
-        if not trial.all_same(found, trial.singly):
-            raise Wrong(
-                f"The bad example spoils others: {short(found)}, not {short(trial.singly)}.",
-                "Call the model afresh for each batch: keep nothing of a batch that failed.",
-            )
-
-
-#: The checks by name, in order: the first ones make what the others look at.
-CHECKS: dict[str, Callable[[Trial], None]] = {
-    "loading": _loading,
-    "splitting": _splitting,
-    "batching": _batching,
-    "order": _order,
-    "memory": _memory,
-    "examples": _examples,
-    "arguments": _arguments,
-    "metrics": _metrics,
-    "errors": _errors,
-    "handler": _handler,
-    "pickling": _pickling,
-    "updates": _updates,
-}
-
-
-def _snapshot(value: Any) -> Any:
+def _copy_container(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, (dict, list, set)) else value

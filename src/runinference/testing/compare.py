@@ -1,4 +1,4 @@
-"""Compares results: whether they are the same, in the same order, and own their memory; tells them shortly."""
+"""Compare results of handlers, and format them for messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two results are the same, but for the rounding of numbers."""
+    """Return whether two results are equal, except for rounding."""
     if hasattr(one, "inference") and hasattr(other, "inference"):
         return same(one.inference, other.inference)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -35,30 +35,31 @@ def _same_arrays(one: Any, other: Any) -> bool:
     return bool((one == other).all())
 
 
-def permuted(same: Callable[[Any, Any], bool], found: Sequence[Any], wanted: Sequence[Any]) -> bool:
-    """Whether all results are there, in whatever order."""
-    rest = list(wanted)
+def is_permutation(
+    same: Callable[[Any, Any], bool], found: Sequence[Any], expected: Sequence[Any]
+) -> bool:
+    """Return whether each found result is an expected one, in any order."""
+    remaining = list(expected)
     for result in found:
-        index = next((i for i, one in enumerate(rest) if same(result, one)), None)
+        index = next((i for i, one in enumerate(remaining) if same(result, one)), None)
         if index is None:
             return False
-        del rest[index]
+        del remaining[index]
     return True
 
 
 def retained_bytes(part: Any) -> int:
-    """The bytes of the memory that an array or tensor is a part of."""
+    """Return the bytes of the memory that an array or tensor keeps alive."""
     if hasattr(part, "untyped_storage"):
         return int(part.untyped_storage().nbytes())
     base = getattr(part, "base", None) if isinstance(part, np.ndarray) else None
     return int(getattr(base, "nbytes", 0))
 
 
-def told(error: Exception) -> str:
-    """An error in one line."""
+def format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def short(value: Any) -> str:
-    """A value as a text that fits a line."""
+def format_value(value: Any) -> str:
+    """Return a representation of at most 80 characters."""
     return text if len(text := repr(value)) <= 80 else f"{text[:77]}…"

@@ -1,4 +1,4 @@
-"""Does a handler of your own keep its promises? ``check_handler`` says, and names the cure of what does not."""
+"""Check that a custom handler keeps the promises of ``ModelHandler``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from runinference.errors import RunInferenceError
-from runinference.testing.checks import CHECKS, Skipped, Trial, Wrong
+from runinference.testing.checks import CHECKS, CheckContext, CheckFailed, CheckSkipped
+from runinference.testing.compare import format_error
 from runinference.testing.compare import same as same_results
-from runinference.testing.compare import told
 
 __all__ = ["Fault", "HandlerFaultsError", "Report", "check_handler"]
 
@@ -17,9 +17,9 @@ class Fault(NamedTuple):
     """A promise that a handler does not keep.
 
     Attributes:
-        check: Which check found it.
-        wrong: What happened.
-        cure: What helps.
+        check: The name of the check that failed.
+        wrong: What is wrong.
+        cure: How to fix it.
     """
 
     check: str
@@ -28,11 +28,11 @@ class Fault(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was checked.
+    """The checks that a handler passed.
 
     Attributes:
-        passed: The names of the checks that found nothing.
-        skipped: Those that could not be made, each with what it needs.
+        passed: The names of the checks that passed.
+        skipped: The names of the checks that were skipped, each with what it needs.
     """
 
     passed: tuple[str, ...]
@@ -40,7 +40,7 @@ class Report(NamedTuple):
 
 
 class HandlerFaultsError(RunInferenceError, AssertionError):
-    """A handler fails checks; the message lists them all. ``faults`` has them one by one."""
+    """A handler fails checks. The message lists all faults, and ``faults`` holds them."""
 
     faults: tuple[Fault, ...] = ()
 
@@ -54,7 +54,7 @@ def check_handler(
     updated_path: str | None = None,
     same: Callable[[Any, Any], bool] | None = None,
 ) -> Report:
-    """Runs a handler on examples in several ways, without a pipeline, and compares.
+    """Run a handler on examples in several ways, without a pipeline, and compare the results.
 
     >>> from runinference import ModelHandler
     >>> class Doubler(ModelHandler[int, int, object]):
@@ -70,23 +70,24 @@ def check_handler(
 
     Args:
         handler: Any object with the methods of a handler.
-        examples: Three or more, with different results: what the handler gets, after preprocessing.
-        inference_args: Arguments for the model's call.
-        bad_example: One that the model cannot take. With it, errors are checked.
-        updated_path: The path of another model, with other results. With it, updates are checked.
-        same: Whether two results are the same. By default, numbers may differ by a few parts in 100,000, as
-            those of batches of different sizes do, and only the ``inference`` of a ``PredictionResult`` counts.
+        examples: Three or more preprocessed examples with different results.
+        inference_args: Arguments for the call of the model.
+        bad_example: An example that the model cannot process. Required to check errors.
+        updated_path: The path of another model, with other results. Required to check model updates.
+        same: Returns whether two results are the same. By default, numbers may differ by a few parts in 100,000,
+            as they do in batches of different sizes, and only the ``inference`` of a ``PredictionResult`` is
+            compared.
 
     Raises:
-        HandlerFaultsError: The handler fails checks. It is an ``AssertionError``, and lists what is wrong, with
-            the cures.
-        ValueError: Fewer than three examples.
+        HandlerFaultsError: The handler fails checks. The error is an ``AssertionError`` that lists the faults and
+            how to fix them.
+        ValueError: There are fewer than three examples.
     """
     if len(examples) < 3:
         raise ValueError(
-            f"Give three examples or more, with different results, not {len(examples)}."
+            f"check_handler needs three examples or more, with different results, not {len(examples)}."
         )
-    trial = Trial(
+    context = CheckContext(
         handler, list(examples), inference_args, same or same_results, bad_example, updated_path
     )
     faults: list[Fault] = []
@@ -94,25 +95,29 @@ def check_handler(
     skipped: dict[str, str] = {}
     for name, check in CHECKS.items():
         try:
-            check(trial)
-        except Skipped as reason:
+            check(context)
+        except CheckSkipped as reason:
             skipped[name] = str(reason)
-        except Wrong as wrong:
-            faults.append(Fault(name, *wrong.args))
+        except CheckFailed as failed:
+            faults.append(Fault(name, *failed.args))
         except Exception as error:
-            faults.append(Fault(name, told(error), "See the error; predict() raises it, too."))
+            fix = "See the error, which handler.predict() raises, too."
+            faults.append(Fault(name, format_error(error), fix))
         else:
             passed.append(name)
-        if faults and name in ("loading", "splitting"):  # the other checks stand on these
+        if faults and name in (
+            "loading",
+            "splitting",
+        ):  # the other checks need the results of these
             break
     if faults:
-        raise _all_of(handler, faults, len(passed) + len(faults))
+        raise _faults_error(handler, faults, len(passed) + len(faults))
     return Report(tuple(passed), skipped)
 
 
-def _all_of(handler: Any, faults: Sequence[Fault], n_checks: int) -> HandlerFaultsError:
+def _faults_error(handler: Any, faults: Sequence[Fault], n_checks: int) -> HandlerFaultsError:
     lines = [f"{type(handler).__name__} fails {len(faults)} of {n_checks} checks:"]
-    lines += [f"  {name}: {wrong}\n    Cure: {cure}" for name, wrong, cure in faults]
+    lines += [f"  {name}: {wrong}\n    Fix: {cure}" for name, wrong, cure in faults]
     error = HandlerFaultsError("\n".join(lines))
     error.faults = tuple(faults)
     return error
