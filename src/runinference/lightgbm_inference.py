@@ -1,27 +1,24 @@
-"""Handlers for LightGBM models, on NumPy arrays, pandas data frames or SciPy's sparse matrices."""
+"""Handlers for LightGBM models, on NumPy arrays, pandas data frames or SciPy sparse matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.collate.frames import (
-    check_columns,
-    concat_tables,
-    sparse_bytes,
-    split_examples,
-    split_predictions,
-    to_tables,
-)
+from runinference.collate.frames import check_columns
 from runinference.errors import ModelLoadError
 from runinference.extras import need
-from runinference.frameworks.lightgbm.model_text import check_whole
-from runinference.handlers.model_handler import ModelHandler
+from runinference.frameworks.boosting import (
+    BoostingModelHandler,
+    predict_tables,
+    sparse_batch_bytes,
+)
+from runinference.frameworks.lightgbm.model_text import check_model_text
 from runinference.handlers.options import HandlerOptions, accepts
-from runinference.model_file import open_model
-from runinference.results import PredictionResult, with_model_id
+from runinference.model_file import read_model
+from runinference.results import PredictionResult
 
 lightgbm = need("lightgbm", extra="lightgbm")
 
@@ -36,31 +33,35 @@ __all__ = [
 def default_lightgbm_inference_fn(
     batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
 ) -> Iterable[PredictionResult]:
-    """Joins the rows of all examples to one table, and calls the model's ``predict`` once.
-
-    An example of two dimensions is a table of rows and gets an array of as many predictions; an example of one
-    dimension is a row and gets its prediction.
+    """Join the rows of all examples to one table, and call the model's ``predict`` once.
 
     Args:
         batch: Arrays or lists, data frames, or sparse matrices.
         model: A ``lightgbm.Booster``.
-        inference_args: Keywords for the model's ``predict``, such as ``raw_score``.
+        inference_args: Keyword arguments for the model's ``predict``, such as ``raw_score``.
+
+    Returns:
+        One result per example: one prediction for a row of shape ``(features,)``, and an array of predictions
+        for a table of shape ``(rows, features)``.
 
     Raises:
-        BatchShapeError: An example is of another kind or has other columns than the model or the other
-            examples.
-        ResultMismatchError: The model gave more or fewer predictions than there are rows.
+        BatchShapeError: An example has another type than the others, or other columns than the others or the
+            model.
+        ResultMismatchError: The number of predictions isn't the number of rows.
     """
-    examples = split_examples(batch)
-    tables = to_tables(examples)
-    check_columns(tables, model.num_feature(), _names(model), _spelt)
-    predictions = model.predict(concat_tables(tables), **(inference_args or {}))
-    parts = split_predictions(predictions, examples, tables)
-    return [PredictionResult(x, y) for x, y in zip(examples, parts, strict=True)]
+
+    def check(tables: Sequence[Any]) -> None:
+        check_columns(tables, model.num_feature(), _get_feature_names(model), _normalize_name)
+
+    return predict_tables(
+        batch, check, lambda table: model.predict(table, **(inference_args or {}))
+    )
 
 
-class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """What the handlers have in common: the file, and how they are called."""
+class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
+    """The constructor and ``load_model`` of all LightGBM handlers."""
+
+    _default_inference_fn = staticmethod(default_lightgbm_inference_fn)
 
     @accepts(HandlerOptions)
     def __init__(
@@ -70,13 +71,13 @@ class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
         inference_fn: Callable[..., Iterable[Any]] = default_lightgbm_inference_fn,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names the model's file.
+        """Configure the model file and how the model is called.
 
         Args:
-            model_uri: The path of the text file that ``Booster.save_model`` wrote, on any file system that Beam
-                reads; of an ``LGBMClassifier`` save its ``booster_``. Such a file runs no code.
-            inference_fn: Calls the model, in place of the default; gets the examples, the booster and the
-                inference arguments, and returns the results.
+            model_uri: The path of a text file written by ``Booster.save_model``, on any file system that Beam
+                reads. For an ``LGBMClassifier``, save its ``booster_``. Loading such a file runs no code.
+            inference_fn: A function ``(batch, model, inference_args)`` that calls the booster and returns the
+                results, instead of ``default_lightgbm_inference_fn``.
             **options: The options of every handler, see ``HandlerOptions``.
         """
         super().__init__(**options)
@@ -84,53 +85,32 @@ class _LightGBMModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._inference_fn = inference_fn
 
     def load_model(self) -> Any:
-        """A ``lightgbm.Booster`` of the file.
+        """Load the file as a ``lightgbm.Booster``.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            ModelLoadError: The file is empty, truncated, damaged or no model of LightGBM's.
+            ModelNotFoundError: The file doesn't exist.
+            ModelLoadError: The file is empty, truncated, damaged or not a LightGBM model.
         """
-        with open_model(self._model_uri, "model_uri") as file:
-            state = file.read()
-        check_whole(state, self._model_uri)
+        text = read_model(self._model_uri, "model_uri")
+        check_model_text(text, self._model_uri)
         try:
-            return lightgbm.Booster(model_str=state.decode("utf-8"))
+            return lightgbm.Booster(model_str=text.decode("utf-8"))
         except Exception as error:
             raise ModelLoadError(
                 f"The file {self._model_uri!r} (model_uri) cannot be loaded by LightGBM "
-                f"{lightgbm.__version__} ({error}). It may be damaged, or of a later version."
+                f"{lightgbm.__version__} ({error}). It may be damaged, or written by a later version."
             ) from error
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model_uri = model_path or self._model_uri
-
-    def run_inference(
-        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[PredictionResult]:
-        """Results for a batch; ``inference_args`` are keywords of the model's ``predict``."""
-        if self.gives_whole_results() and self._inference_fn is default_lightgbm_inference_fn:
-            [result] = default_lightgbm_inference_fn(
-                [batch], model, inference_args
-            )  # a table is an example
-            return self.results_of(batch, result.inference, self._model_uri)
-        results: Any = self._inference_fn(batch, model, inference_args)
-        if not isinstance(results, (list, Iterator)):
-            return results  # type: ignore[no-any-return]
-        return [with_model_id(result, self._model_uri) for result in results]
-
-    def may_join_threads(self) -> bool:
-        return True
 
     def get_metrics_namespace(self) -> str:
         return "BeamML_LightGBM"
 
 
 class LightGBMModelHandlerNumpy(_LightGBMModelHandler):
-    """Runs a LightGBM model on NumPy arrays.
+    """Run a LightGBM model on NumPy arrays.
 
-    An array of shape ``(features,)`` is one row, and gets its prediction: of a classifier of several classes, an
-    array of their probabilities. An array of shape ``(rows, features)`` gets an array of predictions, one for each
-    of its rows. The model is called once for a whole batch.
+    An array of shape ``(features,)`` is one row and gets one prediction; from a multiclass classifier that's an
+    array of class probabilities. An array of shape ``(rows, features)`` gets an array with one prediction per
+    row. The model is called once per batch.
 
     >>> import lightgbm, os, tempfile
     >>> from sklearn.datasets import load_iris
@@ -145,31 +125,29 @@ class LightGBMModelHandlerNumpy(_LightGBMModelHandler):
 
 
 class LightGBMModelHandlerPandas(_LightGBMModelHandler):
-    """Runs a LightGBM model on pandas data frames, and gives each an array of predictions, one a row.
+    """Run a LightGBM model on pandas data frames. Each frame gets an array with one prediction per row.
 
-    All frames have the columns of the frame that the model was trained on, in its order.
+    All frames need the columns of the training data, in the same order.
     """
 
 
 class LightGBMModelHandlerSciPy(_LightGBMModelHandler):
-    """Runs a LightGBM model on SciPy's sparse matrices, and gives each an array of predictions, one a row.
+    """Run a LightGBM model on SciPy sparse matrices. Each matrix gets an array with one prediction per row.
 
-    What a sparse matrix does not store is a zero to LightGBM.
+    LightGBM treats values that a sparse matrix doesn't store as zeros.
     """
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """The bytes of the values stored in a batch, and of the indices that say where they stand."""
-        if hasattr(batch, "tocsr"):
-            return sparse_bytes(batch)
-        return sum(sparse_bytes(example) for example in batch)
+        """Return the size in bytes of the stored values and their indices."""
+        return sparse_batch_bytes(batch)
 
 
-def _names(model: Any) -> list[str] | None:
-    """The names of the columns; None of a model that was trained on arrays, which have none."""
+def _get_feature_names(model: Any) -> list[str] | None:
+    """Return the names of the columns, or None for a model that was trained on arrays."""
     names: list[str] = model.feature_name()
-    unnamed = [f"Column_{index}" for index in range(len(names))]
-    return None if names == unnamed else names
+    placeholders = [f"Column_{index}" for index in range(len(names))]
+    return None if names == placeholders else names
 
 
-def _spelt(name: str) -> str:
-    return name.replace(" ", "_")  # so does LightGBM
+def _normalize_name(name: str) -> str:
+    return name.replace(" ", "_")  # LightGBM does the same

@@ -1,4 +1,4 @@
-"""A model's file on any file system that Beam reads: opened with errors that help, checked before it is used."""
+"""Read model files from any file system that Beam supports, with errors that say how to fix a wrong path."""
 
 from __future__ import annotations
 
@@ -18,39 +18,47 @@ from runinference.errors import ModelLoadError, ModelNotFoundError
 
 
 def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
-    """Opens a model's file for reading.
+    """Open a model file for reading.
 
     Args:
         path: A path on any file system that Beam reads.
-        option: The option that gave the path, for the message.
-        sha256: The digest that the file must have, in hexadecimal digits; if given, it is checked first.
+        option: The name of the parameter that holds the path, for error messages.
+        sha256: The expected SHA-256 digest in hexadecimal. If given, it's checked before the file is returned.
 
     Raises:
-        ModelNotFoundError: There is no such file; the message names the path and what is near it.
-        ModelLoadError: The file cannot be read or has another digest, or no file system is known for its path.
+        ModelNotFoundError: The file doesn't exist. The message suggests a similar name in the same folder.
+        ModelLoadError: The file can't be read, has another digest, or no file system supports its path.
     """
     if not isinstance(path, str) or not path:
-        raise ModelLoadError(f"{option} must be the path of a file, and is {path!r}.")
+        raise ModelLoadError(f"{option} must be the path of a file, but is {path!r}.")
     try:
         FileSystems.get_filesystem(path)
     except (ValueError, BeamIOError) as error:
         raise ModelLoadError(
-            f"No file system is known for {path!r} ({option}): {error}. Install Beam's extra for it, for "
-            'example pip install "apache-beam[gcp]" for gs://.'
+            f"No file system is known for {path!r} ({option}): {error}. To fix this, install the Beam extra for "
+            'it, for example pip install "apache-beam[gcp]" for gs://.'
         ) from error
     try:
         file: BinaryIO = FileSystems.open(path)
     except (OSError, BeamIOError) as error:
         if isinstance(error, FileNotFoundError) or not exists(path):
-            raise _not_found(path, option) from error
+            raise ModelNotFoundError(
+                f"There is no file {path!r} ({option}).{_suggest_neighbor(path)} Workers read this path: on a "
+                "distributed runner it must be on storage that they can all reach."
+            ) from error
         raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
     if sha256 is not None:
         _check_digest(file, path, sha256)
     return file
 
 
+def read_model(path: str, option: str) -> bytes:
+    """Return the content of a model file. Raise the errors of ``open_model``."""
+    with open_model(path, option) as file:
+        return file.read()
+
+
 def _check_digest(file: BinaryIO, path: str, sha256: str) -> None:
-    """Compares a file with the digest it must have, and goes back to its beginning."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -64,16 +72,19 @@ def _check_digest(file: BinaryIO, path: str, sha256: str) -> None:
 
 @contextmanager
 def local_file(path: str, option: str, suffix: str) -> Iterator[str]:
-    """A path on the local disk for libraries that read nothing else: the file's own, or that of a passing copy.
+    """Provide a local path for libraries that can't read other file systems.
 
     Args:
-        path: A path on any file system that Beam reads; files that are compressed are decompressed.
-        option: The option that gave the path, for messages.
-        suffix: How the local path must end.
+        path: A path on any file system that Beam reads. A compressed file is decompressed.
+        option: The name of the parameter that holds the path, for error messages.
+        suffix: The suffix that the local path must have.
+
+    Yields:
+        ``path`` itself if it is local and has the suffix, else the path of a temporary copy.
 
     Raises:
-        ModelNotFoundError: There is no such file.
-        ModelLoadError: The file cannot be read.
+        ModelNotFoundError: The file doesn't exist.
+        ModelLoadError: The file can't be read.
     """
     if path.endswith(suffix) and os.path.isfile(path):
         yield path
@@ -85,48 +96,41 @@ def local_file(path: str, option: str, suffix: str) -> Iterator[str]:
         yield local
 
 
-def fetched_folder(path: str) -> str:
-    """The path of a new temporary folder, with a copy of all that is in a folder of any file system of Beam's."""
-    into = tempfile.mkdtemp(prefix="model-")
+def download_folder(path: str) -> str:
+    """Copy a folder from any file system that Beam reads to a new temporary folder, and return its path."""
+    target = tempfile.mkdtemp(prefix="model-")
     root = path.rstrip("/")
     [match] = FileSystems.match([FileSystems.join(root, "**")])
     for metadata in match.metadata_list:
-        inside = metadata.path[len(root) :].lstrip("/")
-        if inside.endswith("/"):  # stands for an empty folder
+        relative = metadata.path[len(root) :].lstrip("/")
+        if relative.endswith("/"):  # a placeholder for an empty folder
             continue
-        local = os.path.join(into, *(part for part in inside.split("/") if part != ".."))
+        local = os.path.join(target, *(part for part in relative.split("/") if part != ".."))
         os.makedirs(os.path.dirname(local), exist_ok=True)
-        plain = CompressionTypes.UNCOMPRESSED
+        uncompressed = CompressionTypes.UNCOMPRESSED
         with (
-            FileSystems.open(metadata.path, compression_type=plain) as source,
+            FileSystems.open(metadata.path, compression_type=uncompressed) as source,
             open(local, "wb") as copy,
         ):
             shutil.copyfileobj(source, copy)
-    return into
+    return target
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file, as far as can be told."""
+    """Return whether a file exists. A file system that can't answer counts as no."""
     try:
         return bool(FileSystems.exists(path))
     except (OSError, ValueError, BeamIOError):
         return False
 
 
-def _not_found(path: str, option: str) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"There is no file {path!r} ({option}).{_neighbour(path)} Workers read this path: on a distributed "
-        "runner it must be on storage that they all reach."
-    )
-
-
-def _neighbour(path: str) -> str:
-    """The nearest name in the same folder, if the folder can be listed."""
+def _suggest_neighbor(path: str) -> str:
+    """Suggest the most similar name in the same folder, if the folder can be listed."""
     try:
         folder, name = FileSystems.split(path)
         [match] = FileSystems.match([FileSystems.join(folder, "*")], limits=[200])
         names = {FileSystems.split(metadata.path)[1] for metadata in match.metadata_list}
     except (OSError, ValueError, BeamIOError):
         return ""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f" Did you mean {path.removesuffix(name) + near[0]!r}?" if near else ""
+    similar = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" Did you mean {path.removesuffix(name) + similar[0]!r}?" if similar else ""

@@ -30,26 +30,25 @@ def default_numpy_inference_fn(
     batch: Sequence[Any],
     inference_args: dict[str, Any] | None = None,
 ) -> Any:
-    """Stacks the arrays of a batch, runs the model once, and returns its first output.
+    """Stack the arrays of a batch, run the model once, and return its first output.
 
     Args:
         inference_session: An ``onnxruntime.InferenceSession``.
-        batch: Arrays of one shape, for the model's first input; or dictionaries of such arrays by the names of
-            inputs.
-        inference_args: Further inputs by name, the same for all examples.
+        batch: Arrays of one shape for the model's first input, or dictionaries of such arrays by input name.
+        inference_args: More inputs by name, the same for all examples.
 
     Raises:
-        BatchShapeError: An array has another shape than the others, or than the model takes.
-        ElementError: An input is missing, unknown, or of a type that the model does not take.
+        BatchShapeError: The arrays differ in shape, or don't have the shape that the model takes.
+        ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
     """
     return _run(None, inference_session, batch, inference_args)
 
 
 class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
-    """Runs an ONNX model on NumPy arrays, or on dictionaries of arrays by the names of the model's inputs.
+    """Run an ONNX model on NumPy arrays, or on dictionaries of arrays by input name.
 
-    The arrays of a batch, which must have one shape, are stacked along a new first axis. Numbers of another type
-    than the model takes are converted where that keeps their kind, such as float64 to float32.
+    The arrays of a batch are stacked along a new first axis. They must have the same shape. Numbers are converted
+    to the dtype that the model takes if that is safe, for example from float64 to float32.
 
     >>> import os, tempfile
     >>> from skl2onnx import to_onnx
@@ -77,33 +76,33 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         output_names: str | Sequence[str] | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names the model's file, and where it runs.
+        """Configure the model file and where the model runs.
 
         Args:
-            model_uri: The path of the file, on any file system that Beam reads. It runs no code.
-            session_options: A function that makes the ``onnxruntime.SessionOptions``, which cannot be sent to
-                workers themselves.
-            providers: The execution providers to use, the preferred one first: names, or pairs of a name and its
-                options. Those that a worker's onnxruntime does not have are passed over; where none is left, or
-                none works, the model runs on the CPU, with a warning.
-            provider_options: Options for each of them, where ``providers`` are names alone.
-            inference_fn: Calls the model, in place of the default; gets the session, the examples and the
-                inference arguments, and returns the outputs.
-            output_names: Which outputs to give: the name of one, whose rows are the results; or several, in
-                which case results are dictionaries by name. Without it the first, as in Beam.
+            model_uri: The path of the file, on any file system that Beam reads. Loading it runs no code.
+            session_options: A function that returns ``onnxruntime.SessionOptions``. The options themselves can't
+                be sent to workers.
+            providers: Execution providers in order of preference: names, or pairs of a name and its options. A
+                worker skips providers that its onnxruntime doesn't have. If none is left, or none works, the
+                model runs on the CPU, and a warning is logged.
+            provider_options: One dictionary of options per provider, if ``providers`` holds names only.
+            inference_fn: A function ``(session, batch, inference_args)`` that calls the model and returns the
+                outputs, instead of the default.
+            output_names: The name of one output, whose rows are the results, or several names, for results that
+                are dictionaries by output name. The default is the first output, as in Beam.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: A provider is not known, or options do not fit the providers; session options that are
-                no function; output names together with an ``inference_fn`` of your own.
+            OptionError: A provider is unknown, options don't match the providers, ``session_options`` isn't a
+                function, or ``output_names`` is combined with ``inference_fn``.
         """
         super().__init__(**options)
         check_session_options(session_options)
         check_providers(providers, provider_options)
         if output_names is not None and inference_fn is not default_numpy_inference_fn:
             raise OptionError(
-                "output_names has no effect on an inference_fn of your own, which runs the model itself. Leave it "
-                "out, and call session.run(output_names, inputs) there."
+                "output_names has no effect on your own inference_fn, which runs the model itself. Leave it "
+                "out, and call session.run(output_names, inputs) in the function."
             )
         self._model_uri = model_uri
         self._session_options = session_options
@@ -114,11 +113,11 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             self._model_inference_fn = functools.partial(_run, output_names)
 
     def load_model(self) -> Any:
-        """An ``onnxruntime.InferenceSession`` of the file.
+        """Load the file as an ``onnxruntime.InferenceSession``.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            ModelLoadError: The file is no ONNX model, is truncated, or needs a later onnxruntime.
+            ModelNotFoundError: The file doesn't exist.
+            ModelLoadError: The file isn't an ONNX model, is truncated, or needs a later onnxruntime.
         """
         return load_session(
             self._model_uri, self._session_options, self._providers, self._provider_options
@@ -133,12 +132,12 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         inference_session: Any,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionResult]:
-        """Results for a batch; ``inference_args`` are further inputs of the model by name.
+        """Run the model on a batch. ``inference_args`` are more inputs by name.
 
         Raises:
-            BatchShapeError: An array has another shape than the others, or than the model takes.
-            ElementError: An input is missing, unknown, or of a type that the model does not take.
-            ResultMismatchError: An output does not have one row for each example.
+            BatchShapeError: The arrays differ in shape, or don't have the shape that the model takes.
+            ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
+            ResultMismatchError: An output doesn't have one row per example.
         """
         outputs = self._model_inference_fn(inference_session, batch, inference_args)
         return self.results_of(batch, outputs, self._model_uri)
@@ -156,14 +155,14 @@ def _run(
     batch: Sequence[Any],
     inference_args: dict[str, Any] | None = None,
 ) -> Any:
-    wanted = _wanted(output_names, [node.name for node in session.get_outputs()])
-    outputs = session.run(wanted, bind_inputs(batch, _takes(session), inference_args or {}))
+    names = _list_outputs(output_names, [node.name for node in session.get_outputs()])
+    outputs = session.run(names, bind_inputs(batch, _get_inputs(session), inference_args or {}))
     if output_names is None or isinstance(output_names, str):
         return outputs[0]
-    return dict(zip(wanted, outputs, strict=True))
+    return dict(zip(names, outputs, strict=True))
 
 
-def _takes(session: Any) -> list[InputSpec]:
+def _get_inputs(session: Any) -> list[InputSpec]:
     required, optional = session.get_inputs(), session.get_overridable_initializers()
     return [
         InputSpec(node.name, _NUMPY_TYPES.get(node.type), tuple(node.shape), node in required)
@@ -171,20 +170,20 @@ def _takes(session: Any) -> list[InputSpec]:
     ]
 
 
-def _wanted(output_names: str | Sequence[str] | None, known: list[str]) -> list[str]:
+def _list_outputs(output_names: str | Sequence[str] | None, known: list[str]) -> list[str]:
     if output_names is None:
         return known[:1]
-    wanted = [output_names] if isinstance(output_names, str) else list(output_names)
-    for name in wanted:
+    names = [output_names] if isinstance(output_names, str) else list(output_names)
+    for name in names:
         if name not in known:
             raise OptionError(
                 f"The model has no output {name!r} (output_names).{suggest(name, known)} Its outputs are "
                 f"{', '.join(known)}."
             )
-    return wanted
+    return names
 
 
-#: NumPy's types by the names that ONNX has for them; text and bfloat16 are left to onnxruntime.
+#: NumPy dtypes by ONNX type. Strings and bfloat16 are left to onnxruntime.
 _NUMPY_TYPES = {
     "tensor(bool)": np.dtype("bool"),
     "tensor(float)": np.dtype("float32"),

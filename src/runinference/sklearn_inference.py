@@ -23,15 +23,15 @@ __all__ = ["ModelFileType", "SklearnModelHandlerNumpy", "SklearnModelHandlerPand
 
 
 class ModelFileType(enum.Enum):
-    """How the estimator was written to its file.
+    """The format of an estimator's file.
 
-    Loading a pickle or joblib file runs whatever code it holds: load only files you trust, and pin them with
-    ``model_sha256``. A skops file runs none: it holds types, and only those that you trust are built.
+    Loading a pickle or joblib file can run arbitrary code. Load only files that you trust, and pin them with
+    ``model_sha256``. Loading a skops file runs no code, and builds only types that you trust.
 
     Attributes:
-        PICKLE: ``pickle.dump`` wrote it; the default.
-        JOBLIB: ``joblib.dump`` wrote it.
-        SKOPS: ``skops.io.dump`` wrote it.
+        PICKLE: Written by ``pickle.dump``; the default.
+        JOBLIB: Written by ``joblib.dump``.
+        SKOPS: Written by ``skops.io.dump``.
     """
 
     PICKLE = 1
@@ -53,13 +53,11 @@ def _predict_frames(
     if is_dataframe(batch):
         return model.predict(batch, **(inference_args or {})), batch
     frame = pd.concat(batch, axis=0)
-    return model.predict(frame, **(inference_args or {})), [
-        frame.iloc[[i]] for i in range(len(frame))
-    ]
+    return model.predict(frame, **(inference_args or {})), split_examples(frame)
 
 
 class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """What both handlers have in common: the file, and how it is loaded."""
+    """The constructor and ``load_model`` of both handlers."""
 
     _default_inference_fn: Callable[..., Any]
 
@@ -74,55 +72,59 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
         model_sha256: str | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names the estimator's file and how to call it.
+        """Configure the estimator's file and how the estimator is called.
 
         Args:
             model_uri: The path of the file, on any file system that Beam reads.
-            model_file_type: How the file was written.
-            inference_fn: Calls the estimator, in place of the default described above; gets the estimator,
-                the list of examples and the inference arguments.
-            trusted_types: For skops files: the types that may be built, beyond those of scikit-learn, NumPy
-                and Python that skops trusts itself.
-            model_sha256: The SHA-256 digest that the file must have, in hexadecimal digits; checked before
-                anything is unpickled.
+            model_file_type: The format of the file.
+            inference_fn: A function ``(model, batch, inference_args)`` that calls the estimator, instead of the
+                default described above.
+            trusted_types: For skops files: names of types that may be built, in addition to those of
+                scikit-learn, NumPy and Python that skops trusts by default.
+            model_sha256: The expected SHA-256 digest of the file in hexadecimal, checked before the file is
+                loaded.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: Options contradict each other.
+            OptionError: ``model_file_type`` isn't a ``ModelFileType``, or ``trusted_types`` is given for a file
+                that isn't a skops file.
         """
         super().__init__(**options)
         if not isinstance(model_file_type, ModelFileType):
-            names = ", ".join(str(kind) for kind in ModelFileType)
+            names = ", ".join(str(file_type) for file_type in ModelFileType)
             raise OptionError(
-                f"model_file_type must be one of {names}, and is {model_file_type!r}."
+                f"model_file_type must be one of {names}, but is {model_file_type!r}."
             )
         if trusted_types is not None and model_file_type is not ModelFileType.SKOPS:
-            raise OptionError("trusted_types is for model_file_type=ModelFileType.SKOPS alone.")
+            raise OptionError("trusted_types requires model_file_type=ModelFileType.SKOPS.")
         self._model_uri = model_uri
         self._model_file_type = model_file_type
         self._model_inference_fn = inference_fn or type(self)._default_inference_fn
         self._trusted_types = trusted_types
         self._model_sha256 = model_sha256
 
+    # Subclasses may skip this constructor.
+    _trusted_types: Sequence[str] | None = None
+    _model_sha256: str | None = None
+
     def load_model(self) -> Any:
-        """The estimator in the file.
+        """Load the estimator from its file.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            ModelLoadError: The file is not of this type, has another digest, or holds no estimator.
+            ModelNotFoundError: The file doesn't exist.
+            ModelLoadError: The file has another format or another digest, or holds no estimator.
         """
         need("sklearn", extra="sklearn")
-        sha256 = getattr(self, "_model_sha256", None)
-        with open_model(self._model_uri, "model_uri", sha256) as file:
-            model = _READERS[self._model_file_type](
-                file, self._model_uri, getattr(self, "_trusted_types", None)
-            )
-        if self._model_inference_fn is type(self)._default_inference_fn and not hasattr(
-            model, "predict"
-        ):
+        with open_model(self._model_uri, "model_uri", self._model_sha256) as file:
+            if self._model_file_type is ModelFileType.SKOPS:
+                model = _load_skops(file, self._model_uri, self._trusted_types)
+            else:
+                model = _load_pickle(file, self._model_uri, self._model_file_type)
+        is_default = self._model_inference_fn is type(self)._default_inference_fn
+        if is_default and not hasattr(model, "predict"):
             raise ModelLoadError(
                 f"The file {self._model_uri!r} holds a {type(model).__name__}, which has no predict(). Save a "
-                "fitted estimator, or say with inference_fn how this object is called."
+                "fitted estimator, or pass an inference_fn that calls this object."
             )
         return model
 
@@ -137,10 +139,10 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
 
 class SklearnModelHandlerNumpy(_SklearnModelHandler):
-    """Runs a scikit-learn estimator on NumPy arrays, one array an example.
+    """Run a scikit-learn estimator on NumPy arrays, one array per example.
 
-    By default the arrays of a batch, which must have one shape, are stacked along a new first axis and given to
-    the estimator's ``predict``.
+    By default, the arrays of a batch are stacked along a new first axis and passed to the estimator's
+    ``predict``. They must have the same shape.
 
     >>> from runinference import samples
     >>> handler = SklearnModelHandlerNumpy(model_uri=samples.digits_classifier())
@@ -154,21 +156,21 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Predictions for a batch of arrays of one shape.
+        """Run the estimator on a batch of arrays.
 
         Raises:
-            BatchShapeError: An array has another shape than the others.
-            ResultMismatchError: The estimator gave more or fewer predictions than there are arrays.
+            BatchShapeError: The arrays differ in shape.
+            ResultMismatchError: The number of predictions isn't the number of arrays.
         """
         predictions = self._model_inference_fn(model, batch, inference_args)
         return self.results_of(batch, predictions, self._model_uri)
 
 
 class SklearnModelHandlerPandas(_SklearnModelHandler):
-    """Runs a scikit-learn estimator on pandas data frames, a frame of one row an example.
+    """Run a scikit-learn estimator on pandas data frames, one frame with a single row per example.
 
-    By default the frames of a batch, which must have the same columns, are concatenated and given to the
-    estimator's ``predict``. An ``inference_fn`` returns the predictions and the list of rows they belong to.
+    By default, the frames of a batch are concatenated and passed to the estimator's ``predict``. They must have
+    the same columns. An ``inference_fn`` returns the predictions and the list of rows that they belong to.
 
     >>> from runinference import samples
     >>> handler = SklearnModelHandlerPandas(model_uri=samples.diabetes_regressor())
@@ -183,11 +185,11 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Predictions for a batch of frames of one row each, with the same columns; or for the rows of a frame.
+        """Run the estimator on a batch of single-row frames, or on the rows of one frame.
 
         Raises:
-            BatchShapeError: A frame has not one row, or has other columns than the first.
-            ResultMismatchError: The estimator gave more or fewer predictions than there are frames.
+            BatchShapeError: A frame doesn't have exactly one row, or has other columns than the first.
+            ResultMismatchError: The number of predictions isn't the number of frames.
         """
         if self.gives_whole_results():
             predictions, _ = self._model_inference_fn(model, batch, inference_args)
@@ -207,8 +209,8 @@ def _check_frames(batch: Sequence[Any]) -> None:
     for index, frame in enumerate(batch):
         if frame.shape[0] != 1:
             raise BatchShapeError(
-                f"Element {index} of the batch is a frame of shape {frame.shape}: only dataframes with single "
-                "rows are supported. Emit one frame a row, for example (df.iloc[[i]] for i in range(len(df)))."
+                f"Element {index} of the batch is a frame of shape {frame.shape}, but only dataframes with single "
+                "rows are supported. Emit one frame per row, for example (df.iloc[[i]] for i in range(len(df)))."
             )
         if not frame.columns.equals(columns):
             raise BatchShapeError(
@@ -217,59 +219,48 @@ def _check_frames(batch: Sequence[Any]) -> None:
             )
 
 
-def _read_pickle(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) -> Any:
+def _load_pickle(file: BinaryIO, path: str, file_type: ModelFileType) -> Any:
+    library = pickle if file_type is ModelFileType.PICKLE else need("joblib", extra="sklearn")
     try:
-        return pickle.load(file)
+        return library.load(file)
     except ImportError:
         raise
     except Exception as error:
-        raise _wrong_type(file, path, ModelFileType.PICKLE) from error
+        raise _wrong_file_type(file, path, file_type) from error
 
 
-def _read_joblib(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) -> Any:
-    import joblib
-
-    try:
-        return joblib.load(file)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise _wrong_type(file, path, ModelFileType.JOBLIB) from error
-
-
-def _read_skops(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) -> Any:
+def _load_skops(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) -> Any:
     skops_io = need("skops.io", extra="sklearn")
     data = file.read()
     try:
         unknown = skops_io.get_untrusted_types(data=data)
     except Exception as error:
-        raise _wrong_type(file, path, ModelFileType.SKOPS) from error
+        raise _wrong_file_type(file, path, ModelFileType.SKOPS) from error
     if missing := sorted(set(unknown) - set(trusted_types or ())):
         raise ModelLoadError(
             f"The skops file {path!r} holds types that are not trusted: {', '.join(missing)}. If you know "
-            f"them and trust them, name them: trusted_types={missing!r}."
+            f"and trust them, pass trusted_types={missing!r}."
         )
     return skops_io.loads(data, trusted=unknown)
 
 
-_READERS = {
-    ModelFileType.PICKLE: _read_pickle,
-    ModelFileType.JOBLIB: _read_joblib,
-    ModelFileType.SKOPS: _read_skops,
-}
-
-
-def _wrong_type(file: BinaryIO, path: str, said: ModelFileType) -> ModelLoadError:
+def _wrong_file_type(file: BinaryIO, path: str, file_type: ModelFileType) -> ModelLoadError:
     file.seek(0)
-    head = file.read(64)
-    if not head:
-        found = "It is empty"
-    elif head.startswith(b"PK"):
-        found = "It is a zip archive, as skops writes: for skops pass model_file_type=ModelFileType.SKOPS"
-    elif said is ModelFileType.PICKLE and head[:1] in (b"\x80", b"\x78", b"\x1f", b"B", b"\xfd"):
-        found = "If joblib wrote it, pass model_file_type=ModelFileType.JOBLIB; otherwise it may be truncated"
-    elif said is not ModelFileType.PICKLE and head[:1] == b"\x80":
-        found = "It starts like a pickle: pass model_file_type=ModelFileType.PICKLE; otherwise it may be truncated"
+    start = file.read(64)
+    if not start:
+        hint = "It is empty"
+    elif start.startswith(b"PK"):
+        hint = "It is a zip archive, like a skops file: for skops, pass model_file_type=ModelFileType.SKOPS"
+    elif file_type is ModelFileType.PICKLE and start[:1] in (
+        b"\x80",
+        b"\x78",
+        b"\x1f",
+        b"B",
+        b"\xfd",
+    ):
+        hint = "If joblib wrote it, pass model_file_type=ModelFileType.JOBLIB; otherwise it may be truncated"
+    elif file_type is not ModelFileType.PICKLE and start[:1] == b"\x80":
+        hint = "It starts like a pickle: pass model_file_type=ModelFileType.PICKLE; otherwise it may be truncated"
     else:
-        found = f"It begins with {head[:12]!r}"
-    return ModelLoadError(f"The file {path!r} cannot be loaded as {said}. {found}.")
+        hint = f"It starts with {start[:12]!r}"
+    return ModelLoadError(f"The file {path!r} cannot be loaded as {file_type}. {hint}.")

@@ -1,4 +1,4 @@
-"""Handlers for models of TensorFlow and Keras, on NumPy arrays or tensors, or on dictionaries of them."""
+"""Handlers for TensorFlow and Keras models, on NumPy arrays or tensors, or on dictionaries of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing_extensions import Unpack
 
 from runinference.collate.unbatch import to_results
 from runinference.errors import ModelLoadError, OptionError
-from runinference.frameworks.tensorflow.calling import output_of, signature_of
-from runinference.frameworks.tensorflow.loading import load_model, load_weights
+from runinference.frameworks.tensorflow.calling import call_model, get_signature
+from runinference.frameworks.tensorflow.loading import load_keras_or_saved_model, load_weights
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -24,11 +24,11 @@ TensorInferenceFn = Callable[
 
 
 class ModelType(enum.Enum):
-    """What is in the model's file.
+    """What a model file holds.
 
     Attributes:
-        SAVED_MODEL: A whole model: the folder of a SavedModel, a ``.keras`` file, or an HDF5 file.
-        SAVED_WEIGHTS: Weights alone, for a model that ``create_model_fn`` builds.
+        SAVED_MODEL: A complete model: the folder of a SavedModel, a ``.keras`` file, or an HDF5 file.
+        SAVED_WEIGHTS: Weights only, for a model that ``create_model_fn`` builds.
     """
 
     SAVED_MODEL = 1
@@ -38,37 +38,40 @@ class ModelType(enum.Enum):
 def default_numpy_inference_fn(
     model: Any, batch: Sequence[Any], inference_args: dict[str, Any], model_id: str | None = None
 ) -> Iterable[PredictionResult]:
-    """Stacks the arrays of a batch, calls the model once, and gives each example its part of the output.
+    """Stack the arrays of a batch, call the model once, and split its output by example.
 
     Args:
-        model: A Keras model; a SavedModel, of which the signature ``serving_default`` is called, or its only
-            one; or anything that can be called.
-        batch: Arrays of one shape, for the model's first input; or dictionaries of such arrays by the names of
-            inputs.
-        inference_args: Keywords of the model's call, such as ``training``; for a signature further inputs by
-            name, the same for all examples.
-        model_id: Where the model is from, for the results.
+        model: A Keras model; a SavedModel, whose signature ``serving_default`` or only signature is called; or
+            another callable.
+        batch: Arrays of one shape for the model's first input, or dictionaries of such arrays by input name.
+        inference_args: Keyword arguments for the model's call, such as ``training``. For a signature, more
+            inputs by name, the same for all examples.
+        model_id: The path of the model, for the results.
 
     Returns:
-        Results with tensors, as TensorFlow gives them. Several outputs are dictionaries or tuples of tensors.
+        One result per example. Inferences are tensors; if the model has several outputs, dictionaries or tuples
+        of tensors.
 
     Raises:
-        BatchShapeError: An array has another shape than the others, or than the model takes.
-        ElementError: An input is missing, unknown, or of a type that the model does not take.
-        ResultMismatchError: An output does not have one row for each example.
+        BatchShapeError: The arrays differ in shape, or don't have the shape that the model takes.
+        ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
+        ResultMismatchError: An output doesn't have one row per example.
     """
-    return to_results(batch, output_of(model, batch, inference_args or {}), model_id)
+    return to_results(batch, call_model(model, batch, inference_args or {}), model_id)
 
 
 def default_tensor_inference_fn(
     model: Any, batch: Sequence[Any], inference_args: dict[str, Any], model_id: str | None = None
 ) -> Iterable[PredictionResult]:
-    """Does with tensors what ``default_numpy_inference_fn`` does with arrays."""
+    """Stack the tensors of a batch, call the model once, and split its output by example.
+
+    Takes, returns and raises the same as ``default_numpy_inference_fn``, for tensors instead of arrays.
+    """
     return default_numpy_inference_fn(model, batch, inference_args, model_id)
 
 
 class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """What both handlers have in common: the model's file, how it is loaded and called."""
+    """The constructor and the methods of both handlers."""
 
     _default_inference_fn: TensorInferenceFn
 
@@ -84,27 +87,26 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
         inference_fn: TensorInferenceFn | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Names the model's file, and how it is loaded and called.
+        """Configure the model file, and how the model is loaded and called.
 
         Args:
-            model_uri: The path of a SavedModel's folder, of a ``.keras`` or HDF5 file, or of a file of weights;
-                on any file system that Beam reads. What Keras or TensorFlow cannot read there is copied.
-            model_type: Whether there is a whole model or weights alone.
-            create_model_fn: For weights alone: builds the model that they are for.
-            load_model_args: Keywords for ``keras.models.load_model``, such as ``custom_objects``; for a
-                SavedModel those of ``tf.saved_model.load``, such as ``tags``. If they do not say otherwise,
-                Python code in the file is refused (``safe_mode=True``), and what only training needs is not
-                loaded (``compile=False``).
-            custom_weights: The path of weights that the Keras model gets in place of its own.
-            inference_fn: Calls the model, in place of the default; gets the model, the examples, the inference
-                arguments and the model's path, and returns the results.
+            model_uri: The path of a SavedModel's folder, of a ``.keras`` or HDF5 file, or of a weights file, on
+                any file system that Beam reads. If Keras or TensorFlow can't read it there, it's copied.
+            model_type: Whether the file holds a complete model or weights only.
+            create_model_fn: For weights only: a function that builds the model.
+            load_model_args: Keyword arguments for ``keras.models.load_model``, such as ``custom_objects``, or
+                for ``tf.saved_model.load``, such as ``tags``. By default, Keras files with Python code are
+                refused (``safe_mode=True``), and training state isn't loaded (``compile=False``).
+            custom_weights: The path of weights that replace those of the Keras model.
+            inference_fn: A function ``(model, batch, inference_args, model_id)`` that calls the model and
+                returns the results, instead of the default.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: Options contradict each other.
+            OptionError: Options conflict with ``model_type``.
         """
         super().__init__(**options)
-        _check_type(model_type, create_model_fn, load_model_args or custom_weights)
+        _check_model_type(model_type, create_model_fn, load_model_args or custom_weights)
         self._model_uri = model_uri
         self._model_type = model_type
         self._inference_fn = inference_fn or type(self)._default_inference_fn
@@ -113,16 +115,16 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._custom_weights = custom_weights
 
     def load_model(self) -> Any:
-        """A Keras model, or what ``tf.saved_model.load`` makes of a SavedModel.
+        """Load a Keras model, or a SavedModel with ``tf.saved_model.load``.
 
         Raises:
-            ModelNotFoundError: There is no such file.
-            ModelLoadError: The file is of another kind, is truncated, needs a later version, would run code of
-                its own, or has weights of another architecture.
+            ModelNotFoundError: The file doesn't exist.
+            ModelLoadError: The file has another format, is truncated, needs a later version, would run its own
+                code, or has weights for another architecture.
         """
         if self._model_type is ModelType.SAVED_WEIGHTS:
             return load_weights(self._create_model_fn(), self._model_uri, "model_uri")  # type: ignore[misc]
-        model = load_model(self._model_uri, self._load_model_args)
+        model = load_keras_or_saved_model(self._model_uri, self._load_model_args)
         if self._custom_weights:
             load_weights(model, self._custom_weights, "custom_weights")
         if self._inference_fn is type(self)._default_inference_fn:
@@ -138,16 +140,16 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
         model: Any,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionResult]:
-        """Results for a batch, as the handler's inference function gives them; they hold tensors.
+        """Run the model on a batch. The results hold tensors.
 
         Raises:
-            BatchShapeError: An element has another shape than the others, or than the model takes.
-            ElementError: An input is missing, unknown, or of a type that the model does not take.
-            ResultMismatchError: An output does not have one row for each example.
+            BatchShapeError: The elements differ in shape, or don't have the shape that the model takes.
+            ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
+            ResultMismatchError: An output doesn't have one row per example.
         """
         args = inference_args or {}
         if self._inference_fn in (default_numpy_inference_fn, default_tensor_inference_fn):
-            return self.results_of(batch, output_of(model, batch, args), self._model_uri)
+            return self.results_of(batch, call_model(model, batch, args), self._model_uri)
         return self._inference_fn(model, batch, args, self._model_uri)
 
     def may_join_threads(self) -> bool:
@@ -155,10 +157,10 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
 
 class TFModelHandlerNumpy(_TFModelHandler):
-    """Runs a model of TensorFlow or Keras on NumPy arrays, or on dictionaries of arrays by input name.
+    """Run a TensorFlow or Keras model on NumPy arrays, or on dictionaries of arrays by input name.
 
-    The arrays of a batch, which must have one shape, are stacked along a new first axis. Results hold tensors:
-    ``result.inference.numpy()`` is the array.
+    The arrays of a batch are stacked along a new first axis. They must have the same shape. Results hold tensors:
+    ``result.inference.numpy()`` is an array.
 
     >>> import os, tempfile, keras
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
@@ -176,7 +178,9 @@ class TFModelHandlerNumpy(_TFModelHandler):
 
 
 class TFModelHandlerTensor(_TFModelHandler):
-    """Runs a model of TensorFlow or Keras on tensors, or on dictionaries of tensors by input name.
+    """Run a TensorFlow or Keras model on tensors, or on dictionaries of tensors by input name.
+
+    The tensors of a batch are stacked along a new first axis. They must have the same shape.
 
     >>> import os, tempfile, keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
@@ -193,34 +197,33 @@ class TFModelHandlerTensor(_TFModelHandler):
         return "BeamML_TF_Tensor"
 
 
-def _check_type(model_type: Any, create_model_fn: Any, of_whole_models: Any) -> None:
+def _check_model_type(model_type: Any, create_model_fn: Any, model_options: Any) -> None:
     if not isinstance(model_type, ModelType):
         raise OptionError(
-            f"model_type must be ModelType.SAVED_MODEL or ModelType.SAVED_WEIGHTS, and is {model_type!r}."
+            f"model_type must be ModelType.SAVED_MODEL or ModelType.SAVED_WEIGHTS, but is {model_type!r}."
         )
     if model_type is ModelType.SAVED_MODEL and create_model_fn is not None:
         raise OptionError(
-            "create_model_fn builds a model for weights alone: add model_type=ModelType.SAVED_WEIGHTS, or leave "
-            "it out."
+            "create_model_fn builds a model for a file with weights only: add "
+            "model_type=ModelType.SAVED_WEIGHTS, or leave it out."
         )
     if model_type is ModelType.SAVED_WEIGHTS and not callable(create_model_fn):
         raise OptionError(
-            "ModelType.SAVED_WEIGHTS needs create_model_fn, a function that builds the model that the weights are "
-            "for."
+            "ModelType.SAVED_WEIGHTS needs create_model_fn, a function that builds the model for the weights."
         )
-    if model_type is ModelType.SAVED_WEIGHTS and of_whole_models:
+    if model_type is ModelType.SAVED_WEIGHTS and model_options:
         raise OptionError(
-            "load_model_args and custom_weights are for ModelType.SAVED_MODEL: a model that create_model_fn "
-            "builds gets the weights of model_uri, and no others."
+            "load_model_args and custom_weights are for ModelType.SAVED_MODEL: a model built by create_model_fn "
+            "gets the weights in model_uri, and no others."
         )
 
 
 def _check_callable(model: Any, path: str) -> None:
-    if signature_of(model) is not None or callable(model):
+    if get_signature(model) is not None or callable(model):
         return
     names = sorted(getattr(model, "signatures", ()))
-    has = f"the signatures {', '.join(names)}, and none of them is" if names else "no signature"
+    found = f"the signatures {', '.join(names)}, and none of them is" if names else "no signature"
     raise ModelLoadError(
-        f"The SavedModel {path!r} has {has} serving_default. Say with inference_fn what to call, for example "
+        f"The SavedModel {path!r} has {found} serving_default. Pass an inference_fn that calls one, for example "
         "lambda model, batch, args, path: to_results(batch, model.signatures['name'](x=batch)['y'], path)."
     )

@@ -1,10 +1,10 @@
-"""Small trained models, and data held out from them, for pages, examples and first tries.
+"""Small trained models and held-out data, for documentation, examples and experiments.
 
-Each model is trained once, on data that scikit-learn ships, and kept as a file in the user's cache
-directory. Nothing is downloaded.
+Each model is trained on first use, from data that scikit-learn ships or that this package generates, and kept in
+the user's cache directory. Nothing is downloaded.
 
-The first 1,000 of scikit-learn's 1,797 handwritten digits, and the first 300 of its 442 diabetes
-patients, train the models; the rest is held out.
+The models are trained on the first 1,000 of scikit-learn's 1,797 handwritten digits, and on the first 300 of its
+442 diabetes patients. The rest is held out.
 """
 
 from runinference.samples.models import (
@@ -16,15 +16,13 @@ from runinference.samples.models import (
     held_out_diabetes,
     held_out_digits,
 )
-from runinference.samples.texts import (
+from runinference.samples.text_data import (
     Question,
-    blank_filler,
     held_out_blanks,
     held_out_questions,
     held_out_reviews,
-    question_answerer,
-    review_classifier,
 )
+from runinference.samples.text_models import blank_filler, question_answerer, review_classifier
 
 __all__ = [
     "Question",

@@ -1,4 +1,4 @@
-"""Where the sample models are kept: in the user's cache directory, each trained once."""
+"""Train each sample model once, and keep it in the user's cache directory."""
 
 from __future__ import annotations
 
@@ -7,53 +7,58 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import fasteners  # type: ignore[import-untyped]
 
 from runinference.extras import need
 
+_THREAD_LOCK = (
+    threading.Lock()
+)  # The lock between processes doesn't exclude threads of one process.
 
-def keeper(recipes: str) -> Callable[[str, str, str, Callable[[Path], None]], str]:
-    """What keeps the models of one module.
+
+def get_or_train(
+    name: str,
+    suffix: str,
+    framework: str,
+    train: Callable[[Path], None],
+    sources: Iterable[str | None],
+) -> str:
+    """Return the path of a model in the cache, and train the model if it isn't there yet.
+
+    If several processes call this at the same time, one trains, and none sees an incomplete file.
 
     Args:
-        recipes: The path of the module. The files' names change with its text, so that none outlives the recipe
-            that made it.
-
-    Returns:
-        A function of a name, an ending, a framework and a function that trains, and writes a file or directory
-        at the path it is given. It gives the path in the cache, trained if it is not there yet: of the processes
-        that ask at the same time one trains, and none sees half a file.
+        name: The name of the model, which starts the file name.
+        suffix: The suffix of the file name, or an empty string for a directory.
+        framework: The module and the extra that train the model. Its version is part of the file name.
+        train: A function that trains the model, and writes a file or directory at the path that it gets.
+        sources: The paths of the source files that define the training. Their digest is part of the file name,
+            so a change of the training retrains the model.
     """
-    recipe = hashlib.sha256(Path(recipes).read_bytes()).hexdigest()[:8]
-
-    def kept(name: str, ending: str, framework: str, train: Callable[[Path], None]) -> str:
-        trained_with = f"{framework}-{need(framework, extra=framework).__version__}"
-        stem = f"{name}-{recipe}-{trained_with}"
-        path = cache() / f"{stem}{ending}"
-        if path.exists():
-            return str(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = cache() / f"{stem}.unfinished"
-        with _one_thread, fasteners.InterProcessLock(cache() / f"{stem}.lock"):
-            if not path.exists():
-                shutil.rmtree(unfinished, ignore_errors=True)
-                train(unfinished)
-                os.replace(unfinished, path)
+    digest = hashlib.sha256(b"".join(Path(str(source)).read_bytes() for source in sources))
+    version = need(framework, extra=framework).__version__
+    stem = f"{name}-{digest.hexdigest()[:8]}-{framework}-{version}"
+    folder = cache_directory()
+    path = folder / f"{stem}{suffix}"
+    if path.exists():
         return str(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{stem}.unfinished"
+    with _THREAD_LOCK, fasteners.InterProcessLock(folder / f"{stem}.lock"):
+        if not path.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            train(unfinished)
+            os.replace(unfinished, path)
+    return str(path)
 
-    return kept
 
-
-_one_thread = threading.Lock()  # A lock between processes lets all threads of one in.
-
-
-def cache() -> Path:
-    """Where this user's programs keep what they can make again."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        root = Path(given)
+def cache_directory() -> Path:
+    """Return the directory where this platform keeps the user's cached files, for this library."""
+    if cache_home := os.environ.get("XDG_CACHE_HOME"):
+        root = Path(cache_home)
     elif sys.platform == "win32":
         root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

@@ -8,82 +8,86 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runinference.extras import need
-from runinference.samples.cache import keeper
+from runinference.samples import training
+from runinference.samples.cache import get_or_train
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
     import torch
 
+_SOURCES = (__file__, training.__file__)
 _TRAINING_DIGITS = 1_000
 _TRAINING_PATIENTS = 300
 
 
 def digits_classifier() -> str:
-    """The path of a logistic regression that reads handwritten digits, as a pickle file.
+    """Return the path of a pickle file with a logistic regression that classifies handwritten digits.
 
-    It takes rows of 64 pixels, as [held_out_digits][runinference.samples.held_out_digits] gives
-    them, and is right about 93 times in 100.
+    It takes rows of 64 pixels, like those of [held_out_digits][runinference.samples.held_out_digits]. Its accuracy
+    on them is about 93%.
     """
-    return _kept("digits_classifier", ".pickle", "sklearn", _train_classifier)
+    return get_or_train("digits_classifier", ".pickle", "sklearn", _train_classifier, _SOURCES)
 
 
 def digits_forest() -> str:
-    """The path of a forest of randomized trees for the same task, as a joblib file.
+    """Return the path of a joblib file with extremely randomized trees that classify handwritten digits.
 
-    It takes what ``digits_classifier`` takes, and is right about 95 times in 100.
+    It takes rows of 64 pixels, like those of [held_out_digits][runinference.samples.held_out_digits]. Its accuracy
+    on them is about 95%.
     """
-    return _kept("digits_forest", ".joblib", "sklearn", _train_forest)
+    return get_or_train("digits_forest", ".joblib", "sklearn", _train_forest, _SOURCES)
 
 
 def digits_shufflenet() -> str:
-    """The path of PyTorch weights (a ``state_dict``) for torchvision's ``shufflenet_v2_x0_5``.
+    """Return the path of PyTorch weights (a ``state_dict``) for torchvision's ``shufflenet_v2_x0_5``.
 
-    It takes pictures as [digit_tensors][runinference.samples.digit_tensors] makes them, and is right
-    about 94 times in 100. Training takes about 20 seconds. Load the weights with
+    The model takes images made by [digit_tensors][runinference.samples.digit_tensors]. Its accuracy on the
+    held-out digits is about 94%. The first call trains it, which takes about 20 seconds. Load the weights with
     ``model_class=torchvision.models.shufflenet_v2_x0_5`` and ``model_params={"num_classes": 10}``.
     """
-    return _kept("digits_shufflenet", ".pt", "torch", _train_shufflenet)
+    return get_or_train("digits_shufflenet", ".pt", "torch", _train_shufflenet, _SOURCES)
 
 
 def diabetes_regressor() -> str:
-    """The path of a pipeline that foresees how diabetes progresses, as a pickle file.
+    """Return the path of a pickle file with a pipeline that predicts the progression of diabetes.
 
-    It takes data frames with the columns that
-    [held_out_diabetes][runinference.samples.held_out_diabetes] has, found by name.
+    It takes data frames with the columns of [held_out_diabetes][runinference.samples.held_out_diabetes], in any
+    order.
     """
-    return _kept("diabetes_regressor", ".pickle", "sklearn", _train_regressor)
+    return get_or_train("diabetes_regressor", ".pickle", "sklearn", _train_regressor, _SOURCES)
 
 
 def held_out_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Images that no model here was trained on, and the digits that they show.
+    """Return images of digits that the sample models weren't trained on, and their labels.
 
     Returns:
-        797 images, each a row of 8 x 8 = 64 pixels from 0 (paper) to 16 (ink); and 797 labels.
+        Images of shape ``(797, 64)``, each 8 x 8 pixels from 0 (paper) to 16 (ink), and labels of shape
+        ``(797,)`` from 0 to 9.
     """
-    images, labels = _digits()
+    images, labels = _load_digits()
     return images[_TRAINING_DIGITS:], labels[_TRAINING_DIGITS:]
 
 
 def held_out_diabetes() -> tuple[pd.DataFrame, pd.Series[float]]:
-    """Patients that ``diabetes_regressor`` was not trained on, and their disease's progression.
+    """Return patients that ``diabetes_regressor`` wasn't trained on, and the progression of their disease.
 
     Returns:
-        142 rows of 10 columns (age, sex, bmi, bp, s1 to s6) in their own units; and 142 measures of
-        the progression in a year.
+        142 rows of 10 columns (age, sex, bmi, bp, s1 to s6), not normalized, and 142 measures of the progression
+        after one year.
     """
-    patients, progression = _diabetes()
+    patients, progression = _load_diabetes()
     return patients[_TRAINING_PATIENTS:], progression[_TRAINING_PATIENTS:]
 
 
 def digit_tensors(images: npt.NDArray[Any]) -> torch.Tensor:
-    """Rows of 64 pixels as the pictures that a torchvision model takes.
+    """Convert images of digits to the tensors that a torchvision model takes.
 
     Args:
-        images: Of shape (n, 64), from 0 to 16, as ``held_out_digits`` gives them.
+        images: An array of shape ``(n, 64)`` with values from 0 to 16, like those of ``held_out_digits``.
 
     Returns:
-        A tensor of shape (n, 3, 64, 64), float32, from 0 to 1.
+        A float32 tensor of shape ``(n, 3, 64, 64)`` with values from 0 to 1.
     """
     need("torch", extra="torch")
     import torch
@@ -93,12 +97,12 @@ def digit_tensors(images: npt.NDArray[Any]) -> torch.Tensor:
     return large.repeat(1, 3, 1, 1)
 
 
-def _digits() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _load_digits() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     images, labels = need("sklearn.datasets", extra="sklearn").load_digits(return_X_y=True)
     return images, labels
 
 
-def _diabetes() -> tuple[pd.DataFrame, pd.Series[float]]:
+def _load_diabetes() -> tuple[pd.DataFrame, pd.Series[float]]:
     need("pandas", extra="sklearn")
     datasets = need("sklearn.datasets", extra="sklearn")
     patients, progression = datasets.load_diabetes(return_X_y=True, as_frame=True, scaled=False)
@@ -110,7 +114,7 @@ def _train_classifier(path: Path) -> None:
 
     from sklearn.linear_model import LogisticRegression
 
-    images, labels = _digits()
+    images, labels = _load_digits()
     model = LogisticRegression(max_iter=2_000)
     model.fit(images[:_TRAINING_DIGITS], labels[:_TRAINING_DIGITS])
     path.write_bytes(pickle.dumps(model))
@@ -120,7 +124,7 @@ def _train_forest(path: Path) -> None:
     import joblib
     from sklearn.ensemble import ExtraTreesClassifier
 
-    images, labels = _digits()
+    images, labels = _load_digits()
     model = ExtraTreesClassifier(n_estimators=100, random_state=0)
     model.fit(images[:_TRAINING_DIGITS], labels[:_TRAINING_DIGITS])
     joblib.dump(model, path)
@@ -134,7 +138,7 @@ def _train_regressor(path: Path) -> None:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-    patients, progression = _diabetes()
+    patients, progression = _load_diabetes()
     columns = make_column_transformer(
         (OneHotEncoder(drop="if_binary"), ["sex"]), remainder=StandardScaler()
     )
@@ -147,28 +151,16 @@ def _train_shufflenet(path: Path) -> None:
     import torch
     from torchvision.models import shufflenet_v2_x0_5
 
-    images, labels = _digits()
-    pictures = digit_tensors(images[:_TRAINING_DIGITS])
+    images, labels = _load_digits()
+    inputs = digit_tensors(images[:_TRAINING_DIGITS])
     targets = torch.from_numpy(labels[:_TRAINING_DIGITS])
     epochs, batch_size = 12, 50
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # The order of sums depends on it, and so would the weights.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with training.reproducible():
         model = shufflenet_v2_x0_5(num_classes=10)
-        optimizer = torch.optim.AdamW(model.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=0.01, total_steps=epochs * _TRAINING_DIGITS // batch_size
+        losses = (
+            torch.nn.functional.cross_entropy(model(inputs[batch]), targets[batch])
+            for _ in range(epochs)
+            for batch in torch.randperm(_TRAINING_DIGITS).reshape(-1, batch_size)
         )
-        for _ in range(epochs):
-            for batch in torch.randperm(_TRAINING_DIGITS).reshape(-1, batch_size):
-                optimizer.zero_grad()
-                loss = torch.nn.functional.cross_entropy(model(pictures[batch]), targets[batch])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-    torch.set_num_threads(threads)
+        training.fit(model, losses, epochs * _TRAINING_DIGITS // batch_size, max_lr=0.01)
     torch.save(model.state_dict(), path)
-
-
-_kept = keeper(__file__)

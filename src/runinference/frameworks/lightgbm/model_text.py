@@ -1,4 +1,4 @@
-"""Looks through a LightGBM model's text before LightGBM does, which ends the process where a tree is damaged."""
+"""Check the text of a LightGBM model, because LightGBM crashes the process on a damaged tree."""
 
 from __future__ import annotations
 
@@ -7,91 +7,88 @@ from collections.abc import Iterable
 
 from runinference.errors import ModelLoadError
 
-# Fields of a tree: how many numbers each has, by the number of leaves. LightGBM wants as many; those of the
-# first kind must be there, the others may.
-_OF_EACH_SPLIT = ("left_child", "right_child", "split_feature", "threshold")
-_MAYBE_OF_EACH_SPLIT = (
+# The fields of a tree by the count of numbers that LightGBM expects in them. Optional fields may be missing.
+_PER_SPLIT = ("left_child", "right_child", "split_feature", "threshold")
+_OPTIONAL_PER_SPLIT = (
     "decision_type",
     "split_gain",
     "internal_value",
     "internal_weight",
     "internal_count",
 )
-_MAYBE_OF_EACH_LEAF = ("leaf_weight", "leaf_count")
-_SIGNS_OF_NUMBERS = frozenset("0123456789.e+- infa")
+_OPTIONAL_PER_LEAF = ("leaf_weight", "leaf_count")
+_NUMBER_CHARACTERS = frozenset("0123456789.e+- infa")
 
 
-def check_whole(state: bytes, path: str) -> None:
-    """Refuses what would end the process.
+def check_model_text(text: bytes, path: str) -> None:
+    """Raise an error for a file that would crash LightGBM.
 
     Raises:
-        ModelLoadError: The file is no model of LightGBM's, is truncated, or one of its trees is damaged.
+        ModelLoadError: The file isn't a LightGBM model, is truncated, or has a damaged tree.
     """
-    if not state.startswith(b"tree\n"):
+    if not text.startswith(b"tree\n"):
         raise ModelLoadError(
-            f"The file {path!r} (model_uri) is no model of LightGBM's: it begins with {state[:12]!r}. Write it "
+            f"The file {path!r} (model_uri) is not a LightGBM model: it starts with {text[:12]!r}. Write it "
             'with booster.save_model("model.txt"), where booster is model.booster_ of an LGBMClassifier.'
         )
-    begun = b"\nparameters:" in state
-    if b"\nend of trees" not in state or (begun and b"\nend of parameters" not in state):
+    has_parameters = b"\nparameters:" in text
+    if b"\nend of trees" not in text or (has_parameters and b"\nend of parameters" not in text):
         raise ModelLoadError(
-            f"The file {path!r} (model_uri) is truncated: it begins like a model of LightGBM's, and does not end "
-            "like one. Copy it again."
+            f"The file {path!r} (model_uri) is truncated: it starts like a LightGBM model, but does not end like "
+            "one. Copy it again."
         )
-    header, *trees = re.split(
-        rb"^(?=Tree=)", state[: state.index(b"\nend of trees") + 1], flags=re.M
-    )
+    header, *trees = re.split(rb"^(?=Tree=)", text[: text.index(b"\nend of trees") + 1], flags=re.M)
     sizes = re.search(rb"^tree_sizes=([\d ]*)$", header, re.MULTILINE)
     if sizes is not None and [int(size) for size in sizes[1].split()] != [*map(len, trees)]:
         raise _damaged(path, "its trees have other sizes than its header says")
     for number, tree in enumerate(trees):
-        if why := _wrong_with(tree):
-            raise _damaged(path, f"in tree {number}, {why}")
+        if defect := _find_defect(tree):
+            raise _damaged(path, f"in tree {number}, {defect}")
 
 
-def _wrong_with(tree: bytes) -> str:
-    """What LightGBM would stumble over in a tree; empty if there is nothing."""
+def _find_defect(tree: bytes) -> str:
+    """Describe what would crash LightGBM in a tree. Return an empty string for a valid tree."""
     lines = [line for line in tree.decode("utf-8", "replace").split("\n") if line]
     if broken := next((line for line in lines if "=" not in line), ""):
         return f"there is a line {broken[:40]!r}"
     fields = dict(line.split("=", 1) for line in lines)
     try:
         n_leaves, _ = int(fields["num_leaves"]), int(fields["num_cat"])
-        _check(fields, ("leaf_value",), n_leaves)
+        _check_counts(fields, ("leaf_value",), n_leaves)
         if n_leaves < 2:
             return ""
-        _check(fields, _OF_EACH_SPLIT, n_leaves - 1)
-        _check(fields, filter(fields.__contains__, _MAYBE_OF_EACH_SPLIT), n_leaves - 1)
-        _check(fields, filter(fields.__contains__, _MAYBE_OF_EACH_LEAF), n_leaves)
-        children = [int(n) for side in _OF_EACH_SPLIT[:2] for n in fields[side].split()]
+        _check_counts(fields, _PER_SPLIT, n_leaves - 1)
+        _check_counts(fields, filter(fields.__contains__, _OPTIONAL_PER_SPLIT), n_leaves - 1)
+        _check_counts(fields, filter(fields.__contains__, _OPTIONAL_PER_LEAF), n_leaves)
+        children = [int(n) for side in _PER_SPLIT[:2] for n in fields[side].split()]
     except KeyError as error:
         return f"{error.args[0]} is missing"
     except ValueError as error:
         return str(error)
-    # Each split but the first, and each leaf, hangs on one split.
+    # Each leaf, and each split except the root, is the child of exactly one split.
     if sorted(children) != [*range(-n_leaves, 0), *range(1, n_leaves - 1)]:
-        return "left_child and right_child are no tree"
+        return "left_child and right_child do not form a tree"
     return ""
 
 
-def _check(fields: dict[str, str], names: Iterable[str], n: int) -> None:
+def _check_counts(fields: dict[str, str], names: Iterable[str], expected: int) -> None:
     for name in names:
-        found = _count(name, fields[name].strip(" "))
-        if found != n:
-            raise ValueError(f"{name} has {found} number{'s' * (found != 1)} instead of {n}")
+        found = _count_numbers(name, fields[name].strip(" "))
+        if found != expected:
+            raise ValueError(f"{name} has {found} number{'s' * (found != 1)} instead of {expected}")
 
 
-def _count(name: str, text: str) -> int:
-    """How many numbers there are; all are read, as LightGBM will."""
+def _count_numbers(name: str, text: str) -> int:
+    """Parse every number, as LightGBM will, and return how many there are."""
     try:
-        if _SIGNS_OF_NUMBERS.issuperset(text):
+        if _NUMBER_CHARACTERS.issuperset(text):
             return len([float(number) for number in text.split(" ")])
     except ValueError:
         pass
     raise ValueError(f"{name} does not hold numbers") from None
 
 
-def _damaged(path: str, why: str) -> ModelLoadError:
+def _damaged(path: str, defect: str) -> ModelLoadError:
     return ModelLoadError(
-        f"The file {path!r} (model_uri) is damaged: {why}. Copy it again, or save it anew."
+        f"The file {path!r} (model_uri) is damaged: {defect}. Copy it again, or save the model again."
     )

@@ -1,4 +1,4 @@
-"""Calls models of TensorFlow and Keras on a batch: by the names of their inputs, and as graphs where they can."""
+"""Call TensorFlow and Keras models on batches: bind inputs by name, and run Keras models as graphs."""
 
 from __future__ import annotations
 
@@ -9,76 +9,80 @@ from weakref import WeakKeyDictionary, ref
 from runinference.collate.named_inputs import InputSpec, bind_inputs, stack_columns
 from runinference.errors import BatchShapeError, ElementError
 from runinference.extras import need
-from runinference.frameworks.tensorflow.loading import reason
+from runinference.frameworks.tensorflow.errors import summarize
 
 tf = need("tensorflow", extra="tensorflow")
 
 
-def output_of(model: Any, batch: Sequence[Any], inference_args: Mapping[str, Any]) -> Any:
-    """What a model makes of a batch.
+def call_model(model: Any, batch: Sequence[Any], inference_args: Mapping[str, Any]) -> Any:
+    """Call a model on a batch and return its output.
 
     Args:
-        model: A Keras model; a SavedModel; or anything that can be called.
-        batch: Arrays or tensors of one shape, or dictionaries of them by the names of inputs.
-        inference_args: Keywords of the call; for a signature further inputs.
+        model: A Keras model, a SavedModel, or another callable.
+        batch: Arrays or tensors of one shape, or dictionaries of them by input name.
+        inference_args: Keyword arguments for the call. For a signature, more inputs by name.
 
     Raises:
-        BatchShapeError: An example has another shape than the others, or than the model takes.
-        ElementError: An input is missing, unknown, or of a type that the model does not take.
+        BatchShapeError: The examples differ in shape, or don't have the shape that the model takes.
+        ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
     """
-    if (signature := signature_of(model)) is not None:
+    if (signature := get_signature(model)) is not None:
         return _call_signature(signature, batch, inference_args)
     if not getattr(model, "inputs", None):
-        return _called(model, stack_columns(batch), [], inference_args)
-    inputs = [_of_keras(one) for one in model.inputs]
-    named = bind_inputs(batch, inputs, {})
-    given = (
-        named
-        if isinstance(getattr(model, "input", None), (list, tuple, dict))
-        else named[inputs[0].name]
-    )
-    return _called(_graph_of(model), given, model.inputs, inference_args)
+        return _call(model, stack_columns(batch), [], inference_args)
+    # Keras adapts shapes itself where it can, so they aren't checked here.
+    inputs = [InputSpec(tensor.name, _get_numpy_type(tensor), ()) for tensor in model.inputs]
+    arrays: Any = bind_inputs(batch, inputs, {})
+    if not isinstance(getattr(model, "input", None), (list, tuple, dict)):
+        arrays = arrays[inputs[0].name]
+    return _call(_get_graph(model), arrays, model.inputs, inference_args)
 
 
-def _call_signature(signature: Any, batch: Sequence[Any], others: Mapping[str, Any]) -> Any:
-    specs = signature.structured_input_signature[1]
-    inputs = [InputSpec(name, _numpy_type(spec), _shape(spec)) for name, spec in specs.items()]
-    named = bind_inputs(batch, inputs, others)
-    typed = {name: tf.convert_to_tensor(array, specs[name].dtype) for name, array in named.items()}
-    output = _called(lambda tensors: signature(**tensors), typed, specs.values(), {})
-    return next(iter(output.values())) if len(output) == 1 else output
-
-
-def _called(
-    call: Callable[..., Any], given: Any, takes: Iterable[Any], keywords: Mapping[str, Any]
-) -> Any:
-    """The output for tensors; several of them as a tuple, since a list is one of results."""
-    try:
-        output = call(tf.nest.map_structure(tf.convert_to_tensor, given), **keywords)
-    except (ValueError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-        raise _refused(given, takes, error) from error
-    return tuple(output) if isinstance(output, list) else output
-
-
-def signature_of(model: Any) -> Any:
-    """The signature of a SavedModel to call, or None."""
+def get_signature(model: Any) -> Any:
+    """Return the only signature of a SavedModel, or ``serving_default``, or None."""
     signatures = getattr(model, "signatures", None) or {}
     if len(signatures) == 1:
         return next(iter(signatures.values()))
     return signatures.get("serving_default")
 
 
-def _graph_of(model: Any) -> Callable[..., Any]:
-    """A Keras model as a graph, which runs up to ten times as fast; made once, as long as the model lives.
+def _call_signature(signature: Any, batch: Sequence[Any], more_inputs: Mapping[str, Any]) -> Any:
+    specs = signature.structured_input_signature[1]
+    inputs = [
+        InputSpec(
+            name, _get_numpy_type(spec), tuple(spec.shape) if spec.shape.rank is not None else ()
+        )
+        for name, spec in specs.items()
+    ]
+    arrays = bind_inputs(batch, inputs, more_inputs)
+    typed = {name: tf.convert_to_tensor(array, specs[name].dtype) for name, array in arrays.items()}
+    output = _call(lambda tensors: signature(**tensors), typed, specs.values(), {})
+    return next(iter(output.values())) if len(output) == 1 else output
 
-    A model that knows its inputs was traced when it was built, so it can be traced again.
+
+def _call(
+    function: Callable[..., Any], arrays: Any, specs: Iterable[Any], keywords: Mapping[str, Any]
+) -> Any:
+    """Call a function on tensors. Return several outputs as a tuple, because a list means one result each."""
+    try:
+        output = function(tf.nest.map_structure(tf.convert_to_tensor, arrays), **keywords)
+    except (ValueError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+        raise _wrong_input(arrays, specs, error) from error
+    return tuple(output) if isinstance(output, list) else output
+
+
+def _get_graph(model: Any) -> Callable[..., Any]:
+    """Return a Keras model as a graph, which runs up to ten times faster.
+
+    The graph is cached as long as the model lives. A model that knows its inputs can be traced, because Keras
+    traced it when it was built.
     """
     if getattr(model, "run_eagerly", False):
         return model  # type: ignore[no-any-return]
     if model not in _GRAPHS:
-        itself: Any = ref(model)  # a graph that held its model would keep it alive
+        get_model: Any = ref(model)  # a strong reference from the graph would keep the model alive
         _GRAPHS[model] = tf.function(
-            lambda inputs, **given: itself()(inputs, **given), reduce_retracing=True
+            lambda inputs, **keywords: get_model()(inputs, **keywords), reduce_retracing=True
         )
     return _GRAPHS[model]
 
@@ -86,32 +90,22 @@ def _graph_of(model: Any) -> Callable[..., Any]:
 _GRAPHS: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
 
 
-def _of_keras(tensor: Any) -> InputSpec:
-    """An input of a Keras model; Keras itself makes shapes fit where they can be made to."""
-    return InputSpec(tensor.name, _numpy_type(tensor), ())
-
-
-def _numpy_type(spec: Any) -> Any:
+def _get_numpy_type(spec: Any) -> Any:
     dtype = tf.as_dtype(spec.dtype)
     return dtype.as_numpy_dtype if dtype.is_floating or dtype.is_integer or dtype.is_bool else None
 
 
-def _shape(spec: Any) -> tuple[Any, ...]:
-    return () if spec.shape.rank is None else tuple(spec.shape)
-
-
-def _refused(given: Any, takes: Iterable[Any], error: Exception) -> Exception:
-    shapes = tf.nest.map_structure(lambda array: f"{_name(array)} {tuple(array.shape[1:])}", given)
-    wanted = [f"{one.name!r}: {_name(one)} {tuple(one.shape[1:])}" for one in takes]
-    kind = (
-        BatchShapeError if isinstance(error, ValueError) else ElementError
-    )  # Keras looks at shapes
-    return kind(
-        f"The model refuses elements of {shapes} ({reason(error)}). "
-        + (f"It takes {', '.join(wanted)}. " if wanted else "")
+def _wrong_input(arrays: Any, specs: Iterable[Any], error: Exception) -> Exception:
+    found = tf.nest.map_structure(_describe_element, arrays)
+    expected = ", ".join(f"{spec.name!r}: {_describe_element(spec)}" for spec in specs)
+    # Keras raises ValueError for a wrong shape.
+    error_type = BatchShapeError if isinstance(error, ValueError) else ElementError
+    return error_type(
+        f"The model refuses elements of {found} ({summarize(error)}). "
+        + (f"It takes {expected}. " if expected else "")
         + "Reshape or convert them with with_preprocess_fn."
     )
 
 
-def _name(array: Any) -> str:
-    return str(tf.as_dtype(array.dtype).name)
+def _describe_element(array: Any) -> str:
+    return f"{tf.as_dtype(array.dtype).name} {tuple(array.shape[1:])}"

@@ -1,0 +1,89 @@
+"""The base of the handlers for gradient boosting libraries, whose models predict on tables of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from runinference.collate.frames import (
+    concat_tables,
+    sparse_bytes,
+    split_examples,
+    split_predictions,
+    to_tables,
+)
+from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
+from runinference.results import PredictionResult, with_model_id
+
+
+class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
+    """Call an inference function and add the model's path to its results.
+
+    A subclass stores its inference function in ``_inference_fn``.
+
+    Attributes:
+        _path_attribute: The name of the attribute that stores the model's path.
+        _default_inference_fn: The inference function that accepts a whole table as one example.
+    """
+
+    _path_attribute = "_model_uri"
+    _default_inference_fn: Callable[..., Iterable[Any]]
+    _inference_fn: Callable[..., Iterable[Any]]
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        if model_path:
+            setattr(self, self._path_attribute, model_path)
+
+    def run_inference(
+        self,
+        batch: Sequence[ExampleT],
+        model: ModelT,
+        inference_args: dict[str, Any] | None = None,
+    ) -> Iterable[PredictionT]:
+        """Run the model on a batch.
+
+        Args:
+            batch: Rows of shape ``(features,)``, or tables of shape ``(rows, features)``.
+            model: What ``load_model`` returned.
+            inference_args: Keyword arguments for the model's ``predict``.
+
+        Returns:
+            One result per example, in order.
+
+        Raises:
+            BatchShapeError: An example has another type than the others, or other columns than the others or
+                the model.
+        """
+        path = getattr(self, self._path_attribute)
+        if self.gives_whole_results() and self._inference_fn is self._default_inference_fn:
+            [result] = self._inference_fn([batch], model, inference_args)  # one table, one example
+            return self.results_of(batch, result.inference, path)
+        results: Any = self._inference_fn(batch, model, inference_args)
+        if not isinstance(results, (list, Iterator)):
+            return results  # type: ignore[no-any-return]
+        return [with_model_id(result, path) for result in results]
+
+    def may_join_threads(self) -> bool:
+        return True
+
+
+def predict_tables(
+    batch: Sequence[Any], check: Callable[[list[Any]], None], predict: Callable[[Any], Any]
+) -> list[PredictionResult]:
+    """Join the rows of all examples to one table, predict once, and split the predictions by example.
+
+    Args:
+        batch: Arrays or lists, data frames, or sparse matrices.
+        check: Raises an error if the model can't predict on one of the tables.
+        predict: Takes a table and returns one prediction per row.
+    """
+    examples = split_examples(batch)
+    tables = to_tables(examples)
+    check(tables)
+    predictions = split_predictions(predict(concat_tables(tables)), examples, tables)
+    return [PredictionResult(x, y) for x, y in zip(examples, predictions, strict=True)]
+
+
+def sparse_batch_bytes(batch: Any) -> int:
+    """Return the size in bytes of a sparse matrix, or of a batch of them."""
+    return sum(map(sparse_bytes, [batch] if hasattr(batch, "tocsr") else batch))
