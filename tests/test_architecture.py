@@ -98,4 +98,6 @@ def test_the_architecture_page_names_every_module():
     for module in MODULES:
         if package(module) not in ("facade", "public handlers") and module.count(".") > 1:
             name = module.rpartition(".")[2]
-            assert f"`{name}.py`" in page or SOURCES.joinpath(*module.split(".")[1:]).is_dir(), module
+            assert f"`{name}.py`" in page or SOURCES.joinpath(*module.split(".")[1:]).is_dir(), (
+                module
+            )

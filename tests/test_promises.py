@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from common import RUNNER, CollectElements, run
+from onnx_models import arithmetic, write_model
 from runinference import KeyedModelHandler, PredictionResult, RunInference, samples
 from runinference import huggingface_inference as hf
 from runinference.collate.pytree import leaves_with_path
@@ -49,7 +50,6 @@ from runinference.xgboost_inference import (
     XGBoostModelHandlerPandas,
     XGBoostModelHandlerSciPy,
 )
-from test_onnx_inference import arithmetic, written
 from tiny_transformers import TEXTS, bert, saved
 
 FOUR = np.array([[0.0, 1.0], [5.0, 2.0], [1.0, 7.0], [3.0, 3.0]], np.float32)
@@ -247,10 +247,10 @@ def huggingface_embedding(folder: Path) -> Case:
 
 
 def onnx(folder: Path) -> Case:
-    one = written(folder / "one", arithmetic())
+    one = write_model(folder / "one", arithmetic())
     product = arithmetic()
     product.graph.node[0].op_type = "Mul"
-    other = written(folder / "other", product)
+    other = write_model(folder / "other", product)
     return Case(
         OnnxModelHandlerNumpy(one, output_names="sum"),
         [{"a": row, "b": row} for row in FOUR],

@@ -1,4 +1,4 @@
-"""XGBoost models, from JSON and UBJ files, on arrays, frames and sparse matrices."""
+"""XGBoost handlers load JSON and UBJ files, and predict on arrays, data frames and sparse matrices."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def loaded(make, path):
+def load(make, path):
     model = make()
     model.load_model(path)
     return model
@@ -71,27 +71,27 @@ def by_row(results):
     return {np.asarray(result.example).tobytes(): result.inference for result in results}
 
 
-@pytest.mark.parametrize("ending", ["json", "ubj"])
-def test_a_pipeline_says_what_the_model_says(folder, ending):
-    path = str(folder / f"arrays.{ending}")
+@pytest.mark.parametrize("suffix", ["json", "ubj"])
+def test_pipeline_results_are_the_predictions_of_the_model(folder, suffix):
+    path = str(folder / f"arrays.{suffix}")
     results = run(list(ROWS), RunInference(XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path)))
-    expected = loaded(xgboost.XGBClassifier, path).predict(ROWS)
+    expected = load(xgboost.XGBClassifier, path).predict(ROWS)
     found = by_row(results)
     assert len(results) == len(ROWS)
     assert [found[row.tobytes()] for row in ROWS] == expected.tolist()
     assert {result.model_id for result in results} == {path}
 
 
-def test_a_booster_gives_its_raw_predictions(folder):
+def test_a_booster_returns_raw_predictions(folder):
     path = str(folder / "arrays.ubj")
     results = XGBoostModelHandlerNumpy(xgboost.Booster, path).predict(ROWS)
-    expected = loaded(xgboost.Booster, path).predict(xgboost.DMatrix(ROWS))
+    expected = load(xgboost.Booster, path).predict(xgboost.DMatrix(ROWS))
     np.testing.assert_array_equal([result.inference for result in results], expected)
     assert results[0].inference.shape == (3,)
     assert isinstance(results[0].example, np.ndarray)
 
 
-def test_a_regressor_is_loaded_as_one(tmp_path):
+def test_loads_a_regressor(tmp_path):
     model = xgboost.XGBRegressor(n_estimators=5).fit(ROWS[:, :3], ROWS[:, 3])
     model.save_model(tmp_path / "m.json")
     handler = XGBoostModelHandlerNumpy(xgboost.XGBRegressor, str(tmp_path / "m.json"))
@@ -99,10 +99,10 @@ def test_a_regressor_is_loaded_as_one(tmp_path):
     np.testing.assert_array_equal(found, model.predict(ROWS[:, :3]))
 
 
-def test_an_example_may_be_a_table_and_gets_a_prediction_for_each_row(folder):
+def test_predicts_each_row_of_a_table(folder):
     path = str(folder / "arrays.ubj")
     handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path, min_batch_size=3)
-    expected = loaded(xgboost.XGBClassifier, path).predict(ROWS)
+    expected = load(xgboost.XGBClassifier, path).predict(ROWS)
     three, one, row = handler.predict([ROWS[49:52], ROWS[:1], ROWS[149]])
     assert three.inference.tolist() == expected[49:52].tolist()
     assert one.inference.tolist() == expected[:1].tolist()
@@ -114,7 +114,7 @@ def test_an_example_may_be_a_table_and_gets_a_prediction_for_each_row(folder):
     [list(ROWS), [row.tolist() for row in ROWS], [ROWS[0].tolist(), *ROWS[1:]]],
     ids=["arrays", "lists", "both"],
 )
-def test_rows_get_the_same_predictions_whatever_holds_them(folder, examples):
+def test_arrays_and_lists_get_the_same_predictions(folder, examples):
     handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
     margins = [result.inference for result in handler.predict(examples, {"output_margin": True})]
     np.testing.assert_array_equal(margins, classifier().predict(ROWS, output_margin=True))
@@ -126,24 +126,24 @@ def test_results_own_their_memory(folder):
     assert all(result.inference.base is None for result in handler.predict(ROWS))
 
 
-def test_examples_may_be_lists(folder):
+def test_accepts_lists_as_examples(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
     assert [result.inference for result in handler.predict(ROWS[[0, 149]].tolist())] == [0, 2]
 
 
 @pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
-def test_frames_keep_their_columns(folder, make):
+def test_predicts_on_data_frames(folder, make):
     path = str(folder / "frames.ubj")
     rows = [FRAME.iloc[[i]] for i in range(len(FRAME))]
     results = run(rows, RunInference(XGBoostModelHandlerPandas(make, path)))
     data = FRAME if make is xgboost.XGBClassifier else xgboost.DMatrix(FRAME)
-    expected = loaded(make, path).predict(data)
+    expected = load(make, path).predict(data)
     found = {result.example.index[0]: result.inference for result in results}
     np.testing.assert_array_equal([found[i][0] for i in range(150)], expected)
 
 
 @pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
-def test_a_model_of_frames_takes_arrays_too(folder, make):
+def test_a_model_trained_on_data_frames_accepts_arrays(folder, make):
     path = str(folder / "frames.ubj")
     by_frame = XGBoostModelHandlerPandas(make, path).predict([FRAME])
     by_array = XGBoostModelHandlerNumpy(make, path).predict([ROWS])
@@ -151,22 +151,22 @@ def test_a_model_of_frames_takes_arrays_too(folder, make):
 
 
 @pytest.mark.parametrize("as_row", [scipy.sparse.csr_matrix, scipy.sparse.coo_array])
-def test_sparse_matrices_keep_what_is_missing(folder, as_row):
+def test_sparse_matrices_keep_missing_values(folder, as_row):
     path = str(folder / "sparse.ubj")
     handler = XGBoostModelHandlerSciPy(xgboost.XGBClassifier, path)
     results = handler.predict(as_row(SPARSE[[i]]) for i in range(150))
-    expected = loaded(xgboost.XGBClassifier, path).predict(SPARSE)
+    expected = load(xgboost.XGBClassifier, path).predict(SPARSE)
     assert [result.inference.tolist() for result in results] == [[label] for label in expected]
     assert 0 < handler.get_num_bytes([SPARSE]) < ROWS.nbytes * 2
 
 
-def test_a_sparse_row_of_one_dimension_gets_its_prediction(folder):
+def test_predicts_on_a_one_dimensional_sparse_row(folder):
     handler = XGBoostModelHandlerSciPy(xgboost.XGBClassifier, str(folder / "sparse.ubj"))
     [result] = handler.predict([scipy.sparse.coo_array(SPARSE.toarray()[149])])
     assert result.inference == 2
 
 
-def test_categories_survive_a_batch_of_frames_that_know_different_ones(tmp_path):
+def test_joins_data_frames_with_different_categories(tmp_path):
     frame = pd.DataFrame({"kind": pd.Categorical(["a", "b", "c"] * 20), "x": np.arange(60.0)})
     labels = (frame["kind"] == "c").astype(int)
     model = classifier(frame, labels, enable_categorical=True)
@@ -182,7 +182,7 @@ def test_categories_survive_a_batch_of_frames_that_know_different_ones(tmp_path)
 
 
 class Frame:
-    """Stands for a frame of datatable."""
+    """A substitute for a datatable frame."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -192,7 +192,7 @@ class Frame:
         return np.ma.masked_invalid(self.rows)
 
 
-def test_frames_of_datatable_are_converted(folder):
+def test_converts_datatable_frames(folder):
     frame = importlib.import_module("datatable").Frame if has("datatable") else Frame
     handler = XGBoostModelHandlerDatatable(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
     rows = ROWS[[0, 149]].copy()
@@ -205,7 +205,7 @@ def has(package):
     return importlib.util.find_spec(package) is not None
 
 
-def test_the_model_is_called_once_a_batch(folder):
+def test_calls_the_model_once_per_batch(folder):
     calls = []
 
     class Counting(xgboost.XGBClassifier):
@@ -220,26 +220,26 @@ def test_the_model_is_called_once_a_batch(folder):
     assert calls == [(150, 4)]
 
 
-def test_inference_args_reach_predict(folder):
+def test_passes_inference_args_to_predict(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.Booster, str(folder / "arrays.ubj"))
     results = handler.predict(ROWS, {"pred_leaf": True})
     expected = handler.load_model().predict(xgboost.DMatrix(ROWS), pred_leaf=True)
     np.testing.assert_array_equal([result.inference for result in results], expected)
 
 
-def test_inference_fn_calls_another_method_and_its_results_are_named(folder):
-    def probabilities(batch, model, inference_args):
-        chances = model.predict_proba(np.stack(batch))
-        return (PredictionResult(*pair) for pair in zip(batch, chances, strict=True))
+def test_inference_fn_can_call_another_method_and_its_results_get_the_model_id(folder):
+    def predict_proba(batch, model, inference_args):
+        probabilities = model.predict_proba(np.stack(batch))
+        return (PredictionResult(*pair) for pair in zip(batch, probabilities, strict=True))
 
     path = str(folder / "arrays.ubj")
-    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path, probabilities)
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path, predict_proba)
     [result] = handler.predict(ROWS[:1])
     assert result.inference.shape == (3,)
     assert result.model_id == path
 
 
-def test_inference_fn_may_return_bare_predictions(folder):
+def test_inference_fn_can_return_bare_predictions(folder):
     handler = XGBoostModelHandlerNumpy(
         xgboost.XGBClassifier,
         str(folder / "arrays.ubj"),
@@ -248,13 +248,13 @@ def test_inference_fn_may_return_bare_predictions(folder):
     assert handler.predict(ROWS[[0, 149]]) == [0, 2]
 
 
-def test_the_default_function_may_be_called_on_its_own(folder):
-    model = loaded(xgboost.XGBClassifier, folder / "arrays.ubj")
+def test_the_default_inference_fn_can_be_called_directly(folder):
+    model = load(xgboost.XGBClassifier, folder / "arrays.ubj")
     results = default_xgboost_inference_fn(ROWS[:2], model)
     assert [(result.inference, result.model_id) for result in results] == [(0, None), (0, None)]
 
 
-def test_batches_may_be_arrays_or_frames(folder):
+def test_accepts_arrays_and_data_frames_as_batches(folder):
     path = str(folder / "frames.ubj")
     arrays = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, path).with_no_batching()
     assert [result.inference for result in arrays.predict([ROWS[:2]])] == [0, 0]
@@ -262,7 +262,7 @@ def test_batches_may_be_arrays_or_frames(folder):
     assert [result.inference.tolist() for result in frames.predict([FRAME[:2]])] == [[0], [0]]
 
 
-def test_one_bad_element_is_set_aside_alone(folder):
+def test_only_the_invalid_element_becomes_a_dead_letter(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
     good, bad = [], []
     with beam.Pipeline(runner=RUNNER) as pipeline:
@@ -273,7 +273,7 @@ def test_one_bad_element_is_set_aside_alone(folder):
     assert (len(CollectElements.take(good)), len(CollectElements.take(bad))) == (150, 1)
 
 
-def test_a_model_class_that_cannot_load_is_refused_before_anything_is_called():
+def test_rejects_a_model_class_that_cannot_load_in_the_constructor():
     with pytest.raises(OptionError, match=r"object of type XGBClassifier. Pass the class: XGB"):
         XGBoostModelHandlerNumpy(xgboost.XGBClassifier(), "m.json")
     with pytest.raises(OptionError, match=r"DMatrix has no load_model\(\)"):
@@ -284,7 +284,7 @@ def test_a_model_class_that_cannot_load_is_refused_before_anything_is_called():
         XGBoostModelHandlerNumpy(xgboost.Booster, model_stat="m.json")
 
 
-def test_a_function_may_make_the_model(folder):
+def test_model_class_can_be_a_function(folder):
     path = str(folder / "arrays.ubj")
     make = functools.partial(xgboost.XGBClassifier, n_jobs=1)
     assert XGBoostModelHandlerNumpy(make, path).predict(ROWS[:1])[0].inference == 0
@@ -292,23 +292,23 @@ def test_a_function_may_make_the_model(folder):
         XGBoostModelHandlerNumpy(lambda: {}, path).predict(ROWS)
 
 
-def test_a_file_of_another_class_is_named(folder):
+def test_rejects_a_file_of_another_class(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.XGBRegressor, str(folder / "arrays.ubj"))
     with pytest.raises(ModelLoadError, match=r"by XGBRegressor \(.*regressor, got: classifier\)"):
         handler.predict(ROWS)
 
 
-def test_a_missing_file_is_named_with_its_nearest_neighbour(folder):
+def test_suggests_a_similar_name_for_a_missing_file(folder):
     path = str(folder / "arrays.js")
     with pytest.raises(ModelNotFoundError, match=r"Did you mean '.*arrays.json'"):
         XGBoostModelHandlerNumpy(xgboost.Booster, path).predict(ROWS)
 
 
-@pytest.mark.parametrize("ending", ["json", "ubj"])
+@pytest.mark.parametrize("suffix", ["json", "ubj"])
 @pytest.mark.parametrize("length", [1, 18, 20, 300, 1000, -1])
-def test_a_truncated_file_is_named_and_does_not_end_the_process(folder, tmp_path, ending, length):
-    path = tmp_path / f"half.{ending}"
-    path.write_bytes((folder / f"arrays.{ending}").read_bytes()[:length])
+def test_rejects_a_truncated_file_without_crashing(folder, tmp_path, suffix, length):
+    path = tmp_path / f"half.{suffix}"
+    path.write_bytes((folder / f"arrays.{suffix}").read_bytes()[:length])
     with pytest.raises(ModelLoadError, match="half.*is truncated: .* Copy it again"):
         XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(path)).predict(ROWS)
 
@@ -317,12 +317,12 @@ def test_a_truncated_file_is_named_and_does_not_end_the_process(folder, tmp_path
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"<!DOCTYPE html>", "begins with b'<!DOCTYP': it is neither JSON nor UBJ"),
+        (b"<!DOCTYPE html>", "starts with b'<!DOCTYP': it is neither JSON nor UBJ"),
         (pickle.dumps({"not": "a model"}), "neither JSON nor UBJ .* model.save_model"),
-        (json.dumps({"not": "a model"}).encode(), "JSON of another kind"),
+        (json.dumps({"not": "a model"}).encode(), "another kind of JSON"),
     ],
 )
-def test_junk_in_place_of_a_model_is_named(tmp_path, content, message):
+def test_rejects_files_that_are_not_models(tmp_path, content, message):
     (tmp_path / "junk").write_bytes(content)
     with pytest.raises(ModelLoadError, match=message) as caught:
         XGBoostModelHandlerNumpy(xgboost.Booster, str(tmp_path / "junk")).predict(ROWS)
@@ -330,7 +330,7 @@ def test_junk_in_place_of_a_model_is_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
-def test_a_wrong_number_of_features_is_named(folder, make):
+def test_rejects_a_wrong_number_of_features(folder, make):
     handler = XGBoostModelHandlerNumpy(make, str(folder / "arrays.ubj"), min_batch_size=2)
     with pytest.raises(
         BatchShapeError, match="Element 1 .* has 3 features, and the model was trained with 4"
@@ -338,7 +338,7 @@ def test_a_wrong_number_of_features_is_named(folder, make):
         handler.predict([ROWS[0], ROWS[1, :3]])
 
 
-def test_other_columns_are_named(folder):
+def test_names_missing_and_unknown_columns(folder):
     handler = XGBoostModelHandlerPandas(xgboost.XGBClassifier, str(folder / "frames.ubj"))
     with pytest.raises(BatchShapeError, match=r"missing: width; unknown to the model: depth"):
         handler.predict([FRAME[:1].rename(columns={"width": "depth"})])
@@ -346,7 +346,7 @@ def test_other_columns_are_named(folder):
         handler.predict([FRAME[NAMES[::-1]][:1]])
 
 
-def test_frames_of_several_columns_are_named(folder):
+def test_rejects_data_frames_with_different_columns(folder):
     handler = XGBoostModelHandlerPandas(
         xgboost.XGBClassifier, str(folder / "arrays.ubj"), min_batch_size=2
     )
@@ -354,7 +354,7 @@ def test_frames_of_several_columns_are_named(folder):
         handler.predict([FRAME[:1], FRAME[NAMES[::-1]][:1]])
 
 
-def test_elements_of_several_types_are_named(folder):
+def test_rejects_elements_of_different_types(folder):
     handler = XGBoostModelHandlerPandas(
         xgboost.XGBClassifier, str(folder / "arrays.ubj"), min_batch_size=2
     )
@@ -362,13 +362,13 @@ def test_elements_of_several_types_are_named(folder):
         handler.predict([ROWS[0], FRAME[:1]])
 
 
-def test_an_array_of_three_dimensions_is_named(folder):
+def test_rejects_an_array_of_three_dimensions(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
     with pytest.raises(BatchShapeError, match=r"shape \(1, 1, 4\). Give a row of shape"):
         handler.predict([ROWS[:1, None]])
 
 
-def test_pairs_without_a_keyed_handler_are_told_of_it(folder):
+def test_rejects_keyed_examples_and_suggests_a_keyed_handler(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
     with pytest.raises(ElementError, match=r"KeyedModelHandler\(handler\)"):
         handler.predict([("a", ROWS[0])])
@@ -376,7 +376,7 @@ def test_pairs_without_a_keyed_handler_are_told_of_it(folder):
     assert (key, result.inference) == ("a", 0)
 
 
-def test_a_handler_for_beams_base_class_can_be_written(folder):
+def test_a_custom_handler_can_subclass_beams_base_class(folder):
     class Own(XGBoostModelHandler[np.ndarray, PredictionResult, xgboost.Booster]):
         def __init__(self):
             self._model_class = xgboost.XGBClassifier
@@ -387,26 +387,26 @@ def test_a_handler_for_beams_base_class_can_be_written(folder):
     assert Own().get_metrics_namespace() == "BeamML_XGBoost"
 
 
-def test_the_bytes_of_a_batch_are_those_of_its_data(folder):
+def test_measures_the_bytes_of_a_batch(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.Booster, "m.json")
     assert handler.get_num_bytes(list(ROWS)) == ROWS.nbytes
 
 
-def test_without_xgboost_the_error_names_the_extra():
+def test_names_the_extra_if_xgboost_is_missing():
     program = "import sys; sys.modules['xgboost'] = None; import runinference.xgboost_inference"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert 'pip install "runinference[xgboost]"' in ended.stderr
 
 
 @pytest.fixture
-def beams(monkeypatch):
-    """Beam's own module, which cannot be imported without the package datatable."""
+def beam_module(monkeypatch):
+    """Import Beam's module, which needs the package datatable or a substitute."""
     if not has("datatable"):
         monkeypatch.setitem(sys.modules, "datatable", types.SimpleNamespace(Frame=Frame))
     return BEAM.module("xgboost_inference")
 
 
-def test_beam_ignores_a_new_model_and_here_it_takes_over(folder, beams):
+def test_a_new_model_replaces_the_old_one_which_beam_ignores(folder, beam_module):
     old, new = str(folder / "arrays.ubj"), str(folder / "backwards.ubj")
     examples = [ROWS[:1], ROWS[149:]]
 
@@ -417,13 +417,13 @@ def test_beam_ignores_a_new_model_and_here_it_takes_over(folder, beams):
             (result.example[0, 0], *result.inference, result.model_id) for result in results
         )
 
-    in_beam = labels(BEAM, beams)
+    in_beam = labels(BEAM, beam_module)
     assert in_beam == [(5.1, 0, None), (5.9, 2, None)]
-    here = labels(OURS, OURS.module("xgboost_inference"))
-    assert here == [(5.1, 2, new), (5.9, 0, new)]
+    in_ours = labels(OURS, OURS.module("xgboost_inference"))
+    assert in_ours == [(5.1, 2, new), (5.9, 0, new)]
 
 
-def test_beam_predicts_row_by_row_and_the_results_are_the_same(folder, beams):
+def test_one_call_gives_the_same_results_as_beams_call_per_row(folder, beam_module):
     calls = []
 
     class Counting(xgboost.XGBClassifier):
@@ -432,7 +432,7 @@ def test_beam_predicts_row_by_row_and_the_results_are_the_same(folder, beams):
             return super().predict(X, **options)
 
     found = {}
-    for package, module in ((BEAM, beams), (OURS, OURS.module("xgboost_inference"))):
+    for package, module in ((BEAM, beam_module), (OURS, OURS.module("xgboost_inference"))):
         handler = module.XGBoostModelHandlerNumpy(Counting, str(folder / "arrays.ubj"))
         batch = [ROWS[[i]] for i in range(50)] + [ROWS[50:]]
         results = handler.run_inference(batch, handler.load_model())

@@ -28,8 +28,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_pytorch_inference.py::test_results_own_their_memory_and_have_no_gradient",
     ),
     "some handlers ignore refreshes and name no model": (
-        "test_xgboost_inference.py::test_beam_ignores_a_new_model_and_here_it_takes_over",
-        "test_onnx_inference.py::test_beam_ignores_a_new_model_and_here_it_takes_over",
+        "test_xgboost_inference.py::test_a_new_model_replaces_the_old_one_which_beam_ignores",
+        "test_onnx_inference.py::test_a_new_model_replaces_the_old_one_which_beam_ignores",
         "frameworks/huggingface/test_pipeline.py::test_update_model_path_replaces_the_model",
     ),
     "the pandas handler ignores inference_args": ("pandas_arguments",),
@@ -85,7 +85,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "pickled_for_size",
     ),
     "XGBoost predicts row by row": (
-        "test_xgboost_inference.py::test_the_model_is_called_once_a_batch",
+        "test_xgboost_inference.py::test_calls_the_model_once_per_batch",
     ),
     "a model of another process is an RPC a call": (
         "test_sharing.py::test_nothing_that_goes_between_processes_is_held_back",

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from docs import shell
 from docs.blocks import Program
-from runinference.samples import cache as sample_cache
+from runinference.samples.cache import cache_directory
 
 TIMEOUT_S = 120.0
 _SERVER = Path(__file__).with_name("fork_server.py")
@@ -157,7 +157,7 @@ def environment(home: Path) -> dict[str, str]:
     The cache contains only this user's sample models, so that each is trained once.
     """
     (home / ".apache_beam").touch()
-    samples = sample_cache.cache()
+    samples = cache_directory()
     samples.mkdir(parents=True, exist_ok=True)
     (home / "cache").mkdir(exist_ok=True)
     with suppress(FileExistsError):
