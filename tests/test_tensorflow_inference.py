@@ -132,4 +132,4 @@ def test_names_the_extra_if_tensorflow_is_missing():
 
 @pytest.mark.parametrize("handler", [Numpy, Tensor])
 def test_threads_can_share_a_call(handler):
-    assert RunInference(handler("model.keras"))._config().joins
+    assert RunInference(handler("model.keras"))._config().session.dynamic_batching

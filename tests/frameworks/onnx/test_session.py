@@ -63,7 +63,7 @@ def test_warns_and_runs_on_the_cpu_if_no_provider_is_available(folder, caplog):
     handler = OnnxModelHandlerNumpy(str(folder / "iris.onnx"), providers=["CUDAExecutionProvider"])
     with caplog.at_level(logging.WARNING):
         assert handler.load_model().get_providers() == ["CPUExecutionProvider"]
-    assert "runs on the CPU: of ['CUDAExecutionProvider'] original is none" in caplog.text
+    assert "runs on the CPU: none of ['CUDAExecutionProvider'] is available" in caplog.text
 
 
 def test_warns_and_runs_on_the_cpu_if_a_provider_fails(
@@ -71,10 +71,10 @@ def test_warns_and_runs_on_the_cpu_if_a_provider_fails(
 ):
     original = onnxruntime.InferenceSession
 
-    def without_cuda(source, providers, **make_options):
+    def without_cuda(source, providers, **options):
         if providers != ["CPUExecutionProvider"]:
             raise RuntimeError("no CUDA-capable device is detected")
-        return original(source, providers=providers, **make_options)
+        return original(source, providers=providers, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", without_cuda)
     monkeypatch.setattr(

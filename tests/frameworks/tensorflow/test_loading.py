@@ -80,7 +80,7 @@ def test_load_model_args_pass_custom_objects(folder):
 def test_errors_for_wrong_paths_say_what_to_pass(folder, tmp_path):
     with pytest.raises(ModelNotFoundError, match=r"Did you mean '.*m.keras'"):
         Numpy(str(folder / "n.keras")).load_model()
-    with pytest.raises(ModelLoadError, match="a truncate of a SavedModel: give its folder"):
+    with pytest.raises(ModelLoadError, match="a file inside a SavedModel: pass its folder"):
         Numpy(str(folder / "m" / "saved_model.pb")).load_model()
     with pytest.raises(ModelLoadError, match="holds no saved_model.pb. .* model.export"):
         Numpy(str(folder / "m" / "variables")).load_model()
