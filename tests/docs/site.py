@@ -70,9 +70,10 @@ def serve(directory: Path) -> Iterator[str]:
 @contextmanager
 def start_browser() -> Iterator[Browser]:
     """Start a headless Chromium."""
+    path = find_or_install()  # may use Playwright itself, which can't be nested
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=find_or_install(), args=list(FLAGS), chromium_sandbox=False
+            executable_path=path, args=list(FLAGS), chromium_sandbox=False
         )
         yield chromium
         chromium.close()
