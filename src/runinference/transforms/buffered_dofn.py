@@ -56,9 +56,9 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
     MAX_WAIT = TimerSpec("max_wait", TimeDomain.REAL_TIME)
     WINDOW_END = TimerSpec("window_end", TimeDomain.WATERMARK)
 
-    def __init__(self, config: InferenceConfig, max_duration_secs: float) -> None:
+    def __init__(self, config: InferenceConfig, max_wait_secs: float) -> None:
         self._config = config
-        self._max_duration_secs = max_duration_secs
+        self._max_wait_secs = max_wait_secs
 
     def setup(self) -> None:
         self._engine = InferenceEngine(self._config)
@@ -94,18 +94,18 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         before = totals.read()
         after = tuple(a + b for a, b in zip(before or _EMPTY, sizes, strict=True))
         if before and _exceeds_limit(version, after):
-            yield from self._run(buffer, totals, buffered_arguments, window)
+            yield from self.flush(window, buffer, totals, buffered_arguments)
             before, after = None, sizes
         if not before:
             if arguments is not None:
                 buffered_arguments.write(arguments)
-            max_wait.set(Timestamp.now() + self._max_duration_secs)
+            max_wait.set(Timestamp.now() + self._max_wait_secs)
             window_end.set(window.max_timestamp())
         buffer.add((element, origin.timestamp.micros))
         totals.write(after)
         if self._is_full(version, after):
             max_wait.clear()
-            yield from self._run(buffer, totals, buffered_arguments, window)
+            yield from self.flush(window, buffer, totals, buffered_arguments)
 
     @on_timer(MAX_WAIT)  # type: ignore[untyped-decorator]
     @on_timer(WINDOW_END)  # type: ignore[untyped-decorator]
@@ -116,20 +116,7 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         totals: Any = beam.DoFn.StateParam(TOTALS),
         buffered_arguments: Any = beam.DoFn.StateParam(ARGUMENTS),
     ) -> Iterator[Any]:
-        yield from self._run(buffer, totals, buffered_arguments, window)
-
-    def _is_full(self, version: ModelVersion, totals: tuple[Any, ...]) -> bool:
-        n_elements, n_bytes, weight, length = totals
-        policy = version.policy
-        return (
-            n_elements >= self._engine.session.size_for(version).current
-            or n_bytes >= policy.max_batch_bytes
-            or (policy.max_batch_weight is not None and weight >= policy.max_batch_weight)
-            or (policy.max_padded_size is not None and length >= policy.max_padded_size)
-        )
-
-    def _run(self, buffer: Any, totals: Any, buffered_arguments: Any, window: Any) -> Iterator[Any]:
-        """Empty the buffer, and run its elements in batches under the policy of their model."""
+        """Run all buffered elements, in batches under the policy of their model."""
         engine = self._engine
         elements = list(buffer.read())
         engine.arguments = buffered_arguments.read()
@@ -145,15 +132,22 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
             yield from outputs or ()
         yield from batches.flush()
 
+    def _is_full(self, version: ModelVersion, totals: tuple[Any, ...]) -> bool:
+        n_elements, n_bytes, weight, length = totals
+        policy = version.policy
+        return (
+            n_elements >= self._engine.session.size_for(version).current
+            or n_bytes >= policy.max_batch_bytes
+            or (policy.max_batch_weight is not None and weight >= policy.max_batch_weight)
+            or (policy.max_padded_size is not None and length >= policy.max_padded_size)
+        )
 
-def get_max_duration_secs(handler: Any) -> float | None:
-    """Return how many seconds an element may wait, or None if batches do not span bundles.
 
-    With a model per key, it is the shortest duration of all handlers.
-    """
+def get_max_wait_secs(handler: Any) -> float | None:
+    """Return the shortest ``max_batch_duration_secs`` of a handler and its inner handlers, or None."""
     handlers = [handler, *(mapping.mh for mapping in per_key_mappings(handler))]
-    durations = [resolve_policy(each).max_batch_duration_secs for each in handlers]
-    return min((secs for secs in durations if secs is not None), default=None)
+    waits = [resolve_policy(each).max_batch_duration_secs for each in handlers]
+    return min((secs for secs in waits if secs is not None), default=None)
 
 
 _EMPTY = (0, 0, 0, 0)

@@ -65,12 +65,7 @@ class InferenceEngine:
                 metrics.count(event, n)
 
     def refresh(self, update: Any) -> None:
-        """Route elements by a model update, or by what the watcher found.
-
-        Args:
-            update: The value of the side input in the element's window. None, because the window has no value,
-                changes nothing.
-        """
+        """Route elements by the model update in their window, if there is one, or by what the watcher found."""
         if self.watcher is not None:
             update = self.watcher.poll_latest()
         if update is not None and update is not self.update:
@@ -134,13 +129,7 @@ class InferenceEngine:
     def make_dead_letter(
         self, origin: WindowedValue, failure: Failure, version: ModelVersion | None = None
     ) -> TaggedOutput:
-        """Count an element that failed, and return its dead letter.
-
-        Args:
-            origin: The element with its window and timestamp.
-            failure: Why it failed.
-            version: The model version that failed; None if the element was not routed to one.
-        """
+        """Count an element that failed, and return its dead letter."""
         counted = self.metrics.for_step() if version is None else self.metrics.for_version(version)
         for metrics in counted:
             metrics.count("failed_elements")
@@ -166,13 +155,7 @@ class InferenceEngine:
         return results
 
     def _call(self, version: ModelVersion, batch: Any, n_elements: int | None = None) -> list[Any]:
-        """Call the model once, and record the call.
-
-        Args:
-            version: The model version.
-            batch: The elements.
-            n_elements: How many to record; by default as many as there are results.
-        """
+        """Call the model once, and record the call with ``n_elements``, by default the number of results."""
         try:
             results, calls = self.session.call(version, batch, self._inference_args())
         except BaseException as error:

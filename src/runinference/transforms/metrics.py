@@ -20,27 +20,7 @@ _COUNTERS = (
 
 
 class InferenceMetrics:
-    """The metrics of one model in one step.
-
-    ============================================= ==================================================
-    name                                          meaning
-    ============================================= ==================================================
-    ``num_inferences``                            elements that got a result
-    ``inference_request_batch_size``              elements in a call of the model
-    ``inference_request_batch_byte_size``         bytes in a call of the model
-    ``inference_batch_latency_micro_secs``        duration of a call in microseconds
-    ``load_model_latency_milli_secs``             duration of loading the model in milliseconds
-    ``model_byte_size``                           bytes by which loading grew the process
-    ``failed_batches_counter``                    calls that raised
-    ``failed_elements``                           elements that became dead letters
-    ``batch_splits``                              calls for a part of a batch that had failed
-    ``model_refreshes``                           new models that replaced another
-    ``failed_model_refreshes``                    new models that could not be loaded
-    ``model_evictions``                           models evicted from the cache
-    ``inference_timeouts``                        calls that exceeded the timeout
-    ``queue_time_micro_secs``                     microseconds the first element of a batch waited
-    ============================================= ==================================================
-    """
+    """The metrics of one model in one step, as described in docs/metrics.md."""
 
     def __init__(self, namespace: str, prefix: str = "") -> None:
         def name(metric: str) -> str:

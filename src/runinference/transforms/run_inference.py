@@ -23,15 +23,11 @@ from runinference.serving.placement import Placement, default_placement
 from runinference.serving.registry import ProcessShared
 from runinference.serving.session import SessionConfig
 from runinference.serving.subprocess_model import SubprocessModel
-from runinference.transforms.batch_sources import (
-    BundleBatches,
-    PrebatchedBatches,
-    UnsplitBatches,
-)
+from runinference.transforms.batch_sources import BundleBatches, PrebatchedBatches, UnsplitBatches
 from runinference.transforms.buffered_dofn import (
     AssignShardKey,
     BufferedInferDoFn,
-    get_max_duration_secs,
+    get_max_wait_secs,
 )
 from runinference.transforms.coders import result_type
 from runinference.transforms.config import InferenceConfig
@@ -228,9 +224,9 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         if handler.should_skip_batching():
             unsplit = returns_unsplit_results(handler)
             return InferDoFn(config, UnsplitBatches if unsplit else PrebatchedBatches)
-        duration = get_max_duration_secs(handler)
-        if duration is not None:
-            return BufferedInferDoFn(config, duration)
+        max_wait_secs = get_max_wait_secs(handler)
+        if max_wait_secs is not None:
+            return BufferedInferDoFn(config, max_wait_secs)
         return InferDoFn(config, BundleBatches)
 
     def _side_inputs(self) -> dict[str, Any]:
@@ -248,9 +244,12 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             self._manager_limits or (handler.cache_limits if per_key else CacheLimits()),
             "model manager" if managed else self._model_identifier,
         )
+        placement: Placement = partial(default_placement, tag=self._model_identifier or models.name)
+        if handling is not None and handling.use_subprocess:
+            placement = SubprocessModel
         session = SessionConfig(
             models=models,
-            placement=self._placement(models.name),
+            placement=placement,
             clock=self._clock,
             timeout=timeout,
             cache_prefix=f"{self._model_identifier or models.name}/" if managed else "",
@@ -269,19 +268,14 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def _allows_dynamic_batching(self) -> bool:
         """Whether threads may share a call: with the same arguments, in this process, and without a timeout."""
-        handler = self._model_handler
+        handler, handling = self._model_handler, self._handling
         if handler.should_skip_batching() or handler.share_model_across_processes():
+            return False
+        if handling is not None and (handling.use_subprocess or handling.timeout):
             return False
         if is_side_input(self._inference_args):
             return False
-        if self._handling is not None and (self._handling.use_subprocess or self._handling.timeout):
-            return False
         return bool(getattr(handler, "may_join_threads", bool)())
-
-    def _placement(self, tag: str) -> Placement:
-        if self._handling is not None and self._handling.use_subprocess:
-            return SubprocessModel
-        return partial(default_placement, tag=self._model_identifier or tag)
 
     def _copy(self, **changes: Any) -> RunInference:
         changed = copy.copy(self)
