@@ -65,7 +65,7 @@ def package(module: str) -> str:
         return "facade"
     if module in SHARED:
         return "shared modules"
-    if module.endswith("_inference"):
+    if module.count(".") == 1:
         return "public handlers"
     return module.split(".")[1]
 

@@ -29,14 +29,11 @@ class RunsInParts(ABC):
 def run_batch(
     handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
 ) -> list[Any]:
-    """Run a handler on a batch and return one result per element, as a list.
-
-    If the handler returns unsplit results, the batch is one element and there is one result.
+    """Run a handler on a batch and return one result per element; one for the batch if results are unsplit.
 
     Raises:
         ResultMismatchError: The number of results is not the number of elements.
         OutOfMemoryError: Memory was exhausted by an element that is a whole batch.
-        Exception: Any error that the handler raises.
     """
     try:
         return run_batch_in_parts(handler, batch, model, inference_args)
@@ -47,12 +44,7 @@ def run_batch(
 def run_batch_in_parts(
     handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
 ) -> list[Any]:
-    """Run a handler on a batch like ``run_batch``, but keep the results of the parts that succeeded.
-
-    Raises:
-        PartialBatchError: The handler runs in parts, and a part failed.
-        Exception: As for ``run_batch``.
-    """
+    """Run a handler like `run_batch`, but raise `PartialBatchError` if some parts of the batch succeeded."""
     if returns_unsplit_results(handler):
         return [run_unsplit(handler, batch, model, inference_args)]
     inference_args = dict(inference_args) if inference_args else inference_args
@@ -68,5 +60,5 @@ def run_batch_in_parts(
 
 
 def runs_in_parts(handler: Any) -> bool:
-    """Return whether a handler reports what happened to each part of a batch."""
+    """Return whether a handler reports the outcome of each part of a batch."""
     return isinstance(handler, RunsInParts) and handler.runs_in_parts

@@ -107,11 +107,7 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
         return bool(self._unkeyed.should_garbage_collect_on_timeout())
 
     def _are_keyed(self, batch: Sequence[Any]) -> bool:
-        """Return whether the elements of a batch have keys.
-
-        Raises:
-            ElementError: Some elements have no key but should have one.
-        """
+        """Return whether the elements of a batch have keys; raise `ElementError` if some lack theirs."""
         raise NotImplementedError
 
     def _run_keyed(
@@ -124,7 +120,6 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     def _run_keyed_unsplit(
         self, element: Any, model: Any, inference_args: dict[str, Any] | None
     ) -> tuple[Any, Any]:
-        """Return the key of an element ``(key, array)``, and one result for the whole array."""
         key, array = split_pair(element)
         return key, run_unsplit(self._unkeyed, array, model, inference_args)
 

@@ -44,17 +44,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         cache_limits: CacheLimits,
         keyed: Callable[[Any], Any],
     ) -> None:
-        """Combine the handlers of several mappings.
-
-        Args:
-            mappings: The mappings of keys to handlers.
-            cache_limits: The limits on the models that a process holds.
-            keyed: Wraps a handler of examples so that it takes ``(key, example)``.
-
-        Raises:
-            OptionError: A handler has preprocessing or postprocessing functions, a key has two models, or a
-                mapping has no key.
-        """
+        """Combine the handlers of several mappings; ``keyed`` wraps each so that it takes ``(key, example)``."""
         check_mappings(mappings)
         super().__init__()
         self.mappings = list(mappings)
@@ -63,12 +53,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         self._handlers: dict[Any, Any] | None = None
 
     def handler_for(self, key: Any) -> Any:
-        """Return the handler of a key's model, which takes elements with keys.
-
-        Raises:
-            UnknownKeyError: No model is mapped to the key.
-            ElementError: The key is not hashable.
-        """
+        """Return the handler of a key's model; see `KeyedModelHandler.handler_for`."""
         if self._handlers is None:
             self._handlers = self._handlers_by_key()
         try:
@@ -138,11 +123,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         return "BeamML_KeyedModels"
 
     def get_resource_hints(self) -> dict[str, Any]:
-        """Return the hints of all handlers.
-
-        Raises:
-            OptionError: Two handlers disagree on a hint.
-        """
+        """Return the hints of all handlers; raise `OptionError` if two disagree."""
         hints: dict[str, Any] = {}
         for handler in self._each():
             for name, value in handler.get_resource_hints().items():
@@ -196,11 +177,7 @@ def with_unsplit_results(handler: Any, whole_results: bool) -> Any:
 
 
 def reject_functions(unkeyed: Any, wrapper: str) -> None:
-    """Raise if a handler has preprocessing or postprocessing functions: inside, they would not see the key.
-
-    Raises:
-        OptionError: It has some.
-    """
+    """Raise `OptionError` if a handler has functions: when wrapped, they would not receive the key."""
     for functions, kind in (
         (unkeyed.get_preprocess_fns(), "preprocess"),
         (unkeyed.get_postprocess_fns(), "postprocess"),
@@ -214,11 +191,7 @@ def reject_functions(unkeyed: Any, wrapper: str) -> None:
 
 
 def check_mappings(mappings: Sequence[Any]) -> None:
-    """Raise unless each key has one model, and each handler takes examples and has no functions.
-
-    Raises:
-        OptionError: The mappings are not valid.
-    """
+    """Raise `OptionError` unless each key has one model, and each handler takes examples and has no functions."""
     if not mappings:
         raise OptionError(
             "KeyedModelHandler got an empty list. To fix this, give it a handler, or a list of "
@@ -228,10 +201,13 @@ def check_mappings(mappings: Sequence[Any]) -> None:
     for number, mapping in enumerate(mappings):
         _check_mapping(number, mapping)
         for key in mapping.keys:
-            _check_hashable(key)
-            if key in owners:
+            try:
+                owner = owners.get(key)
+            except TypeError as error:
+                raise OptionError(_not_hashable(key, error)) from None
+            if owner is not None:
                 raise OptionError(
-                    f"The key {key!r} is in KeyModelMapping number {owners[key]} and number {number}. Each key "
+                    f"The key {key!r} is in KeyModelMapping number {owner} and number {number}. Each key "
                     "has one model. To fix this, remove the key from one of them."
                 )
             owners[key] = number
@@ -256,13 +232,6 @@ def _check_mapping(number: int, mapping: Any) -> None:
         )
 
 
-def _check_hashable(key: Any) -> None:
-    try:
-        hash(key)
-    except TypeError as error:
-        raise OptionError(_not_hashable(key, error)) from None
-
-
 def _not_hashable(key: Any, error: TypeError) -> str:
     return (
         f"A key must be hashable, but {repr(key)[:60]} of type {type(key).__name__} is not ({error}). To fix "
@@ -272,11 +241,7 @@ def _not_hashable(key: Any, error: TypeError) -> str:
 
 
 def split_pair(element: Any) -> tuple[Any, Any]:
-    """Return the key and the example of an element.
-
-    Raises:
-        ElementError: The element is not a tuple of two items.
-    """
+    """Return the key and the example of an element; raise `ElementError` unless it is a tuple of two items."""
     if not (isinstance(element, tuple) and len(element) == 2):
         raise missing_key_error(element)
     return element

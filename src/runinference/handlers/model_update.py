@@ -39,11 +39,7 @@ class KeyModelPathMapping(Generic[KeyT]):
 
 
 def check_metadata(update: Any) -> None:
-    """Raise unless an update is a ``ModelMetadata`` of this library or of Beam.
-
-    Raises:
-        OptionError: The update is something else.
-    """
+    """Raise `OptionError` unless an update is a ``ModelMetadata`` of this library or of Beam."""
     if not isinstance(getattr(update, "model_id", None), str) or hasattr(update, "keys"):
         raise OptionError(
             "A model refresh must be a ModelMetadata(model_id, model_name), or a list of KeyModelPathMapping for "
@@ -52,14 +48,10 @@ def check_metadata(update: Any) -> None:
 
 
 def paths_by_key(update: Any, known: set[Any]) -> dict[Any, Any]:
-    """Return the ``KeyModelPathMapping`` of each key.
-
-    Args:
-        update: A list of ``KeyModelPathMapping``, or a single one.
-        known: All keys that have a model.
+    """Return the ``KeyModelPathMapping`` of each key in an update, which is one mapping or a list of them.
 
     Raises:
-        OptionError: The update is something else, a path is empty, or it does not name each key exactly once.
+        OptionError: The update is something else, a path is empty, or it doesn't name each known key once.
     """
     mappings = update if isinstance(update, (list, tuple)) else [update]
     found: dict[Any, Any] = {}

@@ -54,11 +54,7 @@ class HandlerOptions(TypedDict, total=False):
 
 
 def accepts(options: type) -> Callable[[FunctionT], FunctionT]:
-    """Decorate a constructor that takes ``**options``: its signature lists the keys of a ``TypedDict`` instead.
-
-    Args:
-        options: The ``TypedDict`` whose keys become keyword-only parameters.
-    """
+    """Decorate a constructor so that its signature lists the keys of a ``TypedDict`` in place of ``**options``."""
 
     def decorate(function: FunctionT) -> FunctionT:
         signature = inspect.signature(function)
@@ -98,11 +94,7 @@ class KeywordsChecked:
 
 
 def reject_unknown(owner: type, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise for a keyword that isn't known.
-
-    Raises:
-        UnknownOptionError: Suggests the closest known keyword. Also a ``TypeError``.
-    """
+    """Raise `UnknownOptionError`, with a suggestion, for a keyword that isn't known."""
     known = [name for name in known if name != "self"]
     for name in given:
         if name not in known:
