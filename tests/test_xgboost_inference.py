@@ -364,7 +364,9 @@ def test_rejects_elements_of_different_types(folder):
 
 def test_rejects_an_array_of_three_dimensions(folder):
     handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
-    with pytest.raises(BatchShapeError, match=r"shape \(1, 1, 4\). Give a row of shape"):
+    with pytest.raises(
+        BatchShapeError, match=r"shape \(1, 1, 4\). To fix this, use a row of shape"
+    ):
         handler.predict([ROWS[:1, None]])
 
 
