@@ -121,9 +121,8 @@ class BatchPolicy:
         return policy._limited_by_weight()
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
+        for name, value in vars(self).items():
+            if name.startswith(("min_", "max_")) and value is not None and value <= 0:
                 raise OptionError(f"{name} must be greater than 0, and is {value!r}.")
         self._check_sizes()
         self._check_lengths()
@@ -167,11 +166,8 @@ class BatchPolicy:
     @property
     def has_only_size_limits(self) -> bool:
         """Whether only the number of elements and bytes are limited, so that any elements can share a batch."""
-        return (
-            self.length_fn is None
-            and self.element_size_fn is None
-            and self.max_batch_weight is None
-        )
+        others = (self.length_fn, self.element_size_fn, self.max_batch_weight)
+        return all(option is None for option in others)
 
     def length(self, element: Any) -> int:
         """Return the length of an element, or 0 without ``length_fn``."""
@@ -186,16 +182,6 @@ class BatchPolicy:
         if self.max_padded_size is None:
             return None
         return len(batch) * max(map(self.length, batch), default=0)
-
-
-_POSITIVE = (
-    "min_batch_size",
-    "max_batch_size",
-    "max_batch_bytes",
-    "max_batch_weight",
-    "max_padded_size",
-    "max_batch_duration_secs",
-)
 
 
 def resolve_policy(handler: Any) -> BatchPolicy:

@@ -88,16 +88,7 @@ def describe(value: Any) -> str:
 def mismatch_error(
     found: int, batch: str, entry: str, where: str, value: Any, hint: str = ""
 ) -> ResultMismatchError:
-    """Create the error for a part of an output that has another length than the batch.
-
-    Args:
-        found: The length of the part.
-        batch: The batch, such as ``"a batch of 3 elements"``.
-        entry: What needs a result, such as ``"element"``.
-        where: The name of the part, such as ``"the output['logits']"``.
-        value: The part.
-        hint: Further sentences for the message.
-    """
+    """Create the error for a part of an output, named ``where``, that has another length than the batch."""
     return ResultMismatchError(
         f"The model returned {found} result{'s' * (found != 1)} for {batch} ({where} is {describe(value)}). "
         f"Each {entry} needs exactly one. To fix this, check that the model keeps the leading dimension, and that "
@@ -113,21 +104,20 @@ def _unbatch(value: Any, size: int, where: str) -> _Rows | None:
         return _check_length(value, size, where)
     if isinstance(value, Mapping) and get_shape(value) is None:  # a SciPy DOK matrix has a shape
         return _unbatch_fields(value, size, where, dict)
-    if isinstance(value, tuple):
-        named = hasattr(value, "_fields")
-        return _unbatch_fields(
-            children(value) or {},
-            size,
-            where,
-            lambda row: type(value)(**row) if named else tuple(row.values()),
-        )
-    if is_dataclass_instance(value):
-        return _unbatch_fields(
-            children(value) or {}, size, where, lambda row: dataclasses.replace(value, **row)
-        )
+    if isinstance(value, tuple) or is_dataclass_instance(value):
+        return _unbatch_fields(children(value) or {}, size, where, _get_builder(value))
     if (shape := get_shape(value)) is not None:
         return _unbatch_array(value, shape, size, where)
     return _check_length(list(value), size, where) if isinstance(value, Iterable) else None
+
+
+def _get_builder(value: Any) -> Callable[[dict[Any, Any]], Any]:
+    """Return a function that builds a tuple, named tuple or dataclass like ``value`` from its fields."""
+    if not isinstance(value, tuple):
+        return lambda row: dataclasses.replace(value, **row)
+    if hasattr(value, "_fields"):
+        return lambda row: type(value)(**row)
+    return lambda row: tuple(row.values())
 
 
 def _unbatch_fields(
@@ -169,10 +159,7 @@ def _check_length(rows: _Rows, size: int, where: str) -> _Rows:
 def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchError:
     hint = ""
     if isinstance(value, list) and value and all(_has_length(part, size) for part in value):
-        hint = (
-            " Each item has the length of the batch. If the items are several outputs of the model, return a "
-            "tuple."
-        )
+        hint = " Each item has the batch's length. If the items are several outputs of the model, return a tuple."
     return mismatch_error(found, f"a batch of {size} elements", "element", where, value, hint)
 
 

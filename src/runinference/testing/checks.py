@@ -11,13 +11,7 @@ from apache_beam.internal import pickler
 from runinference.collate.pytree import leaves_with_path
 from runinference.handlers.call import run_batch
 from runinference.handlers.error_policy import DeadLetterPolicy, Failure
-from runinference.testing.compare import (
-    format_error,
-    format_value,
-    is_permutation,
-    retained_bytes,
-    same,
-)
+from runinference.testing.compare import format_error, format_value, retained_bytes, same
 
 
 class CheckFailed(Exception):  # noqa: N818 - control flow of the kit
@@ -43,9 +37,7 @@ class CheckContext:
         self.handler, self.examples, self.inference_args = handler, examples, inference_args
         self.same, self.bad_example, self.updated_path = same, bad_example, updated_path
         self.original_examples = copy.deepcopy(examples)
-        self.attributes = {
-            name: (value, _copy_container(value)) for name, value in vars(handler).items()
-        }
+        self.attributes = {k: (v, _copy_container(v)) for k, v in vars(handler).items()}
         self.model: Any = None
         self.single_results: list[Any] = []
         self.batch_results: list[Any] = []
@@ -58,14 +50,22 @@ class CheckContext:
     def all_same(self, found: Sequence[Any], expected: Sequence[Any]) -> bool:
         return len(found) == len(expected) and all(map(self.same, found, expected))
 
+    def is_permutation(self, found: Sequence[Any], expected: Sequence[Any]) -> bool:
+        """Return whether each found result is an expected one, in any order."""
+        remaining = list(expected)
+        for result in found:
+            index = next((i for i, one in enumerate(remaining) if self.same(result, one)), None)
+            if index is None:
+                return False
+            del remaining[index]
+        return True
+
 
 def _check_loading(context: CheckContext) -> None:
     getattr(context.handler, "set_environment_vars", lambda: None)()
     context.model = context.handler.load_model()
     if context.model is None:
-        raise CheckFailed(
-            "load_model() returned None.", "Return the model, which is passed to run_inference."
-        )
+        raise CheckFailed("load_model() returned None.", "Return the model for run_inference.")
 
 
 def _check_splitting(context: CheckContext) -> None:
@@ -82,9 +82,7 @@ def _check_batching(context: CheckContext) -> None:
         for start in range(0, len(context.examples) - size + 1, size):
             found = context.run(context.examples[start : start + size])
             expected = context.single_results[start : start + size]
-            if not context.all_same(found, expected) and not is_permutation(
-                context.same, found, expected
-            ):
+            if not (context.all_same(found, expected) or context.is_permutation(found, expected)):
                 raise CheckFailed(
                     f"A batch of {size} has other results than its elements have one by one: "
                     f"{format_value(found)}, not {format_value(expected)}.",
@@ -102,7 +100,7 @@ def _check_order(context: CheckContext) -> None:
         (context.examples[::-1], context.single_results[::-1]),
     ):
         found = context.run(examples)
-        if not context.all_same(found, expected) and is_permutation(context.same, found, expected):
+        if not context.all_same(found, expected) and context.is_permutation(found, expected):
             raise CheckFailed(
                 "The results are in another order than the elements: "
                 f"{format_value(found)}, not {format_value(expected)}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,6 @@ def _same_arrays(one: Any, other: Any) -> bool:
     if one.dtype.kind in "fc":
         return bool(np.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True))
     return bool((one == other).all())
-
-
-def is_permutation(
-    same: Callable[[Any, Any], bool], found: Sequence[Any], expected: Sequence[Any]
-) -> bool:
-    """Return whether each found result is an expected one, in any order."""
-    remaining = list(expected)
-    for result in found:
-        index = next((i for i, one in enumerate(remaining) if same(result, one)), None)
-        if index is None:
-            return False
-        del remaining[index]
-    return True
 
 
 def retained_bytes(part: Any) -> int:

@@ -42,6 +42,7 @@ class Report(NamedTuple):
 class HandlerFaultsError(RunInferenceError, AssertionError):
     """A handler fails checks. The message lists all faults, and ``faults`` holds them."""
 
+    __module__ = "runinference.testing"  # the public name, which tracebacks show
     faults: tuple[Fault, ...] = ()
 
 
