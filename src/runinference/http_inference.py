@@ -84,15 +84,12 @@ class HTTPModelHandler(EndpointModelHandler):
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> list[PredictionResult]:
-        """Send one request.
+        """Send one request, and return one ``PredictionResult`` per example.
 
         Args:
             batch: Arrays of the same shape, or dictionaries of such arrays by input name.
             model: The client that ``create_client`` returned.
             inference_args: Additional fields of the request. For KServe, fields of ``parameters``.
-
-        Returns:
-            One ``PredictionResult`` per example.
 
         Raises:
             BatchShapeError: The shape of an example differs from the others, or from the model's input.
@@ -144,7 +141,6 @@ class _ModelClient:
                 raise
             return []  # if there is no such model, the request itself fails
         try:
-            inputs: list[InputSpec] = self._protocol.inputs(description)
+            return list(self._protocol.inputs(description))
         except (UnusableAnswerError, KeyError, TypeError, AttributeError):
             return []
-        return inputs

@@ -39,6 +39,7 @@ class OpenAIModelHandler(EndpointModelHandler):
 
     _path = ""
     _input = ""
+    _default_request_size = 1
 
     @accepts(EndpointOptions)
     def __init__(
@@ -85,15 +86,12 @@ class OpenAIModelHandler(EndpointModelHandler):
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> list[PredictionResult]:
-        """Send one request.
+        """Send one request, and return one ``PredictionResult`` per example.
 
         Args:
             batch: The examples.
             model: The client that ``create_client`` returned.
             inference_args: Fields of the request. They override ``parameters``.
-
-        Returns:
-            One ``PredictionResult`` per example.
 
         Raises:
             ElementError: An example has the wrong type.
@@ -134,7 +132,7 @@ class OpenAIModelHandler(EndpointModelHandler):
         return "BeamML_OpenAI"
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:
-        return 1 if max_request_size is None else max_request_size
+        return self._default_request_size if max_request_size is None else max_request_size
 
     def _check_fields(self, option: str, fields: Mapping[str, Any]) -> None:
         hints = {
@@ -229,9 +227,7 @@ class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
 
     _path = "/embeddings"
     _input = "input"
-
-    def _resolve_request_size(self, max_request_size: int | None) -> int:
-        return 32 if max_request_size is None else max_request_size
+    _default_request_size = 32
 
     def _build_input(self, batch: Sequence[Any]) -> Any:
         return to_strings(batch)

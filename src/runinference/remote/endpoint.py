@@ -33,13 +33,7 @@ class Endpoint:
 could read the key of KEY (api_key_env). Use https. Or set api_key_env=None if the server needs no key, or \
 key_over_http=True if you trust the network.
 
-    Attributes:
-        base_url: URL that paths are appended to.
-        api_key_env: Environment variable that holds the key. None if the server needs no key.
-        timeout: Seconds for a request, from the first byte sent to the last byte read.
-        headers: Additional headers for each request.
-        key_over_http: Whether the key may be sent unencrypted to another machine.
-        max_connections: Maximum number of open connections.
+    The fields are described at ``EndpointModelHandler``.
 
     Raises:
         OptionError: The URL is invalid or contains a secret, or the key would be sent unencrypted.
@@ -79,12 +73,7 @@ key_over_http=True if you trust the network.
             return host == "localhost" or host.endswith(".localhost")
 
     def create_client(self) -> HttpClient:
-        """Create a client that uses the key in this machine's environment.
-
-        Raises:
-            OptionError: The environment variable isn't set, or its value can't be a key.
-            ImportError: httpx isn't installed.
-        """
+        """Create a client with the key in this machine's environment, or raise ``OptionError`` if it has none."""
         return HttpClient(
             self.base_url,
             api_key=_read_key(self.api_key_env),
@@ -147,11 +136,6 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         )
 
     def create_client(self) -> Any:
-        """Create a client that uses the key in this worker's environment.
-
-        Raises:
-            OptionError: The environment variable isn't set, or its value can't be a key.
-        """
         return self._endpoint.create_client()
 
 

@@ -146,17 +146,11 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
 
     @abstractmethod
     def create_client(self) -> ModelT:
-        """Create the client that is passed to ``request``.
-
-        Called once per process. Several threads use the client at the same time.
-        """
+        """Create the client for ``request``. Called once per process; several threads share the client."""
 
     @abstractmethod
     def request(
-        self,
-        batch: Sequence[ExampleT],
-        model: ModelT,
-        inference_args: dict[str, Any] | None = None,
+        self, batch: Sequence[ExampleT], model: ModelT, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionT]:
         """Send one request, and return one prediction per example, in order.
 
@@ -166,7 +160,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             inference_args: Arguments for the call. Each attempt gets its own copy.
 
         Raises:
-            Exception: The request failed. The error is retried if ``retry_filter`` allows it.
+            Exception: Any error. It is retried if ``retry_filter`` allows it.
         """
 
     def load_model(self) -> ModelT:
@@ -174,14 +168,9 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         return self.create_client()
 
     def run_inference(
-        self,
-        batch: Sequence[ExampleT],
-        model: ModelT,
-        inference_args: dict[str, Any] | None = None,
+        self, batch: Sequence[ExampleT], model: ModelT, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionT]:
         """Return one prediction per example, in order. Don't override this method.
-
-        A batch is one request, or several that run concurrently.
 
         Raises:
             Exception: Error of the last attempt of the first failed request in the batch. Requests in flight are
@@ -220,10 +209,8 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         try:
             output = retry.call(self._send_once, pool, part, model, args)
         except Exception as error:
-            n_examples = count_examples(part)
-            self.logger.error(
-                "A request of %d examples failed and won't be retried: %r", n_examples, error
-            )
+            message = "A request of %d examples failed and won't be retried: %r"
+            self.logger.error(message, count_examples(part), error)
             raise
         return unbatch(output, len(part)) if is_sequence(part) else list(output)
 
@@ -244,8 +231,8 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         return output
 
     def _count_request(self, *, accepted: bool) -> None:
-        now = time.time() * 1_000
-        (self.throttler.successful_request if accepted else self.throttler.failed_request)(now)
+        count = self.throttler.successful_request if accepted else self.throttler.failed_request
+        count(time.time() * 1_000)
 
     def _create_pool(self) -> RequestPool:
         return RequestPool(self.max_concurrent_requests, self._rate_limiter)

@@ -40,17 +40,7 @@ class HttpClient:
         max_connections: int,
         bypass_proxy: bool,
     ) -> None:
-        """Create a client. Connections are opened on demand.
-
-        Args:
-            base_url: URL that paths are appended to.
-            api_key: Key to send as a bearer token with each request.
-            api_key_env: Environment variable of the key, for error messages.
-            headers: Additional headers for each request.
-            timeout: Seconds until a request times out.
-            max_connections: Maximum number of open connections.
-            bypass_proxy: Whether to ignore the proxy set in the environment.
-        """
+        """Create a client. Connections are opened on demand; ``api_key_env`` is only for error messages."""
         self._httpx: Any = need("httpx", extra="remote")
         self._base_url = base_url
         self._timeout = timeout

@@ -21,11 +21,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def to_json(value: Any) -> Any:
-    """Convert arrays to lists, and bytes to ``{"b64": …}`` as TensorFlow Serving expects.
-
-    Raises:
-        ElementError: A value has no JSON form.
-    """
+    """Convert arrays to lists, and bytes to ``{"b64": …}`` as TensorFlow Serving expects."""
     if isinstance(value, Mapping):
         return {name: to_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -57,31 +53,25 @@ def to_arrays(value: Any) -> Any:
 
 
 def get_field(response: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """Return a field of a response.
-
-    Raises:
-        UnusableAnswerError: The field is missing or has another type.
-    """
+    """Return a field of a response, or raise ``UnusableAnswerError`` if it is missing or has another type."""
     value = response.get(name) if isinstance(response, Mapping) else None
     if isinstance(value, kind):
         return value
-    if isinstance(response, Mapping):
-        found = f"the fields {sorted(response)}" + (
-            f" and the error {str(response['error'])[:200]!r}" if response.get("error") else ""
-        )
-    else:
-        found = repr(response)[:80]
     raise UnusableAnswerError(
-        f"The response has no valid {name!r}, it has {found}. Is this the right protocol?"
+        f"The response has no valid {name!r}: it is {describe_json(response)}. Is this the right protocol?"
     )
 
 
-def encode_tensor(name: str, array: Any) -> dict[str, Any]:
-    """Convert an array to a tensor of the Open Inference Protocol.
+def describe_json(value: Any) -> str:
+    """Return the keys and the error message of a dictionary, or the start of another value."""
+    if not isinstance(value, Mapping):
+        return f"{repr(value)[:80]} ({type(value).__name__})"
+    error = f", error {str(value['error'])[:200]!r}" if value.get("error") else ""
+    return f"{{{', '.join(map(repr, value))}}}{error}"
 
-    Raises:
-        ElementError: The protocol doesn't support the dtype of the array.
-    """
+
+def encode_tensor(name: str, array: Any) -> dict[str, Any]:
+    """Convert an array to a tensor of the Open Inference Protocol."""
     kind = array.dtype.kind
     datatype = "BYTES" if kind in "SUO" else _NAMES.get(array.dtype)
     if datatype is None:
@@ -108,11 +98,7 @@ def _decode_bytes(name: str, value: Any) -> Any:
 
 
 def decode_tensor(tensor: Mapping[str, Any]) -> Any:
-    """Convert a tensor of the Open Inference Protocol to an array.
-
-    Raises:
-        UnusableAnswerError: The data don't match the shape or the datatype.
-    """
+    """Convert a tensor of the Open Inference Protocol to an array."""
     name, shape, datatype = (tensor.get(key) for key in ("name", "shape", "datatype"))
     dtype = DTYPES.get(str(datatype), np.dtype(object) if datatype == "BYTES" else None)
     try:

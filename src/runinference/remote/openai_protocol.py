@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runinference.errors import ElementError, ResultMismatchError, UnusableAnswerError
+from runinference.remote.json_tensors import describe_json
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,10 @@ class Generation:
 
 
 def to_messages(example: Any) -> list[Any]:
-    """Convert an example to chat messages.
+    """Convert a string or a list of messages to chat messages, or raise ``ElementError``.
 
     >>> to_messages("Hello")
     [{'role': 'user', 'content': 'Hello'}]
-
-    Raises:
-        ElementError: The example is neither a string nor a list of messages.
     """
     if isinstance(example, str):
         return [{"role": "user", "content": str(example)}]
@@ -46,20 +44,16 @@ def to_messages(example: Any) -> list[Any]:
         return messages
     raise ElementError(
         "An element of a chat must be a string, or a list of messages such as {'role': 'user', 'content': '...'}. "
-        f"Got {_describe(example)}. Convert it with with_preprocess_fn."
+        f"Got {describe_json(example)}. Convert it with with_preprocess_fn."
     )
 
 
 def to_strings(batch: Sequence[Any]) -> list[str]:
-    """Convert examples to plain strings.
-
-    Raises:
-        ElementError: An example is not a string.
-    """
+    """Convert examples to plain strings, or raise ``ElementError`` if one isn't a string."""
     for index, example in enumerate(batch):
         if not isinstance(example, str):
             raise ElementError(
-                f"Element {index} of the request must be a string. Got {_describe(example)}. Convert it with "
+                f"Element {index} of the request must be a string. Got {describe_json(example)}. Convert it with "
                 "with_preprocess_fn."
             )
     return [str(example) for example in batch]
@@ -68,16 +62,13 @@ def to_strings(batch: Sequence[Any]) -> list[str]:
 def parse_generations(
     response: Any, n_examples: int, n_choices: Any, get_text: Callable[[Mapping[str, Any]], Any]
 ) -> list[Generation]:
-    """Parse the response to a chat or completions request.
+    """Return one ``Generation`` per example from the response to a chat or completions request.
 
     Args:
         response: The JSON response.
         n_examples: Number of examples in the request.
         n_choices: Number of choices that were requested for each example. None for one.
         get_text: Returns the text of a choice.
-
-    Returns:
-        One ``Generation`` per example.
 
     Raises:
         UnusableAnswerError: The response doesn't follow the protocol, or has no text.
@@ -95,11 +86,7 @@ def parse_generations(
 
 
 def get_chat_text(choice: Mapping[str, Any]) -> str:
-    """Return the text of a chat choice, or an empty string if the model called tools.
-
-    Raises:
-        UnusableAnswerError: There is neither a text nor a tool call.
-    """
+    """Return the text of a chat choice, or an empty string if the model called tools."""
     message = choice.get("message")
     if not isinstance(message, Mapping):
         raise UnusableAnswerError(f"A choice has no message: its fields are {sorted(choice)}.")
@@ -117,11 +104,7 @@ def get_chat_text(choice: Mapping[str, Any]) -> str:
 
 
 def get_completion_text(choice: Mapping[str, Any]) -> str:
-    """Return the text of a completion choice.
-
-    Raises:
-        UnusableAnswerError: There is no text.
-    """
+    """Return the text of a completion choice."""
     text = choice.get("text")
     if not isinstance(text, str):
         raise UnusableAnswerError(f"A choice has no text: its fields are {sorted(choice)}.")
@@ -129,10 +112,7 @@ def get_completion_text(choice: Mapping[str, Any]) -> str:
 
 
 def parse_embeddings(response: Any, n_examples: int) -> list[Any]:
-    """Parse the response to an embeddings request.
-
-    Returns:
-        One float32 vector per example.
+    """Return one float32 vector per example from the response to an embeddings request.
 
     Raises:
         UnusableAnswerError: The response doesn't follow the protocol, or the vectors have different lengths.
@@ -174,8 +154,8 @@ def _get_items(response: Any, name: str, n: int) -> list[dict[str, Any]]:
     items = response.get(name) if isinstance(response, Mapping) else None
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise UnusableAnswerError(
-            f"The response has no list {name!r}: it is {_describe(response)}. Does the server at base_url support "
-            "the OpenAI API?"
+            f"The response has no list {name!r}: it is {describe_json(response)}. Does the server at base_url "
+            "support the OpenAI API?"
         )
     if len(items) != n:
         hint = " If it takes one example per request, set max_request_size=1." if n > 1 else ""
@@ -190,12 +170,3 @@ def _get_items(response: Any, name: str, n: int) -> list[dict[str, Any]]:
             )
         return items  # the server doesn't number them
     return sorted(items, key=lambda item: int(item["index"]))
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Mapping):
-        error = value.get("error")
-        return f"{{{', '.join(map(repr, value))}}}" + (
-            f", error {str(error)[:200]!r}" if error else ""
-        )
-    return f"{repr(value)[:80]} ({type(value).__name__})"

@@ -58,12 +58,7 @@ class Backoff:
             raise OptionError(f"Backoff: jitter must be from 0 to 1, and is {self.jitter!r}.")
 
     def seconds(self, retry: int, error: BaseException) -> float:
-        """Return the seconds to wait before a retry.
-
-        Args:
-            retry: Number of the retry, counted from 1.
-            error: Error of the last attempt. If it has a ``retry_after``, the wait isn't shorter than that.
-        """
+        """Return the seconds to wait before a retry (1 is the first), at least the error's ``retry_after``."""
         jitter = random.random() * self.jitter
         requested = retry_after(error)
         if requested is not None:
@@ -155,15 +150,7 @@ def _get_status(error: Exception) -> int | None:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Calls a function again while its errors may be retried.
-
-    Attributes:
-        num_retries: Maximum number of retries.
-        retry_filter: Returns whether an error may be retried. ``RateLimitExceeded`` always is.
-        backoff: How long to wait before each retry.
-        logger: Logs a warning before each retry.
-        sleep: Waits a number of seconds.
-    """
+    """Retries a function on ``RateLimitExceeded`` and on errors for which ``retry_filter`` returns True."""
 
     num_retries: int
     retry_filter: Callable[[Exception], bool]

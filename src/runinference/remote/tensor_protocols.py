@@ -19,6 +19,8 @@ from runinference.remote.json_tensors import (
     to_json,
 )
 
+_Fields = Mapping[str, Any]
+
 
 class TensorProtocol(Protocol):
     """The requests and responses of a kind of model server."""
@@ -42,9 +44,7 @@ class TensorProtocol(Protocol):
     def renamed(self, model_id: str) -> Any:
         """Return a copy for another model."""
 
-    def body(
-        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
-    ) -> Any:
+    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         """Return the JSON body of a request.
 
         Args:
@@ -116,9 +116,7 @@ class KServeV2(_NamedModel):
     def path(self) -> str:
         return f"{self.description_path}/infer"
 
-    def body(
-        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
-    ) -> Any:
+    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         arrays = bind_inputs(batch, inputs or _infer_inputs(batch[0]), {})
         body: dict[str, Any] = {
             "inputs": [encode_tensor(name, array) for name, array in arrays.items()]
@@ -174,9 +172,7 @@ class TFServing(_NamedModel):
         version = "" if self.version is None else f"/versions/{self.version}"
         return f"/v1/models/{self.model_name}{version}:predict"
 
-    def body(
-        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
-    ) -> Any:
+    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         signature = {} if self.signature_name is None else {"signature_name": self.signature_name}
         return {**signature, **fields, **self._encode(batch)}
 
@@ -226,9 +222,7 @@ class TorchServe(_NamedModel):
     def path(self) -> str:
         return f"/predictions/{self.model_id}"
 
-    def body(
-        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
-    ) -> Any:
+    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         if len(batch) != 1 or fields:
             raise OptionError(
                 "A request to TorchServe contains one example and nothing else. To fix this, remove "

@@ -33,14 +33,7 @@ class Throttle:
         namespace: str = "",
         throttle_delay_secs: int = 5,
     ) -> None:
-        """Start with an empty history.
-
-        Args:
-            window_ms: Length of the history, in milliseconds.
-            bucket_ms: Resolution of the history, in milliseconds.
-            overload_ratio: Ratio of requests to accepted requests above which new requests are delayed.
-            namespace: Namespace of the metric ``cumulativeThrottlingSeconds``, and name of the logger.
-            throttle_delay_secs: Whole seconds to delay a request.
+        """Take the options that ``RemoteModelHandler`` describes.
 
         Raises:
             OptionError: A value is out of range.

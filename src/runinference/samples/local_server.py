@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-#: Returns the JSON response for the path, the headers and the parsed body of a request. The body of a GET is None.
 Answer = Callable[[str, Any, Any], Any]
 
 
@@ -68,14 +67,10 @@ class _RequestHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[str]:
-    """Run a server on a free port of this machine until the block ends.
+    """Run a server on a free port of this machine while the block runs, and yield its URL.
 
     Args:
-        answer: Function of a request's path, headers and parsed JSON body (None for a GET) that returns the JSON
-            response.
-
-    Yields:
-        The URL of the server.
+        answer: Returns the JSON response for a path, headers and a parsed JSON body, which is None for a GET.
     """
     with _Server(("127.0.0.1", 0), _RequestHandler) as server:
         server.answer = answer

@@ -13,11 +13,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from runinference.extras import need
+from runinference.remote.json_tensors import encode_tensor
 from runinference.samples import models
 from runinference.samples.local_server import ErrorResponse, serving
 
@@ -73,9 +75,9 @@ def llm(
         yield f"{url}/v1"
 
 
+@dataclass
 class _Digits:
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    model: Any
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
         base = "/v2/models/digits"
@@ -104,46 +106,31 @@ class _Digits:
         if pixels["name"] != "pixels" or pixels["datatype"] != "FP32":
             raise ErrorResponse(400, {"error": "the only input is 'pixels', of datatype FP32"})
         rows = np.reshape(np.asarray(pixels["data"], np.float32), pixels["shape"])
-        functions = {
-            "label": ("INT64", self._model.predict),
-            "probabilities": ("FP64", self._model.predict_proba),
-        }
-        outputs = []
-        for name in (output["name"] for output in body.get("outputs", [{"name": "label"}])):
-            datatype, function = functions[name]
-            array = function(rows)
-            outputs.append(
-                {
-                    "name": name,
-                    "datatype": datatype,
-                    "shape": list(array.shape),
-                    "data": array.ravel().tolist(),
-                }
-            )
+        functions = {"label": self.model.predict, "probabilities": self.model.predict_proba}
+        names = [output["name"] for output in body.get("outputs", [{"name": "label"}])]
+        outputs = [encode_tensor(name, functions[name](rows)) for name in names]
         return {"model_name": "digits", "outputs": outputs}
 
     def _labels(self, rows: Any) -> list[int]:
-        labels: list[int] = self._model.predict(np.asarray(rows, np.float64)).tolist()
+        labels: list[int] = self.model.predict(np.asarray(rows, np.float64)).tolist()
         return labels
 
 
+@dataclass
 class _Llm:
-    def __init__(
-        self, key: str | None, troubles: list[int], retry_after: float, seconds: float
-    ) -> None:
-        self._key = key
-        self._troubles = troubles
-        self._retry_after = retry_after
-        self._seconds = seconds
+    key: str | None
+    troubles: list[int]
+    retry_after: float
+    seconds: float
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
-        if self._key is not None and headers.get("Authorization") != f"Bearer {self._key}":
+        if self.key is not None and headers.get("Authorization") != f"Bearer {self.key}":
             raise _error_response(401, "Incorrect API key provided")
-        if self._troubles:
-            status = self._troubles.pop(0)
-            wait = {"Retry_After": str(self._retry_after)} if self._retry_after else {}
+        if self.troubles:
+            status = self.troubles.pop(0)
+            wait = {"Retry_After": str(self.retry_after)} if self.retry_after else {}
             raise _error_response(status, "Try again later", **wait)
-        time.sleep(self._seconds)
+        time.sleep(self.seconds)
         routes: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
             "/v1/chat/completions": ("shout", "messages", self._chat),
             "/v1/completions": ("shout", "prompt", self._complete),
@@ -163,11 +150,8 @@ class _Llm:
     def _chat(self, messages: Any) -> Any:
         prompt = " ".join(str(message["content"]) for message in messages)
         text = str(messages[-1]["content"]).upper()
-        choice = {
-            "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": text},
-        }
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
         return {"choices": [choice], "usage": _usage(_count_words(prompt), _count_words(text))}
 
     def _complete(self, prompt: Any) -> Any:
