@@ -1,4 +1,4 @@
-"""Small batches of several threads share a call, and each thread gets its own results or its own error."""
+"""Small batches of several threads share a model call, and each thread gets its own results or error."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +16,19 @@ from runinference.transforms.engine import InferenceEngine
 
 
 class Model:
-    """Doubles numbers; its first call waits until it is let go, so that others form a line."""
+    """Doubles numbers. Its first call blocks until ``resume`` is set, so that other batches are queued."""
 
     def __init__(self, memory=1_000):
         self.memory = memory
         self.calls = []
         self.entered = threading.Event()
-        self.let_go = threading.Event()
+        self.resume = threading.Event()
 
     def __call__(self, numbers):
         self.calls.append(list(numbers))
         if len(self.calls) == 1:
             self.entered.set()
-            assert self.let_go.wait(30)
+            assert self.resume.wait(30)
         if -1 in numbers:
             raise ValueError("minus one")
         if len(numbers) > self.memory:
@@ -36,32 +36,32 @@ class Model:
         return [2 * number for number in numbers]
 
 
-def together(batches, most=64, policy=None, memory=1_000):
-    """The model, and what each batch got: the first while the model is free, the others while it is busy."""
+def call_together(batches, max_size=64, policy=None, memory=1_000):
+    """Call a model with the first batch, and with the others while it is busy. Return it and the outcomes."""
     model, coalescer = Model(memory), BatchCoalescer(policy or BatchPolicy())
-    got = {}
+    outcomes = {}
 
     def work(batch):
         try:
-            got[tuple(batch)] = coalescer.call(batch, most, model)
+            outcomes[tuple(batch)] = coalescer.call(batch, max_size, model)
         except (ValueError, MemoryError) as error:
-            got[tuple(batch)] = str(error) or type(error).__name__
+            outcomes[tuple(batch)] = str(error) or type(error).__name__
 
     threads = [threading.Thread(target=work, args=(batch,)) for batch in batches]
     threads[0].start()
     assert model.entered.wait(30)
     for number, thread in enumerate(threads[1:], start=1):
         thread.start()
-        while len(coalescer._line) < number:
+        while len(coalescer._queue) < number:
             pass
-    model.let_go.set()
+    model.resume.set()
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
-    return model, got
+    return model, outcomes
 
 
-def test_a_single_thread_calls_the_model_itself():
+def test_a_single_thread_makes_its_own_calls():
     calls = []
     coalescer = BatchCoalescer(BatchPolicy())
     for _ in range(3):
@@ -69,37 +69,37 @@ def test_a_single_thread_calls_the_model_itself():
     assert calls == [[1], [1], [1]]
 
 
-def test_who_waits_shares_the_next_call_and_gets_its_own_results():
-    model, got = together([[1, 2], [3], [4, 5], [6]])
+def test_combines_queued_batches_and_returns_to_each_its_results():
+    model, outcomes = call_together([[1, 2], [3], [4, 5], [6]])
     assert model.calls == [[1, 2], [3, 4, 5, 6]]
-    assert got == {(1, 2): [2, 4], (3,): [6], (4, 5): [8, 10], (6,): [12]}
+    assert outcomes == {(1, 2): [2, 4], (3,): [6], (4, 5): [8, 10], (6,): [12]}
 
 
-def test_a_shared_call_that_runs_out_of_memory_is_made_again_in_halves():
+def test_repeats_a_combined_call_in_halves_when_out_of_memory():
     batches = [[1], [2, 3], [4, 5], [6, 7], [8, 9, 10, 11, 12]]
-    model, got = together(batches, memory=4)
+    model, outcomes = call_together(batches, memory=4)
     assert model.calls[1] == list(range(2, 13))
     assert [2, 3, 4, 5] in model.calls  # a half that fits
-    assert got.pop((8, 9, 10, 11, 12)) == "MemoryError"  # its own; who called divides it
-    assert got == {tuple(batch): [2 * n for n in batch] for batch in batches[:4]}
+    assert outcomes.pop((8, 9, 10, 11, 12)) == "MemoryError"  # the caller divides its own batch
+    assert outcomes == {tuple(batch): [2 * n for n in batch] for batch in batches[:4]}
 
 
-def test_a_call_holds_no_more_than_a_batch_may():
-    model, got = together([[1], [2, 3], [4, 5], [6, 7]], most=4)
+def test_a_combined_call_keeps_the_limits_of_a_batch():
+    model, outcomes = call_together([[1], [2, 3], [4, 5], [6, 7]], max_size=4)
     assert model.calls == [[1], [2, 3, 4, 5], [6, 7]]
-    assert len(got) == 4
+    assert len(outcomes) == 4
     n_bytes = 2 * (1).__sizeof__()
-    model, got = together([[1], [2, 3], [4]], policy=BatchPolicy(max_batch_bytes=n_bytes))
+    model, outcomes = call_together([[1], [2, 3], [4]], policy=BatchPolicy(max_batch_bytes=n_bytes))
     assert model.calls == [[1], [2, 3], [4]]
 
 
-def test_an_error_is_met_by_the_thread_whose_batch_it_is_and_by_no_other():
-    model, got = together([[1], [2], [-1], [3]])
-    assert got == {(1,): [2], (2,): [4], (-1,): "minus one", (3,): [6]}
+def test_an_error_is_raised_only_in_the_thread_whose_batch_fails():
+    model, outcomes = call_together([[1], [2], [-1], [3]])
+    assert outcomes == {(1,): [2], (2,): [4], (-1,): "minus one", (3,): [6]}
     assert model.calls[1] == [2, -1, 3]
 
 
-def test_after_an_error_the_model_is_free_again():
+def test_can_be_called_again_after_an_error():
     coalescer = BatchCoalescer(BatchPolicy())
 
     def fail(batch):
@@ -111,7 +111,7 @@ def test_after_an_error_the_model_is_free_again():
     assert coalescer.call([1], 64, list) == [1]
 
 
-def test_many_threads_each_get_their_own():
+def test_many_threads_get_their_own_results():
     coalescer = BatchCoalescer(BatchPolicy())
     wrong = []
 
@@ -131,7 +131,7 @@ def test_many_threads_each_get_their_own():
 
 
 class Gated(ModelHandler):
-    """Doubles up to ``memory`` numbers at a time; where there is a gate, its next call waits until it opens."""
+    """Doubles up to ``memory`` numbers at a time. If ``gate`` is set, the next call waits for it."""
 
     calls: list[int] = []
     memory = 1_000
@@ -168,7 +168,7 @@ class RecordingEngine(InferenceEngine):
 
 
 def threads_of_a_step(n, memory=1_000):
-    """The engines of ``n`` threads that share a model, and what calls them together: 4 numbers each."""
+    """Return engines of ``n`` threads that share a model, its version, and a function that calls all at once."""
     Gated.calls, Gated.memory = [], memory
     step = RunInference(Gated(min_batch_size=16, max_batch_size=16))._config()
     threads = [RecordingEngine(step) for _ in range(n)]
@@ -180,14 +180,11 @@ def threads_of_a_step(n, memory=1_000):
         with ThreadPoolExecutor(n) as pool:
             outcomes = [pool.submit(threads[0].infer, version, [0, 0, 0, 0])]
             assert Gated.entered.wait(30)
-            line = (
-                threads[0]
-                .session.models.coalescer_for(step.session.models.name, version.name, version)
-                ._line
-            )
+            registry = threads[0].session.models
+            queue = registry.coalescer_for(step.session.models.name, version)._queue
             for number, thread in enumerate(threads[1:], start=1):
                 outcomes.append(pool.submit(thread.infer, version, [number] * 4))
-                while len(line) < number:
+                while len(queue) < number:
                     pass
             gate.set()
         assert [each.result() for each in outcomes] == [[2 * k] * 4 for k in range(n)]
@@ -195,7 +192,7 @@ def threads_of_a_step(n, memory=1_000):
     return threads, version, call_together
 
 
-def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones_fit():
+def test_a_combined_call_that_runs_out_of_memory_lowers_the_batch_size():
     threads, version, call_together = threads_of_a_step(4, memory=8)
     call_together()
     assert Gated.calls == [4, 12, 8, 4]
@@ -205,7 +202,7 @@ def test_a_shared_call_that_runs_out_of_memory_lowers_the_size_and_the_next_ones
     assert Gated.calls == [4, 4, 4, 4]
 
 
-def test_a_shared_call_that_fits_raises_the_size_again():
+def test_combined_calls_that_fit_raise_the_batch_size_again():
     threads, version, call_together = threads_of_a_step(3, memory=8)
     threads[0].session.size_for(version).record_out_of_memory(16)
     for _ in range(32):
@@ -213,7 +210,7 @@ def test_a_shared_call_that_fits_raises_the_size_again():
     assert threads[0].session.size_for(version).max_size == 16
 
 
-def test_a_shared_call_is_measured_once_with_the_elements_of_all():
+def test_metrics_count_a_combined_call_once_with_all_its_elements():
     threads, _, call_together = threads_of_a_step(4)
     call_together()
     assert Gated.calls == [4, 12]
@@ -222,7 +219,7 @@ def test_a_shared_call_is_measured_once_with_the_elements_of_all():
     assert [thread.recorded.inferred.call_args.args for thread in threads] == [(4,)] * 4
 
 
-def test_calls_whose_arguments_may_differ_are_not_shared(tmp_path):
+def test_does_not_combine_calls_whose_arguments_may_differ(tmp_path):
     handler = SklearnModelHandlerNumpy(model_uri=linear_regression(tmp_path / "model.pickle"))
     with beam.Pipeline(runner=RUNNER) as pipeline:
         arguments = beam.pvalue.AsDict(pipeline | beam.Create([("a", 1)]))

@@ -1,4 +1,4 @@
-"""A model is borrowed for a call: given up when it is stuck, and no other call suffers from that."""
+"""A call that exceeds the timeout is abandoned, without affecting calls of other threads."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from apache_beam.internal import pickler
-from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
 from runinference import ModelHandler, ModelMetadata, RunInference
 from runinference.errors import ChildDiedError
-from runinference.transforms.infer_dofn import InferDoFn
+from serving import workers
 
 
 class Hanging(ModelHandler):
-    """Hangs on 13 until a file is there; tells by another file that it does."""
+    """Hangs on 13 until the file ``resume`` exists. Touches the file ``hangs`` first."""
 
     def __init__(self, folder: Path, **options) -> None:
         super().__init__(**options)
@@ -33,12 +30,12 @@ class Hanging(ModelHandler):
 
     def update_model_path(self, model_path=None):
         if model_path == "missing":
-            self.load_model = _fail
+            self.load_model = _raise_not_found
 
     def run_inference(self, batch, model, inference_args=None):
         if 13 in batch:
             (self.folder / "hangs").touch()
-            while not (self.folder / "enough").exists():
+            while not (self.folder / "resume").exists():
                 time.sleep(0.01)
         return [(x, model) for x in batch]
 
@@ -47,36 +44,23 @@ class Hanging(ModelHandler):
         return len((self.folder / "loads").read_text().split())
 
 
-def _fail():
+def _raise_not_found():
     raise FileNotFoundError("no such model")
 
 
-class Worker:
-    """A thread of a worker, with a copy of the DoFn of its own."""
-
-    def __init__(self, step) -> None:
-        self.do_fn = pickler.loads(pickler.dumps(InferDoFn(step)))
-        self.do_fn.setup()
-
+class Worker(workers.Worker):
     def bundle(self, *elements, update=None):
-        """The results, and the elements set aside."""
-        self.do_fn.start_bundle()
-        outputs = []
-        for element in elements:
-            origin = WindowedValue(element, 0, (GlobalWindow(),))
-            outputs += self.do_fn.process(element, origin, update) or ()
-        outputs += self.do_fn.finish_bundle()
-        bad = [out.value.value[0] for out in outputs if isinstance(out, TaggedOutput)]
-        return [out.value[0] for out in outputs if not isinstance(out, TaggedOutput)], bad
+        results, dead = super().bundle(*elements, update=update)
+        return [x for x, _ in results], dead
 
 
 @pytest.fixture
 def handler(tmp_path):
     yield Hanging(tmp_path, max_batch_size=1)
-    (tmp_path / "enough").touch()  # threads that hang end
+    (tmp_path / "resume").touch()  # ends the threads that hang
 
 
-def changed(config, **changes):
+def with_session(config, **changes):
     return replace(config, session=replace(config.session, **changes))
 
 
@@ -87,14 +71,14 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("use_subprocess", [True, False], ids=["in a child", "in this process"])
-def test_a_call_that_hangs_does_no_harm_to_those_of_other_threads(handler, use_subprocess):
-    """Those who waited for their turn in the child were set aside with the one that hung."""
+@pytest.mark.parametrize("use_subprocess", [True, False], ids=["subprocess", "in process"])
+def test_a_call_that_times_out_does_not_fail_the_calls_of_other_threads(handler, use_subprocess):
+    """Calls that waited for the subprocess used to become dead letters too."""
     transform = RunInference(handler).with_exception_handling(
         use_subprocess=use_subprocess, timeout=120
     )
     step = transform._config()
-    workers = [Worker(changed(step, timeout=2)), *(Worker(step) for _ in range(3))]
+    workers = [Worker(with_session(step, timeout=2)), *(Worker(step) for _ in range(3))]
     assert workers[1].bundle(0) == ([0], [])
     with ThreadPoolExecutor(4) as threads:
         stuck = threads.submit(workers[0].bundle, 13)
@@ -106,50 +90,50 @@ def test_a_call_that_hangs_does_no_harm_to_those_of_other_threads(handler, use_s
     assert handler.loads == 2
 
 
-class InTurn:
-    """A model that works on one call at a time."""
+class SerialModel:
+    """A model that runs one call at a time."""
 
     n_bytes = 1
-    abandoned = False
+    terminated = False
 
     def __init__(self, version) -> None:
-        self.turn, self.gone, self.thread = threading.Lock(), threading.Event(), None
+        self.lock, self.ended, self.thread_id = threading.Lock(), threading.Event(), None
 
     def run(self, handler, batch, inference_args):
-        with self.turn:
-            self.thread = threading.get_ident()
+        with self.lock:
+            self.thread_id = threading.get_ident()
             if batch == [13]:
-                self.gone.wait(60)
-            if self.abandoned:
-                raise ChildDiedError("gone")
+                self.ended.wait(60)
+            if self.terminated:
+                raise ChildDiedError("ended")
             return [(x, 0) for x in batch]
 
-    def works_for(self, thread) -> bool:
-        return self.thread == thread
+    def is_running(self, thread_id) -> bool:
+        return self.thread_id == thread_id
 
-    def abandon(self) -> None:
-        self.abandoned = True
-        self.gone.set()
+    def terminate(self) -> None:
+        self.terminated = True
+        self.ended.set()
 
     def close(self) -> None:
         pass
 
 
-def test_the_time_for_a_call_begins_when_it_is_its_turn(handler):
+def test_the_timeout_does_not_include_the_wait_for_other_calls(handler):
     step = RunInference(handler).with_exception_handling(timeout=1)._config()
-    step = changed(step, placement=InTurn)
-    first, second = Worker(changed(step, timeout=3)), Worker(step)
+    step = with_session(step, placement=SerialModel)
+    first, second = Worker(with_session(step, timeout=3)), Worker(step)
     assert second.bundle(0) == ([0], [])
     [model] = [entry.model for entry in second.do_fn._engine.session.models.cache._entries.values()]
     with ThreadPoolExecutor(1) as threads:
         stuck = threads.submit(first.bundle, 13)
-        while not model.turn.locked():
+        while not model.lock.locked():
             time.sleep(0.01)
         assert second.bundle(1) == ([1], [])
         assert stuck.result(60) == ([], [13])
 
 
-def test_where_a_new_model_is_broken_it_is_the_old_one_that_is_given_up(handler):
+def test_reloads_the_old_model_if_its_call_times_out_after_a_failed_refresh(handler):
     transform = RunInference(handler, model_metadata_pcoll=object())
     worker = Worker(transform.with_exception_handling(timeout=5)._config())
     assert worker.bundle(1) == ([1], [])
@@ -161,18 +145,18 @@ def test_where_a_new_model_is_broken_it_is_the_old_one_that_is_given_up(handler)
     assert handler.loads == 2
 
 
-def test_a_model_that_hangs_while_it_loads_is_given_up_too(tmp_path):
-    class Slow(Hanging):
+def test_a_load_that_hangs_times_out(tmp_path):
+    class SlowToLoad(Hanging):
         first = True
-        go_on = threading.Event()
+        resume = threading.Event()
 
         def load_model(self):
-            hangs, Slow.first = Slow.first, False
+            hangs, SlowToLoad.first = SlowToLoad.first, False
             if hangs:
-                self.go_on.wait(60)
+                self.resume.wait(60)
             return super().load_model()
 
-    worker = Worker(RunInference(Slow(tmp_path)).with_exception_handling(timeout=3)._config())
+    worker = Worker(RunInference(SlowToLoad(tmp_path)).with_exception_handling(timeout=3)._config())
     assert worker.bundle(1) == ([], [1])
     assert worker.bundle(2) == ([2], [])
-    Slow.go_on.set()
+    SlowToLoad.resume.set()

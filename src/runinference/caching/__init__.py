@@ -1,1 +1,1 @@
-"""Keep loaded models within a limit: the model cache and its memory budget. Imports no framework."""
+"""Model cache with LRU eviction, and memory budgets."""

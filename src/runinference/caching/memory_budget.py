@@ -1,25 +1,26 @@
-"""The model manager: one budget of memory for the models of all steps that ask for it."""
+"""The memory budget of the model manager, the memory of this machine, and the memory that a model takes."""
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from itertools import product
 from pathlib import Path, PurePosixPath
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
 from typing import Any
 
 from runinference.caching.model_cache import CacheLimits
 from runinference.errors import UnknownOptionError, suggest
 
-_FIELDS = {
-    "max_models": "models",
-    "max_model_bytes": "n_bytes",
+_LIMITS = {
+    "max_models": "max_models",
+    "max_model_bytes": "max_bytes",
     "wait_timeout_seconds": "wait_secs",
 }
-# What tunes Beam's manager for a GPU that it polls: understood, so that a program written for it runs here, but
-# of no effect, because this one counts the bytes of the models themselves.
-_OF_BEAM = frozenset(
+# Accepted for compatibility, and ignored: they tune how Beam's model manager polls a GPU.
+_BEAM_ONLY = frozenset(
     {
         "monitor",
         "slack_percentage",
@@ -36,39 +37,65 @@ _OF_BEAM = frozenset(
 
 
 def limits_from_args(arguments: Mapping[str, Any]) -> CacheLimits:
-    """The budget that ``model_manager_args`` describe; by default three quarters of the memory there is.
+    """Convert ``model_manager_args`` to cache limits; by default, three quarters of the available memory.
 
-    >>> limits_from_args({"max_models": 2}).models
+    >>> limits_from_args({"max_models": 2}).max_models
     2
 
     Raises:
-        UnknownOptionError: An argument is not known.
+        UnknownOptionError: If an argument is unknown.
     """
     for name in arguments:
-        if name not in _FIELDS and name not in _OF_BEAM:
-            known = [*_FIELDS, *sorted(_OF_BEAM)]
+        if name not in _LIMITS and name not in _BEAM_ONLY:
+            known = [*_LIMITS, *sorted(_BEAM_ONLY)]
             raise UnknownOptionError(f"model_manager_args has no {name!r}.{suggest(name, known)}")
-    fields = {_FIELDS[name]: value for name, value in arguments.items() if name in _FIELDS}
-    if "models" not in fields and "n_bytes" not in fields:
-        fields["n_bytes"] = available_memory_bytes() * 3 // 4
+    fields = {_LIMITS[name]: value for name, value in arguments.items() if name in _LIMITS}
+    if "max_models" not in fields and "max_bytes" not in fields:
+        fields["max_bytes"] = available_memory_bytes() * 3 // 4
     return CacheLimits(**fields)
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:
-    """The memory models can live in: of the first GPU if PyTorch sees one, else of the machine or the container.
+    """Return the memory of the first GPU if PyTorch finds one, else that of the container or machine.
 
     Args:
-        root: Where ``proc`` and ``sys`` are.
+        root: The directory that contains ``proc`` and ``sys``.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *_limits_of_container(root)])
+    return min([machine, *_container_limits(root)])
+
+
+def _container_limits(root: Path) -> Iterator[int]:
+    """Yield the memory limits of the control groups (v1 and v2) of this process and of their parents.
+
+    In a container, ``/proc/self/cgroup`` may show the path on the host. The limit is then that of the mount.
+    """
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        is_v1 = bool(controllers)
+        mounts = ["sys/fs/cgroup/memory"] if is_v1 else ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
+        name = "memory.limit_in_bytes" if is_v1 else "memory.max"
+        group = PurePosixPath(path.lstrip("/"))
+        for mount, each in itertools.product(mounts, [group, *group.parents]):
+            limit = _read(root / mount / each / name).strip()
+            if limit.isdecimal():  # otherwise the file is missing or contains "max"
+                yield int(limit)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def resident_bytes() -> int:
-    """The memory this process holds now; where the system does not tell, the most it ever held."""
+    """Return the resident memory of this process, or its peak where the system reports only that."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -78,32 +105,45 @@ def resident_bytes() -> int:
         import resource
     except ImportError:
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _limits_of_container(root: Path) -> Iterator[int]:
-    """The bytes that the control groups of this process may use, those around them too; versions 1 and 2.
+def model_bytes(model: Any) -> int:
+    """Estimate the memory of a model from the parameters, arrays and objects that Python can reach.
 
-    In a container the path of a group may be that outside of it; then the mounted root is the container's own.
+    >>> model_bytes({"weights": np.zeros(1000)}) // 1000
+    8
     """
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mounts = (
-            ["sys/fs/cgroup/memory"] if controllers else ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
-        )
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
-        group = PurePosixPath(path.lstrip("/"))
-        for mount, each in product(mounts, [group, *group.parents]):
-            limit = _read(root / mount / each / name).strip()
-            if limit.isdecimal():  # else there is none, or it is "max"
-                yield int(limit)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return sum(map(_nbytes, itertools.chain(model.parameters(), model.buffers())))
+    seen: set[int] = set()
+    total, found = 0, [model]
+    while found and len(seen) < _MAX_OBJECTS:
+        new = {id(x): x for x in found if id(x) not in seen and not issubclass(type(x), _SKIPPED)}
+        sample = list(new.values())[: _MAX_OBJECTS - len(seen)]
+        seen.update(map(id, sample))
+        n_bytes = sum(max(_sizeof(x), _nbytes(x)) for x in sample)
+        total += n_bytes * len(new) // max(len(sample), 1)
+        found = gc.get_referents(*sample)
+    return total
 
 
-def _read(path: Path) -> str:
+_SKIPPED = (type, ModuleType, FunctionType, BuiltinFunctionType)
+_MAX_OBJECTS = 100_000
+
+
+def _sizeof(value: Any) -> int:
+    # A __sizeof__ written in Python could call a server, as that of a remote proxy, or record the call (Mock).
+    method = type(value).__sizeof__
+    return (method if isinstance(method, MethodDescriptorType) else object.__sizeof__)(value)
+
+
+def _nbytes(value: Any) -> int:
+    if not hasattr(type(value), "nbytes"):
+        return 0
     try:
-        return path.read_text()
-    except OSError:
-        return ""
+        return int(value.nbytes)
+    except Exception:  # sparse tensors raise
+        return 0

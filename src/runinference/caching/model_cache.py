@@ -1,4 +1,4 @@
-"""The models that a process holds: loaded once, lent while they are used, put away when there is no room."""
+"""A cache of loaded models: least recently used (LRU) eviction, within limits of number and memory."""
 
 from __future__ import annotations
 
@@ -14,92 +14,97 @@ from runinference.errors import OptionError
 
 
 class CachedModel(Protocol):
-    """What lies on a cache."""
+    """A model that a cache can hold."""
 
     n_bytes: int
 
     def close(self) -> None:
-        """Frees what the model holds; called once, after its last lease."""
+        """Free the model. The cache calls this once, after the last user released the model."""
 
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """How much a cache may hold.
+    """The limits of a cache.
 
     Attributes:
-        models: The most models; None for any number.
-        n_bytes: The most bytes of models, as far as each alone is smaller; None for any number.
-        wait_secs: Seconds to wait for another lease to end where nothing can be put away. When they are over,
-            the model is loaded all the same. A value of 0 does not wait.
+        max_models: The maximum number of models; None for no limit.
+        max_bytes: The maximum number of bytes of all models; None for no limit. A single model may exceed it.
+        wait_secs: Seconds to wait for a model to be released if all loaded models are in use. After that time,
+            the new model is loaded beyond the limits. A value of 0 does not wait.
     """
 
-    models: int | None = None
-    n_bytes: int | None = None
+    max_models: int | None = None
+    max_bytes: int | None = None
     wait_secs: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("models", "n_bytes"):
+        for name in ("max_models", "max_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise OptionError(f"CacheLimits for {name} must be at least 1, and is {value!r}.")
+                raise OptionError(f"The {name} of a model cache must be at least 1, not {value!r}.")
 
 
 class ModelCache:
-    """Lends models by name.
+    """A thread-safe cache of models, by name.
 
-    A model is loaded when it is first asked for, by one thread at a time; others that ask for it wait, those
-    that ask for another do not. Where there is no room, the model that was used least recently is put away
-    first, but never one that is lent; it takes room until it is closed. A load that fails leaves nothing behind.
+    The first thread that acquires a model loads it, and other threads that acquire the same model wait. If a limit
+    is reached, the least recently used model is evicted. Models in use are never evicted, and a model counts until
+    it is closed.
 
     >>> class Model:
     ...     n_bytes = 1
-    ...     def close(self): print("put away")
-    >>> cache = ModelCache(CacheLimits(models=1))
-    >>> with cache.lease("a", Model) as model:
+    ...     def close(self): print("closed")
+    >>> cache = ModelCache(CacheLimits(max_models=1))
+    >>> with cache.acquire("a", Model) as model:
     ...     pass
-    >>> with cache.lease("b", Model) as model:
+    >>> with cache.acquire("b", Model) as model:
     ...     pass
-    put away
+    closed
     """
 
-    def __init__(self, room: CacheLimits) -> None:
-        self._room = room
+    def __init__(self, limits: CacheLimits) -> None:
+        self._limits = limits
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
-        self._leaving: list[CacheEntry] = []
+        self._closing: list[CacheEntry] = []
         self._sizes: dict[str, int] = {}
         self._changed = threading.Condition()
         self._evictions = 0
 
     @contextmanager
-    def lease(self, name: str, load: Callable[[], Any], *, beside: bool = False) -> Iterator[Any]:
-        """Lends the model of a name for the length of the block.
+    def acquire(
+        self, name: str, load: Callable[[], Any], *, exceed_limits: bool = False
+    ) -> Iterator[Any]:
+        """Provide a model for the length of a ``with`` block.
 
         Args:
-            name: Of the model.
-            load: Makes the model, if it is not here.
-            beside: Load it even where there is no room, because another must not be put away before this one
-                is known to be good.
+            name: The name of the model.
+            load: Loads the model if the cache does not hold it.
+            exceed_limits: Load the model at once even if no other can be evicted. A model refresh needs this: the
+                old model stays in use until the new one is loaded.
         """
-        entry = self._enter(name)
+        entry = self._start_use(name)
         try:
-            with entry.loading:
+            with entry.load_lock:
                 if entry.model is None:
-                    self._load(entry, load, beside)
+                    self._load(entry, load, exceed_limits)
             yield entry.model
         finally:
-            self._leave(entry)
+            self._end_use(entry)
 
     def expire(self, name: str) -> None:
-        """Puts a model away after its last lease, unless it is asked for again before."""
+        """Close a model when it is released, unless it is acquired again before."""
         with self._changed:
             if entry := self._entries.get(name):
                 entry.expired = True
-        self._put_away(self._taken(lambda: self._first(lambda entry: entry.expired)))
+        self._close(self._remove_while(self._next_expired))
 
     def invalidate(self, name: str, model: Any) -> None:
-        """Forgets a model that is stuck, or None for one that is stuck while it loads: who asks gets a fresh one.
+        """Forget a model that hangs, so that the next thread to acquire it loads a new one.
 
-        One that has taken its place by now stays.
+        Args:
+            name: The name of the model.
+            model: The model that hangs; None if it hangs while it loads. If the cache already holds another model
+                under the name, that one stays.
         """
         with self._changed:
             entry = self._entries.get(name)
@@ -108,21 +113,21 @@ class ModelCache:
             del self._entries[name]
             unused = entry.users == 0 and model is not None
             self._changed.notify_all()
-        if unused:  # else who leaves last closes it
+        if unused:  # otherwise its last user closes it
             model.close()
 
     def drain_evictions(self) -> int:
-        """How many models were put away for others since this was last asked."""
+        """Return the number of evictions since the last call."""
         with self._changed:
             evictions, self._evictions = self._evictions, 0
             return evictions
 
     def names(self) -> list[str]:
-        """The models that are loaded now, least recently used first."""
+        """Return the names of the loaded models, least recently used first."""
         with self._changed:
             return [name for name, entry in self._entries.items() if entry.model is not None]
 
-    def _enter(self, name: str) -> CacheEntry:
+    def _start_use(self, name: str) -> CacheEntry:
         with self._changed:
             entry = self._entries.get(name)
             if entry is None:
@@ -132,106 +137,107 @@ class ModelCache:
             self._entries.move_to_end(name)
             return entry
 
-    def _load(self, entry: CacheEntry, load: Callable[[], Any], beside: bool) -> None:
-        self._make_room(entry, wait=not beside)
+    def _load(self, entry: CacheEntry, load: Callable[[], Any], exceed_limits: bool) -> None:
+        self._make_room(entry, 0 if exceed_limits else self._limits.wait_secs)
         try:
             model = load()
             self._sizes[entry.name] = int(model.n_bytes)
             entry.model = model
         finally:
             with self._changed:
-                entry.coming = False
+                entry.is_loading = False
                 self._changed.notify_all()
 
-    def _leave(self, entry: CacheEntry) -> None:
+    def _end_use(self, entry: CacheEntry) -> None:
         with self._changed:
             entry.users -= 1
-            known = self._entries.get(entry.name) is entry
-            if known and entry.users == 0 and entry.model is None:
+            is_current = self._entries.get(entry.name) is entry
+            if is_current and entry.users == 0 and entry.model is None:
                 del self._entries[entry.name]
-            forgotten = entry.model if not known and entry.users == 0 else None
+            invalid = entry.model if not is_current and entry.users == 0 else None
             self._changed.notify_all()
-        if forgotten is not None:
-            forgotten.close()
-        self._put_away(self._taken(lambda: self._first(lambda s: s.expired) or self._excess(None)))
+        if invalid is not None:
+            invalid.close()
+        self._close(self._remove_while(lambda: self._next_expired() or self._next_excess(None)))
 
-    def _make_room(self, newcomer: CacheEntry, wait: bool) -> None:
-        deadline = time.monotonic() + (self._room.wait_secs if wait else 0)
+    def _make_room(self, new: CacheEntry, wait_secs: float) -> None:
+        deadline = time.monotonic() + wait_secs
         while True:
-            self._put_away(self._taken(lambda: self._excess(newcomer)))
+            self._close(self._remove_while(lambda: self._next_excess(new)))
             with self._changed:
-                patience = deadline - time.monotonic()
-                if patience <= 0 or (
-                    self._is_known(newcomer) and self._fits(newcomer, self._leaving)
-                ):
-                    newcomer.coming = True
-                    newcomer.expected = self._sizes.get(newcomer.name, 0)
+                remaining = deadline - time.monotonic()
+                may_load = self._may_load_now(new) and self._fits(new, self._closing)
+                if remaining <= 0 or may_load:
+                    new.is_loading = True
+                    new.expected_bytes = self._sizes.get(new.name, 0)
                     return
-                if self._excess(newcomer) is None:
-                    self._changed.wait(patience)
+                if self._next_excess(new) is None:
+                    self._changed.wait(remaining)
 
-    def _taken(self, choose: Callable[[], CacheEntry | None]) -> list[CacheEntry]:
-        """Takes entries off the cache as long as ``choose`` finds one; they still take room."""
-        taken = []
+    def _remove_while(self, choose: Callable[[], CacheEntry | None]) -> list[CacheEntry]:
+        """Remove entries for as long as ``choose`` returns one. They count until they are closed."""
+        removed = []
         with self._changed:
             while entry := choose():
-                taken.append(self._entries.pop(entry.name))
-                self._leaving.append(taken[-1])
-            self._evictions += sum(not entry.expired for entry in taken)
-        return taken
+                removed.append(self._entries.pop(entry.name))
+                self._closing.append(removed[-1])
+            self._evictions += sum(not entry.expired for entry in removed)
+        return removed
 
-    def _put_away(self, taken: list[CacheEntry]) -> None:
-        for entry in taken:
+    def _close(self, removed: list[CacheEntry]) -> None:
+        for entry in removed:
             try:
                 entry.model.close()
             finally:
                 with self._changed:
-                    self._leaving.remove(entry)
+                    self._closing.remove(entry)
                     self._changed.notify_all()
 
-    def _excess(self, newcomer: CacheEntry | None) -> CacheEntry | None:
-        """The entry to put away next so that the room suffices, if it does not."""
-        return None if self._fits(newcomer) else self._first(lambda entry: True)
+    def _next_excess(self, new: CacheEntry | None) -> CacheEntry | None:
+        """Return the entry to evict so that the models, with a new one, fit the limits."""
+        return None if self._fits(new) else next(self._unused(), None)
 
-    def _first(self, wanted: Callable[[CacheEntry], bool]) -> CacheEntry | None:
-        """The least recently used model that is not lent, among those wanted."""
+    def _next_expired(self) -> CacheEntry | None:
+        return next((entry for entry in self._unused() if entry.expired), None)
+
+    def _unused(self) -> Iterator[CacheEntry]:
+        """Yield the entries with a loaded model that is not in use, least recently used first."""
         for entry in self._entries.values():
-            if entry.users == 0 and entry.model is not None and wanted(entry):
-                return entry
-        return None
+            if entry.users == 0 and entry.model is not None:
+                yield entry
 
-    def _is_known(self, newcomer: CacheEntry) -> bool:
-        """Whether a model may be loaded beside others: one of unknown size loads alone, to be measured."""
-        known = self._room.n_bytes is None or newcomer.name in self._sizes
-        return known or not any(entry.coming for entry in self._entries.values())
+    def _may_load_now(self, new: CacheEntry) -> bool:
+        """Return False for a model of unknown size while others load: its size is measured as memory growth."""
+        size_matters = self._limits.max_bytes is not None and new.name not in self._sizes
+        return not size_matters or not any(entry.is_loading for entry in self._entries.values())
 
-    def _fits(self, newcomer: CacheEntry | None, leaving: Sequence[CacheEntry] = ()) -> bool:
-        held = [
-            entry for entry in self._entries.values() if entry.model is not None or entry.coming
-        ]
-        held += leaving
-        n_models = len(held) + (newcomer is not None)
-        n_bytes = sum(entry.n_bytes for entry in held)
-        most_models, most_bytes = self._room.models, self._room.n_bytes
-        if most_models is not None and n_models > most_models:
-            return False
-        if most_bytes is None or n_models <= 1:
+    def _fits(self, new: CacheEntry | None, closing: Sequence[CacheEntry] = ()) -> bool:
+        max_models, max_bytes = self._limits.max_models, self._limits.max_bytes
+        if max_models is None and max_bytes is None:
             return True
-        return n_bytes + (self._sizes.get(newcomer.name, 1) if newcomer else 0) <= most_bytes
+        held = [e for e in self._entries.values() if e.model is not None or e.is_loading]
+        held += closing
+        n_models = len(held) + (new is not None)
+        if max_models is not None and n_models > max_models:
+            return False
+        if max_bytes is None or n_models <= 1:
+            return True
+        n_bytes = sum(entry.n_bytes for entry in held)
+        return n_bytes + (self._sizes.get(new.name, 1) if new else 0) <= max_bytes
 
 
 class CacheEntry:
-    """The place of one model."""
+    """A model in a cache, with the number of its users."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.model: Any = None
         self.users = 0
         self.expired = False
-        self.coming = False
-        self.expected = 0
-        self.loading = threading.Lock()
+        self.is_loading = False
+        self.expected_bytes = 0
+        self.load_lock = threading.Lock()
 
     @property
     def n_bytes(self) -> int:
-        return self.expected if self.model is None else int(self.model.n_bytes)
+        return self.expected_bytes if self.model is None else int(self.model.n_bytes)

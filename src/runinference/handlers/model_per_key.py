@@ -98,7 +98,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
     def _run_one(
         self, handler: Any, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
     ) -> Any:
-        with cache.lease(str(id(handler)), partial(_LoadedModel, handler)) as loaded:
+        with cache.acquire(str(id(handler)), partial(_LoadedModel, handler)) as loaded:
             return handler.run_inference(batch, loaded.model, inference_args)
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""Small batches of several threads share a call of the model: who finds it busy waits, and is taken along."""
+"""Dynamic batching: combine small batches of several threads into one model call."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from runinference.handlers.error_policy import Call
 
 
 class BatchCoalescer:
-    """Calls one model for the threads of a process, one call at a time.
+    """Calls one model for all threads of a process, one call at a time.
 
-    A thread that finds the model free calls it at once, so that a single thread loses nothing. Those that come
-    meanwhile stand in a line; when the call ends, the first of them calls the model for as many of the line as
-    one batch may hold. So each thread makes at most one call for others. If a call for several fails, each
-    calls for itself, and meets its own error; if it ran out of memory, it is made again in halves.
+    A thread that finds the model idle calls it at once, so a single thread has no overhead. Batches that arrive
+    during the call are queued. When it ends, the first thread in the queue calls the model with as many queued
+    batches as fit into one. If a combined call fails, each thread calls the model with its own batch and gets its
+    own error. If it runs out of memory, it is repeated in halves first.
 
     >>> coalescer = BatchCoalescer(BatchPolicy(max_batch_size=64))
     >>> coalescer.call([1, 2], 64, lambda numbers: [2 * n for n in numbers])
@@ -28,83 +28,83 @@ class BatchCoalescer:
     def __init__(self, policy: BatchPolicy) -> None:
         self._max_bytes = policy.max_batch_bytes
         self._lock = threading.Lock()
-        self._line: deque[_Waiting] = deque()
+        self._queue: deque[_QueuedBatch] = deque()
         self._busy = False
 
-    def call(self, batch: list[Any], most: int, call: Call) -> list[Any]:
-        """The results of a batch.
+    def call(self, batch: list[Any], max_size: int, call: Call) -> list[Any]:
+        """Return the results of a batch.
 
         Args:
             batch: The elements of this thread.
-            most: The most elements that a call may have.
-            call: Calls the model, for this thread or for several.
+            max_size: The maximum number of elements in a combined call.
+            call: Calls the model with this batch, or with a combined one.
         """
         with self._lock:
-            own = None if not self._busy else _Waiting(batch)
-            if own is None:
+            queued = _QueuedBatch(batch) if self._busy else None
+            if queued is None:
                 self._busy = True
             else:
-                self._line.append(own)
-        if own is None:
+                self._queue.append(queued)
+        if queued is None:
             try:
                 return call(batch)
             finally:
-                self._pass_on(most)
-        own.ready.acquire()
-        if own.group:
+                self._start_next(max_size)
+        queued.ready.acquire()
+        if queued.group:
             try:
-                if len(own.group) == 1:
+                if len(queued.group) == 1:
                     return call(batch)
-                _call_for(own.group, call)
+                _call_combined(queued.group, call)
             finally:
-                for waiting in own.group[1:]:
-                    waiting.ready.release()
-                self._pass_on(most)
-        return call(batch) if own.outcome is None else own.outcome
+                for other in queued.group[1:]:
+                    other.ready.release()
+                self._start_next(max_size)
+        return call(batch) if queued.results is None else queued.results
 
-    def _pass_on(self, most: int) -> None:
-        """Lets the first of the line call the model, for itself and for as many as fit."""
+    def _start_next(self, max_size: int) -> None:
+        """Wake the first thread in the queue to call the model for itself and for others."""
         with self._lock:
-            group = self._next_group(most)
+            group = self._next_group(max_size)
             self._busy = bool(group)
         if group:
             group[0].group = group
             group[0].ready.release()
 
-    def _next_group(self, most: int) -> list[_Waiting]:
-        group: list[_Waiting] = []
+    def _next_group(self, max_size: int) -> list[_QueuedBatch]:
+        group: list[_QueuedBatch] = []
         n_elements = n_bytes = 0
-        while self._line:
-            n_elements += len(self._line[0].batch)
-            n_bytes += self._line[0].n_bytes
-            if group and (n_elements > most or n_bytes > self._max_bytes):
+        while self._queue:
+            n_elements += len(self._queue[0].batch)
+            n_bytes += self._queue[0].n_bytes
+            if group and (n_elements > max_size or n_bytes > self._max_bytes):
                 break
-            group.append(self._line.popleft())
+            group.append(self._queue.popleft())
         return group
 
 
-class _Waiting:
-    """A batch in the line."""
+class _QueuedBatch:
+    """A batch in the queue, and the thread that waits for its results."""
 
     def __init__(self, batch: list[Any]) -> None:
         self.batch = batch
         self.n_bytes = size_in_bytes(batch)
-        self.group: list[_Waiting] = []
-        self.outcome: list[Any] | None = None
+        self.group: list[_QueuedBatch] = []
+        self.results: list[Any] | None = None
         self.ready = threading.Lock()
         self.ready.acquire()
 
 
-def _call_for(group: list[_Waiting], call: Call) -> None:
-    """Calls the model once for a group; in halves where memory does not suffice for more."""
-    joined = [element for waiting in group for element in waiting.batch]
+def _call_combined(group: list[_QueuedBatch], call: Call) -> None:
+    """Call the model once for a group of batches; in halves if it runs out of memory."""
+    combined = [element for queued in group for element in queued.batch]
     try:
-        results = iter(call(joined))
+        results = iter(call(combined))
     except Exception as error:
         if len(group) > 1 and is_out_of_memory(error):
             middle = (len(group) + 1) // 2
-            _call_for(group[:middle], call)
-            _call_for(group[middle:], call)
+            _call_combined(group[:middle], call)
+            _call_combined(group[middle:], call)
         return
-    for waiting in group:
-        waiting.outcome = list(islice(results, len(waiting.batch)))
+    for queued in group:
+        queued.results = list(islice(results, len(queued.batch)))

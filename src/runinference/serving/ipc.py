@@ -1,4 +1,4 @@
-"""How values and errors cross from one process to another."""
+"""Serialization of values and exceptions that are sent to another process."""
 
 from __future__ import annotations
 
@@ -13,65 +13,66 @@ from apache_beam.internal.cloudpickle import cloudpickle
 
 
 def dumps(value: Any) -> bytes:
-    """A value for another process, classes of the main program included.
-
-    Beam's pickler would do as well, but compresses: on arrays it is some hundred times slower.
-    """
+    """Serialize a value, including instances of classes that are defined in ``__main__``."""
+    # Beam's pickler.dumps compresses, which is about 100 times slower on arrays.
     return bytes(cloudpickle.dumps(value, config=cloudpickle_pickler.DEFAULT_CONFIG))
 
 
 def dumps_outcome(call: Callable[[], Any], caught: type[BaseException] = Exception) -> bytes:
-    """What a call returns or raises, for another process to [open][runinference.serving.ipc.opened]."""
+    """Call a function, and serialize its result or the exception that it raises."""
     try:
         return dumps((call(), None))
     except caught as error:
-        return dumps((None, RemoteException.of(error)))
+        return dumps((None, RemoteException.from_error(error)))
 
 
-def loads(answer: bytes) -> Any:
-    """What the call returned.
+def loads(outcome: bytes) -> Any:
+    """Return the result that ``dumps_outcome`` serialized, or raise the exception.
 
     Raises:
-        Exception: What it raised, with the traceback of the other process as its cause.
+        Exception: The exception of the other process. Its cause shows the traceback there.
     """
-    value, told = pickle.loads(answer)
-    if told is not None:
-        raise told.again()
-    return value
+    result, remote = pickle.loads(outcome)
+    if remote is not None:
+        raise remote.restore()
+    return result
 
 
 @dataclass(frozen=True)
 class RemoteException:
-    """An error on its way: itself where it can be pickled, and in any case its words."""
+    """An exception in a form that can always be serialized.
+
+    Attributes:
+        pickled: The pickled exception; empty if it can't be pickled.
+        message: Its type and message.
+        formatted: Its formatted traceback.
+    """
 
     pickled: bytes
-    words: str
-    lines: str
+    message: str
+    formatted: str
 
     @classmethod
-    def of(cls, error: BaseException) -> RemoteException:
+    def from_error(cls, error: BaseException) -> RemoteException:
         try:
             pickled = dumps(error)
         except Exception:
             pickled = b""
-        words = f"{type(error).__name__}: {error}"
-        return cls(
-            pickled,
-            words,
-            "".join(traceback.format_exception(type(error), error, error.__traceback__)),
-        )
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        return cls(pickled, f"{type(error).__name__}: {error}", "".join(lines))
 
-    def again(self) -> BaseException:
+    def restore(self) -> BaseException:
+        """Return the original exception, or a RuntimeError with its message if it can't be unpickled."""
         try:
             error: BaseException = pickle.loads(self.pickled)
-        except Exception:  # its class takes other arguments than it keeps, or holds a lock
-            error = RuntimeError(self.words)
-        error.__cause__ = _Elsewhere(self.lines)
+        except Exception:
+            error = RuntimeError(self.message)
+        error.__cause__ = RemoteTraceback(self.formatted)
         return error
 
 
-class _Elsewhere(Exception):  # noqa: N818 - the heading of a traceback
-    """The traceback of an error in the process where it was raised."""
+class RemoteTraceback(Exception):  # noqa: N818 - shown as the heading of a traceback
+    """The traceback of an exception in the process that raised it."""
 
     def __str__(self) -> str:
         return f"in another process:\n{self.args[0]}"

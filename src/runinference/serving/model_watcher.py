@@ -1,4 +1,4 @@
-"""Looks for a new model file now and then, from inside a worker: any runner will do."""
+"""Watch a file pattern for new models, inside each worker process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """What to look for.
+    """What to watch, and how often.
 
     Attributes:
-        pattern: A path on any file system that Beam reads, with ``*``, ``?`` and ``[...]``.
-        interval: Seconds from one look to the next.
-        began: Seconds since 1970; older files are of no interest.
-        until: Seconds since 1970 when to look for the last time.
+        pattern: A path on any file system that Beam supports, with ``*``, ``?`` and ``[...]``.
+        interval: Seconds between checks.
+        began: Start of the pipeline in seconds since the epoch. Older files are ignored.
+        until: When to stop checking, in seconds since the epoch.
     """
 
     pattern: str
@@ -35,47 +35,49 @@ class WatchConfig:
 
 
 class ModelWatcher:
-    """The newest file of a pattern, for all threads of a process; one of them looks, the others do not wait."""
+    """Finds the newest file of a pattern. Thread-safe: one thread checks while the others use the last result."""
 
     def __init__(self, watch: WatchConfig, now: Callable[[], float] = time.time) -> None:
         self._watch = watch
         self._now = now
         self._newest: tuple[float, str] = (watch.began, "")
         self._metadata: ModelMetadata | None = None
-        self._due = 0.0
-        self._looking = threading.Lock()
+        self._next_check = 0.0
+        self._check_lock = threading.Lock()
 
     def poll_latest(self) -> ModelMetadata | None:
-        """Names the newest file that is younger than the pipeline; the same object while it is the newest."""
+        """Return the newest file since the pipeline began; the same object until there is a newer one."""
         now = self._now()
-        if self._due <= now <= self._watch.until and self._looking.acquire(blocking=False):
+        if self._next_check <= now <= self._watch.until and self._check_lock.acquire(
+            blocking=False
+        ):
             try:
-                self._due = now + self._watch.interval
-                self._look()
+                self._next_check = now + self._watch.interval
+                self._check()
             finally:
-                self._looking.release()
+                self._check_lock.release()
         return self._metadata
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             found = newest_file(self._watch.pattern)
         except Exception as error:
             _LOGGER.error("Cannot look for %r: %s", self._watch.pattern, error)
             return
         for metadata in found:
-            stamp = (metadata.last_updated_in_seconds, metadata.path)
-            if stamp > self._newest:
-                self._newest = stamp
+            version = (metadata.last_updated_in_seconds, metadata.path)
+            if version > self._newest:
+                self._newest = version
                 self._metadata = metadata_for_path(metadata.path)
 
 
 def newest_file(pattern: str) -> list[Any]:
-    """The metadata of the newest file under a pattern, or nothing where there is none."""
+    """Return the metadata of the newest file that matches a pattern, as a list of at most one."""
     [match] = FileSystems.match([pattern])
     files = match.metadata_list
     return [max(files, key=lambda file: (file.last_updated_in_seconds, file.path))] if files else []
 
 
 def metadata_for_path(path: str) -> ModelMetadata:
-    """Names the model in a file: by its path, and for people by the file's name without its ending."""
+    """Return the metadata of a model file; its name is the file name without extension."""
     return ModelMetadata(model_id=path, model_name=os.path.splitext(os.path.basename(path))[0])

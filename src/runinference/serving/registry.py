@@ -15,32 +15,33 @@ from runinference.serving.routing import ModelVersion
 
 
 class ModelRegistry:
-    """What this process knows of the models of a step: the cache they lie on, and their batch sizes."""
+    """The model cache of a process, with the batch size, coalescer and watcher of each model.
 
-    def __init__(self, room: CacheLimits) -> None:
-        self.cache = ModelCache(room)
+    Steps that share a cache have separate batch sizes and coalescers, because their batching options may differ.
+    """
+
+    def __init__(self, limits: CacheLimits) -> None:
+        self.cache = ModelCache(limits)
         self._sizes: dict[tuple[str, str], AdaptiveSize] = {}
-        self._joiners: dict[tuple[str, str], BatchCoalescer] = {}
+        self._coalescers: dict[tuple[str, str], BatchCoalescer] = {}
         self._watchers: dict[WatchConfig, ModelWatcher] = {}
         self._lock = threading.Lock()
 
     def watcher_for(self, watch: WatchConfig) -> ModelWatcher:
-        """Who looks for new models, for all threads together."""
+        """Return the watcher that all threads share."""
         with self._lock:
             return self._watchers.setdefault(watch, ModelWatcher(watch))
 
-    def coalescer_for(self, step: str, name: str, version: ModelVersion) -> BatchCoalescer:
-        """Who calls a model for the threads that work for one step."""
+    def coalescer_for(self, step: str, version: ModelVersion) -> BatchCoalescer:
+        """Return the coalescer that all threads of a step share."""
+        key = step, version.name
         with self._lock:
-            if (step, name) not in self._joiners:
-                self._joiners[step, name] = BatchCoalescer(version.policy)
-            return self._joiners[step, name]
+            if key not in self._coalescers:
+                self._coalescers[key] = BatchCoalescer(version.policy)
+            return self._coalescers[key]
 
     def size_for(self, step: str, version: ModelVersion) -> AdaptiveSize:
-        """The batch size of a model, learnt by all threads of a step together; kept while the model is not.
-
-        Steps that share a model, or a budget of memory, each have their own options for batching.
-        """
+        """Return the batch size that all threads of a step share. It is kept when the model is evicted."""
         key = step, version.name
         with self._lock:
             if key not in self._sizes:
@@ -49,28 +50,26 @@ class ModelRegistry:
 
 
 class ProcessShared:
-    """Finds the same models in whatever thread of a process asks.
-
-    Made with the transform, and sent to the workers with it.
+    """A handle to the model registry of a process. Each copy of a pickled handle opens the same registry.
 
     Args:
-        room: How much the process may hold.
-        identifier: Shared by all steps that give the same one and the same room; None for this step alone.
+        limits: The limits of the model cache.
+        identifier: Steps with the same identifier and limits share a registry. If None, the step has its own.
     """
 
-    def __init__(self, room: CacheLimits, identifier: str | None = None) -> None:
+    def __init__(self, limits: CacheLimits, identifier: str | None = None) -> None:
         self.name = uuid.uuid4().hex
-        self._room = room
+        self._limits = limits
         self._identifier = identifier
         self._shared = Shared()
 
     def open(self) -> ModelRegistry:
-        """The models; they live as long as somebody holds them."""
+        """Return the registry, which lives as long as something refers to it."""
         shared = self._shared
         if self._identifier is not None:
-            shared = _BY_IDENTIFIER.setdefault((self._identifier, self._room), shared)
-        models: ModelRegistry = shared.acquire(lambda: ModelRegistry(self._room))
-        return models
+            shared = _BY_IDENTIFIER.setdefault((self._identifier, self._limits), shared)
+        registry: ModelRegistry = shared.acquire(lambda: ModelRegistry(self._limits))
+        return registry
 
 
 _BY_IDENTIFIER: dict[tuple[str, CacheLimits], Shared] = {}

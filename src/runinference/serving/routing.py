@@ -1,4 +1,4 @@
-"""Which model an element goes to, and which version of it a refresh has named."""
+"""Route each element to the version of the model that serves it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runinference.handlers.model_update import check_metadata, paths_by_key
 
 @dataclass(frozen=True, eq=False)
 class ModelVersion:
-    """A model as it was named at one time.
+    """A model at one path, with the handler that loads and calls it.
 
     Attributes:
-        name: Tells it from others on the same cache.
-        handler: Loads it and calls it, and knows its path.
-        policy: Of its batches.
-        keys: Whom it serves; ``(None,)`` for everyone.
-        prefix: Of the names of its metrics.
+        name: The name in the model cache.
+        handler: Loads and calls the model.
+        policy: Limits the batches.
+        keys: The keys whose elements the model serves; ``(None,)`` for all elements.
+        prefix: Precedes the names of its metrics.
     """
 
     name: str
@@ -33,26 +33,24 @@ class ModelVersion:
 
 
 class Router(Protocol):
-    """Finds the version for an element. Immutable: a refresh makes new routes."""
+    """Finds the model version for an element. Immutable."""
 
     def route(self, element: Any) -> ModelVersion:
-        """Where the element goes."""
+        """Return the model version that serves an element."""
 
     def with_update(self, update: Any) -> Router:
-        """The routes after a refresh."""
+        """Return a router to the models that a model refresh names."""
 
 
 def make_router(handler: Any) -> Router:
-    """The routes of a handler, before any refresh."""
-    return (
-        PerKeyRouter.of_handler(handler)
-        if per_key_mappings(handler)
-        else SingleModelRouter(handler)
-    )
+    """Create the router of a handler, before any model refresh."""
+    if per_key_mappings(handler):
+        return PerKeyRouter.from_handler(handler)
+    return SingleModelRouter(handler)
 
 
 class SingleModelRouter:
-    """All elements go to one model."""
+    """Routes all elements to one model."""
 
     def __init__(self, handler: Any, name: str = "", prefix: str = "") -> None:
         self._handler = handler
@@ -63,28 +61,27 @@ class SingleModelRouter:
 
     def with_update(self, update: Any) -> SingleModelRouter:
         check_metadata(update)
-        handler = _copied(self._handler)
-        handler.update_model_path(update.model_id)
+        handler = _with_path(self._handler, update.model_id)
         return SingleModelRouter(handler, update.model_id, getattr(update, "model_name", ""))
 
 
 class PerKeyRouter:
-    """Elements go to the model of their key."""
+    """Routes each element to the model of its key."""
 
     def __init__(self, handler: Any, versions: dict[Any, ModelVersion]) -> None:
         self._handler = handler
         self._versions = versions
 
     @classmethod
-    def of_handler(cls, handler: Any) -> PerKeyRouter:
-        """The routes of a ``KeyedModelHandler`` over several ``KeyModelMapping``."""
+    def from_handler(cls, handler: Any) -> PerKeyRouter:
+        """Create the router of a ``KeyedModelHandler`` with a list of ``KeyModelMapping``."""
         versions = {}
         for mapping in handler.mappings:
-            inside = handler.handler_for(mapping.keys[0])
-            first = mapping.keys[0]  # 1 and "1" are two keys
-            version = ModelVersion(
-                repr(first), inside, resolve_policy(inside), tuple(mapping.keys), f"{first}-"
-            )
+            first = mapping.keys[0]
+            inner = handler.handler_for(first)
+            # The name is a repr because the keys 1 and "1" differ.
+            name, prefix = repr(first), f"{first}-"
+            version = ModelVersion(name, inner, resolve_policy(inner), tuple(mapping.keys), prefix)
             versions.update(dict.fromkeys(mapping.keys, version))
         return cls(handler, versions)
 
@@ -94,11 +91,11 @@ class PerKeyRouter:
         try:
             return self._versions[element[0]]
         except (KeyError, TypeError):
-            self._handler.handler_for(element[0])  # raises, and says why
+            self._handler.handler_for(element[0])  # raises a more helpful error
             raise
 
     def with_update(self, update: Any) -> PerKeyRouter:
-        """Keys that shared a model share the new one if they are given one path."""
+        """Return a router to the new models. Keys that shared a model share a new one with one path."""
         paths = paths_by_key(update, set(self._versions))
         cohorts: dict[tuple[int, str], list[Any]] = {}
         for key, mapping in paths.items():
@@ -106,15 +103,16 @@ class PerKeyRouter:
             cohorts.setdefault(cohort, []).append(key)
         versions = {}
         for (_, path), keys in cohorts.items():
-            inside = _copied(self._handler.handler_for(keys[0]))
-            inside.update_model_path(path)
-            prefix = f"{keys[0]}-{paths[keys[0]].model_id}-"
-            name = f"{keys[0]!r}={path}"
-            version = ModelVersion(name, inside, resolve_policy(inside), tuple(keys), prefix)
+            first = keys[0]
+            inner = _with_path(self._handler.handler_for(first), path)
+            name, prefix = f"{first!r}={path}", f"{first}-{paths[first].model_id}-"
+            version = ModelVersion(name, inner, resolve_policy(inner), tuple(keys), prefix)
             versions.update(dict.fromkeys(keys, version))
         return PerKeyRouter(self._handler, versions)
 
 
-def _copied(handler: Any) -> Any:
-    """A deep copy, as a worker would get it: an update must not be seen by who uses the original."""
-    return pickler.loads(pickler.dumps(handler))
+def _with_path(handler: Any, path: str) -> Any:
+    """Return a copy of a handler with another model path. The original stays in use until the model is loaded."""
+    updated = pickler.loads(pickler.dumps(handler))
+    updated.update_model_path(path)
+    return updated

@@ -1,4 +1,4 @@
-"""Borrows a model for a call: loads it, refreshes it, gives it up when it is stuck."""
+"""Load and call models for one thread: model refresh, timeouts and dynamic batching."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from runinference.serving.routing import ModelVersion
 
 _LOGGER = logging.getLogger(__name__)
 
-#: How long a new model that could not be loaded is not tried again.
+#: Seconds before a new model that could not be loaded is tried again.
 RETRY_REFRESH_SECS = 30
 
 
@@ -37,7 +37,7 @@ class SessionConfig:
     """How a session loads and calls models.
 
     Attributes:
-        models: The registry of models of each worker process.
+        models: Opens the registry of models of the worker process.
         placement: Loads a model in this process, in a subprocess or in a shared process.
         clock: An object with ``time_ns()``.
         timeout: Seconds to load and call a model; None for no limit.
@@ -56,12 +56,12 @@ class SessionConfig:
 
 
 class ModelCall(NamedTuple):
-    """A call of the model that went well.
+    """A successful model call.
 
     Attributes:
-        batch: What it was called with.
-        n_results: How many results it gave.
-        nanoseconds: How long it took.
+        batch: The batch.
+        n_results: The number of results.
+        nanoseconds: The duration.
     """
 
     batch: Any
@@ -73,46 +73,45 @@ _Outcome = tuple[list[Any], list[ModelCall]]
 
 
 class ModelSession:
-    """Lends one thread the models of its process.
+    """Loads and calls models for one thread.
 
-    A refresh loads the new model beside the old one, and swaps them when it is there. If it cannot be loaded,
-    the old one serves on. Until the bundle ends, models that a refresh replaced are kept: a refresh that goes
-    back and forth between two loads each once.
+    After a model refresh, the new model replaces the old one once it is loaded. If it can't be loaded, the old one
+    stays in use.
     """
 
     def __init__(self, config: SessionConfig) -> None:
         self._config = config
         self.models = config.models.open()
-        self._serving: dict[Any, ModelVersion] = {}
-        self._broken: dict[str, int] = {}
-        self._held = ExitStack()
-        self._held_models: dict[str, Model] = {}
+        self._current: dict[Any, ModelVersion] = {}
+        self._retry_at: dict[str, int] = {}
+        self._bundle = ExitStack()
+        self._bundle_models: dict[str, Model] = {}
         self._loads: list[tuple[ModelVersion, int, int]] = []
         self._events: Counter[str] = Counter()
 
     def call(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
     ) -> _Outcome:
-        """The results of a batch, and the calls of the model that this thread made for it.
+        """Return the results of a batch, and the model calls that this thread made.
 
-        Where threads share a call, one of them made it: with the elements of all.
+        If threads share a call, it is returned to the thread that made it, with the elements of all of them.
 
         Raises:
-            ModelUnavailableError: The model cannot be loaded.
-            InferenceTimeoutError: Loading and calling it took longer than the timeout.
+            ModelUnavailableError: If the model can't be loaded.
+            InferenceTimeoutError: If loading and calling the model exceeds the timeout.
         """
-        timeout, use = self._config.timeout, _Use(version)
-        run = partial(self._run, version, batch, inference_args, use)
-        return run() if timeout is None else self._in_time(use, run, timeout)
+        timeout, progress = self._config.timeout, _Progress(version)
+        run = partial(self._run, version, batch, inference_args, progress)
+        return run() if timeout is None else self._run_with_timeout(run, progress, timeout)
 
     def preload(self, version: ModelVersion) -> None:
-        """Loads a model before it is needed.
+        """Load a model before the first call.
 
         Raises:
-            Exception: What the handler raised.
+            Exception: The error of the handler.
         """
         try:
-            with self._borrow(version):
+            with self._acquire(version):
                 pass
         except ModelUnavailableError as error:
             raise (error.__cause__ or error) from None
@@ -122,118 +121,120 @@ class ModelSession:
         return self.models.size_for(self._config.models.name, version)
 
     def end_bundle(self) -> None:
-        """Gives back what was kept for the length of the bundle."""
-        self._held_models.clear()
-        self._held.close()
+        """Release the models that were kept until the end of the bundle."""
+        self._bundle_models.clear()
+        self._bundle.close()
 
     def drain_events(self) -> tuple[list[tuple[ModelVersion, int, int]], Counter[str]]:
-        """What was loaded (with nanoseconds and bytes), and how often what happened, since last asked."""
+        """Return what happened since the last call: loads (version, nanoseconds, bytes) and counts of events."""
         loads, self._loads = self._loads, []
         events, self._events = self._events, Counter()
         events["model_evictions"] += self.models.cache.drain_evictions()
         return loads, +events
 
     def _run(
-        self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None, use: _Use
+        self,
+        version: ModelVersion,
+        batch: Any,
+        inference_args: dict[str, Any] | None,
+        progress: _Progress,
     ) -> _Outcome:
         clock, calls = self._config.clock, list[ModelCall]()
         while True:
-            with self._borrow(version) as (serving, model):
-                use.serving, use.model = serving, model
+            with self._acquire(version) as (used, model):
+                progress.version, progress.model = used, model
 
-                def run(
-                    batch: Any, model: Model = model, handler: Any = serving.handler
-                ) -> list[Any]:
+                def run(batch: Any, model: Model = model, handler: Any = used.handler) -> list[Any]:
                     start = clock.time_ns()
                     results = model.run(handler, batch, inference_args)
                     calls.append(ModelCall(batch, len(results), clock.time_ns() - start))
                     return results
 
                 try:
-                    return self._joined(serving, batch, run), calls
+                    return self._coalesce(used, batch, run), calls
                 except ChildDiedError:
-                    self._invalidate(serving, model)
-                    if use.over or not model.abandoned:
+                    self._invalidate(used, model)
+                    if progress.timed_out or not model.terminated:
                         raise
-            # Another thread was stuck in it and gave it up: this batch has nothing to do with that.
+            # Another thread's call timed out and terminated the model. Repeat this one with a new model.
 
-    def _joined(self, version: ModelVersion, batch: Any, run: Call) -> list[Any]:
-        """What ``run`` makes of a batch; a small one may share its call with those of other threads."""
+    def _coalesce(self, version: ModelVersion, batch: Any, run: Call) -> list[Any]:
+        """Run a batch; a small one may share its call with those of other threads."""
         if not (self._config.dynamic_batching and version.policy.has_only_size_limits):
             return run(batch)
         size = self.size_for(version)
         if len(batch) >= size.current:
             return run(batch)
 
-        def run_together(joined: Any) -> list[Any]:
+        def run_combined(combined: Any) -> list[Any]:
             try:
-                return run(joined)
+                return run(combined)
             except Exception as error:
-                if len(joined) > len(batch) and is_out_of_memory(error):
-                    size.record_out_of_memory(len(joined))
+                if len(combined) > len(batch) and is_out_of_memory(error):
+                    size.record_out_of_memory(len(combined))
                 raise
 
-        coalescer = self.models.coalescer_for(self._config.models.name, version.name, version)
-        return coalescer.call(batch, size.max_size, run_together)
+        coalescer = self.models.coalescer_for(self._config.models.name, version)
+        return coalescer.call(batch, size.max_size, run_combined)
 
     @contextmanager
-    def _borrow(self, version: ModelVersion) -> Iterator[tuple[ModelVersion, Model]]:
-        """Lends the model of an version, or the one that served before if this one is broken."""
-        served = self._serving.get(version.keys[0])
-        if served is None or served is version:
-            with self._lease(version) as model:
-                self._serves(version)
+    def _acquire(self, version: ModelVersion) -> Iterator[tuple[ModelVersion, Model]]:
+        """Acquire a model version or, if it can't be loaded, the one that it would replace."""
+        current = self._current.get(version.keys[0])
+        if current is None or current is version:
+            with self._acquire_exactly(version) as model:
+                self._set_current(version)
                 yield version, model
             return
         with ExitStack() as users:
-            old = users.enter_context(self._lease(served))
-            new = self._refreshed(version, users)
+            old = users.enter_context(self._acquire_exactly(current))
+            new = self._refresh(version, users)
             if new is None:
-                yield served, old
+                yield current, old
             else:
-                self._serves(version)
+                self._set_current(version)
                 yield version, new
 
-    def _refreshed(self, version: ModelVersion, users: ExitStack) -> Model | None:
-        """The new model, or None if it cannot be loaded."""
+    def _refresh(self, version: ModelVersion, users: ExitStack) -> Model | None:
+        """Return the new model, or None if it can't be loaded."""
         now = self._config.clock.time_ns()
-        if self._broken.get(version.name, now) > now:
+        if self._retry_at.get(version.name, now) > now:
             return None
         try:
-            model: Model = users.enter_context(self._lease(version, beside=True))
+            model = users.enter_context(self._acquire_exactly(version, exceed_limits=True))
         except ModelUnavailableError as error:
-            self._broken[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
+            self._retry_at[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
             self._events["failed_model_refreshes"] += 1
-            _LOGGER.error(
-                "The new model %r is not used, the old one serves on: %s", version.name, error
-            )
+            message = "The new model %r is not used, the old one stays in use: %s"
+            _LOGGER.error(message, version.name, error)
             return None
         self._events["model_refreshes"] += 1
         return model
 
-    def _serves(self, version: ModelVersion) -> None:
-        """Notes that an version serves its keys now, and retires what serves none."""
-        if self._serving.get(version.keys[0]) is version:
+    def _set_current(self, version: ModelVersion) -> None:
+        """Make a version the current one of its keys, and expire versions that have no keys left."""
+        if self._current.get(version.keys[0]) is version:
             return
-        replaced = {old.name: old for key in version.keys if (old := self._serving.get(key))}
-        self._serving.update(dict.fromkeys(version.keys, version))
-        still = {serving.name for serving in self._serving.values()}
-        for name in replaced.keys() - still:
-            self.models.cache.expire(self._name(name))
+        replaced = {old.name for key in version.keys if (old := self._current.get(key))}
+        self._current.update(dict.fromkeys(version.keys, version))
+        for name in replaced - {current.name for current in self._current.values()}:
+            self.models.cache.expire(self._cache_name(name))
+
+    def _acquire_exactly(
+        self, version: ModelVersion, exceed_limits: bool = False
+    ) -> AbstractContextManager[Model]:
+        name, load = self._cache_name(version.name), partial(self._load, version)
+        if self._config.keep_until_bundle_end:
+            return self._acquire_for_bundle(name, load)
+        return self.models.cache.acquire(name, load, exceed_limits=exceed_limits)
 
     @contextmanager
-    def _lease(self, version: ModelVersion, beside: bool = False) -> Iterator[Model]:
-        name = self._name(version.name)
-        if not self._config.keep_until_bundle_end:
-            with self.models.cache.lease(
-                name, partial(self._load, version), beside=beside
-            ) as model:
-                yield model
-            return
-        if name not in self._held_models:
-            lease = self.models.cache.lease(name, partial(self._load, version), beside=True)
-            self._held_models[name] = self._held.enter_context(lease)
-        yield self._held_models[name]
+    def _acquire_for_bundle(self, name: str, load: Callable[[], Model]) -> Iterator[Model]:
+        # If elements alternate between the old and the new model within a bundle, each is loaded only once.
+        if name not in self._bundle_models:
+            user = self.models.cache.acquire(name, load, exceed_limits=True)
+            self._bundle_models[name] = self._bundle.enter_context(user)
+        yield self._bundle_models[name]
 
     def _load(self, version: ModelVersion) -> Model:
         clock = self._config.clock
@@ -245,69 +246,66 @@ class ModelSession:
         self._loads.append((version, clock.time_ns() - start, model.n_bytes))
         return model
 
-    def _name(self, name: str) -> str:
+    def _cache_name(self, name: str) -> str:
         return f"{self._config.cache_prefix}{name}"
 
-    def _in_time(self, use: _Use, run: Callable[[], _Outcome], timeout: float) -> _Outcome:
-        call = _InThread(run)
-        while not call.ended_within(timeout):
-            if use.model is None or use.model.works_for(call.ident):
-                break  # else it waits behind another call, whose time is counted by its own thread
+    def _run_with_timeout(
+        self, run: Callable[[], _Outcome], progress: _Progress, timeout: float
+    ) -> _Outcome:
+        thread = _CallThread(run)
+        thread.start()
+        while not thread.ended_within(timeout):
+            # A call that waits for one of another thread does not time out: that thread measures the time.
+            if progress.model is None or progress.model.is_running(thread.ident):
+                break
         else:
-            return call.outcome()
+            return thread.outcome()
         self._events["inference_timeouts"] += 1
-        use.over = True
-        self._invalidate(use.serving, use.model)
-        if use.model is not None:
-            use.model.abandon()
+        progress.timed_out = True
+        self._invalidate(progress.version, progress.model)
+        if progress.model is not None:
+            progress.model.terminate()
         raise InferenceTimeoutError(
-            f"Loading the model and calling it took more than {timeout} seconds. The model was given up, and "
-            "a fresh one is loaded for the next batch. If it was slow, not stuck, give with_exception_handling "
-            "a longer timeout."
+            f"Loading the model and calling it took more than {timeout} seconds. The call was abandoned, and the "
+            "model is loaded again for the next batch. If the model is slow but not stuck, pass "
+            "with_exception_handling a longer timeout."
         )
 
     def _invalidate(self, version: ModelVersion, model: Model | None) -> None:
-        name = self._name(version.name)
-        self._held_models.pop(name, None)
+        name = self._cache_name(version.name)
+        self._bundle_models.pop(name, None)
         self.models.cache.invalidate(name, model)
 
 
-class _Use:
-    """Which model a call uses, as far as it is known; ``over`` when nobody waits for the call any more."""
+class _Progress:
+    """The model that a call uses, and whether the call timed out."""
 
     def __init__(self, version: ModelVersion) -> None:
-        self.serving = version
+        self.version = version
         self.model: Model | None = None
-        self.over = False
+        self.timed_out = False
 
 
-class _InThread:
-    """A call in a thread that does not keep the process alive."""
+class _CallThread(threading.Thread):
+    """Makes a call that can be abandoned."""
 
     def __init__(self, run: Callable[[], _Outcome]) -> None:
-        self._run = run
+        super().__init__(daemon=True, name="runinference-call")
+        self._run_call = run
         self._result: _Outcome = ([], [])
         self._error: BaseException | None = None
         self._tracker = get_current_tracker()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="runinference-call")
-        self._thread.start()
 
-    def _work(self) -> None:
-        set_current_tracker(
-            self._tracker
-        )  # or metrics of the handler's own would count for no step
+    def run(self) -> None:
+        set_current_tracker(self._tracker)  # so that metrics of the handler count for the step
         try:
-            self._result = self._run()
+            self._result = self._run_call()
         except BaseException as error:
             self._error = error
 
-    @property
-    def ident(self) -> int | None:
-        return self._thread.ident
-
     def ended_within(self, seconds: float) -> bool:
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        self.join(seconds)
+        return not self.is_alive()
 
     def outcome(self) -> _Outcome:
         if self._error is not None:

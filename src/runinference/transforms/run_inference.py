@@ -19,9 +19,10 @@ from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import WatchConfig
-from runinference.serving.placement import Placement, default_placement
+from runinference.serving.placement import Placement
 from runinference.serving.registry import ProcessShared
 from runinference.serving.session import SessionConfig
+from runinference.serving.shared_process import default_placement
 from runinference.serving.subprocess_model import SubprocessModel
 from runinference.transforms.batch_sources import BundleBatches, PrebatchedBatches, UnsplitBatches
 from runinference.transforms.buffered_dofn import (

@@ -1,0 +1,238 @@
+"""A model that all processes of a machine share. The process that acquires it first holds it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import pickle
+import secrets
+import sys
+import threading
+import uuid
+import weakref
+from contextlib import suppress
+from functools import cache, partial
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+from apache_beam.internal import pickler
+from apache_beam.utils.multi_process_shared import MultiProcessShared
+
+from runinference.serving.ipc import dumps, dumps_outcome, loads
+from runinference.serving.placement import InProcessModel, Model
+from runinference.serving.routing import ModelVersion
+
+
+class SharedProcessModel:
+    """One or more replicas of a model that all processes of a machine share.
+
+    Calls go to the replicas in turn. Each call pickles the batch and the results.
+    """
+
+    terminated = (
+        False  # a call that fails because its server was terminated is repeated by the replica
+    )
+
+    def __init__(self, version: ModelVersion, tag: str) -> None:
+        name = hashlib.sha256(f"{tag}/{version.name}".encode()).hexdigest()[:32]
+        handler = pickler.dumps(version.handler)
+        numbers = range(version.handler.model_copies())
+        self._replicas = [_Replica(f"runinference-{name}-{n}", handler) for n in numbers]
+        self._turns = itertools.cycle(self._replicas)
+        self.n_bytes = sum(replica.n_bytes for replica in self._replicas)
+
+    def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
+        return next(self._turns).run(batch, inference_args)
+
+    def close(self) -> None:
+        for replica in self._replicas:
+            replica.release()
+
+    def terminate(self) -> None:
+        for replica in self._replicas:
+            replica.delete()
+
+    def is_running(self, thread_id: int | None) -> bool:
+        return True
+
+
+def default_placement(version: ModelVersion, tag: str) -> Model:
+    """Load a model in this process or, if its handler asks for it, in one that all processes share."""
+    if version.handler.share_model_across_processes():
+        return SharedProcessModel(version, tag)
+    return InProcessModel(version.handler)
+
+
+class _Replica:
+    """A replica, which is loaded in another process if the one that holds it ends."""
+
+    def __init__(self, tag: str, handler: bytes) -> None:
+        self._acquire = partial(ModelClient, tag, handler)
+        self._lock = threading.Lock()
+        self._client = self._acquire()
+        self.n_bytes = self._client.n_bytes
+
+    def run(self, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
+        request = dumps((batch, inference_args))
+        client = self._client
+        try:
+            outcome = client.send(request)
+        except _DISCONNECTED:
+            outcome = self._reconnected(client).send(request)
+        results: list[Any] = loads(outcome)
+        return results
+
+    def release(self) -> None:
+        self._client.release()
+
+    def delete(self) -> None:
+        self._client.delete()
+
+    def _reconnected(self, lost: ModelClient) -> ModelClient:
+        with self._lock:
+            if self._client is lost:
+                self._client = self._acquire()
+            return self._client
+
+
+class ModelClient:
+    """Acquires the model of a tag, and sends batches to the process that holds it.
+
+    Beam's MultiProcessShared decides which process holds the model, and counts its users. Batches use separate
+    connections, one for each thread at a time. Beam's proxies use TCP, where Nagle's algorithm delays messages of
+    16 to 64 kB by 40 ms. Neither Beam 2.77 nor ``multiprocessing.managers`` has a public option to prevent that.
+    """
+
+    def __init__(self, tag: str, handler: bytes) -> None:
+        self._handler = handler
+        self._share = MultiProcessShared(partial(ModelServer, handler), tag=tag, always_proxy=True)
+        self._proxy = self._share.acquire()
+        self._idle: list[Connection] = []
+        try:
+            self._address, self._authkey, self._server_id = self._proxy()
+            connection, self.n_bytes = self._connect()
+        except BaseException:
+            self.release()
+            raise
+        self._idle.append(connection)
+
+    def send(self, request: bytes) -> bytes:
+        """Send a request, and wait for the serialized outcome.
+
+        Raises:
+            EOFError, OSError: If the process ended, or no longer holds the model.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection, _ = self._connect()
+        try:
+            connection.send_bytes(request)
+            outcome = connection.recv_bytes()
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+        return outcome
+
+    def release(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+        with suppress(ConnectionError, EOFError):  # the process ended, which freed the model
+            self._share.release(self._proxy)
+
+    def delete(self) -> None:
+        """Delete the model for all processes, which then load it again."""
+        with suppress(ConnectionError, EOFError):
+            self._share.unsafe_hard_delete()
+
+    def _connect(self) -> tuple[Connection, int]:
+        """Open a connection, and return it with the size of the model in bytes."""
+        connection = Client(self._address, authkey=self._authkey)
+        try:
+            connection.send_bytes(dumps((self._server_id, self._handler)))
+            return connection, loads(connection.recv_bytes())
+        except BaseException:
+            connection.close()
+            raise
+
+
+_DISCONNECTED = (EOFError, OSError, AuthenticationError)
+
+
+class ModelServer:
+    """Loads a model, and serves it to other processes until this object is deleted.
+
+    Only Beam keeps a reference to this object. Threads that serve connections find it by its ID.
+    """
+
+    def __init__(self, handler: bytes) -> None:
+        self.model = InProcessModel(pickler.loads(handler))
+        self.handlers: dict[bytes, Any] = {}
+        self._id = uuid.uuid4().hex
+        _SERVERS[self._id] = self
+
+    def __call__(self) -> tuple[Any, bytes, str]:
+        """Return the address and the authentication key of this process, and the ID of this server."""
+        return *_listen(os.getpid()), self._id
+
+    def add_handler(self, pickled: bytes) -> int:
+        """Add the handler of a step, and return the size of the model. Steps may have different handlers."""
+        if pickled not in self.handlers:
+            self.handlers[pickled] = pickler.loads(pickled)
+        return self.model.n_bytes
+
+
+_SERVERS: weakref.WeakValueDictionary[str, ModelServer] = weakref.WeakValueDictionary()
+
+
+@cache
+def _listen(process_id: int) -> tuple[Any, bytes]:
+    """Accept connections from now on, at one address for all models of this process."""
+    authkey = secrets.token_bytes(32)
+    # An abstract socket (Linux only) leaves no file behind, even if the process is killed.
+    address = f"\0runinference-{uuid.uuid4().hex}" if sys.platform == "linux" else None
+    listener = Listener(address, backlog=64, authkey=authkey)
+    threading.Thread(
+        target=_accept, args=(listener,), daemon=True, name="runinference-listener"
+    ).start()
+    return listener.address, authkey
+
+
+def _accept(listener: Listener) -> None:
+    while True:
+        with suppress(*_DISCONNECTED):
+            connection = listener.accept()
+            threading.Thread(
+                target=_serve, args=(connection,), daemon=True, name="runinference-server"
+            ).start()
+
+
+def _serve(connection: Connection) -> None:
+    """Answer the requests of one connection until the client closes it, or the model is deleted."""
+    with connection, suppress(EOFError, OSError, ReferenceError):
+        server_id, handler = pickle.loads(connection.recv_bytes())
+        connection.send_bytes(dumps_outcome(partial(_find_server(server_id).add_handler, handler)))
+        while True:
+            connection.send_bytes(_answer(server_id, handler, connection.recv_bytes()))
+
+
+def _answer(server_id: str, pickled: bytes, request: bytes) -> bytes:
+    server = _find_server(server_id)
+    model, handler = server.model, server.handlers[pickled]
+    del server  # a call that hangs must not keep a deleted server alive
+
+    def run() -> list[Any]:
+        batch, inference_args = pickle.loads(request)
+        return model.run(handler, batch, inference_args)
+
+    return dumps_outcome(run, caught=BaseException)
+
+
+def _find_server(server_id: str) -> ModelServer:
+    server = _SERVERS.get(server_id)
+    if server is None:
+        raise ReferenceError("The model was deleted.")
+    return server
