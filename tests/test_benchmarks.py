@@ -1,4 +1,4 @@
-"""The benchmarks run, whole and right, at a tiny size; nothing is said about their speed."""
+"""The benchmarks run at a tiny scale and produce correct results. Their speed is not tested."""
 
 import json
 import re
@@ -26,15 +26,15 @@ VARIANTS = {
     "start": 2,
     "sizes": 8,
 }
-SMOKED = {"start": 1, "W1": 1, "sizes": 1}
+MAX_CASES = {"start": 1, "W1": 1, "sizes": 1}
 
 
-def test_every_workload_is_counted_here():
+def test_every_workload_has_a_number_of_variants():
     assert VARIANTS.keys() == MODULES.keys()
 
 
 @pytest.mark.parametrize("workload", VARIANTS)
-def test_a_workload_runs_once_and_its_results_are_right(workload):
+def test_workload_produces_correct_results(workload):
     n_cases = 0
     for case in cases(workload, scale=0.0001):
         n_cases += 1
@@ -43,14 +43,14 @@ def test_a_workload_runs_once_and_its_results_are_right(workload):
         for name in names:
             if name in case.runs and not (workload in ("W4", "W9") and name == "Beam"):
                 case.check(name, case.runs[name]())
-        if n_cases == SMOKED.get(workload, 2):  # the others differ in numbers alone
+        if n_cases == MAX_CASES.get(workload, 2):  # the other variants differ only in parameters
             break
-    assert n_cases == min(SMOKED.get(workload, 2), VARIANTS[workload])
+    assert n_cases == min(MAX_CASES.get(workload, 2), VARIANTS[workload])
 
 
-def test_a_workload_is_measured_and_its_numbers_stand_beside_those_of_others(tmp_path, capsys):
+def test_measuring_a_workload_keeps_the_numbers_of_other_workloads(tmp_path, capsys):
     path = tmp_path / "bench.json"
-    others = {"workload": "W9", "variant": "of before", "figures": {}}
+    others = {"workload": "W9", "variant": "measured before", "figures": {}}
     path.write_text(json.dumps({"cases": [others]}))
     main(["--workload", "W5", "--rounds", "1", "--scale", "0.001", "--json", str(path)])
     ours, kept = json.loads(path.read_text())["cases"]
@@ -62,7 +62,7 @@ def test_a_workload_is_measured_and_its_numbers_stand_beside_those_of_others(tmp
     assert "W5 100 keys" in capsys.readouterr().out
 
 
-def test_a_figure_is_the_median_of_the_rounds_ratios():
+def test_figure_is_the_median_of_the_ratios_of_all_rounds():
     now = 0.0
 
     def takes(*seconds):
@@ -81,7 +81,7 @@ def test_a_figure_is_the_median_of_the_rounds_ratios():
         "ours": takes(100, 3, 4, 5),
         "Beam": takes(100, 6, 6, 6),
     }
-    case = Case("W", "told", 1, runs, lambda name, outcome: None, {})
+    case = Case("W", "variant", 1, runs, lambda name, outcome: None, {})
     figures = measure(case, rounds=3, clock=lambda: now).figures()
     assert figures["ours of the ideal"].rounds == [1, 0.75, 0.6]
     assert figures["ours of the ideal"].median == 0.75
@@ -90,21 +90,21 @@ def test_a_figure_is_the_median_of_the_rounds_ratios():
 
 
 @pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)
-def test_a_page_shows_what_was_measured(path):
+def test_page_shows_the_measured_numbers(path):
     page = path.read_text(encoding="utf-8")
     numbers = json.loads(pages.NUMBERS.read_text(encoding="utf-8"))
-    assert page == pages.rendered(page, numbers, pages.PAGES[path])
+    assert page == pages.render(page, numbers, pages.PAGES[path])
 
 
-def test_curves_stand_within_their_axes():
-    svg = curves([1, 2, 4], {"a second": {"one": [3, 70, 99], "other": [1, 2, 3]}})
-    assert ">120<" not in svg  # marks: 0, 50, 100
-    assert [f">{mark}<" in svg for mark in (0, 50, 100)] == [True] * 3
+def test_curves_are_within_their_axes():
+    svg = curves([1, 2, 4], {"per second": {"one": [3, 70, 99], "other": [1, 2, 3]}})
+    assert ">120<" not in svg  # ticks: 0, 50, 100
+    assert [f">{tick}<" in svg for tick in (0, 50, 100)] == [True] * 3
     heights = [float(y) for y in re.findall(r"[\d.]+,([\d.]+)", svg)]
     assert heights == sorted(heights[:3], reverse=True) + sorted(heights[3:], reverse=True)
 
 
-def test_an_outcome_that_is_not_right_stops_the_measurement():
+def test_incorrect_outcome_raises_an_error():
     case = next(iter(cases("W5", scale=0.0001)))
     wrong = Outcome([], [])
     with pytest.raises(AssertionError):

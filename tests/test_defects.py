@@ -1,4 +1,4 @@
-"""Each defect of Beam's that the page names is one, and each promise made there is kept."""
+"""Every defect of Beam in docs/coming-from-beam.md exists, and this package doesn't have it."""
 
 from __future__ import annotations
 
@@ -9,64 +9,64 @@ import pytest
 
 from defects.packages import BEAM, OURS
 from defects.promises import PROMISES
-from defects.row import Row, agrees
-from defects.table import PAGE, TABLES, shown
+from defects.row import Row, matches
+from defects.table import PAGE, TABLES, read_table
 
 ROWS = [row for rows in TABLES.values() for row in rows]
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
-    """The failures are wanted; what Beam logs of them is not."""
+def _silence_logs():
+    """Silence the logs of expected failures."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
 
 
-def named(row: Row) -> str:
-    return row.look.__name__
+def case_name(row: Row) -> str:
+    return row.run.__name__
 
 
-@pytest.mark.parametrize("row", ROWS, ids=named)
-def test_beam_shows_the_defect(row):
-    found = row.look(BEAM)
-    assert agrees(row.in_beam, found), (
-        f"Beam gives {found!r} now: if that is right, remove the row."
+@pytest.mark.parametrize("row", ROWS, ids=case_name)
+def test_beam_has_the_defect(row):
+    outcome = row.run(BEAM)
+    assert matches(row.in_beam, outcome), (
+        f"Beam returns {outcome!r} now. If this is correct, remove the row."
     )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=named)
-def test_the_promise_is_kept_here(row):
-    assert agrees(row.here, row.look(OURS))
+@pytest.mark.parametrize("row", ROWS, ids=case_name)
+def test_this_package_does_not_have_the_defect(row):
+    assert matches(row.here, row.run(OURS))
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_page_shows_what_both_packages_print(name):
-    """``PYTHONPATH=tests python -m defects`` writes the tables anew."""
+def test_page_shows_the_outcomes_of_both_packages(name):
+    """`PYTHONPATH=tests python -m defects` updates the tables."""
     rows = TABLES[name]
-    cells = shown(PAGE.read_text("utf-8"), name)
-    assert [what for what, _, _ in cells] == [row.what for row in rows]
-    for (what, in_beam, here), row in zip(cells, rows, strict=True):
-        assert agrees(row.in_beam, in_beam), what
-        assert agrees(row.here, here), what
+    cells = read_table(PAGE.read_text("utf-8"), name)
+    assert [description for description, _, _ in cells] == [row.description for row in rows]
+    for (description, in_beam, here), row in zip(cells, rows, strict=True):
+        assert matches(row.in_beam, in_beam), description
+        assert matches(row.here, here), description
 
 
-def test_a_promise_and_a_defect_are_not_the_same():
+def test_outcomes_of_the_packages_differ():
     for row in ROWS:
-        assert row.in_beam != row.here, row.what
+        assert row.in_beam != row.here, row.description
 
 
 @pytest.mark.parametrize("promise", PROMISES)
-def test_each_promise_is_tested_by_what_it_names(promise):
-    looks = {row.look.__name__ for row in ROWS}
+def test_every_promise_names_existing_tests(promise):
+    case_names = set(map(case_name, ROWS))
     for name in PROMISES[promise]:
         file, _, test = name.partition("::")
         if test:
             assert f"def {test}(" in (Path(__file__).parent / file).read_text("utf-8"), name
         else:
-            assert name in looks
+            assert name in case_names
 
 
-def test_each_row_of_the_tables_keeps_a_promise():
+def test_every_row_belongs_to_a_promise():
     named = {name for names in PROMISES.values() for name in names}
-    assert {row.look.__name__ for row in ROWS} <= named
+    assert set(map(case_name, ROWS)) <= named

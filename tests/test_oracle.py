@@ -1,4 +1,4 @@
-"""What ``apache_beam.ml.inference`` has is here too, under the same names, and gives the same results."""
+"""This package has the public names of `apache_beam.ml.inference` and produces the same results."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from common import RUNNER, CollectElements
 from defects.packages import BEAM, BOTH, OURS, Package
 from runinference import samples
 
-OF_FRAMEWORKS = ("sklearn", "pytorch", "huggingface", "onnx", "xgboost", "tensorflow")
+FRAMEWORKS = ("sklearn", "pytorch", "huggingface", "onnx", "xgboost", "tensorflow")
 MODULES = [
     name
-    for name in ("base", "utils", *(f"{framework}_inference" for framework in OF_FRAMEWORKS))
+    for name in ("base", "utils", *(f"{framework}_inference" for framework in FRAMEWORKS))
     if importlib.util.find_spec(f"{OURS.prefix}.{name}")
 ]
-#: Importing TensorFlow takes seconds: one process of the tests does it for all.
-EACH_MODULE = [
+#: Importing TensorFlow takes seconds, so all tests that import it run in one process.
+MODULE_PARAMS = [
     pytest.param(name, marks=pytest.mark.xdist_group("tensorflow"))
     if name.startswith("tensorflow")
     else name
     for name in MODULES
 ]
 
-#: Public names of Beam's modules that are not here, with the reason.
-_OF_LOADING = "a step of how Beam's handler loads its model"
-_ALIAS = "the type of inference_fn, for Beam's own signatures"
-ABSENT = {
-    "base.OOMProtectedFn": "a wrapper around Beam's own calls; here memory that runs out halves the batch",
-    "base.load_model_status": "finds a private object of Beam's own DoFn",
-    "base.RemoteModelHandler.retry_on_exception": "a decorator for the class's own body, which stayed in it",
+#: Public names of Beam's modules that this package doesn't have, with the reason.
+_LOADING = "an implementation detail of how Beam loads the model"
+_ALIAS = "a type alias for inference_fn in Beam's signatures"
+MISSING_NAMES = {
+    "base.OOMProtectedFn": "a wrapper for Beam's calls. Here, an out-of-memory error halves the batch",
+    "base.load_model_status": "returns a private object of Beam's DoFn",
+    "base.RemoteModelHandler.retry_on_exception": "a decorator that is only used inside the class body",
     "sklearn_inference.NumpyInferenceFn": _ALIAS,
     "sklearn_inference.PandasInferenceFn": _ALIAS,
     "pytorch_inference.TensorInferenceFn": _ALIAS,
@@ -56,59 +56,67 @@ ABSENT = {
     "huggingface_inference.TensorInferenceFn": _ALIAS,
     "huggingface_inference.KeyedTensorInferenceFn": _ALIAS,
     "huggingface_inference.PipelineInferenceFn": _ALIAS,
-    "huggingface_inference.no_gpu_available_warning": _OF_LOADING,
-    "huggingface_inference.is_gpu_available_torch": _OF_LOADING,
-    "huggingface_inference.get_device_torch": _OF_LOADING,
-    "huggingface_inference.is_gpu_available_tensorflow": _OF_LOADING,
+    "huggingface_inference.no_gpu_available_warning": _LOADING,
+    "huggingface_inference.is_gpu_available_torch": _LOADING,
+    "huggingface_inference.get_device_torch": _LOADING,
+    "huggingface_inference.is_gpu_available_tensorflow": _LOADING,
 }
 #: Parameters that differ, with the reason.
-_CALLED_BY_BEAM = "Beam calls it, with one argument by position"
-_SAME = "the same value, written otherwise"
-DIFFERENT = {
+_CALLED_BY_BEAM = "called by Beam with one positional argument"
+_SAME = "the same value, written differently"
+DIFFERENT_PARAMETERS = {
     "base.RunInference.expand(pcoll)": _CALLED_BY_BEAM,
     "utils.WatchFilePattern.expand(pcoll)": _CALLED_BY_BEAM,
     "utils.WatchFilePattern.__init__(stop_timestamp)": _SAME,
     "base.RemoteModelHandler.__init__(window_ms)": _SAME,
     "base.RemoteModelHandler.__init__(bucket_ms)": _SAME,
-    "huggingface_inference.HuggingFaceModelHandlerKeyedTensor.__init__(framework)": "PyTorch if not given",
-    "huggingface_inference.HuggingFacePipelineModelHandler.run_inference(pipeline)": "named as in all handlers",
-    "base.RemoteModelHandler.__init__(retry_filter)": "what another try cannot mend is not tried again",
+    "huggingface_inference.HuggingFaceModelHandlerKeyedTensor.__init__(framework)": "defaults to PyTorch",
+    "huggingface_inference.HuggingFacePipelineModelHandler.run_inference(pipeline)": "named as elsewhere",
+    "base.RemoteModelHandler.__init__(retry_filter)": "permanent errors are not retried",
 }
-#: Parameters whose default differs wherever they are, with the reason.
-OWN_DEFAULT = {
-    "large_model": "None stands for False",
-    "inference_fn": "a function of this package, or None where the class names it",
+#: Parameters whose default differs in all handlers, with the reason.
+DIFFERENT_DEFAULTS = {
+    "large_model": "None means False",
+    "inference_fn": "a function of this package, or None for the default of the class",
 }
 
 
-class Function(NamedTuple):
-    """A function as Beam's source defines it: its parameters, in order, with their defaults as text."""
+class Signature(NamedTuple):
+    """The signature of a function in Beam's source.
 
-    by_position: tuple[str, ...]
+    Attributes:
+        positional: The names of the positional parameters, in order.
+        defaults: The defaults of all parameters as source text, or None if there is none.
+    """
+
+    positional: tuple[str, ...]
     defaults: dict[str, str | None]
 
     @classmethod
-    def of(cls, node: ast.FunctionDef, method: bool) -> Function:
-        given = node.args
-        by_position = [argument.arg for argument in given.args]
-        defaults: dict[str, str | None] = dict.fromkeys(by_position)
-        last = by_position[len(by_position) - len(given.defaults) :]
-        defaults |= {name: ast.unparse(d) for name, d in zip(last, given.defaults, strict=True)}
-        for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+    def parse(cls, node: ast.FunctionDef, method: bool) -> Signature:
+        args = node.args
+        positional = [argument.arg for argument in args.args]
+        defaults: dict[str, str | None] = dict.fromkeys(positional)
+        last = positional[len(positional) - len(args.defaults) :]
+        defaults |= {name: ast.unparse(d) for name, d in zip(last, args.defaults, strict=True)}
+        for argument, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
             defaults[argument.arg] = default and ast.unparse(default)
-        if method and by_position and by_position[0] in ("self", "cls"):
-            defaults.pop(by_position.pop(0))
-        return cls(tuple(by_position), defaults)
+        if method and positional and positional[0] in ("self", "cls"):
+            defaults.pop(positional.pop(0))
+        return cls(tuple(positional), defaults)
 
 
-class Source(NamedTuple):
-    """What a module of Beam's defines, by its source: some cannot be imported with the frameworks of today."""
+class ModuleSource(NamedTuple):
+    """The public definitions in the source of a Beam module.
+
+    The source is parsed because some modules cannot be imported with current framework versions.
+    """
 
     names: list[str]
-    functions: dict[str, Function]
+    functions: dict[str, Signature]
 
     @classmethod
-    def of(cls, module: str) -> Source:
+    def parse(cls, module: str) -> ModuleSource:
         spec = importlib.util.find_spec(f"{BEAM.prefix}.{module}")
         assert spec
         assert spec.origin
@@ -118,10 +126,10 @@ class Source(NamedTuple):
                 names.append(node.name)
                 for method in node.body:
                     if isinstance(method, ast.FunctionDef) and cls._is_public(method.name):
-                        functions[f"{node.name}.{method.name}"] = Function.of(method, True)
+                        functions[f"{node.name}.{method.name}"] = Signature.parse(method, True)
             elif isinstance(node, ast.FunctionDef):
                 names.append(node.name)
-                functions[node.name] = Function.of(node, False)
+                functions[node.name] = Signature.parse(node, False)
             elif isinstance(node, ast.Assign):
                 names += [target.id for target in node.targets if isinstance(target, ast.Name)]
         public = [name for name in names if not name.startswith("_")]
@@ -132,43 +140,43 @@ class Source(NamedTuple):
         return method == "__init__" or not method.startswith("_")
 
 
-def found_in(module: Any, name: str) -> Any:
-    """What a name such as ``Class.method`` stands for, or None."""
+def find_attribute(module: Any, name: str) -> Any:
+    """Return the object with a dotted name such as `Class.method`, or None."""
     for part in name.split("."):
         module = None if module is None else getattr(module, part, None)
     return module
 
 
-def of_module(listed: Iterable[str], module: str) -> set[str]:
-    return {name for name in listed if name.startswith(f"{module}.")}
+def names_of_module(names: Iterable[str], module: str) -> set[str]:
+    return {name for name in names if name.startswith(f"{module}.")}
 
 
-@pytest.mark.parametrize("module", EACH_MODULE)
-def test_every_public_name_and_method_of_beam_is_here(module):
-    source, here = Source.of(module), OURS.module(module)
+@pytest.mark.parametrize("module", MODULE_PARAMS)
+def test_has_every_public_name_and_method_of_beam(module):
+    source, ours = ModuleSource.parse(module), OURS.module(module)
     names = [*source.names, *source.functions]
-    missing = {name for name in names if found_in(here, name) is None}
-    # A class that is absent has no methods either.
+    missing = {name for name in names if find_attribute(ours, name) is None}
+    # Don't report the methods of a missing class.
     missing = {f"{module}.{name}" for name in missing if name.split(".")[0] not in missing - {name}}
-    assert missing == of_module(ABSENT, module)
+    assert missing == names_of_module(MISSING_NAMES, module)
 
 
-def test_names_that_beam_gives_without_a_module_are_here():
+def test_package_exports_run_inference():
     assert hasattr(importlib.import_module(BEAM.prefix), "RunInference")
     assert hasattr(importlib.import_module(OURS.prefix), "RunInference")
 
 
-@pytest.mark.parametrize("module", EACH_MODULE)
-def test_every_keyword_of_beam_is_here_in_its_place_and_with_its_default(module):
-    here = OURS.module(module)
+@pytest.mark.parametrize("module", MODULE_PARAMS)
+def test_has_every_parameter_of_beam_in_its_position_with_its_default(module):
+    our_module = OURS.module(module)
     different = set()
-    for name, theirs in Source.of(module).functions.items():
-        if (ours := found_in(here, name)) is None:
+    for name, theirs in ModuleSource.parse(module).functions.items():
+        if (ours := find_attribute(our_module, name)) is None:
             continue
         for parameter in theirs.defaults:
-            if not _has(_parameters(ours, "." in name), theirs, parameter):
+            if not _has_parameter(_parameters(ours, "." in name), theirs, parameter):
                 different.add(f"{module}.{name}({parameter})")
-    assert different == of_module(DIFFERENT, module)
+    assert different == names_of_module(DIFFERENT_PARAMETERS, module)
 
 
 def _parameters(function: Any, method: bool) -> list[inspect.Parameter]:
@@ -176,15 +184,15 @@ def _parameters(function: Any, method: bool) -> list[inspect.Parameter]:
     return parameters[1:] if method and parameters and parameters[0].name == "self" else parameters
 
 
-def _has(here: list[inspect.Parameter], theirs: Function, name: str) -> bool:
-    ours = {parameter.name: parameter for parameter in here}.get(name)
+def _has_parameter(parameters: list[inspect.Parameter], theirs: Signature, name: str) -> bool:
+    ours = {parameter.name: parameter for parameter in parameters}.get(name)
     if ours is None:
         return False
-    if name in theirs.by_position:
-        place = theirs.by_position.index(name)
-        if len(here) <= place or here[place].name != name:
+    if name in theirs.positional:
+        position = theirs.positional.index(name)
+        if len(parameters) <= position or parameters[position].name != name:
             return False
-    if name in OWN_DEFAULT:
+    if name in DIFFERENT_DEFAULTS:
         return ours.default is not ours.empty
     default = ours.default
     texts = [str(default), repr(default), getattr(default, "__name__", "")]
@@ -192,7 +200,7 @@ def _has(here: list[inspect.Parameter], theirs: Function, name: str) -> bool:
 
 
 class Files(NamedTuple):
-    """The models of the pipelines below."""
+    """The paths of the model files."""
 
     doubles: str
     triples: str
@@ -217,7 +225,7 @@ def files(tmp_path_factory):
 
 
 class Scaled(torch.nn.Linear):
-    """Takes an argument at each call."""
+    """A linear layer with an optional argument."""
 
     def forward(self, x, scale=1.0):
         return super().forward(x) * scale
@@ -282,12 +290,12 @@ def no_batching(package: Package, files: Files) -> Any:
     return numpy(package, files).with_no_batching()
 
 
-def of_ones_own(package: Package, files: Files) -> Any:
+def custom_handler(package: Package, files: Files) -> Any:
     return package.handler(Doubling)
 
 
 class Doubling:
-    """A handler that knows nothing of either package."""
+    """The methods of a handler, independent of the package."""
 
     def load_model(self) -> Callable[[float], float]:
         return _double
@@ -301,11 +309,11 @@ def _double(number: float) -> float:
 
 
 def remote(package: Package, files: Files) -> Any:
-    return type("Doubled", (Remotely, package.remote_handler), {})(namespace="doubled")
+    return type("Doubled", (RemoteDoubling, package.remote_handler), {})(namespace="doubled")
 
 
-class Remotely:
-    """Asks a function that stands for an endpoint."""
+class RemoteDoubling:
+    """The methods of a remote handler whose endpoint is a function."""
 
     def create_client(self) -> Callable[[float], float]:
         return _double
@@ -327,36 +335,36 @@ CASES = {
     with_functions: ARRAYS,
     keyed_with_functions: PAIRS,
     no_batching: [ARRAYS[:3], ARRAYS[3:]],
-    of_ones_own: NUMBERS,
+    custom_handler: NUMBERS,
     remote: NUMBERS,
 }
 
 
-def run(elements: Any, step: Any) -> tuple[list[str], list[Any], Any]:
-    """The results of a step in an order of their own, its dead letters, and its metrics."""
+def run(elements: Any, transform: Any) -> tuple[list[str], list[Any], Any]:
+    """Apply a transform and return its results (sorted, as text), dead letters and metrics."""
     good: list[Any] = []
     bad: list[Any] = []
     pipeline = beam.Pipeline(runner=RUNNER)
-    results = pipeline | beam.Create(elements, reshuffle=False) | step
+    results = pipeline | beam.Create(elements, reshuffle=False) | transform
     if isinstance(results, tuple):
-        results, letters = results
-        letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+        results, dead_letters = results
+        dead_letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
     results | "good" >> beam.ParDo(CollectElements(good))
-    running = pipeline.run()
-    running.wait_until_finish()
+    run_result = pipeline.run()
+    run_result.wait_until_finish()
     return (
-        sorted(map(plain, CollectElements.take(good))),
+        sorted(map(format_result, CollectElements.take(good))),
         CollectElements.take(bad),
-        running.metrics(),
+        run_result.metrics(),
     )
 
 
-def plain(result: Any) -> str:
-    """A result as a text, the same for equal numbers, whatever holds them."""
+def format_result(result: Any) -> str:
+    """Format a result as text. Equal numbers give equal text, for any container type."""
     if isinstance(result, (tuple, list)):
-        return f"({', '.join(map(plain, result))})"
+        return f"({', '.join(map(format_result, result))})"
     if isinstance(result, dict):
-        return f"({', '.join(f'{name}: {plain(value)}' for name, value in result.items())})"
+        return f"({', '.join(f'{name}: {format_result(value)}' for name, value in result.items())})"
     if isinstance(result, pd.DataFrame):
         result = result.to_numpy()
     if isinstance(result, (np.ndarray, np.generic, torch.Tensor)):
@@ -366,17 +374,17 @@ def plain(result: Any) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_both_packages_give_equal_results_with_either_handler_in_either_transform(case, files):
+def test_results_are_equal_for_all_combinations_of_handler_and_transform(case, files):
     expected, _, _ = run(CASES[case], BEAM.base.RunInference(case(BEAM, files)))
     assert len(expected) >= len(CASES[case])
     for transform, handler in ((OURS, OURS), (OURS, BEAM), (BEAM, OURS)):
         step = transform.base.RunInference(case(handler, files))
         found, _, _ = run(CASES[case], step)
-        assert found == expected, f"{handler}'s handler in the transform of {transform}"
+        assert found == expected, f"handler of {handler}, transform of {transform}"
 
 
 @pytest.mark.parametrize("handler", BOTH, ids=str)
-def test_arguments_reach_the_model_in_both(handler, files):
+def test_inference_args_reach_the_model(handler, files):
     results = [
         run(
             TENSORS,
@@ -387,22 +395,22 @@ def test_arguments_reach_the_model_in_both(handler, files):
     assert results[0] == results[1]
 
 
-def test_arguments_may_come_from_the_pipeline():
-    steps = [_scaled_by_a_side_input(package, {}) for package in BOTH]
+def test_inference_args_can_be_a_side_input():
+    steps = [_scale_by_side_input(package, {}) for package in BOTH]
     assert run(NUMBERS, steps[1])[0] == run(NUMBERS, steps[0])[0] == ["3.0", "6.0", "9.0"]
 
 
 @pytest.mark.parametrize("options", [{"max_batch_duration_secs": 1}, {"max_batch_size": 2}])
-def test_arguments_from_the_pipeline_go_with_every_way_of_batching(options):
-    assert run(NUMBERS, _scaled_by_a_side_input(OURS, options))[0] == ["3.0", "6.0", "9.0"]
+def test_side_input_works_with_every_batching_mode(options):
+    assert run(NUMBERS, _scale_by_side_input(OURS, options))[0] == ["3.0", "6.0", "9.0"]
 
 
-def _scaled_by_a_side_input(package: Package, options: dict[str, Any]) -> Any:
+def _scale_by_side_input(package: Package, options: dict[str, Any]) -> Any:
     def expand(numbers: Any) -> Any:
-        given = numbers.pipeline | "arguments" >> beam.Create([("scale", 3)])
+        arguments = numbers.pipeline | "arguments" >> beam.Create([("scale", 3)])
         handler = package.handler(Scaling, **options)
         return numbers | package.base.RunInference(
-            handler, inference_args=beam.pvalue.AsDict(given)
+            handler, inference_args=beam.pvalue.AsDict(arguments)
         )
 
     return beam.ptransform_fn(expand)()
@@ -415,23 +423,23 @@ class Scaling(Doubling):
 
 @pytest.fixture
 def hugging_face(monkeypatch):
-    """Both packages' handlers. Beam's import names that no pipeline of PyTorch needs, and that are put there:
-    TensorFlow's, and a class that Transformers 5 has no more."""
+    """The Hugging Face modules of both packages.
+
+    Beam's module imports TensorFlow and a class that Transformers 5 removed. Both are replaced by placeholders.
+    """
     tensorflow = ModuleType("tensorflow")
     tensorflow.__spec__ = ModuleSpec("tensorflow", None)
     tensorflow.Tensor = object  # type: ignore[attr-defined]
-    with monkeypatch.context() as during:
-        assert (
-            transformers.Pipeline
-        )  # imports much, and puts another module in the place of the first
-        during.setattr(sys.modules["transformers"], "TFAutoModel", object, raising=False)
-        during.setitem(sys.modules, "tensorflow", tensorflow)
+    with monkeypatch.context() as patch:
+        assert transformers.Pipeline  # importing it replaces the module in sys.modules
+        patch.setattr(sys.modules["transformers"], "TFAutoModel", object, raising=False)
+        patch.setitem(sys.modules, "tensorflow", tensorflow)
         return {package: package.module("huggingface_inference") for package in BOTH}
 
 
-def test_pipelines_of_hugging_face_answer_alike_in_both(hugging_face):
+def test_hugging_face_pipelines_give_equal_results(hugging_face):
     model, (texts, _) = samples.review_classifier(), samples.held_out_reviews()
-    answers = []
+    outputs = []
     for transform, handler in itertools.product(BOTH, BOTH):
         module = hugging_face[handler]
         step = transform.base.RunInference(
@@ -441,9 +449,9 @@ def test_pipelines_of_hugging_face_answer_alike_in_both(hugging_face):
             inference_args={"top_k": 1},
         )
         found, _, _ = run(texts[:10], step | beam.Map(_rounded))
-        answers.append(found)
-    assert len(answers[0]) == 10
-    assert answers == answers[:1] * 4
+        outputs.append(found)
+    assert len(outputs[0]) == 10
+    assert outputs == outputs[:1] * 4
 
 
 def _rounded(result: Any) -> Any:
@@ -451,7 +459,7 @@ def _rounded(result: Any) -> Any:
     return result.example, {**label, "score": round(label["score"], 4)}
 
 
-def test_models_of_hugging_face_run_in_both_transforms(hugging_face):
+def test_hugging_face_models_give_equal_results_in_both_transforms(hugging_face):
     tokenizer = transformers.AutoTokenizer.from_pretrained(samples.review_classifier())
     examples = [
         {name: torch.tensor(ids) for name, ids in tokenizer(f"a {word} film").items()}
@@ -472,19 +480,19 @@ def test_models_of_hugging_face_run_in_both_transforms(hugging_face):
 
 
 @pytest.mark.parametrize("handler", BOTH, ids=str)
-def test_exception_handling_changes_nothing_where_nothing_fails(handler, files):
-    plainly, _, _ = run(ARRAYS, BEAM.base.RunInference(numpy(BEAM, files)))
+def test_exception_handling_does_not_change_results(handler, files):
+    expected, _, _ = run(ARRAYS, BEAM.base.RunInference(numpy(BEAM, files)))
     for transform in BOTH:
         step = transform.base.RunInference(numpy(handler, files)).with_exception_handling()
-        found, letters, _ = run(ARRAYS, step)
-        assert found == plainly
-        assert letters == []
+        found, dead_letters, _ = run(ARRAYS, step)
+        assert found == expected
+        assert dead_letters == []
 
 
 @pytest.mark.parametrize(
-    "case", [numpy, model_per_key, of_ones_own], ids=lambda case: case.__name__
+    "case", [numpy, model_per_key, custom_handler], ids=lambda case: case.__name__
 )
-def test_every_metric_of_beam_is_here_under_its_name(case, files):
+def test_has_every_metric_of_beam(case, files):
     names = []
     for package in BOTH:
         _, _, metrics = run(CASES[case], package.base.RunInference(case(package, files)))
@@ -502,14 +510,14 @@ def test_every_metric_of_beam_is_here_under_its_name(case, files):
     assert theirs - ours == set()
 
 
-def test_as_many_inferences_are_counted():
+def test_counts_the_same_number_of_inferences():
     for package in BOTH:
         _, _, metrics = run(NUMBERS, package.base.RunInference(package.handler(Doubling)))
         [counter] = metrics.query(MetricsFilter().with_name("num_inferences"))["counters"]
         assert counter.committed == 3
 
 
-def test_results_unpack_and_compare_like_beams():
+def test_prediction_results_unpack_and_compare_like_beams():
     ours, theirs = (package.base.PredictionResult(1, 2, "model") for package in BOTH)
     assert ours == theirs
     assert hash(ours) == hash(theirs)
@@ -520,8 +528,8 @@ def test_results_unpack_and_compare_like_beams():
 
 
 @pytest.mark.parametrize("prefix", BOTH, ids=str)
-def test_refreshes_of_either_package_are_understood(prefix, files):
-    def step(package: Package, updates: Package) -> Any:
+def test_accepts_model_metadata_of_both_packages(prefix, files):
+    def transform(package: Package, updates: Package) -> Any:
         def expand(arrays: Any) -> Any:
             update = updates.base.ModelMetadata(files.triples, "triples")
             metadata = arrays.pipeline | "update" >> beam.Create([update])
@@ -531,4 +539,4 @@ def test_refreshes_of_either_package_are_understood(prefix, files):
 
         return beam.ptransform_fn(expand)()
 
-    assert run(ARRAYS, step(OURS, prefix))[0] == run(ARRAYS, step(BEAM, BEAM))[0]
+    assert run(ARRAYS, transform(OURS, prefix))[0] == run(ARRAYS, transform(BEAM, BEAM))[0]

@@ -1,6 +1,6 @@
-"""Random pipelines against a plain loop: nothing lost, nothing twice, keys, windows and times kept.
+"""Random pipelines produce the same elements, keys, windows and timestamps as a plain loop.
 
-``make fuzz`` runs 10,000 of them (``HYPOTHESIS_PROFILE=thorough``); here are fewer.
+`make fuzz` runs 10,000 pipelines (`HYPOTHESIS_PROFILE=thorough`). By default, fewer are run.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from pipelines import by_hand, in_beam
 from pipelines.case import Case, Outcome, cases, expected
 from pipelines.rows import Row, Rowwise, _Met
-from runinference.handlers import error_policy as failing
+from runinference.handlers import error_policy
 
-MANY = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
-def examples(few: int, many: int) -> settings:
+def max_examples(default: int, thorough: int) -> settings:
     return settings(
-        max_examples=many if MANY else few,
+        max_examples=thorough if THOROUGH else default,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
         print_blob=True,
@@ -30,21 +30,21 @@ def examples(few: int, many: int) -> settings:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _at_once():
-    """Errors that may pass are tried again without a pause, and what fails is not logged."""
-    pause, failing.FIRST_PAUSE_SECS = failing.FIRST_PAUSE_SECS, 0
+def _no_pause_and_no_logs():
+    """Retry transient errors without a pause, and don't log failures."""
+    pause, error_policy.FIRST_PAUSE_SECS = error_policy.FIRST_PAUSE_SECS, 0
     logging.disable(logging.CRITICAL)
     yield
-    failing.FIRST_PAUSE_SECS = pause
+    error_policy.FIRST_PAUSE_SECS = pause
     logging.disable(logging.NOTSET)
 
 
-def holds(case: Case, run) -> None:
-    """Raises unless what comes out of a case is what must come out."""
+def check(case: Case, run) -> None:
+    """Run a case and compare its outcome with the expected one."""
     _Met.forget()
     wanted = expected(case)
     if not case.aside and must_raise(case, wanted):
-        with pytest.raises(Exception):  # noqa: B017, PT011 - of whatever kind the first bad row causes
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the type depends on the first failing row
             run(case)
         return
     found = run(case)
@@ -53,7 +53,7 @@ def holds(case: Case, run) -> None:
 
 
 def must_raise(case: Case, wanted: Outcome) -> bool:
-    """Whether a row fails; also one that would not fail at the next try, which nobody makes."""
+    """Return whether a row fails, permanently or transiently (without a dead-letter queue, nothing is retried)."""
     rows = [row for timed in case.all for row in _rows(timed.value)]
     return bool(wanted.bad) or any(row.kind == "passing" for row in rows)
 
@@ -62,57 +62,57 @@ def _rows(value) -> list[Row]:
     if isinstance(value, Row):
         return [value]
     inside = value if isinstance(value, (list, tuple)) else ()
-    return [row for part in inside for row in _rows(part)]
+    return [row for item in inside for row in _rows(item)]
 
 
 def _any_kind(found: Counter, wanted: Counter) -> Counter:
-    """What failed, without the kind of error where any kind will do."""
-    any_kind = {said[0] for (said, *_) in wanted if said[1] == "*"}
+    """Replace the error type by "*" for failures where any type is acceptable."""
+    any_kind = {failure[0] for (failure, *_) in wanted if failure[1] == "*"}
     counted: Counter = Counter()
-    for (said, at, ends), n in found.items():
-        counted[(said[0], "*") if said[0] in any_kind else said, at, ends] += n
+    for (failure, at, ends), n in found.items():
+        counted[(failure[0], "*") if failure[0] in any_kind else failure, at, ends] += n
     return counted
 
 
-@examples(few=150, many=6_000)
+@max_examples(default=150, thorough=6_000)
 @given(cases())
-def test_what_comes_out_of_bundles_and_threads_is_what_a_plain_loop_gives(case):
-    holds(case, by_hand.run)
+def test_bundles_in_threads(case):
+    check(case, by_hand.run)
 
 
-@examples(few=60, many=2_000)
+@max_examples(default=60, thorough=2_000)
 @given(cases(waiting=True))
-def test_elements_that_wait_across_bundles_lose_nothing(case):
-    holds(case, by_hand.run)
+def test_batching_across_bundles(case):
+    check(case, by_hand.run)
 
 
-@examples(few=60, many=1_200)
+@max_examples(default=60, thorough=1_200)
 @given(cases(refreshed=True))
-def test_each_element_goes_to_the_model_that_its_refresh_names(case):
-    holds(case, by_hand.run)
+def test_model_updates(case):
+    check(case, by_hand.run)
 
 
-@examples(few=6, many=120)
+@max_examples(default=6, thorough=120)
 @given(cases())
-def test_the_same_in_a_pipeline(case):
-    holds(case, in_beam.run)
+def test_bundles_in_a_pipeline(case):
+    check(case, in_beam.run)
 
 
-@examples(few=3, many=60)
+@max_examples(default=3, thorough=60)
 @given(cases(waiting=True))
-def test_the_same_in_a_pipeline_where_elements_wait(case):
-    holds(case, in_beam.run)
+def test_batching_across_bundles_in_a_pipeline(case):
+    check(case, in_beam.run)
 
 
-@examples(few=6, many=120)
+@max_examples(default=6, thorough=120)
 @given(cases(functions=True))
-def test_functions_before_and_after_the_model_set_their_own_failures_aside(case):
-    holds(case, in_beam.run)
+def test_failures_of_preprocess_and_postprocess_functions(case):
+    check(case, in_beam.run)
 
 
-@examples(few=60, many=500)
+@max_examples(default=60, thorough=500)
 @given(cases())
-def test_a_handler_alone_gives_the_same_in_order(case):
+def test_predict_without_a_pipeline_returns_results_in_order(case):
     good = [row for timed in case.all for row in _rows(timed.value) if row.kind == "good"]
     handler = Rowwise("m", case.style, **case.batching)
     assert [by_hand.told(result)[1] for result in handler.predict(good)] == [row.n for row in good]

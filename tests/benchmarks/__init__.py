@@ -1,6 +1,6 @@
-"""Four clocks on the same work: the bare loop, a pipeline without a model, this library, and Beam's.
+"""Benchmarks that compare a bare loop, a pipeline without a model, this library, and Beam's RunInference.
 
     PYTHONPATH=tests python -m benchmarks --workload W1 --rounds 5
 
-A workload is a module that offers ``cases(scale)``; see ``harness.Case``.
+A workload is a module with a function `cases(scale)` that yields instances of `harness.Case`.
 """

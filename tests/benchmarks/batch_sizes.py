@@ -1,4 +1,4 @@
-"""Sizes: the images of W2 in batches of 1, 2, 4 … 128: what a larger batch gains, and how long its call takes."""
+"""Batch sizes: throughput and time per call for the images of W2 in batches of 1, 2, 4 … 128."""
 
 import functools
 import time
@@ -8,16 +8,16 @@ import torch
 from torchvision.models import mobilenet_v3_small
 
 from benchmarks.harness import Case, Outcome, batches
-from benchmarks.w2_images import CLASSES, SIZES, check, floor, images, run_with, saved
+from benchmarks.w2_images import CLASSES, SIZES, check, floor, images, run_with, save_model
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
-CALL = "milliseconds a call"
+CALL_MILLISECONDS = "milliseconds per call"
 
 
 def cases(scale):
     torch.set_num_threads(1)
-    model, path = saved()
+    model, path = save_model()
     n = max(16, int(256 * scale))
     for size in SIZES:
         handler = PytorchModelHandlerTensor(
@@ -42,11 +42,11 @@ def cases(scale):
 
 
 def bare_loop(model, n, size):
-    """The loop, and how long a call of it took."""
+    """Run the loop and measure the median time per call."""
     results, seconds = [], []
     with torch.inference_mode():
         for batch in batches(images(n), size):
             start = time.perf_counter()
             results.extend(model(torch.stack(batch)).clone().unbind(0))
             seconds.append(time.perf_counter() - start)
-    return Outcome(images(n), results, {CALL: 1_000 * float(np.median(seconds))})
+    return Outcome(images(n), results, {CALL_MILLISECONDS: 1_000 * float(np.median(seconds))})

@@ -1,4 +1,4 @@
-"""How a figure is come by: contestants do the same work in turns, and every turn is checked."""
+"""Measure how long contenders take for the same work, in alternating rounds, and check every outcome."""
 
 import gc
 import time
@@ -10,20 +10,20 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.runners.worker.statesampler import StateSampler
 
-#: The time that passes, or the time that this process computes: on a busy machine, the steadier one.
+#: Wall-clock time, or the CPU time of this process, which varies less on busy machines.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
-# A job waits for its state sampler, which sleeps 200 ms at a time unless told otherwise.
+# Jobs wait for Beam's state sampler, which sleeps for 200 ms by default.
 StateSampler.__init__.__defaults__ = (1,)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of one run, in any order: the examples, and (but for the floor) the inferences."""
+    """The examples and inferences of one run, in any order. The floor has no inferences."""
 
     examples: Sequence[Any]
     inferences: Sequence[Any]
-    facts: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Case:
     """One row of the table.
 
     Attributes:
-        workload: Its name, such as W1.
-        variant: What distinguishes it from other cases of the workload.
-        n: How many elements a run has.
-        runs: For each contestant, a function that does all of the work once. ``limit`` is the bare loop,
-            ``floor`` the pipeline with an identity step; beside ``ours`` there is ``Beam``, maybe in several ways.
-        check: Raises if an outcome (with the name of its contestant) is not complete and right.
-        goals: What the project wants to reach, by the name of the figure: ``("≥", 0.8)`` or ``("≤", 1.1)``.
-        facts: Further figures of an outcome, by name, such as bytes a result.
-        once: Further figures that are measured once, such as the memory of a process for each contestant.
+        workload: The name of the workload, such as W1.
+        variant: The parameters that distinguish this case from others of the workload.
+        n: The number of elements per run.
+        runs: For each contender, a function that does the work once. `limit` is the bare loop, `floor` is the
+            pipeline without a model, `ours` is this library, and names that start with `Beam` use Beam's.
+        check: Raises an error if the outcome of a contender is incomplete or wrong.
+        goals: The goals of the project by figure name, such as `("≥", 0.8)` or `("≤", 1.1)`.
+        metrics: A function that returns further figures of an outcome, such as bytes per result.
+        measure_once: A function that returns figures that are measured once, such as peak memory.
     """
 
     workload: str
@@ -48,13 +48,15 @@ class Case:
     runs: Mapping[str, Callable[[], Outcome]]
     check: Callable[[str, Outcome], None]
     goals: Mapping[str, tuple[str, float]]
-    facts: Callable[[str, Outcome], Mapping[str, float]] = lambda contestant, outcome: outcome.facts
-    once: Callable[[], Mapping[str, float]] = dict
+    metrics: Callable[[str, Outcome], Mapping[str, float]] = lambda contender, outcome: (
+        outcome.metrics
+    )
+    measure_once: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number a round: the median, with the smallest and the largest."""
+    """One number per round, with the median, smallest and largest value."""
 
     rounds: list[float]
 
@@ -64,58 +66,58 @@ class Figure:
 
 
 @dataclass
-class Measured:
-    """A case with the seconds and the facts of each contestant, round by round."""
+class Measurement:
+    """A case with the seconds and metrics of each contender and round."""
 
     case: Case
     seconds: dict[str, list[float]]
-    facts: dict[str, list[float]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Figure]:
-        """Ratios and facts. The ideal is floor + limit, below which no transform can get."""
+        """Return ratios of time and metrics. The ideal is floor + limit, the minimum for any transform."""
         seconds = {name: np.array(rounds) for name, rounds in self.seconds.items()}
         ideal = seconds["limit"] + seconds.get("floor", 0)
         ours = seconds["ours"]
         ratios = {
-            f"{name} of the ideal": ideal / its
-            for name, its in seconds.items()
+            f"{name} of the ideal": ideal / taken
+            for name, taken in seconds.items()
             if name not in ("limit", "floor")
         }
-        for name, its in seconds.items():
+        for name, taken in seconds.items():
             if name not in ("limit", "floor", "ours"):
-                ratios[f"ours ÷ {name}"] = its / ours
+                ratios[f"ours ÷ {name}"] = taken / ours
         figures = {name: Figure(ratio.tolist()) for name, ratio in ratios.items()}
-        return {**figures, **{name: Figure(rounds) for name, rounds in self.facts.items()}}
+        return {**figures, **{name: Figure(rounds) for name, rounds in self.metrics.items()}}
 
 
-def measure(case: Case, rounds: int, clock: Callable[[], float]) -> Measured:
-    """Runs all contestants of a case in turns; a first round, which warms up, is not counted."""
-    contestants = list(case.runs)
-    measured = Measured(case, {name: [] for name in contestants})
+def measure(case: Case, rounds: int, clock: Callable[[], float]) -> Measurement:
+    """Run all contenders of a case in alternating order. The first round is a warm-up and not counted."""
+    contenders = list(case.runs)
+    measured = Measurement(case, {name: [] for name in contenders})
     for number in range(rounds + 1):
-        # Each round begins with another contestant, so that none always follows the same one.
-        first = number % len(contestants)
-        for name in contestants[first:] + contestants[:first]:
-            seconds, outcome = timed(case.runs[name], clock)
+        # Rotate the order, so that no contender always follows the same one.
+        first = number % len(contenders)
+        for name in contenders[first:] + contenders[:first]:
+            seconds, outcome = time_run(case.runs[name], clock)
             case.check(name, outcome)
             if number > 0:
                 measured.seconds[name].append(seconds)
-                for fact, value in case.facts(name, outcome).items():
-                    measured.facts.setdefault(f"{fact}, {name}", []).append(float(value))
-    measured.facts.update({name: [float(value)] for name, value in case.once().items()})
+                for metric, value in case.metrics(name, outcome).items():
+                    measured.metrics.setdefault(f"{metric}, {name}", []).append(float(value))
+    measured.metrics.update({name: [float(value)] for name, value in case.measure_once().items()})
     return measured
 
 
-def timed(run: Callable[[], Outcome], clock: Callable[[], float]) -> tuple[float, Outcome]:
-    """The seconds that a run takes, with the garbage of earlier ones out of the way; and its outcome."""
+def time_run(run: Callable[[], Outcome], clock: Callable[[], float]) -> tuple[float, Outcome]:
+    """Return the seconds that a run takes, and its outcome. Collects garbage first."""
     gc.collect()
     start = clock()
     outcome = run()
     return clock() - start, outcome
 
 
-class Keep(beam.DoFn):
-    """The end of every pipeline: keeps what arrives in this process, where the embedded runner works."""
+class CollectExamples(beam.DoFn):
+    """Collect elements in this process, which the embedded runner shares."""
 
     examples: list[Any] = []
     inferences: list[Any] = []
@@ -124,16 +126,16 @@ class Keep(beam.DoFn):
         self.examples.append(element)
 
 
-class KeepResult(Keep):
-    """Keeps example and inference of a result."""
+class CollectResults(CollectExamples):
+    """Collect the example and inference of each result."""
 
     def process(self, result):
         self.examples.append(result.example)
         self.inferences.append(result.inference)
 
 
-class KeepKeyed(Keep):
-    """Keeps key and example of a result, and its inference."""
+class CollectKeyedResults(CollectExamples):
+    """Collect the key, example and inference of each keyed result."""
 
     def process(self, keyed):
         key, result = keyed
@@ -142,32 +144,31 @@ class KeepKeyed(Keep):
 
 
 def run_pipeline(make_elements: Callable[[], Iterable[Any]], *steps: Any) -> Outcome:
-    """Sends elements through steps, of which the last keeps them, on Beam's embedded runner.
+    """Apply steps to elements on Beam's embedded runner. The last step must collect the elements.
 
-    The elements are made where they are used: a source that costs next to nothing. A step is a transform, or a
-    function of a PCollection.
+    `make_elements` runs inside the pipeline, so the source adds almost no cost.
     """
-    Keep.examples.clear()
-    Keep.inferences.clear()
+    CollectExamples.examples.clear()
+    CollectExamples.inferences.clear()
     with beam.Pipeline("FnApiRunner") as pipeline:
         elements = pipeline | beam.Impulse() | beam.FlatMap(lambda _: make_elements())
         for number, step in enumerate(steps):
             elements = elements | f"Step {number}" >> step
-    return Outcome(list(Keep.examples), list(Keep.inferences))
+    return Outcome(list(CollectExamples.examples), list(CollectExamples.inferences))
 
 
 def batches(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Rows in batches of ``size``, the last of which may be smaller."""
+    """Split rows into batches of `size`. The last batch may be smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def in_order(examples: Sequence[Any]) -> np.ndarray:
-    """The order that sorts examples by their first numbers, to compare runs that shuffle."""
+def sort_order(examples: Sequence[Any]) -> np.ndarray:
+    """Return indices that sort examples by their first two numbers."""
     return np.lexsort(np.stack([np.asarray(example)[:2] for example in examples]).T[::-1])
 
 
-def same_rows(got: Sequence[Any], wanted: Sequence[Any]) -> None:
-    """Raises unless the same rows are there, each as often, in whatever order."""
-    assert len(got) == len(wanted), f"{len(got)} of {len(wanted)} elements came out"
-    got, wanted = np.stack(got), np.stack(wanted)
-    np.testing.assert_array_equal(got[in_order(got)], wanted[in_order(wanted)])
+def assert_same_rows(got: Sequence[Any], expected: Sequence[Any]) -> None:
+    """Raise `AssertionError` unless both sequences have the same rows, in any order."""
+    assert len(got) == len(expected), f"{len(got)} of {len(expected)} elements came out"
+    got, expected = np.stack(got), np.stack(expected)
+    np.testing.assert_array_equal(got[sort_order(got)], expected[sort_order(expected)])

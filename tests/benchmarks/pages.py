@@ -1,32 +1,32 @@
-"""Writes what ``make bench`` kept into the pages that show it: tables, plots, the promises of the first page."""
+"""Update the tables and plots in docs/ with the numbers that `make bench` saved."""
 
 import json
 from pathlib import Path
 from statistics import median
 
-from benchmarks.batch_sizes import CALL
+from benchmarks.batch_sizes import CALL_MILLISECONDS
 from benchmarks.plots import bars, curves
-from benchmarks.report import reached
+from benchmarks.report import meets_goal
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs" / "assets" / "benchmarks.json"
-BEGIN, END = "<!-- measured: {} -->", "<!-- end of what was measured -->"
+BEGIN, END = "<!-- measured: {} -->", "<!-- /measured -->"
 
 
-def rendered(page, numbers, parts):
-    """The text of a page with its parts as the numbers give them."""
+def render(page, numbers, parts):
+    """Return the page with its generated parts updated."""
     for name, make in parts.items():
         begin = BEGIN.format(name)
         before, found, rest = page.partition(begin)
         _, closed, after = rest.partition(END)
         if not found or not closed:
-            raise ValueError(f"The page has no {begin} … {END}")
+            raise ValueError(f"The page has no section {begin} … {END}.")
         page = f"{before}{begin}\n\n{make(numbers)}\n\n{END}{after}"
     return page
 
 
 def machine(numbers):
-    """What it was measured on."""
+    """Describe the machine and package versions."""
     packages = ", ".join(f"{name} {version}" for name, version in numbers["packages"].items())
     return (
         f"Python {numbers['python']} on {numbers['system']} {numbers['machine']} with "
@@ -35,7 +35,7 @@ def machine(numbers):
 
 
 def table(numbers):
-    """A row for each case: the shares of the ideal and the ratio, with their ranges and what was missed."""
+    """Return a table of the ratios of each case, with ranges and missed goals."""
     names = ("ours of the ideal", "Beam of the ideal", "ours ÷ Beam")
     lines = [f"| workload | elements | {' | '.join(names)} |", "|---|--:|--:|--:|--:|"]
     for case in _compared(numbers):
@@ -52,27 +52,27 @@ def _ratio(case, name):
 
 def _missed(case, name):
     goal = case["goals"].get(name)
-    if goal is None or reached(case["figures"][name]["median"], goal):
+    if goal is None or meets_goal(case["figures"][name]["median"], goal):
         return ""
     return f", missed: {goal[0]} {goal[1]:,}"
 
 
-def facts(numbers):
-    """What else was measured, if it has a goal or if Beam's differs."""
+def metrics(numbers):
+    """Return a table of the metrics that have a goal or differ between the packages."""
     lines = ["| workload | | ours | Beam |", "|---|---|--:|--:|"]
     for case in _compared(numbers):
         for name, figure in case["figures"].items():
-            what, _, who = name.rpartition(", ")
-            beams = case["figures"].get(f"{what}, Beam")
+            metric, _, who = name.rpartition(", ")
+            beams = case["figures"].get(f"{metric}, Beam")
             if who == "ours" and (name in case["goals"] or beams != figure):
                 shown = f"{_short(figure['median'])}{_missed(case, name)}"
                 shown_beams = _short(beams["median"]) if beams else ""
-                lines.append(f"| {_name(case)} | {what} | {shown} | {shown_beams} |")
+                lines.append(f"| {_name(case)} | {metric} | {shown} | {shown_beams} |")
     return "\n".join(lines)
 
 
 def others(numbers):
-    """The ratios to other ways of doing the same."""
+    """Return a table of the ratios to other ways to use Beam."""
     lines = ["| workload | ratio | median | smallest to largest |", "|---|---|--:|--:|"]
     for case in _compared(numbers):
         for name, figure in case["figures"].items():
@@ -93,24 +93,24 @@ def start(numbers):
 
 
 def plot(numbers):
-    """The share of the ideal that ours and Beam's reach."""
+    """Return a plot of the share of the ideal that this library and Beam reach."""
     return bars(_compared(numbers))
 
 
 def sizes(numbers):
-    """Throughput and time of a call, over the size of batches."""
+    """Return a plot of throughput and time per call by batch size."""
     cases = _of(numbers, "sizes")
-    a_second = {
+    throughput = {
         name: [case["elements"] / median(case["seconds"][who]) for case in cases]
         for name, who in {"pipeline": "ours", "bare loop": "limit"}.items()
     }
-    calls = [case["figures"][f"{CALL}, limit"]["median"] for case in cases]
-    panels = {"elements a second": a_second, CALL: {"a call": calls}}
+    calls = [case["figures"][f"{CALL_MILLISECONDS}, limit"]["median"] for case in cases]
+    panels = {"elements per second": throughput, CALL_MILLISECONDS: {"a call": calls}}
     return curves([int(case["variant"]) for case in cases], panels)
 
 
 def promises(numbers):
-    """Four figures for the first page."""
+    """Return four figures for the home page."""
     measured = {_name(case): case["figures"] for case in numbers["cases"]}
 
     def figure(case, name):
@@ -118,12 +118,12 @@ def promises(numbers):
 
     w7 = "W7 12 threads, bundles of 4"
     ours, beams = (figure(w7, f"p99 latency in ms, {who}") for who in ("ours", "Beam"))
-    kept = figure("W8 1 % bad, batches of 64", "good rows delivered, Beam")
+    delivered = figure("W8 1 % failing, batches of 64", "valid rows delivered, Beam")
     lines = [
-        f"**{_times('W3 log-normal lengths', figure)} as fast** on texts of very different lengths",
-        f"**{_times('W6 20 ms a request', figure)} as fast** with a remote model",
-        f"**{ours:.0f} ms, not {beams:.0f}:** the slowest 1 % of answers, 12 threads on one model",
-        f"**100 %, not {100 * kept:.0f} %** of the good rows delivered when 1 % is bad",
+        f"**{_times('W3 log-normal lengths', figure)} as fast** on sequences of varying length",
+        f"**{_times('W6 20 ms per request', figure)} as fast** with a remote model",
+        f"**{ours:.0f} ms instead of {beams:.0f} ms** p99 latency with 12 threads on one model",
+        f"**100 % instead of {100 * delivered:.0f} %** of valid rows delivered when 1 % of rows fail",
     ]
     return "\n".join(f"* {line}" for line in lines)
 
@@ -133,7 +133,7 @@ def _times(case, figure):
 
 
 def _compared(numbers):
-    """The cases in which ours, Beam's and the ideal do the same work."""
+    """Return the cases that compare this library with Beam and the ideal."""
     return [case for case in numbers["cases"] if case["workload"].startswith("W")]
 
 
@@ -155,7 +155,7 @@ PAGES = {
         "machine": machine,
         "plot": plot,
         "table": table,
-        "facts": facts,
+        "metrics": metrics,
         "others": others,
         "sizes": sizes,
         "start": start,
@@ -165,4 +165,4 @@ PAGES = {
 if __name__ == "__main__":
     for path, parts in PAGES.items():
         page = path.read_text(encoding="utf-8")
-        path.write_text(rendered(page, json.loads(NUMBERS.read_text()), parts), encoding="utf-8")
+        path.write_text(render(page, json.loads(NUMBERS.read_text()), parts), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Plots of what was measured, as SVG that takes its colour from the page and can be read on a phone."""
+"""SVG plots of the measurements, in the text color of the page and readable on a phone."""
 
 import math
 from html import escape
@@ -12,7 +12,7 @@ _LEFT, _TOP, _PANEL, _BETWEEN = 52, 26, 130, 70
 
 
 def bars(cases):
-    """The share of the ideal time that ours and Beam's reach, a pair of bars for each workload."""
+    """Plot the share of the ideal of this library and Beam, as a pair of bars per workload."""
     share = {
         (row, who): case["figures"][f"{who} of the ideal"]["median"]
         for row, case in enumerate(cases)
@@ -32,23 +32,25 @@ def bars(cases):
             parts.append(_text(width + 5, y + 10, f"{share[row, who]:.2f} {who}", size=11))
     parts.append(_line(scale, 0, scale, height - 20, dashed=True))
     parts.append(_text(scale, height - 6, "ideal", anchor="middle"))
-    return _svg(height, "Share of the ideal time: ours and Beam's, for each workload", parts)
+    return _svg(height, "Share of the ideal of this library and Beam, by workload", parts)
 
 
 def curves(sizes, panels):
-    """Panels under one another, over the same sizes of batches, each with its curves.
+    """Plot panels below one another, with the batch size on the x-axis.
 
-    A panel is a title and its curves, by name: a number for each size.
+    Args:
+        sizes: The batch sizes.
+        panels: For each panel title, the curves by name. A curve has one value per batch size.
     """
     parts = []
     step = (WIDTH - _LEFT - 20) / (len(sizes) - 1)
     for number, (title, named) in enumerate(panels.items()):
         top = _TOP + number * (_PANEL + _BETWEEN)
         bottom = top + _PANEL
-        most, mark = _marked(max(map(max, named.values())))
+        top_value, tick = _axis(max(map(max, named.values())))
         parts.append(_text(0, top - 10, title))
-        for value in np.arange(0, most + mark / 2, mark):
-            y = bottom - value / most * _PANEL
+        for value in np.arange(0, top_value + tick / 2, tick):
+            y = bottom - value / top_value * _PANEL
             parts.append(_line(_LEFT, y, WIDTH - 20, y, opacity=0.2))
             parts.append(_text(_LEFT - 8, y + 4, f"{value:,.10g}", size=11, anchor="end"))
         for at, size in enumerate(sizes):
@@ -56,26 +58,24 @@ def curves(sizes, panels):
             parts.append(_text(x, bottom + 17, str(size), size=11, anchor="middle"))
         for order, (name, values) in enumerate(named.items()):
             points = [
-                (_LEFT + at * step, bottom - value / most * _PANEL)
+                (_LEFT + at * step, bottom - value / top_value * _PANEL)
                 for at, value in enumerate(values)
             ]
             parts += _curve(points, dashed=order > 0)
-            if len(named) > 1:  # the highest at its end is named above it, the others below
+            if len(named) > 1:  # label the highest curve above its end, the others below
                 x, y = points[-1]
                 above = values[-1] == max(each[-1] for each in named.values())
                 parts.append(_text(x, y + (-10 if above else 18), name, size=11, anchor="end"))
     bottom = _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN
-    parts.append(
-        _text((_LEFT + WIDTH - 20) / 2, bottom + 36, "elements in a batch", anchor="middle")
-    )
-    return _svg(bottom + 44, f"{' and '.join(panels)}, over the size of batches", parts)
+    parts.append(_text((_LEFT + WIDTH - 20) / 2, bottom + 36, "batch size", anchor="middle"))
+    return _svg(bottom + 44, f"{' and '.join(panels)}, by batch size", parts)
 
 
-def _marked(most):
-    """The end of an axis that holds ``most``, and the distance of its marks: 1, 2 or 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10(most / 4))
-    mark = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= most / 4)
-    return mark * math.ceil(most / mark), mark
+def _axis(max_value):
+    """Return the end of the axis and the distance of its ticks (1, 2 or 5 times a power of ten)."""
+    power = 10 ** math.floor(math.log10(max_value / 4))
+    tick = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= max_value / 4)
+    return tick * math.ceil(max_value / tick), tick
 
 
 def _curve(points, dashed):
@@ -92,7 +92,7 @@ def _line(x1, y1, x2, y2, opacity=1.0, dashed=False):
 
 
 def _text(x, y, text, size=12, anchor="start"):
-    # A per cent sign would be the beginning of an operator to Python's formatting of the site.
+    # Escape the percent sign, because the site is formatted with Python's % operator.
     shown = escape(text).replace("%", "&#37;")
     return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" text-anchor="{anchor}">{shown}</text>'
 

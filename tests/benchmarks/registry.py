@@ -1,4 +1,4 @@
-"""The workloads by name. Each is imported when it is asked for: their frameworks take seconds to import."""
+"""The workloads by name. Each is imported on demand, because frameworks take seconds to import."""
 
 from importlib import import_module
 
@@ -20,5 +20,5 @@ MODULES = {
 
 
 def cases(workload, scale):
-    """The cases of a workload, with this share of its elements."""
+    """Return the cases of a workload with a fraction `scale` of its elements."""
     return import_module(f"benchmarks.{MODULES[workload]}").cases(scale)

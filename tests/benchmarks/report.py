@@ -1,4 +1,4 @@
-"""What was measured, as tables to read and as JSON to plot."""
+"""Format measurements as tables and as JSON."""
 
 import os
 import platform
@@ -8,18 +8,18 @@ from operator import ge, le
 import numpy as np
 from rich.table import Table
 
-from benchmarks.harness import Measured
+from benchmarks.harness import Measurement
 
 PACKAGES = ("apache-beam", "numpy", "scikit-learn", "torch", "transformers", "xgboost")
 
 
-def tables(measured: list[Measured]) -> list[Table]:
-    """The figures beside their goals, and the seconds they come from."""
+def make_tables(measured: list[Measurement]) -> list[Table]:
+    """Return a table of the figures with their goals, and a table of the seconds."""
     ratios = Table("workload", "figure", title="\nMedian, smallest and largest of the rounds")
     seconds = Table("workload", title="\nSeconds, median of the rounds")
     for heading in ("median", "smallest", "largest", "goal", ""):
         ratios.add_column(heading, justify="right")
-    for heading in ("elements", "contestants"):
+    for heading in ("elements", "contenders"):
         seconds.add_column(heading, justify="right" if heading == "elements" else "left")
     for one in measured:
         case = one.case
@@ -32,7 +32,7 @@ def tables(measured: list[Measured]) -> list[Table]:
                 name,
                 *(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values),
                 f"{goal[0]} {goal[1]:,}" if goal else "",
-                "" if not goal else "✓" if reached(figure.median, goal) else "✗",
+                "" if not goal else "✓" if meets_goal(figure.median, goal) else "✗",
             )
         ratios.add_section()
         medians = (f"{name} {np.median(rounds):.3f}" for name, rounds in one.seconds.items())
@@ -40,14 +40,14 @@ def tables(measured: list[Measured]) -> list[Table]:
     return [ratios, seconds]
 
 
-def reached(value: float, goal: tuple[str, float]) -> bool:
-    """Whether a figure is what was wanted, to the two digits that are shown."""
+def meets_goal(value: float, goal: tuple[str, float]) -> bool:
+    """Return whether a figure meets its goal, rounded to three digits as shown."""
     compare = {"≥": ge, "≤": le}[goal[0]]
     return compare(float(f"{value:.3g}"), goal[1])
 
 
-def machine() -> dict:
-    """What it was measured on."""
+def describe_machine() -> dict:
+    """Return the machine and package versions."""
     return {
         "python": platform.python_version(),
         "system": platform.system(),
@@ -57,8 +57,8 @@ def machine() -> dict:
     }
 
 
-def as_json(one: Measured) -> dict:
-    """All rounds of all contestants of a case, and the figures that they give."""
+def as_json(one: Measurement) -> dict:
+    """Return the seconds of all rounds and the figures of a case."""
     case = one.case
     return {
         "workload": case.workload,

@@ -1,6 +1,6 @@
-"""A model behind HTTP: doubles the numbers it is sent. Takes 20 ms for a request, and so many at a time.
+"""An HTTP server that doubles numbers, takes 20 ms per request and limits concurrent requests.
 
-Prints the port it listens at, then serves until it is ended.
+Prints its port, then serves until it is terminated.
 """
 
 import asyncio
@@ -8,20 +8,20 @@ import json
 import sys
 
 
-async def serve(most_rows: int, places: int) -> None:
-    free = asyncio.Semaphore(places)
+async def serve(max_rows: int, max_concurrent: int) -> None:
+    slots = asyncio.Semaphore(max_concurrent)
 
     async def answer(reader, writer):
-        with_length = b"content-length:"
+        length_header = b"content-length:"
         while request := await reader.readline():
             assert request.startswith(b"POST /predict")
             length = 0
             while (line := await reader.readline()).strip():
-                if line.lower().startswith(with_length):
-                    length = int(line[len(with_length) :])
+                if line.lower().startswith(length_header):
+                    length = int(line[len(length_header) :])
             rows = json.loads(await reader.readexactly(length))
-            status = "200 OK" if len(rows) <= most_rows else "413 Content Too Large"
-            async with free:
+            status = "200 OK" if len(rows) <= max_rows else "413 Content Too Large"
+            async with slots:
                 await asyncio.sleep(0.020)
             body = json.dumps([2 * row for row in rows]).encode()
             writer.write(
@@ -30,9 +30,9 @@ async def serve(most_rows: int, places: int) -> None:
             await writer.drain()
         writer.close()
 
-    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
-    print(listening.sockets[0].getsockname()[1], flush=True)
-    await listening.serve_forever()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long it takes until something happens: to import the library, and to the first result of a new process."""
+"""Startup time: import of the library, and the first result of a new process."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from benchmarks.harness import Case, Outcome
-from benchmarks.w1_rows import trained
+from benchmarks.w1_rows import train_model
 
 IMPORTS = {
     "limit": "import apache_beam",
@@ -14,7 +14,7 @@ IMPORTS = {
     "Beam": "import apache_beam, apache_beam.ml.inference.sklearn_inference",
 }
 
-FIRST = """
+PROGRAM = """
 import apache_beam as beam, numpy as np
 from apache_beam.runners.worker.statesampler import StateSampler
 StateSampler.__init__.__defaults__ = (1,)
@@ -22,7 +22,7 @@ StateSampler.__init__.__defaults__ = (1,)
 with beam.Pipeline("FnApiRunner") as pipeline:
     _ = pipeline | beam.Create([np.zeros(32, np.float32)]) | {step} | beam.Map(lambda _: print("1"))
 """
-HANDLE = (
+IMPORT_HANDLER = (
     "from {package}{base} import RunInference\n"
     "from {package}.sklearn_inference import SklearnModelHandlerNumpy"
 )
@@ -38,16 +38,16 @@ def cases(scale):
         check=check,
         goals={},
     )
-    _, path = trained()
+    _, path = train_model()
     step = STEP.format(path=path)
-    ours = HANDLE.format(package="runinference", base="")
-    peer = HANDLE.format(package="apache_beam.ml.inference", base=".base")
+    ours = IMPORT_HANDLER.format(package="runinference", base="")
+    beam = IMPORT_HANDLER.format(package="apache_beam.ml.inference", base=".base")
     programs = {
         "limit": "import pickle, sklearn.linear_model, numpy as np\n"
         f"model = pickle.load(open({path!r}, 'rb'))\n"
         "print(len(model.predict(np.zeros((1, 32), np.float32))))",
-        "ours": FIRST.format(imports=ours, step=step),
-        "Beam": FIRST.format(imports=peer, step=step),
+        "ours": PROGRAM.format(imports=ours, step=step),
+        "Beam": PROGRAM.format(imports=beam, step=step),
     }
     yield Case(
         workload="start",
@@ -60,7 +60,7 @@ def cases(scale):
 
 
 def run(program):
-    """A program in a process of its own; it prints how many results it got."""
+    """Run a program in a new process. The program prints its number of results."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ,
@@ -71,5 +71,5 @@ def run(program):
     return Outcome(["row"] * int(done.stdout), [])
 
 
-def check(contestant, outcome):
+def check(contender, outcome):
     assert len(outcome.examples) == 1

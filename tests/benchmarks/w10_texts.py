@@ -1,4 +1,4 @@
-"""W10: 512 short texts and a text-classification pipeline of Hugging Face."""
+"""W10: 512 short texts and a Hugging Face text classification pipeline."""
 
 import functools
 import random
@@ -13,8 +13,8 @@ import torch
 import transformers
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import Case, Keep, KeepResult, Outcome, run_pipeline
-from benchmarks.stand_ins import standing_in
+from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, run_pipeline
+from benchmarks.placeholders import placeholder_package
 from runinference import PredictionResult, RunInference
 from runinference.huggingface_inference import HuggingFacePipelineModelHandler
 
@@ -40,10 +40,10 @@ def cases(scale):
     n = max(32, int(512 * scale))
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    folder = saved()
+    folder = save_model()
     pipeline = transformers.pipeline("text-classification", model=folder, device="cpu")
     ours = HuggingFacePipelineModelHandler("text-classification", folder, device="CPU")
-    peer = handler_of_beam()("text-classification", folder, device="CPU")
+    beam_handler = import_beam_handler()("text-classification", folder, device="CPU")
     yield Case(
         workload="W10",
         variant="text classification",
@@ -52,16 +52,16 @@ def cases(scale):
             "limit": functools.partial(bare_loop, pipeline, n, best_size(pipeline, n)),
             "floor": functools.partial(floor, n),
             "ours": functools.partial(run_with, n, RunInference, ours),
-            "Beam": functools.partial(run_with, n, beam_base.RunInference, peer),
+            "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
         },
         check=functools.partial(check, pipeline, n),
         goals={"ours of the ideal": ("≥", 0.85), "ours ÷ Beam": ("≥", 5)},
     )
 
 
-def handler_of_beam():
-    """Beam's, whose module names TensorFlow and a class that Transformers 5 no longer has: it gets stand-ins."""
-    with standing_in("tensorflow", "Tensor"):
+def import_beam_handler():
+    """Import Beam's handler with placeholders for TensorFlow and a class that Transformers 5 removed."""
+    with placeholder_package("tensorflow", "Tensor"):
         _ = transformers.AutoModel, transformers.Pipeline
         sys.modules["transformers"].TFAutoModel = type("TFAutoModel", (), {})
         from apache_beam.ml.inference import huggingface_inference
@@ -70,17 +70,16 @@ def handler_of_beam():
 
 @functools.cache
 def texts(n):
-    """Texts of five to ten words, each with its number as its first."""
-    choose = random.Random(0)
+    """Return texts of 5 to 10 words that start with their number."""
+    rng = random.Random(0)
     return [
-        " ".join([str(number), *choose.choices(WORDS, k=choose.randint(4, 9))])
-        for number in range(n)
+        " ".join([str(number), *rng.choices(WORDS, k=rng.randint(4, 9))]) for number in range(n)
     ]
 
 
 @functools.cache
-def saved():
-    """The directory of a small BERT and its tokenizer."""
+def save_model():
+    """Save a small BERT model with its tokenizer and return the directory."""
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     digits = [*"0123456789", *(f"##{digit}" for digit in range(10))]
@@ -124,25 +123,29 @@ def identity(result):
 
 
 def floor(n):
-    return run_pipeline(functools.partial(results, n), beam.Map(identity), beam.ParDo(Keep()))
+    return run_pipeline(
+        functools.partial(results, n), beam.Map(identity), beam.ParDo(CollectExamples())
+    )
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(functools.partial(texts, n), transform(handler), beam.ParDo(KeepResult()))
+    return run_pipeline(
+        functools.partial(texts, n), transform(handler), beam.ParDo(CollectResults())
+    )
 
 
 @functools.cache
-def right(pipeline, n):
+def expected(pipeline, n):
     return dict(zip(texts(n), pipeline(texts(n), batch_size=1), strict=True))
 
 
-def check(pipeline, n, contestant, outcome):
-    """Every text came out once, and each with the label and the score that belong to it."""
-    if contestant == "floor":
+def check(pipeline, n, contender, outcome):
+    """Check that every text came out once, with the correct label and score."""
+    if contender == "floor":
         assert len(outcome.examples) == n
         return
-    wanted = right(pipeline, n)
+    labels = expected(pipeline, n)
     assert sorted(outcome.examples) == sorted(texts(n))
     for text, inference in zip(outcome.examples, outcome.inferences, strict=True):
-        np.testing.assert_allclose(inference["score"], wanted[text]["score"], rtol=1e-5, atol=1e-5)
-        assert inference["label"] == wanted[text]["label"] or abs(inference["score"] - 0.5) < 1e-5
+        np.testing.assert_allclose(inference["score"], labels[text]["score"], rtol=1e-5, atol=1e-5)
+        assert inference["label"] == labels[text]["label"] or abs(inference["score"] - 0.5) < 1e-5

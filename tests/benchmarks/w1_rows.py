@@ -1,4 +1,4 @@
-"""W1: 200,000 rows of 32 float32 and a logistic regression: all cost is the pipeline's."""
+"""W1: 200,000 rows of 32 float32 values and a logistic regression. The overhead of the pipeline dominates."""
 
 import functools
 import pickle
@@ -11,7 +11,14 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import sklearn_inference as beam_sklearn
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.harness import Case, KeepResult, Outcome, batches, run_pipeline, same_rows
+from benchmarks.harness import (
+    Case,
+    CollectResults,
+    Outcome,
+    assert_same_rows,
+    batches,
+    run_pipeline,
+)
 from runinference import PredictionResult, RunInference
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
@@ -21,11 +28,11 @@ GOALS = {"ours of the ideal": ("≥", 0.80), "ours ÷ Beam": ("≥", 1.5)}
 
 def cases(scale):
     n = max(2_000, int(200_000 * scale))
-    model, path = trained()
+    model, path = train_model()
     fixed = {"min_batch_size": 1_024, "max_batch_size": 1_024}
     for variant, options in (("default settings", {}), ("batches of 1,024", fixed)):
         ours = SklearnModelHandlerNumpy(model_uri=path, **options)
-        peer = beam_sklearn.SklearnModelHandlerNumpy(model_uri=path, **options)
+        beam_handler = beam_sklearn.SklearnModelHandlerNumpy(model_uri=path, **options)
         yield Case(
             workload="W1",
             variant=variant,
@@ -34,7 +41,7 @@ def cases(scale):
                 "limit": functools.partial(bare_loop, model, n),
                 "floor": functools.partial(floor, n),
                 "ours": functools.partial(run_with, n, RunInference, ours),
-                "Beam": functools.partial(run_with, n, beam_base.RunInference, peer),
+                "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
             },
             check=functools.partial(check, model, n),
             goals=GOALS,
@@ -43,13 +50,13 @@ def cases(scale):
 
 @functools.cache
 def rows(n):
-    """The elements: separate arrays, as a source would give them."""
+    """Return separate arrays, as from a source."""
     return list(np.random.default_rng(0).normal(size=(n, FEATURES)).astype(np.float32).copy())
 
 
 @functools.cache
-def trained(seed=1):
-    """A model that is trained on other rows, and the path of its file."""
+def train_model(seed=1):
+    """Train a model on other rows and return it with the path of its file."""
     generator = np.random.default_rng(seed)
     features = generator.normal(size=(2_000, FEATURES)).astype(np.float32)
     model = LogisticRegression().fit(features, features @ generator.normal(size=FEATURES) > 0)
@@ -66,12 +73,14 @@ def bare_loop(model, n):
 
 
 def floor(n):
-    return run_pipeline(functools.partial(results, n), beam.Map(identity), beam.ParDo(KeepResult()))
+    return run_pipeline(
+        functools.partial(results, n), beam.Map(identity), beam.ParDo(CollectResults())
+    )
 
 
 @functools.cache
 def results(n):
-    """For the floor: results that are there already, so that its last step does the same work."""
+    """Return precomputed results for the floor, so that its last step does the same work."""
     return [PredictionResult(row, np.int64(0), "rows.pickle") for row in rows(n)]
 
 
@@ -80,12 +89,14 @@ def identity(result):
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(functools.partial(rows, n), transform(handler), beam.ParDo(KeepResult()))
+    return run_pipeline(
+        functools.partial(rows, n), transform(handler), beam.ParDo(CollectResults())
+    )
 
 
-def check(model, n, contestant, outcome):
-    """Every row came out once, and each with the prediction that belongs to it."""
-    same_rows(outcome.examples, rows(n))
-    if contestant != "floor":
+def check(model, n, contender, outcome):
+    """Check that every row came out once, with the correct prediction."""
+    assert_same_rows(outcome.examples, rows(n))
+    if contender != "floor":
         predictions = model.predict(np.stack(outcome.examples))
         np.testing.assert_array_equal(np.asarray(outcome.inferences), predictions)

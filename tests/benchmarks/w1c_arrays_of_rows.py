@@ -1,4 +1,4 @@
-"""W1c: the rows of W1, which come in arrays of 1,024 and leave in arrays: nothing is done row by row."""
+"""W1c: the rows of W1 in arrays of 1,024 rows, with unsplit results."""
 
 import functools
 
@@ -7,8 +7,8 @@ import numpy as np
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import sklearn_inference as beam_sklearn
 
-from benchmarks.harness import Case, KeepResult, Outcome, run_pipeline
-from benchmarks.w1_rows import FEATURES, identity, trained
+from benchmarks.harness import Case, CollectResults, Outcome, run_pipeline
+from benchmarks.w1_rows import FEATURES, identity, train_model
 from runinference import PredictionResult, RunInference
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
@@ -17,9 +17,9 @@ ROWS = 1_024
 
 def cases(scale):
     n = max(4 * ROWS, int(1_000_000 * scale))
-    model, path = trained()
+    model, path = train_model()
     ours = SklearnModelHandlerNumpy(model_uri=path).with_no_batching(whole_results=True)
-    peer = beam_sklearn.SklearnModelHandlerNumpy(model_uri=path, inference_fn=predict_array)
+    beam_handler = beam_sklearn.SklearnModelHandlerNumpy(model_uri=path, inference_fn=predict_array)
     yield Case(
         workload="W1c",
         variant=f"arrays of {ROWS:,}",
@@ -28,7 +28,9 @@ def cases(scale):
             "limit": functools.partial(bare_loop, model, n),
             "floor": functools.partial(floor, n),
             "ours": functools.partial(run_with, n, RunInference, ours),
-            "Beam": functools.partial(run_with, n, beam_base.RunInference, peer.with_no_batching()),
+            "Beam": functools.partial(
+                run_with, n, beam_base.RunInference, beam_handler.with_no_batching()
+            ),
         },
         check=functools.partial(check, model, n),
         goals={"ours of the ideal": ("≥", 0.85), "ours ÷ Beam": ("≥", 4)},
@@ -36,7 +38,7 @@ def cases(scale):
 
 
 def predict_array(model, batch, inference_args=None):
-    """Beam's default copies an array of rows before it predicts; this does not."""
+    """Predict without copying the array, unlike Beam's default function."""
     return model.predict(batch)
 
 
@@ -47,7 +49,7 @@ def rows(n):
 
 @functools.cache
 def arrays(n):
-    """The elements: arrays that own their memory, as a columnar source would give them."""
+    """Return arrays that own their memory, as from a columnar source."""
     return [rows(n)[start : start + ROWS].copy() for start in range(0, n, ROWS)]
 
 
@@ -61,17 +63,21 @@ def results(n):
 
 
 def floor(n):
-    return run_pipeline(functools.partial(results, n), beam.Map(identity), beam.ParDo(KeepResult()))
+    return run_pipeline(
+        functools.partial(results, n), beam.Map(identity), beam.ParDo(CollectResults())
+    )
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(functools.partial(arrays, n), transform(handler), beam.ParDo(KeepResult()))
+    return run_pipeline(
+        functools.partial(arrays, n), transform(handler), beam.ParDo(CollectResults())
+    )
 
 
-def check(model, n, contestant, outcome):
-    """Every row came out once, in the order of its array, with the prediction that belongs to it."""
+def check(model, n, contender, outcome):
+    """Check that every row came out once, in order, with the correct prediction."""
     got = np.concatenate([np.atleast_2d(example) for example in outcome.examples])
     np.testing.assert_array_equal(got, rows(n))
-    if contestant != "floor":
-        inferences = np.concatenate([np.atleast_1d(found) for found in outcome.inferences])
+    if contender != "floor":
+        inferences = np.concatenate([np.atleast_1d(inference) for inference in outcome.inferences])
         np.testing.assert_array_equal(inferences, model.predict(rows(n)))

@@ -1,4 +1,4 @@
-"""W2: 1,500 images of 96 by 96 pixels and torchvision's mobilenet_v3_small, with default settings."""
+"""W2: 1,500 images of 96 x 96 pixels and torchvision's mobilenet_v3_small, with default settings."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 from torchvision.models import mobilenet_v3_small
 
-from benchmarks.harness import Case, Keep, KeepResult, Outcome, batches, run_pipeline
+from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, batches, run_pipeline
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -27,14 +27,14 @@ CLASSES = 100
 def cases(scale):
     n = max(16, int(1_500 * scale))
     torch.set_num_threads(1)
-    model, path = saved()
+    model, path = save_model()
     options = {
         "state_dict_path": path,
         "model_class": mobilenet_v3_small,
         "model_params": {"num_classes": CLASSES},
     }
     ours = PytorchModelHandlerTensor(**options)
-    peer = beam_pytorch.PytorchModelHandlerTensor(**options)
+    beam_handler = beam_pytorch.PytorchModelHandlerTensor(**options)
     best = best_size(model, min(n, 256))
     yield Case(
         workload="W2",
@@ -44,28 +44,28 @@ def cases(scale):
             "limit": functools.partial(bare_loop, model, n, best),
             "floor": functools.partial(floor, n),
             "ours": functools.partial(run_with, n, RunInference, ours),
-            "Beam": functools.partial(run_with, n, beam_base.RunInference, peer),
+            "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
         },
         check=functools.partial(check, model, n),
         goals={
             "ours of the ideal": ("≥", 0.97),
             "ours ÷ Beam": ("≥", 1),
-            "MB of peak memory above the floor's, ours": ("≤", 100),
+            "MB of peak memory above the floor, ours": ("≤", 100),
         },
-        once=functools.partial(memory, scale, best),
+        measure_once=functools.partial(measure_memory, scale, best),
     )
 
 
 @functools.cache
 def images(n):
     values = np.random.default_rng(0).normal(size=(n, *SHAPE)).astype(np.float32)
-    values[:, 0, 0, 0] = np.arange(n) / n  # tells them apart
+    values[:, 0, 0, 0] = np.arange(n) / n  # makes every image unique
     return [torch.from_numpy(image.copy()) for image in values]
 
 
 @functools.cache
-def saved():
-    """A model with statistics of its normalisation that are not the initial ones, and its file."""
+def save_model():
+    """Save a model with non-initial batch norm statistics and return it with the path of its file."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = mobilenet_v3_small(num_classes=CLASSES)
@@ -77,7 +77,7 @@ def saved():
 
 
 def best_size(model, n):
-    """The size of batches at which the bare loop is fastest, of two tries each."""
+    """Return the batch size at which the bare loop is fastest, in the better of two runs."""
 
     def seconds(size):
         start = time.perf_counter()
@@ -97,7 +97,9 @@ def bare_loop(model, n, size):
 
 
 def floor(n):
-    return run_pipeline(functools.partial(images, n), beam.Map(identity), beam.ParDo(Keep()))
+    return run_pipeline(
+        functools.partial(images, n), beam.Map(identity), beam.ParDo(CollectExamples())
+    )
 
 
 def identity(image):
@@ -105,41 +107,43 @@ def identity(image):
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(functools.partial(images, n), transform(handler), beam.ParDo(KeepResult()))
+    return run_pipeline(
+        functools.partial(images, n), transform(handler), beam.ParDo(CollectResults())
+    )
 
 
 @functools.cache
-def right(model, n):
+def expected(model, n):
     with torch.inference_mode():
         return torch.cat([model(torch.stack(batch)) for batch in batches(images(n), 16)]).numpy()
 
 
-def check(model, n, contestant, outcome):
-    """Every image came out once, and each with the scores that belong to it."""
+def check(model, n, contender, outcome):
+    """Check that every image came out once, with the correct scores."""
     numbers = [round(float(image[0, 0, 0]) * n) for image in outcome.examples]
     assert sorted(numbers) == list(range(n))
-    if contestant != "floor":
+    if contender != "floor":
         scores = torch.stack(list(outcome.inferences)).numpy()
-        np.testing.assert_allclose(scores, right(model, n)[numbers], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(scores, expected(model, n)[numbers], rtol=1e-4, atol=1e-5)
 
 
-def memory(scale, best):
-    """What each contestant's process holds at its peak, in MB, above what the floor's does."""
-    peaks = {name: peak(name, scale, best) for name in ("limit", "floor", "ours", "Beam")}
+def measure_memory(scale, best):
+    """Return the peak memory of each contender's process in MB above that of the floor."""
+    peaks = {name: measure_peak(name, scale, best) for name in ("limit", "floor", "ours", "Beam")}
     return {
-        f"MB of peak memory above the floor's, {name}": (peaks[name] - peaks["floor"]) / 1e6
+        f"MB of peak memory above the floor, {name}": (peaks[name] - peaks["floor"]) / 1e6
         for name in ("limit", "ours", "Beam")
     }
 
 
-def peak(contestant, scale, best):
-    """The most bytes that a process of its own holds while it runs; it has all images before it begins."""
+def measure_peak(contender, scale, best):
+    """Run a contender in a new process and return its peak memory in bytes. Images are created before."""
     program = (
         "from benchmarks import w2_images as w2\n"
         f"w2.best_size = lambda model, n: {best}\n"
         f"[case] = w2.cases({scale}); w2.images(case.n)\n"
-        "open('/proc/self/clear_refs', 'w').write('5')  # forget the peak of the imports\n"
-        f"case.runs[{contestant!r}]()\n"
+        "open('/proc/self/clear_refs', 'w').write('5')  # reset the peak after the imports\n"
+        f"case.runs[{contender!r}]()\n"
         "[line] = [line for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"
         "print(1024 * int(line.split()[1]))"
     )

@@ -1,4 +1,4 @@
-"""W3: 1,024 token sequences of very different lengths, and a BERT of 4 layers: who pads least?"""
+"""W3: 1,024 token sequences of log-normal length and a 4-layer BERT. The amount of padding dominates."""
 
 import functools
 import tempfile
@@ -12,7 +12,7 @@ from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 from apache_beam.transforms.util import SortAndBatchElements
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.harness import Case, Keep, KeepResult, Outcome, run_pipeline
+from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, run_pipeline
 from runinference import Padding, PredictionResult, RunInference
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor
 
@@ -30,7 +30,7 @@ CONFIG = {
 
 
 class Classifier(torch.nn.Module):
-    """The BERT; counts the tokens that it gets, padding included."""
+    """A BERT classifier that counts its input tokens, padding included."""
 
     n_tokens = 0
 
@@ -46,15 +46,15 @@ class Classifier(torch.nn.Module):
 def cases(scale):
     n = max(48, int(1_024 * scale))
     torch.set_num_threads(1)
-    model, path = saved()
+    model, path = save_model()
     options = {"state_dict_path": path, "model_class": Classifier}
     ours = PytorchModelHandlerKeyedTensor(
         **options,
         padding=Padding(value={"input_ids": 0}, mask="attention_mask"),
         max_padded_size=BUDGET,
     )
-    peer = functools.partial(
-        beam_pytorch.PytorchModelHandlerKeyedTensor, **options, inference_fn=padded_by_hand
+    beam_handler = functools.partial(
+        beam_pytorch.PytorchModelHandlerKeyedTensor, **options, inference_fn=predict_padded
     )
     fixed = {"min_batch_size": 32, "max_batch_size": 32}
     buckets = {"batch_length_fn": length, "batch_bucket_boundaries": BUCKETS}
@@ -63,34 +63,34 @@ def cases(scale):
         "limit": functools.partial(bare_loop, model, n),
         "floor": functools.partial(floor, n),
         "ours": functools.partial(run_with, n, RunInference(ours)),
-        "Beam": functools.partial(run_with, n, beam_base.RunInference(peer(**fixed))),
+        "Beam": functools.partial(run_with, n, beam_base.RunInference(beam_handler(**fixed))),
         "Beam with buckets": functools.partial(
             run_with,
             n,
-            beam_base.RunInference(peer(**fixed, **buckets, max_batch_duration_secs=60)),
+            beam_base.RunInference(beam_handler(**fixed, **buckets, max_batch_duration_secs=60)),
         ),
-        "Beam, sorted by hand": functools.partial(
-            run_with, n, sort, beam_base.RunInference(peer().with_no_batching())
+        "Beam, sorted manually": functools.partial(
+            run_with, n, sort, beam_base.RunInference(beam_handler().with_no_batching())
         ),
     }
     yield Case(
         workload="W3",
         variant="log-normal lengths",
         n=n,
-        runs={name: functools.partial(counted, run, n) for name, run in runs.items()},
+        runs={name: functools.partial(run_and_count, run, n) for name, run in runs.items()},
         check=functools.partial(check, model, n),
         goals={
             "ours of the ideal": ("≥", 0.95),
             "ours ÷ Beam": ("≥", 3),
-            "ours ÷ Beam, sorted by hand": ("≥", 1),
-            "tokens a real one, ours": ("≤", 1.1),
+            "ours ÷ Beam, sorted manually": ("≥", 1),
+            "tokens per real token, ours": ("≤", 1.1),
         },
     )
 
 
 @functools.cache
 def sequences(n):
-    """The elements: dictionaries of one tensor, whose first two tokens tell them apart."""
+    """Return dictionaries of one tensor. The first two tokens identify the sequence."""
     generator = np.random.default_rng(0)
     lengths = np.exp(generator.normal(3.6, 0.9, n)).clip(4, 512).astype(int)
     elements = []
@@ -105,13 +105,13 @@ def length(element):
     return len(element["input_ids"])
 
 
-def number_of(element):
+def get_number(element):
     first, second = element["input_ids"][:2].tolist()
     return (first - 1) * 100 + second - 1
 
 
 @functools.cache
-def saved():
+def save_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Classifier().eval().requires_grad_(False)
@@ -120,29 +120,29 @@ def saved():
     return model, str(path)
 
 
-def padded(batch):
-    """A batch and its mask, padded to its longest sequence."""
+def pad(batch):
+    """Pad a batch to its longest sequence and create the attention mask."""
     ids = torch.nn.utils.rnn.pad_sequence([x["input_ids"] for x in batch], batch_first=True)
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
 
-def padded_by_hand(batch, model, device, inference_args=None, model_id=None):
-    """What a user of Beam's writes."""
+def predict_padded(batch, model, device, inference_args=None, model_id=None):
+    """Pad and predict, as a user of Beam's handler would."""
     with torch.inference_mode():
-        logits = model(**padded(batch))
+        logits = model(**pad(batch))
     return [beam_base.PredictionResult(x, y, model_id) for x, y in zip(batch, logits, strict=True)]
 
 
 @functools.cache
 def ideal_batches(n):
-    """All sequences by length, longest first, in batches of at most so many tokens with padding."""
-    made, batch = [], []
+    """Return batches of at most `BUDGET` padded tokens, sorted by decreasing length."""
+    result, batch = [], []
     for element in sorted(sequences(n), key=length, reverse=True):
         if batch and length(batch[0]) * (len(batch) + 1) > BUDGET:
-            made.append(batch)
+            result.append(batch)
             batch = []
         batch.append(element)
-    return [*made, batch]
+    return [*result, batch]
 
 
 def bare_loop(model, n):
@@ -150,12 +150,14 @@ def bare_loop(model, n):
     with torch.inference_mode():
         for batch in ideal_batches(n):
             examples.extend(batch)
-            logits.extend(model(**padded(batch)))
+            logits.extend(model(**pad(batch)))
     return Outcome(examples, logits)
 
 
 def floor(n):
-    return run_pipeline(functools.partial(results, n), beam.Map(identity), beam.ParDo(Keep()))
+    return run_pipeline(
+        functools.partial(results, n), beam.Map(identity), beam.ParDo(CollectExamples())
+    )
 
 
 @functools.cache
@@ -168,30 +170,30 @@ def identity(result):
 
 
 def run_with(n, *steps):
-    return run_pipeline(functools.partial(sequences, n), *steps, beam.ParDo(KeepResult()))
+    return run_pipeline(functools.partial(sequences, n), *steps, beam.ParDo(CollectResults()))
 
 
-def counted(run, n):
-    """A run, and how many tokens the model got for each real one."""
+def run_and_count(run, n):
+    """Run a contender and count the input tokens of the model per real token."""
     Classifier.n_tokens = 0
     outcome = run()
     share = Classifier.n_tokens / sum(map(length, sequences(n)))
-    facts = {"tokens a real one": share} if share else {}
-    return Outcome(outcome.examples, outcome.inferences, facts)
+    metrics = {"tokens per real token": share} if share else {}
+    return Outcome(outcome.examples, outcome.inferences, metrics)
 
 
 @functools.cache
-def right(model, n):
+def expected(model, n):
     with torch.inference_mode():
-        return np.stack([model(**padded([element]))[0].numpy() for element in sequences(n)])
+        return np.stack([model(**pad([element]))[0].numpy() for element in sequences(n)])
 
 
-def check(model, n, contestant, outcome):
-    """Every sequence came out once, and each with the logits that it gets alone, without padding."""
-    if contestant == "floor":
+def check(model, n, contender, outcome):
+    """Check that every sequence came out once, with the same logits as without padding."""
+    if contender == "floor":
         assert len(outcome.examples) == n
         return
-    numbers = [number_of(element) for element in outcome.examples]
+    numbers = [get_number(element) for element in outcome.examples]
     assert sorted(numbers) == list(range(n))
     logits = torch.stack(list(outcome.inferences)).numpy()
-    np.testing.assert_allclose(logits, right(model, n)[numbers], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, expected(model, n)[numbers], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""W4: 4,000 PyTorch results of 1,000 floats, sent through a Reshuffle: what does a result weigh?"""
+"""W4: 4,000 PyTorch results of 1,000 floats with a Reshuffle. The encoded size of results dominates."""
 
 import functools
 import tempfile
@@ -10,12 +10,20 @@ import torch
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 
-from benchmarks.harness import Case, Keep, KeepResult, Outcome, batches, run_pipeline, same_rows
+from benchmarks.harness import (
+    Case,
+    CollectExamples,
+    CollectResults,
+    Outcome,
+    assert_same_rows,
+    batches,
+    run_pipeline,
+)
 from runinference import PredictionResult, RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
 FEATURES, FLOATS = 16, 1_000
-BYTES = {"bytes a result, ours": ("≤", 4_300)}
+BYTES = {"bytes per result, ours": ("≤", 4_300)}
 GOALS = {
     64: {"ours of the ideal": ("≥", 0.8), "ours ÷ Beam": ("≥", 8), **BYTES},
     256: {"ours of the ideal": ("≥", 0.8), "ours ÷ Beam": ("≥", 30), **BYTES},
@@ -25,7 +33,7 @@ GOALS = {
 def cases(scale):
     n = max(512, int(4_000 * scale))
     torch.set_num_threads(1)
-    model, path = saved()
+    model, path = save_model()
     for size, goals in GOALS.items():
         options = {
             "state_dict_path": path,
@@ -35,7 +43,7 @@ def cases(scale):
             "max_batch_size": size,
         }
         ours = PytorchModelHandlerTensor(**options)
-        peer = beam_pytorch.PytorchModelHandlerTensor(**options)
+        beam_handler = beam_pytorch.PytorchModelHandlerTensor(**options)
         yield Case(
             workload="W4",
             variant=f"batches of {size}",
@@ -44,29 +52,29 @@ def cases(scale):
                 "limit": functools.partial(bare_loop, model, n, size),
                 "floor": functools.partial(floor, n),
                 "ours": functools.partial(run_with, n, RunInference, ours),
-                "Beam": functools.partial(run_with, n, beam_base.RunInference, peer),
+                "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
             },
             check=functools.partial(check, model, n),
             goals=goals,
-            facts=bytes_a_result,
+            metrics=measure_encoded_size,
         )
 
 
 @functools.cache
 def examples(n):
-    """The elements: separate tensors."""
+    """Return separate tensors."""
     values = np.random.default_rng(0).normal(size=(n, FEATURES)).astype(np.float32)
     return [torch.from_numpy(row.copy()) for row in values]
 
 
 @functools.cache
 def outputs(n):
-    """For the floor: as many rows of NumPy as there will be results, of the same size."""
+    """Return NumPy rows of the same number and size as the results, for the floor."""
     return list(np.random.default_rng(0).normal(size=(n, FLOATS)).astype(np.float32))
 
 
-def saved():
-    """A model, and the path of its weights."""
+def save_model():
+    """Save a model and return it with the path of its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = torch.nn.Linear(FEATURES, FLOATS).eval()
@@ -84,28 +92,30 @@ def bare_loop(model, n, size):
 
 
 def floor(n):
-    return run_pipeline(functools.partial(outputs, n), beam.Reshuffle(), beam.ParDo(Keep()))
+    return run_pipeline(
+        functools.partial(outputs, n), beam.Reshuffle(), beam.ParDo(CollectExamples())
+    )
 
 
 def run_with(n, transform, handler):
-    steps = transform(handler), beam.Reshuffle(), beam.ParDo(KeepResult())
+    steps = transform(handler), beam.Reshuffle(), beam.ParDo(CollectResults())
     return run_pipeline(functools.partial(examples, n), *steps)
 
 
-def check(model, n, contestant, outcome):
-    """Every example came out once, and each with the output that belongs to it."""
-    same_rows(outcome.examples, outputs(n) if contestant == "floor" else examples(n))
-    if contestant != "floor":
+def check(model, n, contender, outcome):
+    """Check that every example came out once, with the correct output."""
+    assert_same_rows(outcome.examples, outputs(n) if contender == "floor" else examples(n))
+    if contender != "floor":
         with torch.inference_mode():
-            right = model(torch.stack(list(map(torch.as_tensor, outcome.examples)))).numpy()
-        np.testing.assert_allclose(np.stack(outcome.inferences), right, rtol=1e-5, atol=1e-5)
+            expected = model(torch.stack(list(map(torch.as_tensor, outcome.examples)))).numpy()
+        np.testing.assert_allclose(np.stack(outcome.inferences), expected, rtol=1e-5, atol=1e-5)
 
 
-def bytes_a_result(contestant, outcome):
-    """How many bytes a result takes between two workers, as each library's output type codes it."""
-    result_type = {"ours": PredictionResult, "Beam": beam_base.PredictionResult}.get(contestant)
+def measure_encoded_size(contender, outcome):
+    """Return the encoded size of a result, with the coder of each library's output type."""
+    result_type = {"ours": PredictionResult, "Beam": beam_base.PredictionResult}.get(contender)
     if result_type is None:
         return {}
     coder = beam.coders.registry.get_coder(result_type)
     result = result_type(outcome.examples[0], outcome.inferences[0], "w4.pt")
-    return {"bytes a result": len(coder.encode(result))}
+    return {"bytes per result": len(coder.encode(result))}

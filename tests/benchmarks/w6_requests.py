@@ -1,4 +1,4 @@
-"""W6: 2,000 rows to an HTTP server that takes 20 ms for a request of at most 8, and 16 requests at a time."""
+"""W6: 2,000 rows and an HTTP server that takes 20 ms per request (8 rows at most) and 16 requests at a time."""
 
 import contextlib
 import functools
@@ -13,33 +13,33 @@ from pathlib import Path
 import apache_beam as beam
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import Case, Keep, KeepResult, Outcome, batches, run_pipeline
+from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, batches, run_pipeline
 from runinference import PredictionResult, RemoteModelHandler, RunInference
 
-ROWS, PLACES = 8, 16
+ROWS, MAX_CONCURRENT = 8, 16
 
 
 class Client:
-    """Posts rows over a connection that each thread keeps open."""
+    """Post rows over one persistent connection per thread."""
 
     def __init__(self, port):
         self._port = port
-        self._own = threading.local()
+        self._local = threading.local()
 
     def post(self, batch):
-        if not hasattr(self._own, "connection"):
-            self._own.connection = http.client.HTTPConnection("127.0.0.1", self._port)
-        self._own.connection.request("POST", "/predict", json.dumps(list(batch)))
-        response = self._own.connection.getresponse()
+        if not hasattr(self._local, "connection"):
+            self._local.connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        self._local.connection.request("POST", "/predict", json.dumps(list(batch)))
+        response = self._local.connection.getresponse()
         answer = json.loads(response.read())
         if response.status != 200:
             raise RuntimeError(f"{response.status}: {answer}")
         return answer
 
 
-class Ours(RemoteModelHandler):
+class OurHandler(RemoteModelHandler):
     def __init__(self, port):
-        super().__init__(max_request_size=ROWS, max_concurrent_requests=PLACES)
+        super().__init__(max_request_size=ROWS, max_concurrent_requests=MAX_CONCURRENT)
         self._port = port
 
     def create_client(self):
@@ -50,7 +50,7 @@ class Ours(RemoteModelHandler):
         return [PredictionResult(row, answer, "double") for row, answer in pairs]
 
 
-class Peer(beam_base.RemoteModelHandler):
+class BeamHandler(beam_base.RemoteModelHandler):
     def __init__(self, port):
         super().__init__(namespace="benchmark")
         self._port = port
@@ -71,13 +71,13 @@ def cases(scale):
     with server() as port:
         yield Case(
             workload="W6",
-            variant="20 ms a request",
+            variant="20 ms per request",
             n=n,
             runs={
                 "limit": functools.partial(bare_client, port, n),
                 "floor": functools.partial(floor, n),
-                "ours": functools.partial(run_with, n, RunInference, Ours(port)),
-                "Beam": functools.partial(run_with, n, beam_base.RunInference, Peer(port)),
+                "ours": functools.partial(run_with, n, RunInference, OurHandler(port)),
+                "Beam": functools.partial(run_with, n, beam_base.RunInference, BeamHandler(port)),
             },
             check=functools.partial(check, n),
             goals={"ours of the ideal": ("≥", 0.9), "ours ÷ Beam": ("≥", 10)},
@@ -86,10 +86,10 @@ def cases(scale):
 
 @contextlib.contextmanager
 def server():
-    """The port of a server in a process of its own."""
+    """Start the server in a new process and yield its port."""
     program = Path(__file__).with_name("slow_server.py")
     process = subprocess.Popen(
-        [sys.executable, program, str(ROWS), str(PLACES)], stdout=subprocess.PIPE, text=True
+        [sys.executable, program, str(ROWS), str(MAX_CONCURRENT)], stdout=subprocess.PIPE, text=True
     )
     try:
         yield int(process.stdout.readline())
@@ -104,7 +104,7 @@ def rows(n):
 
 
 def bare_client(port, n):
-    with ThreadPoolExecutor(PLACES) as pool:
+    with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
         answers = list(pool.map(Client(port).post, batches(rows(n), ROWS)))
     return Outcome(rows(n), [answer for batch in answers for answer in batch])
 
@@ -114,15 +114,19 @@ def identity(row):
 
 
 def floor(n):
-    return run_pipeline(functools.partial(rows, n), beam.Map(identity), beam.ParDo(Keep()))
+    return run_pipeline(
+        functools.partial(rows, n), beam.Map(identity), beam.ParDo(CollectExamples())
+    )
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(functools.partial(rows, n), transform(handler), beam.ParDo(KeepResult()))
+    return run_pipeline(
+        functools.partial(rows, n), transform(handler), beam.ParDo(CollectResults())
+    )
 
 
-def check(n, contestant, outcome):
-    """Every row came out once, and each with its double."""
+def check(n, contender, outcome):
+    """Check that every row came out once, with its double."""
     assert sorted(outcome.examples) == rows(n)
-    if contestant != "floor":
+    if contender != "floor":
         assert list(outcome.inferences) == [2 * row for row in outcome.examples]

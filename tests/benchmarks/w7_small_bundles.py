@@ -1,4 +1,4 @@
-"""W7: bundles of 1 and of 4 elements, from 1, 8 and 12 threads at once, as a stream brings them."""
+"""W7: bundles of 1 and 4 elements from 1, 8 and 12 threads, as in a streaming pipeline."""
 
 import functools
 import tempfile
@@ -21,7 +21,7 @@ FEATURES, SCORES = 256, 64
 
 
 class Perceptron(torch.nn.Sequential):
-    """An MLP 256-1024-1024-64; counts how often it is loaded."""
+    """A 256-1024-1024-64 MLP that counts how often it is loaded."""
 
     n_loaded = 0
 
@@ -38,7 +38,7 @@ class Perceptron(torch.nn.Sequential):
 
 def cases(scale):
     torch.set_num_threads(1)
-    model, path = saved()
+    model, path = save_model()
     options = {"state_dict_path": path, "model_class": Perceptron}
     for n_threads in (1, 8, 12):
         for size in (1, 4):
@@ -58,8 +58,8 @@ def cases(scale):
                 n=n,
                 runs={
                     "limit": functools.partial(bare_loop, model, n),
-                    "ours": Bundles(n, n_threads, size, Ours(options)),
-                    "Beam": Bundles(n, n_threads, size, Peer(options)),
+                    "ours": Bundles(n, n_threads, size, OurRunner(options)),
+                    "Beam": Bundles(n, n_threads, size, BeamRunner(options)),
                 },
                 check=functools.partial(check, model, n),
                 goals=goals,
@@ -73,7 +73,7 @@ def examples(n):
 
 
 @functools.cache
-def saved():
+def save_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Perceptron().eval().requires_grad_(False)
@@ -90,8 +90,8 @@ def bare_loop(model, n):
     return Outcome(examples(n), scores)
 
 
-class Ours:
-    """A bundle through our DoFn, as a runner drives it."""
+class OurRunner:
+    """Process a bundle with this library's DoFn, as a runner does."""
 
     def __init__(self, options):
         transform = RunInference(PytorchModelHandlerTensor(**options))
@@ -107,8 +107,8 @@ class Ours:
         return [output.value for output in outputs]
 
 
-class Peer:
-    """The same through Beam's, whose batches are made in the step before: here, of the whole bundle."""
+class BeamRunner:
+    """Process a bundle with Beam's DoFn. Its input is a batch, here all elements of the bundle."""
 
     def __init__(self, options):
         handler = beam_pytorch.PytorchModelHandlerTensor(**options)
@@ -123,32 +123,32 @@ class Peer:
 
 
 class Bundles:
-    """Threads that each have a DoFn of their own, as in a worker, and take bundles from one heap."""
+    """Process bundles in threads that each have their own DoFn, as in a worker."""
 
-    def __init__(self, n, n_threads, size, side):
+    def __init__(self, n, n_threads, size, runner):
         self._bundles = batches(examples(n), size)
-        self._bundle = side.bundle
-        sent = pickler.dumps(side.do_fn)
+        self._bundle = runner.bundle
+        pickled = pickler.dumps(runner.do_fn)
         before = Perceptron.n_loaded
-        self._do_fns = [pickler.loads(sent) for _ in range(n_threads)]
+        self._do_fns = [pickler.loads(pickled) for _ in range(n_threads)]
         for do_fn in self._do_fns:
             do_fn.setup()
         self._n_models = Perceptron.n_loaded - before
 
     def __call__(self):
-        heap = iter(self._bundles)
+        remaining = iter(self._bundles)
         lock = threading.Lock()
-        found = [[] for _ in self._do_fns]
+        results = [[] for _ in self._do_fns]
         seconds = [[] for _ in self._do_fns]
 
         def work(number):
             while True:
                 with lock:
-                    bundle = next(heap, None)
+                    bundle = next(remaining, None)
                 if bundle is None:
                     return
                 start = time.perf_counter()
-                found[number].extend(self._bundle(self._do_fns[number], bundle))
+                results[number].extend(self._bundle(self._do_fns[number], bundle))
                 seconds[number].append(time.perf_counter() - start)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(len(self._do_fns))]
@@ -156,24 +156,26 @@ class Bundles:
             thread.start()
         for thread in threads:
             thread.join()
-        results = [result for part in found for result in part]
+        all_results = [result for part in results for result in part]
         p99 = float(np.percentile(np.concatenate(seconds), 99))
-        facts = {"p99 latency in ms": 1_000 * p99, "models loaded": self._n_models}
-        return Outcome([r.example for r in results], [r.inference for r in results], facts)
+        metrics = {"p99 latency in ms": 1_000 * p99, "models loaded": self._n_models}
+        return Outcome(
+            [r.example for r in all_results], [r.inference for r in all_results], metrics
+        )
 
 
 @functools.cache
-def right(model, n):
+def expected(model, n):
     with torch.inference_mode():
         scores = model(torch.stack(examples(n))).numpy()
     return {id(example): row for example, row in zip(examples(n), scores, strict=True)}
 
 
-def check(model, n, contestant, outcome):
-    """Every example came out once, and each with the scores that belong to it."""
-    wanted = right(model, n)
+def check(model, n, contender, outcome):
+    """Check that every example came out once, with the correct scores."""
+    expected_scores = expected(model, n)
     assert len(outcome.examples) == n
-    assert {id(example) for example in outcome.examples} == wanted.keys()
+    assert {id(example) for example in outcome.examples} == expected_scores.keys()
     scores = torch.stack(list(outcome.inferences)).numpy()
-    rows = np.stack([wanted[id(example)] for example in outcome.examples])
+    rows = np.stack([expected_scores[id(example)] for example in outcome.examples])
     np.testing.assert_allclose(scores, rows, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""W9: 20,000 rows and an XGBoost model of 100 trees: one call a batch."""
+"""W9: 20,000 rows and an XGBoost model with 100 trees. One model call per batch."""
 
 import functools
 import tempfile
@@ -9,8 +9,15 @@ import numpy as np
 import xgboost
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import Case, KeepResult, Outcome, batches, run_pipeline, same_rows
-from benchmarks.stand_ins import standing_in
+from benchmarks.harness import (
+    Case,
+    CollectResults,
+    Outcome,
+    assert_same_rows,
+    batches,
+    run_pipeline,
+)
+from benchmarks.placeholders import placeholder_package
 from benchmarks.w1_rows import FEATURES, floor, rows
 from runinference import RunInference
 from runinference.xgboost_inference import XGBoostModelHandlerNumpy
@@ -18,9 +25,11 @@ from runinference.xgboost_inference import XGBoostModelHandlerNumpy
 
 def cases(scale):
     n = max(256, int(20_000 * scale))
-    model, path = trained()
-    ours = XGBoostModelHandlerNumpy(model_class=one_thread, model_state=path)
-    peer = module_of_beam().XGBoostModelHandlerNumpy(model_class=one_thread, model_state=path)
+    model, path = train_model()
+    ours = XGBoostModelHandlerNumpy(model_class=make_classifier, model_state=path)
+    beam_handler = import_beam_module().XGBoostModelHandlerNumpy(
+        model_class=make_classifier, model_state=path
+    )
     yield Case(
         workload="W9",
         variant="100 trees, default settings",
@@ -29,26 +38,26 @@ def cases(scale):
             "limit": functools.partial(bare_loop, model, n),
             "floor": functools.partial(floor, n),
             "ours": functools.partial(run_with, n, rows, RunInference, ours),
-            "Beam": functools.partial(run_with, n, tables, beam_base.RunInference, peer),
+            "Beam": functools.partial(run_with, n, tables, beam_base.RunInference, beam_handler),
         },
         check=functools.partial(check, model, n),
         goals={"ours of the ideal": ("≥", 0.7), "ours ÷ Beam": ("≥", 25)},
     )
 
 
-def module_of_beam():
-    """Beam's, which imports a package that has had no release for years."""
-    with standing_in("datatable", "Frame"):
+def import_beam_module():
+    """Import Beam's module with a placeholder for datatable, which is unmaintained."""
+    with placeholder_package("datatable", "Frame"):
         from apache_beam.ml.inference import xgboost_inference
     return xgboost_inference
 
 
-def one_thread():
+def make_classifier():
     return xgboost.XGBClassifier(n_jobs=1)
 
 
 @functools.cache
-def trained():
+def train_model():
     generator = np.random.default_rng(1)
     features = generator.normal(size=(2_000, FEATURES)).astype(np.float32)
     labels = (features @ generator.normal(size=FEATURES) > 0).astype(int)
@@ -60,7 +69,7 @@ def trained():
 
 @functools.cache
 def tables(n):
-    """The elements as Beam's handler takes them: a table of one row each."""
+    """Return one-row tables, as Beam's handler requires."""
     return [row[np.newaxis] for row in rows(n)]
 
 
@@ -73,14 +82,14 @@ def bare_loop(model, n):
 
 def run_with(n, elements, transform, handler):
     return run_pipeline(
-        functools.partial(elements, n), transform(handler), beam.ParDo(KeepResult())
+        functools.partial(elements, n), transform(handler), beam.ParDo(CollectResults())
     )
 
 
-def check(model, n, contestant, outcome):
-    """Every row came out once, and each with the prediction that belongs to it."""
-    found = [np.ravel(example) for example in outcome.examples]
-    same_rows(found, rows(n))
-    if contestant != "floor":
+def check(model, n, contender, outcome):
+    """Check that every row came out once, with the correct prediction."""
+    examples = [np.ravel(example) for example in outcome.examples]
+    assert_same_rows(examples, rows(n))
+    if contender != "floor":
         inferences = np.array([np.ravel(inference)[0] for inference in outcome.inferences])
-        np.testing.assert_array_equal(inferences, model.predict(np.stack(found)))
+        np.testing.assert_array_equal(inferences, model.predict(np.stack(examples)))

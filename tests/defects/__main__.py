@@ -1,15 +1,15 @@
-"""Runs the programs with both packages, and writes the tables of the page anew."""
+"""Run every case with both packages and update the tables of docs/coming-from-beam.md."""
 
 import logging
 import warnings
 
-from defects.table import PAGE, rewritten
+from defects.table import PAGE, update_tables
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)  # the failures are wanted
-    PAGE.write_text(rewritten(PAGE.read_text("utf-8")), "utf-8")
+    logging.disable(logging.CRITICAL)  # the failures are expected
+    PAGE.write_text(update_tables(PAGE.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a call costs, and what is counted."""
+"""Cases about cost and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apache_beam.utils import retry
 
 from defects.packages import Package
 from defects.row import Row
-from defects.tools import Doubling, Run, count, note, notes
+from defects.tools import Doubling, Run, count, record_event, take_events
 
 
 def _torch_handler(package: Package, name: str) -> Any:
@@ -31,38 +31,38 @@ def bytes_of_keyed_tensors(package: Package) -> str:
     return f"{handler.get_num_bytes([{'pixels': torch.zeros(3, 224, 224)}] * 4):,} bytes"
 
 
-class _Watched:
-    """Says so when it is pickled."""
+class _RecordsPickling:
+    """An element that records when it is pickled."""
 
     def __reduce__(self) -> Any:
-        note("pickled", 1)
-        return (_Watched, ())
+        record_event("pickled", 1)
+        return (_RecordsPickling, ())
 
 
 def pickled_for_size(package: Package) -> str:
-    notes("pickled")
-    package.handler(Doubling).get_num_bytes([_Watched()])
-    return "pickles the batch" if notes("pickled") else "does not"
+    take_events("pickled")
+    package.handler(Doubling).get_num_bytes([_RecordsPickling()])
+    return "pickles the batch" if take_events("pickled") else "doesn't pickle"
 
 
-class _Heavy(Doubling):
+class _RecordsBatchBytes(Doubling):
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
-        note("batches", sum(array.nbytes for array in batch))
+        record_event("batches", sum(array.nbytes for array in batch))
         return [0] * len(batch)
 
 
-def _two_mebibytes(_: Any) -> Any:
+def _make_two_mebibytes(_: Any) -> Any:
     return np.empty(2 << 20, np.uint8)
 
 
-def heavy_batches(package: Package) -> str:
-    handler = package.handler(_Heavy, min_batch_size=48, max_batch_size=48)
-    run = Run(package, range(48), handler, make=_two_mebibytes)
-    return run.said(lambda run: f"{max(run.batches) >> 20} MiB")
+def batch_bytes(package: Package) -> str:
+    handler = package.handler(_RecordsBatchBytes, min_batch_size=48, max_batch_size=48)
+    run = Run(package, range(48), handler, make=_make_two_mebibytes)
+    return run.describe(lambda run: f"{max(run.batches) >> 20} MiB")
 
 
-class _Lazy(Doubling):
-    """Fails when its results are consumed."""
+class _FailsLazily(Doubling):
+    """Raise an error when the results are consumed."""
 
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
         for number in batch:
@@ -71,29 +71,29 @@ class _Lazy(Doubling):
 
 
 def lazy_failures(package: Package) -> str:
-    run = Run(package, [1], package.handler(_Lazy), aside={})
-    return run.said(lambda run: f"{run.counter('failed_batches_counter')}")
+    run = Run(package, [1], package.handler(_FailsLazily), exception_handling={})
+    return run.describe(lambda run: f"{run.counter('failed_batches_counter')}")
 
 
-class _Stuck(Doubling):
+class _SlowModel(Doubling):
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
         time.sleep(2)
         return super().run_inference(batch, model, inference_args)
 
 
 def timed_out(package: Package) -> str:
-    run = Run(package, [1], package.handler(_Stuck), aside={"timeout": 0.5})
-    return run.said(lambda run: f"{run.counter('failed_batches_counter')}")
+    run = Run(package, [1], package.handler(_SlowModel), exception_handling={"timeout": 0.5})
+    return run.describe(lambda run: f"{run.counter('failed_batches_counter')}")
 
 
-class _TimingOut(Doubling):
-    """Its database times out; the model is well."""
+class _HandlerTimeout(Doubling):
+    """Raise `TimeoutError` for negative numbers, although the model works."""
 
     size = 1
 
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
         if batch[0] < 0:
-            raise TimeoutError("the database does not answer")
+            raise TimeoutError("the database did not answer")
         time.sleep(0.8)
         return super().run_inference(batch, model, inference_args)
 
@@ -101,7 +101,7 @@ class _TimingOut(Doubling):
         return True
 
     def load_model(self) -> Any:
-        note("loads", 1)
+        record_event("loads", 1)
         return _Doubler()
 
 
@@ -110,13 +110,18 @@ class _Doubler:
         return 2 * number
 
 
-def own_timeout(package: Package) -> str:
-    run = Run(package, [1, 2, -1, 3], package.handler(_TimingOut), aside={"timeout": 1.5})
-    return run.said(lambda run: count(run.loads, "load"))
+def handler_timeout(package: Package) -> str:
+    run = Run(
+        package,
+        [1, 2, -1, 3],
+        package.handler(_HandlerTimeout),
+        exception_handling={"timeout": 1.5},
+    )
+    return run.describe(lambda run: count(run.loads, "load"))
 
 
-class _Once:
-    """Fails at the first request, as a server that restarts."""
+class _FailsOnce:
+    """Fail on the first request, like a server that restarts."""
 
     failed = False
 
@@ -124,8 +129,8 @@ class _Once:
         return None
 
     def request(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
-        if not _Once.failed:
-            _Once.failed = True
+        if not _FailsOnce.failed:
+            _FailsOnce.failed = True
             raise ConnectionError("restarting")
         return list(batch)
 
@@ -138,98 +143,100 @@ def _remote(package: Package, kind: type, **options: Any) -> Any:
 
 
 def transient(package: Package) -> str:
-    _Once.failed = False
-    handler = _remote(package, _Once, namespace="once")
-    handler._sleep = _wait  # ours
-    with mock.patch.object(retry.Clock, "sleep", lambda clock, seconds: _wait(seconds)):  # Beam's
+    _FailsOnce.failed = False
+    handler = _remote(package, _FailsOnce, namespace="once")
+    handler._sleep = _wait  # this package
+    with mock.patch.object(retry.Clock, "sleep", lambda clock, seconds: _wait(seconds)):  # Beam
         run = Run(package, [1], handler)
-    waited = sum(notes("waited"))
-    return run.said(lambda run: f"waits {'over' if waited > 2 else 'under'} 2 seconds to ask again")
+    waited = sum(take_events("waited"))
+    return run.describe(
+        lambda run: f"retries after {'more' if waited > 2 else 'less'} than 2 seconds"
+    )
 
 
 def _wait(seconds: float) -> None:
-    note("waited", seconds)
+    record_event("waited", seconds)
 
 
-class _Slow:
-    """Answers after a while, and knows how many requests are with it."""
+class _CountsConcurrentRequests:
+    """Answer each request after 0.2 seconds and record how many run concurrent."""
 
     lock = threading.Lock()
-    now = 0
+    running = 0
 
     def create_client(self) -> Any:
         return None
 
     def request(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
-        with _Slow.lock:
-            _Slow.now += 1
-            note("at once", _Slow.now)
+        with _CountsConcurrentRequests.lock:
+            _CountsConcurrentRequests.running += 1
+            record_event("concurrent", _CountsConcurrentRequests.running)
         time.sleep(0.2)
-        with _Slow.lock:
-            _Slow.now -= 1
+        with _CountsConcurrentRequests.lock:
+            _CountsConcurrentRequests.running -= 1
         return list(batch)
 
 
-def together(package: Package) -> str:
-    notes("at once")
-    own = {"max_request_size": 1} if package.prefix == "runinference" else {}
-    handler = _remote(package, _Slow, namespace="slow", **own)
+def concurrent_requests(package: Package) -> str:
+    take_events("concurrent")
+    options = {"max_request_size": 1} if package.prefix == "runinference" else {}
+    handler = _remote(package, _CountsConcurrentRequests, namespace="slow", **options)
     run = Run(package, range(4), handler)
-    return run.said(lambda run: f"{max(notes('at once'))} at a time")
+    return run.describe(lambda run: f"{max(take_events('concurrent'))} at a time")
 
 
 ROWS = (
     Row(
-        "The size in the metrics of 4 images as tensors, 2,408,448 bytes.",
+        "Batch size in bytes in the metrics, for 4 image tensors (2,408,448 bytes).",
         bytes_of_tensors,
         "48 bytes",
         "2,408,448 bytes",
     ),
     Row(
-        "The same, as dictionaries of tensors.",
+        "The same for dictionaries of tensors.",
         bytes_of_keyed_tensors,
         "16 bytes",
         re.compile(r"2,408,\d{3} bytes"),
     ),
     Row(
-        "What the size in the metrics costs for a handler of your own.",
+        "How the size is computed for a custom handler.",
         pickled_for_size,
         "pickles the batch",
-        "does not",
+        "doesn't pickle",
     ),
     Row(
-        "48 elements of 2 MiB, with a batch size of 48: the heaviest batch.",
-        heavy_batches,
+        "Largest batch, for 48 elements of 2 MiB and a batch size of 48.",
+        batch_bytes,
         "96 MiB",
         "64 MiB",
     ),
     Row(
-        "A handler yields its results one by one, and fails on the way: `failed_batches_counter`.",
+        "`failed_batches_counter`, if a handler that yields results raises an error.",
         lazy_failures,
         "0",
         "1",
     ),
     Row(
-        "A call takes longer than the `timeout`: `failed_batches_counter`.",
+        "`failed_batches_counter`, if a call exceeds the `timeout`.",
         timed_out,
         "0",
         "1",
     ),
     Row(
-        "A handler's own database times out once, and the model is well: loads of the model.",
-        own_timeout,
+        "Model loads, if a handler raises `TimeoutError` once for another reason than the `timeout`.",
+        handler_timeout,
         "2 loads",
         "1 load",
     ),
     Row(
-        "One request to a remote model fails once.",
+        "A request to a remote model fails once.",
         transient,
-        "waits over 2 seconds to ask again",
-        "waits under 2 seconds to ask again",
+        "retries after more than 2 seconds",
+        "retries after less than 2 seconds",
     ),
     Row(
-        "4 elements, each a request of its own to a remote model (here with `max_request_size=1`).",
-        together,
+        "Concurrent requests for 4 elements, one element per request.",
+        concurrent_requests,
         "1 at a time",
         "4 at a time",
     ),

@@ -1,4 +1,4 @@
-"""Options that do nothing, or break."""
+"""Cases about options that have no effect or raise an error in Beam."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 from defects.packages import Package
 from defects.row import Row
-from defects.tools import Doubling, InTens, Run, count, notes, raised
+from defects.tools import BatchesOfTen, Doubling, Run, count, describe_call, take_events
 
 
 def weight(package: Package) -> str:
     handler = package.handler(Doubling, max_batch_weight=10, element_size_fn=int, min_batch_size=9)
-    return Run(package, [5, 5, 5, 5], handler).said(_batches)
+    return Run(package, [5, 5, 5, 5], handler).describe(_batches)
 
 
-def weight_over_bundles(package: Package) -> str:
+def weight_across_bundles(package: Package) -> str:
     handler = package.handler(
         Doubling,
         max_batch_weight=10,
@@ -22,15 +22,15 @@ def weight_over_bundles(package: Package) -> str:
         min_batch_size=9,
         max_batch_duration_secs=1,
     )
-    return Run(package, [5, 5, 5, 5], handler).said(_batches)
+    return Run(package, [5, 5, 5, 5], handler).describe(_batches)
 
 
-def heavy(package: Package) -> str:
+def element_size(package: Package) -> str:
     handler = package.handler(Doubling, max_batch_size=10, min_batch_size=10, element_size_fn=int)
-    return Run(package, [25, 4, 4], handler).said(_batches)
+    return Run(package, [25, 4, 4], handler).describe(_batches)
 
 
-def heavy_over_bundles(package: Package) -> str:
+def element_size_across_bundles(package: Package) -> str:
     handler = package.handler(
         Doubling,
         max_batch_size=10,
@@ -38,7 +38,7 @@ def heavy_over_bundles(package: Package) -> str:
         element_size_fn=int,
         max_batch_duration_secs=1,
     )
-    return Run(package, [4, 4, 4, 4], handler).said(_batches)
+    return Run(package, [4, 4, 4, 4], handler).describe(_batches)
 
 
 def lengths(package: Package) -> str:
@@ -49,7 +49,7 @@ def lengths(package: Package) -> str:
         min_batch_size=4,
         max_batch_size=4,
     )
-    return Run(package, ["a", "aaaaaaaa", "b", "bbbbbbbb"], handler).said(_batches)
+    return Run(package, ["a", "aaaaaaaa", "b", "bbbbbbbb"], handler).describe(_batches)
 
 
 def _upper(text: str) -> str:
@@ -65,7 +65,7 @@ def _batches(run: Run) -> str:
     return ", ".join(sorted(str(batch) for batch in run.batches))
 
 
-def _per_key(package: Package, size: type = InTens) -> Any:
+def _per_key(package: Package, size: type = BatchesOfTen) -> Any:
     mappings = [
         package.base.KeyModelMapping(["a"], package.handler(size)),
         package.base.KeyModelMapping(["b"], package.handler(size)),
@@ -92,7 +92,7 @@ def per_key_no_batching(package: Package) -> str:
 def _results_per_key(package: Package, handler: Any, batched: bool = False) -> str:
     elements = [("a", 1), ("b", 2)]
     run = Run(package, [elements] if batched else elements, handler)
-    return run.said(lambda run: ", ".join(map(str, sorted(_flat(run.good)))))
+    return run.describe(lambda run: ", ".join(map(str, sorted(_flat(run.good)))))
 
 
 def _flat(results: list[Any]) -> list[Any]:
@@ -100,13 +100,13 @@ def _flat(results: list[Any]) -> list[Any]:
 
 
 def keyed_no_batching(package: Package) -> str:
-    handler = package.base.KeyedModelHandler(package.handler(InTens).with_no_batching())
+    handler = package.base.KeyedModelHandler(package.handler(BatchesOfTen).with_no_batching())
     run = Run(package, [[("a", 1), ("b", 2)]], handler)
-    return run.said(lambda run: ", ".join(map(str, sorted(_flat(run.good)))))
+    return run.describe(lambda run: ", ".join(map(str, sorted(_flat(run.good)))))
 
 
-def misspelt(package: Package) -> str:
-    return raised(lambda: package.handler(_Plain, max_batchsize=8))
+def misspelled(package: Package) -> str:
+    return describe_call(lambda: package.handler(_Plain, max_batchsize=8))
 
 
 class _Plain(Doubling):
@@ -114,8 +114,8 @@ class _Plain(Doubling):
         super().__init__(**options)
 
 
-def misspelt_step(package: Package) -> str:
-    return raised(lambda: package.base.RunInference(package.handler(Doubling), model_id="m"))
+def misspelled_transform_option(package: Package) -> str:
+    return describe_call(lambda: package.base.RunInference(package.handler(Doubling), model_id="m"))
 
 
 class _Table(Doubling):
@@ -126,71 +126,73 @@ class _Table(Doubling):
         return [model.get(number) for number in batch]
 
 
-def unshareable(package: Package) -> str:
+def model_without_weakref(package: Package) -> str:
     run = Run(package, [1], package.handler(_Table))
-    return run.said(lambda run: count(len(run.good), "result"))
+    return run.describe(lambda run: count(len(run.good), "result"))
 
 
-def two_steps(package: Package) -> str:
+def shared_model_identifier(package: Package) -> str:
     import apache_beam as beam
 
     from common import RUNNER
 
-    notes("loads")
+    take_events("loads")
     with beam.Pipeline(runner=RUNNER) as pipeline:
         numbers = pipeline | beam.Create([1, 2], reshuffle=False)
         for name in ("first", "second"):
-            step = package.base.RunInference(package.handler(Doubling), model_identifier="doubler")
-            numbers |= name >> step
-    notes("batches")
-    return count(len(notes("loads")), "load")
+            transform = package.base.RunInference(
+                package.handler(Doubling), model_identifier="doubler"
+            )
+            numbers |= name >> transform
+    take_events("batches")
+    return count(len(take_events("loads")), "load")
 
 
 ROWS = (
     Row(
-        "`max_batch_weight=10`, for elements that weigh 5 each.",
+        "`max_batch_weight=10`, for elements of weight 5.",
         weight,
         "`TypeError`",
         "[5, 5], [5, 5]",
     ),
     Row(
         "The same with `max_batch_duration_secs=1`.",
-        weight_over_bundles,
+        weight_across_bundles,
         "`TypeError`",
         "[5, 5], [5, 5]",
     ),
     Row(
         "`element_size_fn` with `max_batch_size=10`, for elements of size 25, 4 and 4.",
-        heavy,
+        element_size,
         "[25], [4, 4], []",
         "[25], [4, 4]",
     ),
     Row(
         "The same with `max_batch_duration_secs=1`, for four elements of size 4.",
-        heavy_over_bundles,
+        element_size_across_bundles,
         "[4, 4, 4, 4]",
         "[4, 4], [4, 4]",
     ),
     Row(
-        "`batch_length_fn=len` and `batch_bucket_boundaries=[4]`, for texts of 1 and 8 letters.",
+        "`batch_length_fn=len` and `batch_bucket_boundaries=[4]`, for strings of length 1 and 8.",
         lengths,
         "['a', 'aaaaaaaa', 'b', 'bbbbbbbb']",
         "['a', 'b'], ['aaaaaaaa', 'bbbbbbbb']",
     ),
     Row(
-        "A model per key, and `with_preprocess_fn`.",
+        "Per-key models with `with_preprocess_fn`.",
         per_key_preprocess,
         "`KeyError`",
         "('a', 2), ('b', 4)",
     ),
     Row(
-        "A model per key, and `with_postprocess_fn`.",
+        "Per-key models with `with_postprocess_fn`.",
         per_key_postprocess,
         "`KeyError`",
         "('a', 2), ('b', 4)",
     ),
     Row(
-        "A model per key, and `with_no_batching`.",
+        "Per-key models with `with_no_batching`.",
         per_key_no_batching,
         "`KeyError`",
         "('a', 2), ('b', 4)",
@@ -202,26 +204,26 @@ ROWS = (
         "('a', 2), ('b', 4)",
     ),
     Row(
-        "`max_batchsize=8`, misspelt, to a handler of your own.",
-        misspelt,
+        "Misspelled option `max_batchsize=8` of a custom handler.",
+        misspelled,
         "accepted",
         "`UnknownOptionError`: Did you mean 'max_batch_size'?",
     ),
     Row(
-        "`RunInference(handler, model_id='m')`, which it does not know.",
-        misspelt_step,
+        "Unknown option `RunInference(handler, model_id='m')`.",
+        misspelled_transform_option,
         "accepted",
         "`UnknownOptionError`: Did you mean 'model_identifier'?",
     ),
     Row(
-        "A model that is a dictionary.",
-        unshareable,
+        "The model is a dictionary.",
+        model_without_weakref,
         "`TypeError`",
         "1 result",
     ),
     Row(
-        "Two steps with one `model_identifier`, in one process.",
-        two_steps,
+        "Model loads for two transforms with one `model_identifier` in one process.",
+        shared_model_identifier,
         "2 loads",
         "1 load",
     ),

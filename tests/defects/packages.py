@@ -1,4 +1,4 @@
-"""The two packages, as values: what a program gets from the one it gets from the other under the same name."""
+"""Beam's package and this one as values, so that one program can run with either."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Package:
-    """A package with Beam's modules of inference."""
+    """A package that has the modules of `apache_beam.ml.inference`.
+
+    Attributes:
+        prefix: The import path of the package.
+    """
 
     prefix: str
 
     def module(self, name: str) -> ModuleType:
-        """One of its modules: ``base``, ``sklearn_inference`` and so on."""
+        """Import a module of the package, such as `base` or `sklearn_inference`."""
         return import_module(f"{self.prefix}.{name}")
 
     @cached_property
@@ -38,7 +42,7 @@ class Package:
         )
 
     def handler(self, kind: type, *arguments: object, **options: object) -> object:
-        """A handler of this package with the methods of a class."""
+        """Create a model handler of this package that has the methods of `kind`."""
         return type(kind.__name__, (kind, self.base.ModelHandler), {})(*arguments, **options)
 
     def __str__(self) -> str:

@@ -1,33 +1,33 @@
-"""Where each known defect of Beam is tested: a row of the page's tables, or tests of this package alone."""
+"""Where each known defect of Beam is tested: by a case in the tables, or by a test of this package."""
 
 from __future__ import annotations
 
-#: What is wrong in Beam, and who tests that it is right here: the function of a row, or ``file::test``.
+#: Maps each defect of Beam to the cases (function names) and tests (`file::test`) that cover it.
 PROMISES: dict[str, tuple[str, ...]] = {
-    # Wrong results, lost records
-    "results are cut short": (
+    # Wrong or lost results
+    "too few results are accepted": (
         "short_result",
-        "test_transform.py::test_a_step_that_returns_too_few_results_is_an_error_with_both_lengths",
+        "transforms/test_run_inference.py::test_a_step_that_returns_too_few_results_is_an_error_with_both_lengths",
     ),
-    "outputs are not split by structure": ("pair", "layers", "loss"),
-    "one bad element takes its batch with it": (
-        "one_bad",
-        "one_in_a_hundred",
-        "test_dead_letters.py::test_one_bad_element_among_many_goes_alone",
+    "outputs are not split by structure": ("tuple_outputs", "nested_outputs", "scalar_outputs"),
+    "one failing element fails its batch": (
+        "one_failing_element",
+        "one_percent_failing",
+        "transforms/test_dead_letters.py::test_one_bad_element_among_many_goes_alone",
     ),
     "the threshold counts batches": (
         "threshold",
-        "test_dead_letters.py::test_the_threshold_counts_records_not_batches",
+        "transforms/test_dead_letters.py::test_the_threshold_counts_records_not_batches",
     ),
     "results have the end of the window as timestamp": (
         "timestamps",
-        "test_transform.py::test_each_result_keeps_its_own_timestamp_and_window",
+        "transforms/test_run_inference.py::test_each_result_keeps_its_own_timestamp_and_window",
     ),
-    "rows of PyTorch drag their batch along": (
-        "view",
+    "a PyTorch result keeps the memory of its batch": (
+        "output_views",
         "test_pytorch_inference.py::test_results_own_their_memory_and_have_no_gradient",
     ),
-    "some handlers ignore refreshes and name no model": (
+    "some handlers ignore model updates and set no model_id": (
         "test_xgboost_inference.py::test_a_new_model_replaces_the_old_one_which_beam_ignores",
         "test_onnx_inference.py::test_a_new_model_replaces_the_old_one_which_beam_ignores",
         "frameworks/huggingface/test_pipeline.py::test_update_model_path_replaces_the_model",
@@ -35,51 +35,54 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "the pandas handler ignores inference_args": ("pandas_arguments",),
     "calls share one inference_args": (
         "shared_arguments",
-        "test_remote.py::test_no_call_sees_what_another_made_of_the_arguments",
+        "remote/test_handler.py::test_no_call_sees_what_another_made_of_the_arguments",
     ),
-    # Broken options
-    "max_batch_weight": ("weight", "weight_over_bundles"),
-    "element_size_fn": ("heavy", "heavy_over_bundles"),
+    # Options
+    "max_batch_weight": ("weight", "weight_across_bundles"),
+    "element_size_fn": ("element_size", "element_size_across_bundles"),
     "batch_length_fn": ("lengths",),
-    "models per key with functions or without batching": (
+    "per-key models with functions or without batching": (
         "per_key_preprocess",
         "per_key_postprocess",
         "per_key_no_batching",
     ),
-    "a keyed handler batches again": ("keyed_no_batching",),
-    "Hugging Face needs TensorFlow": (
+    "a keyed handler ignores with_no_batching": ("keyed_no_batching",),
+    "Hugging Face handlers require TensorFlow": (
         "test_huggingface_inference.py::test_imports_without_tensorflow_unlike_beams_module",
     ),
-    "a Hugging Face pipeline does not batch, and fails on one element": (
+    "a Hugging Face pipeline is not batched and fails on one element": (
         "frameworks/huggingface/test_pipeline.py::test_calls_the_model_once_for_each_batch",
         "frameworks/huggingface/test_pipeline.py::test_returns_one_result_for_each_element_of_any_batch",
     ),
-    "unknown keywords are swallowed": ("misspelt", "misspelt_step"),
+    "unknown keywords are ignored": ("misspelled", "misspelled_transform_option"),
     "some models cannot be shared": (
-        "unshareable",
-        "test_sharing.py::test_any_object_can_be_a_model_that_is_shared",
+        "model_without_weakref",
+        "serving/test_placement.py::test_any_object_can_be_a_model_that_is_shared",
     ),
-    "model_identifier works across processes alone": ("two_steps",),
-    # Several models, and updates
-    "batches are cut by key": ("many_keys",),
-    "the hint is for each instance": ("hint", "test_sharing.py::test_threads_race_for_a_budget"),
-    "a failed load leaves its key marked loaded": ("failed_load",),
-    "an unchanged refresh costs": (
-        "unchanged",
-        "test_refresh.py::test_an_unchanged_refresh_loads_nothing",
+    "model_identifier only works across processes": ("shared_model_identifier",),
+    # Several models and model updates
+    "batches are split by key": ("many_keys",),
+    "max_models_per_worker_hint applies per handler instance": (
+        "max_models_hint",
+        "serving/test_placement.py::test_threads_race_for_a_budget",
     ),
-    "refreshes that alternate load each time": ("alternating",),
-    "a shared model leaks on a refresh": (
-        "leak",
-        "test_sharing.py::test_a_large_model_is_freed_after_a_refresh_whatever_thread_called_it_last",
+    "a failed load marks its key as loaded": ("failed_load",),
+    "an unchanged update is slow": (
+        "unchanged_update",
+        "transforms/test_watch_file_pattern.py::test_an_unchanged_refresh_loads_nothing",
     ),
-    "a broken new model stops the pipeline": (
-        "broken",
-        "test_refresh.py::test_a_broken_new_model_leaves_the_old_one_serving",
+    "alternating updates load each time": ("alternating_updates",),
+    "a shared model leaks on an update": (
+        "memory_after_updates",
+        "serving/test_placement.py::test_a_large_model_is_freed_after_a_refresh_whatever_thread_called_it_last",
     ),
-    "handlers change themselves": ("mutated",),
-    # Cost
-    "the size in bytes is dear and wrong": (
+    "a failed update stops the pipeline": (
+        "failed_update",
+        "transforms/test_watch_file_pattern.py::test_a_broken_new_model_leaves_the_old_one_serving",
+    ),
+    "an update modifies a handler in use": ("update_mutates_handler",),
+    # Cost and metrics
+    "the size in bytes is slow and wrong": (
         "bytes_of_tensors",
         "bytes_of_keyed_tensors",
         "pickled_for_size",
@@ -87,19 +90,22 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "XGBoost predicts row by row": (
         "test_xgboost_inference.py::test_calls_the_model_once_per_batch",
     ),
-    "a model of another process is an RPC a call": (
-        "test_sharing.py::test_nothing_that_goes_between_processes_is_held_back",
+    "a call of a shared model is an RPC": (
+        "serving/test_placement.py::test_nothing_that_goes_between_processes_is_held_back",
     ),
-    "a remote failure costs seconds, and requests wait for each other": ("transient", "together"),
-    "batches grow whatever they weigh": ("heavy_batches",),
+    "remote retries take seconds, and requests are sequential": (
+        "transient",
+        "concurrent_requests",
+    ),
+    "the size of a batch in bytes is unlimited": ("batch_bytes",),
     "errors of lazy results are not counted": (
         "lazy_failures",
-        "test_transform.py::test_a_lazy_error_is_raised_and_counted",
+        "transforms/test_run_inference.py::test_a_lazy_error_is_raised_and_counted",
     ),
-    "timeouts are not counted, and not told apart": (
+    "timeouts are not counted or distinguished": (
         "timed_out",
-        "own_timeout",
-        "test_dead_letters.py::test_a_timeout_of_the_handlers_own_is_told_apart",
-        "test_dead_letters.py::test_a_model_that_hangs_is_given_up_and_a_fresh_one_loaded",
+        "handler_timeout",
+        "transforms/test_dead_letters.py::test_a_timeout_of_the_handlers_own_is_told_apart",
+        "transforms/test_dead_letters.py::test_a_model_that_hangs_is_given_up_and_a_fresh_one_loaded",
     ),
 }

@@ -1,4 +1,4 @@
-"""A row of the table: what a program does with either package."""
+"""A row of the tables: one case, with its outcome in each package."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from defects.packages import Package
 
 @dataclass(frozen=True)
 class Row:
-    """One defect, and the promise kept here.
+    """A defect of Beam and the behavior of this package.
 
     Attributes:
-        what: What the program does.
-        look: Runs it with a package, and says what came of it.
-        in_beam: What comes of it in Beam: a text, or a pattern where a number varies.
-        here: The same for this package.
+        description: What the case does.
+        run: Runs the case with a package and returns the outcome as text.
+        in_beam: The outcome with Beam. A pattern if a number in it varies.
+        here: The outcome with this package. A pattern if a number in it varies.
     """
 
-    what: str
-    look: Callable[[Package], str]
+    description: str
+    run: Callable[[Package], str]
     in_beam: str | re.Pattern[str]
     here: str | re.Pattern[str]
 
 
-def agrees(expected: str | re.Pattern[str], said: str) -> bool:
-    """Whether a text is the expected one, or fits the pattern."""
+def matches(expected: str | re.Pattern[str], outcome: str) -> bool:
+    """Return whether an outcome equals the expected text or matches the pattern."""
     if isinstance(expected, re.Pattern):
-        return expected.fullmatch(said) is not None
-    return said == expected
+        return expected.fullmatch(outcome) is not None
+    return outcome == expected

@@ -1,38 +1,38 @@
-"""The tables of docs/coming-from-beam.md: each row as a run of both packages printed it."""
+"""Generate the tables of docs/coming-from-beam.md by running every case with both packages."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from defects import cost, options, records, several
+from defects import cost, multiple_models, options, results
 from defects.packages import BEAM, OURS
 from defects.row import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from-beam.md"
 
 TABLES: dict[str, tuple[Row, ...]] = {
-    "records": records.ROWS,
+    "results": results.ROWS,
     "options": options.ROWS,
-    "several": several.ROWS,
+    "multiple_models": multiple_models.ROWS,
     "cost": cost.ROWS,
 }
 
 
-def line(what: str, in_beam: str, here: str) -> str:
-    """A row as a line of a Markdown table."""
-    return f"| {what} | {_cell(in_beam)} | {_cell(here)} |"
+def format_row(description: str, in_beam: str, here: str) -> str:
+    """Format a row of a Markdown table."""
+    return f"| {description} | {_escape(in_beam)} | {_escape(here)} |"
 
 
-def _cell(said: str) -> str:
-    return said.replace("|", "\\|")
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
-def rewritten(page: str) -> str:
-    """The page with its tables as both packages print them now."""
+def update_tables(page: str) -> str:
+    """Run every case and return the page with updated tables."""
     for name, rows in TABLES.items():
-        lines = [line(row.what, row.look(BEAM), row.look(OURS)) for row in rows]
-        head = ["| a program | in Beam 2.77 | here |", "|---|---|---|"]
+        lines = [format_row(row.description, row.run(BEAM), row.run(OURS)) for row in rows]
+        head = ["| Case | Beam 2.77 | runinference |", "|---|---|---|"]
         table = "\n".join([f"<!-- {name} -->", "", *head, *lines, "", f"<!-- /{name} -->"])
         page = re.sub(
             f"<!-- {name} -->.*<!-- /{name} -->", lambda _, t=table: t, page, flags=re.DOTALL
@@ -40,8 +40,8 @@ def rewritten(page: str) -> str:
     return page
 
 
-def shown(page: str, name: str) -> list[list[str]]:
-    """The cells of a table of the page, without its head."""
+def read_table(page: str, name: str) -> list[list[str]]:
+    """Return the cells of a table of the page, without its header."""
     [inside] = re.findall(f"<!-- {name} -->(.*)<!-- /{name} -->", page, flags=re.DOTALL)
     lines = [text for text in inside.strip().splitlines() if text][2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", text)[1:-1]] for text in lines]

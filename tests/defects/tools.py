@@ -1,4 +1,4 @@
-"""What the rows have in common: a pipeline that is run and looked at, and handlers that take notes."""
+"""Helpers for the cases: run a pipeline, record events in handlers, and describe the outcome."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from apache_beam.transforms import window
 from common import RUNNER, CollectElements
 from defects.packages import Package
 
-_NOTES: dict[str, list[Any]] = {}
+_EVENTS: dict[str, list[Any]] = {}
 _LOCK = threading.Lock()
 
 
-def note(name: str, value: Any) -> None:
-    """Notes something; copies of a handler in this process all note it in one place."""
+def record_event(name: str, value: Any) -> None:
+    """Record a value. All copies of a handler in this process share the record."""
     with _LOCK:
-        _NOTES.setdefault(name, []).append(value)
+        _EVENTS.setdefault(name, []).append(value)
 
 
-def notes(name: str) -> list[Any]:
-    """What was noted under a name; it is forgotten now."""
-    return _NOTES.pop(name, [])
+def take_events(name: str) -> list[Any]:
+    """Return and clear the values recorded under a name."""
+    return _EVENTS.pop(name, [])
 
 
 class Doubling:
-    """Doubles numbers, and notes its batches and loads."""
+    """Double numbers and record batches and model loads."""
 
     size: int | None = None
 
     def load_model(self) -> Callable[[float], float]:
-        note("loads", 1)
+        record_event("loads", 1)
         return _double
 
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
-        note("batches", list(batch))
+        record_event("batches", list(batch))
         return [model(number) for number in batch]
 
     def batch_elements_kwargs(self) -> Any:
@@ -52,14 +52,14 @@ def _double(number: float) -> float:
     return 2 * number
 
 
-class InTens(Doubling):
-    """The same, ten at a time."""
+class BatchesOfTen(Doubling):
+    """Double numbers in batches of 10."""
 
     size = 10
 
 
-class Picky(Doubling):
-    """Cannot take negative numbers."""
+class RejectsNegatives(Doubling):
+    """Raise an error for batches that contain a negative number."""
 
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
         if any(number < 0 for number in batch):
@@ -68,13 +68,13 @@ class Picky(Doubling):
 
 
 class Run:
-    """A pipeline of one step, run to its end, and what came of it.
+    """The outcome of a pipeline that consists of one `RunInference` transform.
 
     Attributes:
         good: The results.
-        bad: The dead letters, if errors are set aside.
-        times: The seconds of the results' timestamps.
-        error: What stopped the pipeline, or None.
+        bad: The dead letters, if exception handling is on.
+        times: The timestamps of the results, in seconds.
+        error: The error that stopped the pipeline, or None.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Run:
         handler: Any,
         *,
         timed: bool = False,
-        aside: dict[str, Any] | None = None,
+        exception_handling: dict[str, Any] | None = None,
         make: Callable[[], Any] | None = None,
         threads: int = 1,
         **options: Any,
     ) -> None:
         good: list[Any] = []
         bad: list[Any] = []
-        notes("batches"), notes("loads")
+        take_events("batches"), take_events("loads")
         self.error: BaseException | None = None
         self._metrics = None
         try:
@@ -103,48 +103,50 @@ class Run:
                 examples |= beam.Map(lambda n: window.TimestampedValue(n, n)) | beam.WindowInto(
                     window.FixedWindows(10)
                 )
-            step = package.base.RunInference(handler, **options)
-            if aside is not None:
-                results, letters = examples | step.with_exception_handling(**aside)
-                letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
+            transform = package.base.RunInference(handler, **options)
+            if exception_handling is not None:
+                results, dead_letters = examples | transform.with_exception_handling(
+                    **exception_handling
+                )
+                dead_letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
             else:
-                results = examples | step
+                results = examples | transform
             self.coder = beam.coders.registry.get_coder(results.element_type)
             results | "good" >> beam.ParDo(CollectElements(good))
-            running = pipeline.run()
-            running.wait_until_finish()
-            self._metrics = running.metrics()
+            result = pipeline.run()
+            result.wait_until_finish()
+            self._metrics = result.metrics()
         except Exception as error:
             self.error = error
         self.times = sorted(float(time) for _, time, _ in good)
         self.good, self.bad = CollectElements.take(good), CollectElements.take(bad)
-        self.batches, self.loads = notes("batches"), len(notes("loads"))
+        self.batches, self.loads = take_events("batches"), len(take_events("loads"))
 
     def counter(self, name: str) -> int:
         found = self._metrics.query(MetricsFilter().with_name(name))["counters"]
         return sum(metric.committed for metric in found)
 
-    def said(self, tell: Callable[[Run], str]) -> str:
-        """What is to be told of a run that ended well, or the error."""
-        return tell(self) if self.error is None else said(self.error)
+    def describe(self, describe_success: Callable[[Run], str]) -> str:
+        """Return a description of the run, or of the error that stopped it."""
+        return describe_success(self) if self.error is None else describe_error(self.error)
 
 
-def said(error: BaseException) -> str:
-    """An error as a short text: its kind, and the nearest right name if its message has one."""
-    near = re.search(r"Did you mean '\w+'\?", str(error))
-    return f"`{type(error).__name__}`" + (f": {near[0]}" if near else "")
+def describe_error(error: BaseException) -> str:
+    """Return the type of an error and the suggestion in its message, if there is one."""
+    suggestion = re.search(r"Did you mean '\w+'\?", str(error))
+    return f"`{type(error).__name__}`" + (f": {suggestion[0]}" if suggestion else "")
 
 
-def raised(function: Callable[[], Any]) -> str:
-    """What a function raises, as a short text."""
+def describe_call(function: Callable[[], Any]) -> str:
+    """Call a function and describe the error that it raises, or return "accepted"."""
     try:
         function()
     except Exception as error:
-        return said(error)
+        return describe_error(error)
     return "accepted"
 
 
 def count(number: int, word: str) -> str:
-    """``3 results``, ``1 result``."""
+    """Return a number with its noun, such as "3 results" or "1 result"."""
     plural = f"{word}es" if word.endswith("ch") else f"{word}s"
     return f"{number:,} {word if number == 1 else plural}"

@@ -1,4 +1,4 @@
-"""Wrong results, and lost records."""
+"""Cases about wrong or lost results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ import torch
 from common import linear_regression
 from defects.packages import Package
 from defects.row import Row
-from defects.tools import Doubling, InTens, Picky, Run, count, note, notes, said
+from defects.tools import (
+    BatchesOfTen,
+    Doubling,
+    RejectsNegatives,
+    Run,
+    count,
+    describe_error,
+    record_event,
+    take_events,
+)
 
 
 def _one_for_all(model: Any, batch: Any, inference_args: Any = None) -> list[float]:
@@ -30,7 +39,7 @@ def short_result(package: Package) -> str:
             max_batch_size=8,
         )
         run = Run(package, list(np.ones((8, 1))), handler)
-    return run.said(lambda run: count(len(run.good), "result"))
+    return run.describe(lambda run: count(len(run.good), "result"))
 
 
 class _Pair(torch.nn.Linear):
@@ -69,7 +78,7 @@ def _shapes(run: Run) -> str:
         if isinstance(value, torch.Tensor):
             return " by ".join(map(str, value.shape)) or "number"
         if isinstance(value, dict):
-            return ", ".join(f"{name} {shape(part)}" for name, part in value.items())
+            return ", ".join(f"{name} {shape(item)}" for name, item in value.items())
         if isinstance(value, tuple):
             return f"({', '.join(map(shape, value))})"
         return str(value)
@@ -77,77 +86,79 @@ def _shapes(run: Run) -> str:
     return f"{count(len(run.good), 'result')}, each {shape(run.good[0].inference)}"
 
 
-def pair(package: Package) -> str:
-    return _tensors(package, _Pair, 4).said(_shapes)
+def tuple_outputs(package: Package) -> str:
+    return _tensors(package, _Pair, 4).describe(_shapes)
 
 
-def layers(package: Package) -> str:
-    return _tensors(package, _Layers, 8).said(_shapes)
+def nested_outputs(package: Package) -> str:
+    return _tensors(package, _Layers, 8).describe(_shapes)
 
 
-def loss(package: Package) -> str:
-    return _tensors(package, _Loss, 4).said(_shapes)
+def scalar_outputs(package: Package) -> str:
+    return _tensors(package, _Loss, 4).describe(_shapes)
 
 
-class _PickyInFifties(Picky):
+class _RejectsNegativesInBatchesOf50(RejectsNegatives):
     size = 50
 
 
-class _PickyIn64(Picky):
+class _RejectsNegativesInBatchesOf64(RejectsNegatives):
     size = 64
 
 
-def one_bad(package: Package) -> str:
-    handler = package.handler(_PickyInFifties)
-    run = Run(package, [*range(49), -1], handler, aside={})
-    return run.said(_kept)
+def one_failing_element(package: Package) -> str:
+    handler = package.handler(_RejectsNegativesInBatchesOf50)
+    run = Run(package, [*range(49), -1], handler, exception_handling={})
+    return run.describe(_count_outcomes)
 
 
-def one_in_a_hundred(package: Package) -> str:
+def one_percent_failing(package: Package) -> str:
     numbers = list(range(6400))
     for index in random.Random(0).sample(numbers, 64):
         numbers[index] = -1
-    run = Run(package, numbers, package.handler(_PickyIn64), aside={})
-    return run.said(_kept)
+    run = Run(
+        package, numbers, package.handler(_RejectsNegativesInBatchesOf64), exception_handling={}
+    )
+    return run.describe(_count_outcomes)
 
 
-def _kept(run: Run) -> str:
-    aside = sum(len(letter[0]) if isinstance(letter[0], list) else 1 for letter in run.bad)
-    return f"{count(len(run.good), 'result')}, {aside:,} set aside"
+def _count_outcomes(run: Run) -> str:
+    failed = sum(len(example) if isinstance(example, list) else 1 for example, _ in run.bad)
+    return f"{count(len(run.good), 'result')}, {count(failed, 'failed element')}"
 
 
 def threshold(package: Package) -> str:
-    handler = package.handler(_PickyInFifties)
-    run = Run(package, [*range(99), -1], handler, aside={"threshold": 0.1})
-    return "the pipeline stops" if run.error else _kept(run)
+    handler = package.handler(_RejectsNegativesInBatchesOf50)
+    run = Run(package, [*range(99), -1], handler, exception_handling={"threshold": 0.1})
+    return "the pipeline stops" if run.error else _count_outcomes(run)
 
 
 def timestamps(package: Package) -> str:
-    run = Run(package, [0, 3, 6], package.handler(InTens), timed=True)
-    return run.said(lambda run: ", ".join(f"{time:g}" for time in run.times))
+    run = Run(package, [0, 3, 6], package.handler(BatchesOfTen), timed=True)
+    return run.describe(lambda run: ", ".join(f"{time:g}" for time in run.times))
 
 
-def view(package: Package) -> str:
+def output_views(package: Package) -> str:
     run = _tensors(package, torch.nn.Linear, 256, width=768)
-    return run.said(lambda run: f"{len(run.coder.encode(run.good[0])):,} bytes")
+    return run.describe(lambda run: f"{len(run.coder.encode(run.good[0])):,} bytes")
 
 
 class _Regressor:
     def predict(self, frame: Any, **arguments: Any) -> Any:
-        note("arguments", arguments)
+        record_event("arguments", arguments)
         return np.zeros(len(frame))
 
 
 def pandas_arguments(package: Package) -> str:
     import pandas as pd
 
-    notes("arguments")
+    take_events("arguments")
     handler = package.sklearn.SklearnModelHandlerPandas("unused")
     try:
         list(handler.run_inference([pd.DataFrame({"x": [1]})], _Regressor(), {"steps": 3}))
     except Exception as error:
-        return said(error)
-    [arguments] = notes("arguments")
+        return describe_error(error)
+    [arguments] = take_events("arguments")
     return "passed" if arguments else "ignored"
 
 
@@ -155,79 +166,79 @@ class _Popping(Doubling):
     size = 1
 
     def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
-        note("arguments", inference_args.pop("temperature", None))
+        record_event("arguments", inference_args.pop("temperature", None))
         return super().run_inference(batch, model, inference_args)
 
 
 def shared_arguments(package: Package) -> str:
-    notes("arguments")
+    take_events("arguments")
     run = Run(package, [1, 2, 3], package.handler(_Popping), inference_args={"temperature": 0.5})
-    return run.said(lambda run: ", ".join(map(str, notes("arguments"))))
+    return run.describe(lambda run: ", ".join(map(str, take_events("arguments"))))
 
 
 ROWS = (
     Row(
-        "A model gives 1 result for 8 elements.",
+        "A model returns 1 result for 8 elements.",
         short_result,
         "1 result",
         "`ResultMismatchError`",
     ),
     Row(
-        "A PyTorch model returns a pair of tensors, for 4 elements.",
-        pair,
+        "A PyTorch model returns a tuple of two tensors for 4 elements.",
+        tuple_outputs,
         "2 results, each 4 by 2",
         "4 results, each (2, 2)",
     ),
     Row(
-        "It returns a dictionary that holds a tensor for each of 3 layers, for 8 elements.",
-        layers,
+        "A model returns a dictionary with a tuple of 3 tensors for 8 elements.",
+        nested_outputs,
         "3 results, each logits 2, hidden 8 by 2",
         "8 results, each logits 2, hidden (2, 2, 2)",
     ),
     Row(
-        "Its dictionary holds a loss, which is one number, and a `None`.",
-        loss,
+        "A model returns a dictionary with a scalar loss and a `None` for 4 elements.",
+        scalar_outputs,
         "`TypeError`",
         "4 results, each logits 2, loss number, cache None",
     ),
     Row(
-        "One of 50 elements of a batch is bad; exception handling is on.",
-        one_bad,
-        "0 results, 50 set aside",
-        "49 results, 1 set aside",
+        "1 of 50 elements of a batch fails, with exception handling.",
+        one_failing_element,
+        "0 results, 50 failed elements",
+        "49 results, 1 failed element",
     ),
     Row(
-        "64 of 6,400 elements are bad, in batches of 64.",
-        one_in_a_hundred,
-        "3,136 results, 3,264 set aside",
-        "6,336 results, 64 set aside",
+        "64 of 6,400 elements fail, in batches of 64.",
+        one_percent_failing,
+        "3,136 results, 3,264 failed elements",
+        "6,336 results, 64 failed elements",
     ),
     Row(
-        "1 of 100 elements is bad, in batches of 50, and `threshold=0.1`.",
+        "1 of 100 elements fails, in batches of 50, with `threshold=0.1`.",
         threshold,
         "the pipeline stops",
-        "99 results, 1 set aside",
+        "99 results, 1 failed element",
     ),
     Row(
-        "The timestamps of results, for elements at 0, 3 and 6 seconds in a window of 10.",
+        "Timestamps of results, for elements at 0, 3 and 6 seconds in a 10-second window.",
         timestamps,
         "10, 10, 10",
         "0, 3, 6",
     ),
     Row(
-        "The encoded result of a PyTorch model for one row in a batch of 256: 6,144 bytes of numbers.",
-        view,
+        "Encoded size of one result of a PyTorch model (6,144 bytes of data) from a batch of 256.",
+        output_views,
         re.compile(r"79\d,\d{3} bytes"),
         re.compile(r"6,2\d\d bytes"),
     ),
     Row(
-        "`inference_args` of the pandas handler for scikit-learn.",
+        "`inference_args` of `SklearnModelHandlerPandas`.",
         pandas_arguments,
         "ignored",
         "passed",
     ),
     Row(
-        "A call takes `temperature` out of its `inference_args`: what three calls find there.",
+        "Value of `temperature` in three calls that each remove it from `inference_args`.",
         shared_arguments,
         "0.5, None, None",
         "0.5, 0.5, 0.5",

@@ -1,4 +1,4 @@
-"""What Beam's modules import and do not use here: a name in the place of a package that is not installed."""
+"""Placeholders for packages that Beam's modules import but the benchmarks don't use."""
 
 import contextlib
 import importlib.machinery
@@ -7,8 +7,8 @@ import types
 
 
 @contextlib.contextmanager
-def standing_in(package, name):
-    """Offers a package with one class of this name, for an import, unless the package is there already."""
+def placeholder_package(package, name):
+    """Provide a package with one class, unless the package is already imported."""
     if package in sys.modules:
         yield
         return
