@@ -7,13 +7,13 @@ PROMISES: dict[str, tuple[str, ...]] = {
     # Wrong or lost results
     "too few results are accepted": (
         "short_result",
-        "transforms/test_run_inference.py::test_a_step_that_returns_too_few_results_is_an_error_with_both_lengths",
+        "transforms/test_run_inference.py::test_too_few_results_raise_an_error_with_both_lengths",
     ),
     "outputs are not split by structure": ("tuple_outputs", "nested_outputs", "scalar_outputs"),
     "one failing element fails its batch": (
         "one_failing_element",
         "one_percent_failing",
-        "transforms/test_dead_letters.py::test_one_bad_element_among_many_goes_alone",
+        "transforms/test_dead_letters.py::test_one_failing_element_among_many_is_the_only_dead_letter",
     ),
     "the threshold counts batches": (
         "threshold",
@@ -35,7 +35,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "the pandas handler ignores inference_args": ("pandas_arguments",),
     "calls share one inference_args": (
         "shared_arguments",
-        "remote/test_handler.py::test_no_call_sees_what_another_made_of_the_arguments",
+        "remote/test_request_batch.py::test_each_attempt_gets_its_own_copy_of_the_arguments",
     ),
     # Options
     "max_batch_weight": ("weight", "weight_across_bundles"),
@@ -69,7 +69,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "a failed load marks its key as loaded": ("failed_load",),
     "an unchanged update is slow": (
         "unchanged_update",
-        "transforms/test_watch_file_pattern.py::test_an_unchanged_refresh_loads_nothing",
+        "transforms/test_model_refresh.py::test_an_equal_refresh_loads_nothing",
     ),
     "alternating updates load each time": ("alternating_updates",),
     "a shared model leaks on an update": (
@@ -78,7 +78,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "a failed update stops the pipeline": (
         "failed_update",
-        "transforms/test_watch_file_pattern.py::test_a_broken_new_model_leaves_the_old_one_serving",
+        "transforms/test_model_refresh.py::test_the_old_model_stays_in_use_if_the_new_one_cannot_be_loaded",
     ),
     "an update modifies a handler in use": ("update_mutates_handler",),
     # Cost and metrics
@@ -100,12 +100,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "the size of a batch in bytes is unlimited": ("batch_bytes",),
     "errors of lazy results are not counted": (
         "lazy_failures",
-        "transforms/test_run_inference.py::test_a_lazy_error_is_raised_and_counted",
+        "transforms/test_dead_letters.py::test_an_error_in_a_lazy_result_becomes_a_counted_dead_letter",
     ),
     "timeouts are not counted or distinguished": (
         "timed_out",
         "handler_timeout",
-        "transforms/test_dead_letters.py::test_a_timeout_of_the_handlers_own_is_told_apart",
-        "transforms/test_dead_letters.py::test_a_model_that_hangs_is_given_up_and_a_fresh_one_loaded",
+        "transforms/test_dead_letters.py::test_a_timeout_error_of_the_handler_is_not_an_inference_timeout",
+        "transforms/test_dead_letters.py::test_a_call_that_exceeds_the_timeout_is_abandoned_and_the_model_is_reloaded",
     ),
 }
