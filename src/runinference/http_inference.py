@@ -48,6 +48,8 @@ class HTTPModelHandler(EndpointModelHandler):
     [1, 4, 0]
     """
 
+    _metrics_namespace = "BeamML_HTTP"
+
     @accepts(EndpointOptions)
     def __init__(
         self,
@@ -110,9 +112,6 @@ class HTTPModelHandler(EndpointModelHandler):
         """Set the model to call: ``"name"`` or ``"name/version"``."""
         if model_path:
             self._protocol = self._protocol.renamed(model_path)
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_HTTP"
 
 
 class _ModelClient:

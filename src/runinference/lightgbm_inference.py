@@ -61,6 +61,8 @@ def default_lightgbm_inference_fn(
 class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
     """The constructor and ``load_model`` of all LightGBM handlers."""
 
+    _metrics_namespace = "BeamML_LightGBM"
+    _path_attribute = "_model_uri"
     _default_inference_fn = staticmethod(default_lightgbm_inference_fn)
 
     @accepts(HandlerOptions)
@@ -100,9 +102,6 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
                 f"The file {self._model_uri!r} (model_uri) cannot be loaded by LightGBM "
                 f"{lightgbm.__version__} ({error}). It may be damaged, or written by a later version."
             ) from error
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_LightGBM"
 
 
 class LightGBMModelHandlerNumpy(_LightGBMModelHandler):

@@ -64,6 +64,10 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
     [0, 1, 2]
     """
 
+    _metrics_namespace = "BeamML_Onnx"
+    _path_attribute = "_model_uri"
+    _supports_dynamic_batching = True
+
     @accepts(HandlerOptions)
     def __init__(
         self,
@@ -123,9 +127,6 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             self._model_uri, self._session_options, self._providers, self._provider_options
         )
 
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model_uri = model_path or self._model_uri
-
     def run_inference(
         self,
         batch: Sequence[Any],
@@ -141,12 +142,6 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         """
         outputs = self._model_inference_fn(inference_session, batch, inference_args)
         return self.results_of(batch, outputs, self._model_uri)
-
-    def may_join_threads(self) -> bool:
-        return True
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_Onnx"
 
 
 def _run(

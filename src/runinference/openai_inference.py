@@ -37,6 +37,7 @@ __all__ = [
 class OpenAIModelHandler(EndpointModelHandler):
     """The base class of the OpenAI handlers."""
 
+    _metrics_namespace = "BeamML_OpenAI"
     _path = ""
     _input = ""
     _default_request_size = 1
@@ -127,9 +128,6 @@ class OpenAIModelHandler(EndpointModelHandler):
     def update_model_path(self, model_path: str | None = None) -> None:
         """Set the name of the model to call."""
         self._model = model_path or self._model
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_OpenAI"
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:
         return self._default_request_size if max_request_size is None else max_request_size

@@ -49,6 +49,8 @@ _InferenceArgs = dict[str, Any] | None
 class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """The base of the PyTorch handlers: options, loading and calling."""
 
+    _metrics_namespace = "BeamML_PyTorch"
+    _supports_dynamic_batching = True
     _default_inference_fn: Callable[..., Iterable[PredictionResult]]
 
     @accepts(HandlerOptions)
@@ -175,12 +177,6 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)
-
-    def may_join_threads(self) -> bool:
-        return True
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_PyTorch"
 
     def _model_id(self) -> str | None:
         return (

@@ -59,6 +59,9 @@ def _predict_frames(
 class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """The constructor and ``load_model`` of both handlers."""
 
+    _metrics_namespace = "BeamML_Sklearn"
+    _path_attribute = "_model_uri"
+    _supports_dynamic_batching = True
     _default_inference_fn: Callable[..., Any]
 
     @accepts(HandlerOptions)
@@ -127,15 +130,6 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 "fitted estimator, or pass an inference_fn that calls this object."
             )
         return model
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model_uri = model_path or self._model_uri
-
-    def may_join_threads(self) -> bool:
-        return True
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_Sklearn"
 
 
 class SklearnModelHandlerNumpy(_SklearnModelHandler):

@@ -73,6 +73,8 @@ def default_tensor_inference_fn(
 class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """The constructor and the methods of both handlers."""
 
+    _path_attribute = "_model_uri"
+    _supports_dynamic_batching = True
     _default_inference_fn: TensorInferenceFn
 
     @accepts(HandlerOptions)
@@ -131,9 +133,6 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
             _check_callable(model, self._model_uri)
         return model
 
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model_uri = model_path or self._model_uri
-
     def run_inference(
         self,
         batch: Sequence[Any],
@@ -152,9 +151,6 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
             return self.results_of(batch, call_model(model, batch, args), self._model_uri)
         return self._inference_fn(model, batch, args, self._model_uri)
 
-    def may_join_threads(self) -> bool:
-        return True
-
 
 class TFModelHandlerNumpy(_TFModelHandler):
     """Run a TensorFlow or Keras model on NumPy arrays, or on dictionaries of arrays by input name.
@@ -171,10 +167,8 @@ class TFModelHandlerNumpy(_TFModelHandler):
     [3.0, 7.0]
     """
 
+    _metrics_namespace = "BeamML_TF_Numpy"
     _default_inference_fn = staticmethod(default_numpy_inference_fn)
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_TF_Numpy"
 
 
 class TFModelHandlerTensor(_TFModelHandler):
@@ -191,10 +185,8 @@ class TFModelHandlerTensor(_TFModelHandler):
     [3.0]
     """
 
+    _metrics_namespace = "BeamML_TF_Tensor"
     _default_inference_fn = staticmethod(default_tensor_inference_fn)
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_TF_Tensor"
 
 
 def _check_model_type(model_type: Any, create_model_fn: Any, model_options: Any) -> None:

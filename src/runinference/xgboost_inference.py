@@ -70,6 +70,7 @@ def default_xgboost_inference_fn(
 class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
     """The base class of all XGBoost handlers."""
 
+    _metrics_namespace = "BeamML_XGBoost"
     _path_attribute = "_model_state"
     _default_inference_fn = staticmethod(default_xgboost_inference_fn)
 
@@ -121,9 +122,6 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
         except Exception as error:
             raise _cannot_load(self._model_state, self._model_class, state, error) from error
         return model  # type: ignore[no-any-return]
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_XGBoost"
 
 
 class XGBoostModelHandlerNumpy(XGBoostModelHandler[Any, PredictionResult, Any]):

@@ -22,17 +22,12 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
     A subclass stores its inference function in ``_inference_fn``.
 
     Attributes:
-        _path_attribute: The name of the attribute that stores the model's path.
         _default_inference_fn: The inference function that accepts a whole table as one example.
     """
 
-    _path_attribute = "_model_uri"
+    _supports_dynamic_batching = True
     _default_inference_fn: Callable[..., Iterable[Any]]
     _inference_fn: Callable[..., Iterable[Any]]
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        if model_path:
-            setattr(self, self._path_attribute, model_path)
 
     def run_inference(
         self,
@@ -54,7 +49,7 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             BatchShapeError: An example has another type than the others, or other columns than the others or
                 the model.
         """
-        path = getattr(self, self._path_attribute)
+        path = getattr(self, str(self._path_attribute))
         if self.gives_whole_results() and self._inference_fn is self._default_inference_fn:
             [result] = self._inference_fn([batch], model, inference_args)  # one table, one example
             return self.results_of(batch, result.inference, path)
@@ -62,9 +57,6 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
         return [with_model_id(result, path) for result in results]
-
-    def may_join_threads(self) -> bool:
-        return True
 
 
 def predict_tables(

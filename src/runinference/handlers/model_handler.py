@@ -60,6 +60,10 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     _env_vars: Mapping[str, str] = {}
     _share_across_processes = False
     _model_copies: int | None = None
+    # What the handlers of this library set for their framework.
+    _metrics_namespace = "RunInference"
+    _path_attribute: str | None = None  # holds the path that update_model_path changes
+    _supports_dynamic_batching = False
     # Set on the copies that with_… methods return.
     _preprocess_fns: Sequence[Callable[[Any], Any]] = ()
     _postprocess_fns: Sequence[Callable[[Any], Any]] = ()
@@ -134,7 +138,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
     def get_metrics_namespace(self) -> str:
         """Return the namespace of this handler's metrics."""
-        return "RunInference"
+        return self._metrics_namespace
 
     def get_resource_hints(self) -> dict[str, Any]:
         """Return resource hints for the runner, as for ``PTransform.with_resource_hints``."""
@@ -149,6 +153,8 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Set the path that the model is loaded from. Called on a copy of the handler."""
+        if model_path and self._path_attribute:
+            setattr(self, self._path_attribute, model_path)
 
     def update_model_paths(self, model: ModelT, model_paths: Any = None) -> None:
         """Set the paths that the models of several keys are loaded from."""
@@ -253,7 +259,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         Return ``True`` for models that compute in this process, where concurrent calls slow each other down.
         Calls that wait, such as requests, should run concurrently.
         """
-        return False
+        return self._supports_dynamic_batching
 
     def override_metrics(self, metrics_namespace: str = "") -> bool:
         """Return whether the handler reports metrics itself."""

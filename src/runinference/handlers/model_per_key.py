@@ -38,6 +38,8 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         cache_limits: The limits on the models that a process holds.
     """
 
+    _metrics_namespace = "BeamML_KeyedModels"
+
     def __init__(
         self,
         mappings: Sequence[KeyModelMapping[Any, Any, Any, Any]],
@@ -118,9 +120,6 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         if self.gives_whole_results():
             return super().get_num_bytes(split_pair(batch)[1])
         return super().get_num_bytes([example for _, example in batch])
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_KeyedModels"
 
     def get_resource_hints(self) -> dict[str, Any]:
         """Return the hints of all handlers; raise `OptionError` if two disagree."""

@@ -36,6 +36,8 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
     (torch.Size([384]), True)
     """
 
+    _metrics_namespace = "BeamML_HuggingFaceModelHandler_Embedding"
+
     @accepts(HandlerOptions)
     def __init__(
         self,
@@ -111,9 +113,6 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
             normalize = default_normalize if normalize is None else normalize
         loaded = super().load_model()
         return loaded._replace(model=PoolingModel(loaded.model, pooling, normalize))
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_HuggingFaceModelHandler_Embedding"
 
     def _load_tokenizer(self) -> BatchTokenizer:
         tokenizer = super()._load_tokenizer()

@@ -109,6 +109,10 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     torch.Size([1, 3, 384])
     """
 
+    _metrics_namespace = "BeamML_HuggingFacePipelineModelHandler"
+    _path_attribute = "_model"
+    _supports_dynamic_batching = True
+
     @accepts(HandlerOptions)
     def __init__(
         self,
@@ -170,15 +174,6 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         output = self._inference_fn(batch, model, inference_args or {})
         model_id = self._model or getattr(getattr(model, "model", None), "name_or_path", None)
         return self.results_of(batch, _wrap_single_result(output, len(batch)), model_id)
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model = model_path or self._model
-
-    def may_join_threads(self) -> bool:
-        return True
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_HuggingFacePipelineModelHandler"
 
     def _check_device(self) -> None:
         if self._device is None:

@@ -18,6 +18,9 @@ from runinference.results import PredictionResult
 class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """Loads a model of a Transformers class on a PyTorch device."""
 
+    _path_attribute = "_model_uri"
+    _supports_dynamic_batching = True
+
     @accepts(HandlerOptions)
     def __init__(
         self,
@@ -53,12 +56,6 @@ class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """
         device = resolve_device(parse_device(self._device))
         return load_pretrained(self._model_uri, self._model_class, self._model_config_args, device)
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model_uri = model_path or self._model_uri
-
-    def may_join_threads(self) -> bool:
-        return True
 
     def _get_device(self, model: Any) -> Any:
         return get_model_device(model, parse_device(self._device))

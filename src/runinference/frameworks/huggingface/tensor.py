@@ -123,6 +123,7 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
     torch.Size([3, 384])
     """
 
+    _metrics_namespace = "BeamML_HuggingFaceModelHandler_Tensor"
     _default_inference_fn = staticmethod(default_tensor_inference_fn)
 
     @accepts(HandlerOptions)
@@ -167,9 +168,6 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
             **options,
         )
 
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_HuggingFaceModelHandler_Tensor"
-
 
 class HuggingFaceModelHandlerKeyedTensor(_TensorModelHandler):
     """Run a Transformers model on dictionaries of tensors, whose keys are the keywords of the model's call.
@@ -178,10 +176,8 @@ class HuggingFaceModelHandlerKeyedTensor(_TensorModelHandler):
     may differ in one dimension.
     """
 
+    _metrics_namespace = "BeamML_HuggingFaceModelHandler_KeyedTensor"
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_HuggingFaceModelHandler_KeyedTensor"
 
 
 def _call_tensorflow(batch: Any, model: Any, args: dict[str, Any]) -> Any:

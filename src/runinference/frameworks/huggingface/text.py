@@ -50,6 +50,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     How do you do? 7 384
     """
 
+    _metrics_namespace = "BeamML_HuggingFaceModelHandler_Text"
+
     @accepts(HandlerOptions)
     def __init__(
         self,
@@ -123,9 +125,6 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             "whole_results=True. To fix this, leave whole_results out, or pass token IDs of one length to "
             "HuggingFaceModelHandlerKeyedTensor."
         )
-
-    def get_metrics_namespace(self) -> str:
-        return "BeamML_HuggingFaceModelHandler_Text"
 
     def _load_tokenizer(self) -> BatchTokenizer:
         uri = self._tokenizer or self._model_uri
