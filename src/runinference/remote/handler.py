@@ -195,7 +195,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
     def validate_whole_results(self) -> None:
         raise OptionError(
             f"{type(self).__name__} splits batches into requests of max_request_size examples, and doesn't "
-            "support whole_results. To get one result per example, remove whole_results."
+            "support whole_results=True. To fix this, leave whole_results out. Each example then gets a result."
         )
 
     def _send(
