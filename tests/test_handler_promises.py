@@ -180,7 +180,7 @@ def split_rows(inference, n):
 
 
 def test_unsupported_unsplit_results_raise_an_error_that_names_the_option(case):
-    with pytest.raises(OptionError, match="leave whole_results out"):
+    with pytest.raises(OptionError, match="leave whole_results out|remove whole_results"):
         case.handler.with_no_batching(whole_results=True)
 
 

@@ -57,14 +57,14 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "unknown keywords are ignored": ("misspelled", "misspelled_transform_option"),
     "some models cannot be shared": (
         "model_without_weakref",
-        "serving/test_placement.py::test_any_object_can_be_a_model_that_is_shared",
+        "serving/test_registry.py::test_any_object_can_be_a_model",
     ),
     "model_identifier only works across processes": ("shared_model_identifier",),
     # Several models and model updates
     "batches are split by key": ("many_keys",),
     "max_models_per_worker_hint applies per handler instance": (
         "max_models_hint",
-        "serving/test_placement.py::test_threads_race_for_a_budget",
+        "serving/test_registry.py::test_concurrent_threads_keep_the_budget",
     ),
     "a failed load marks its key as loaded": ("failed_load",),
     "an unchanged update is slow": (
@@ -74,7 +74,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "alternating updates load each time": ("alternating_updates",),
     "a shared model leaks on an update": (
         "memory_after_updates",
-        "serving/test_placement.py::test_a_large_model_is_freed_after_a_refresh_whatever_thread_called_it_last",
+        "serving/test_shared_process.py::test_a_refresh_frees_a_large_model_after_calls_from_several_threads",
     ),
     "a failed update stops the pipeline": (
         "failed_update",
@@ -91,7 +91,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_xgboost_inference.py::test_calls_the_model_once_per_batch",
     ),
     "a call of a shared model is an RPC": (
-        "serving/test_placement.py::test_nothing_that_goes_between_processes_is_held_back",
+        "serving/test_shared_process.py::test_a_batch_is_sent_without_delay",
     ),
     "remote retries take seconds, and requests are sequential": (
         "transient",
