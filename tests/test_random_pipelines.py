@@ -12,9 +12,11 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from pipelines import by_hand, in_beam
-from pipelines.case import Case, Outcome, cases, expected
-from pipelines.rows import Row, Rowwise, _Met
+from pipelines import beam_pipeline, dofn_driver
+from pipelines.case import Case
+from pipelines.outcome import ANY_ERROR, Outcome, expected_outcome
+from pipelines.rows import Row, RowHandler, SeenRows, parse_result
+from pipelines.strategies import cases
 from runinference.handlers import error_policy
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
@@ -39,80 +41,82 @@ def _no_pause_and_no_logs():
     logging.disable(logging.NOTSET)
 
 
-def check(case: Case, run) -> None:
+def check_case(case: Case, run) -> None:
     """Run a case and compare its outcome with the expected one."""
-    _Met.forget()
-    wanted = expected(case)
-    if not case.aside and must_raise(case, wanted):
+    SeenRows.clear()
+    expected = expected_outcome(case)
+    if not case.dead_letters and must_raise(case, expected):
         with pytest.raises(Exception):  # noqa: B017, PT011 - the type depends on the first failing row
             run(case)
         return
-    found = run(case)
-    assert found.good == wanted.good
-    assert _any_kind(found.bad, wanted.bad) == wanted.bad
+    actual = run(case)
+    assert actual.results == expected.results
+    assert _mask_error_types(actual.failures, expected.failures) == expected.failures
 
 
-def must_raise(case: Case, wanted: Outcome) -> bool:
-    """Return whether a row fails, permanently or transiently (without a dead-letter queue, nothing is retried)."""
-    rows = [row for timed in case.all for row in _rows(timed.value)]
-    return bool(wanted.bad) or any(row.kind == "passing" for row in rows)
+def must_raise(case: Case, expected: Outcome) -> bool:
+    """Return whether a row fails. Without dead letters, transient errors are not retried."""
+    rows = [row for element in case.elements for row in _find_rows(element.value)]
+    return bool(expected.failures) or any(row.kind == "transient" for row in rows)
 
 
-def _rows(value) -> list[Row]:
+def _find_rows(value) -> list[Row]:
     if isinstance(value, Row):
         return [value]
-    inside = value if isinstance(value, (list, tuple)) else ()
-    return [row for item in inside for row in _rows(item)]
+    items = value if isinstance(value, (list, tuple)) else ()
+    return [row for item in items for row in _find_rows(item)]
 
 
-def _any_kind(found: Counter, wanted: Counter) -> Counter:
-    """Replace the error type by "*" for failures where any type is acceptable."""
-    any_kind = {failure[0] for (failure, *_) in wanted if failure[1] == "*"}
-    counted: Counter = Counter()
-    for (failure, at, ends), n in found.items():
-        counted[(failure[0], "*") if failure[0] in any_kind else failure, at, ends] += n
-    return counted
+def _mask_error_types(actual: Counter, expected: Counter) -> Counter:
+    """Replace the error types of examples that may fail with an error of any type."""
+    masked_examples = {example for ((example, error), *_) in expected if error == ANY_ERROR}
+    masked: Counter = Counter()
+    for ((example, error), timestamp, end), n in actual.items():
+        error_type = ANY_ERROR if example in masked_examples else error
+        masked[(example, error_type), timestamp, end] += n
+    return masked
 
 
 @max_examples(default=150, thorough=6_000)
 @given(cases())
-def test_bundles_in_threads(case):
-    check(case, by_hand.run)
+def test_bundles_and_threads_give_the_outcome_of_a_plain_loop(case):
+    check_case(case, dofn_driver.run)
 
 
 @max_examples(default=60, thorough=2_000)
-@given(cases(waiting=True))
-def test_batching_across_bundles(case):
-    check(case, by_hand.run)
+@given(cases(buffered=True))
+def test_batches_that_span_bundles_give_the_outcome_of_a_plain_loop(case):
+    check_case(case, dofn_driver.run)
 
 
 @max_examples(default=60, thorough=1_200)
-@given(cases(refreshed=True))
-def test_model_updates(case):
-    check(case, by_hand.run)
+@given(cases(model_updates=True))
+def test_each_element_uses_the_model_of_the_latest_update(case):
+    check_case(case, dofn_driver.run)
 
 
 @max_examples(default=6, thorough=120)
 @given(cases())
-def test_bundles_in_a_pipeline(case):
-    check(case, in_beam.run)
+def test_a_pipeline_gives_the_outcome_of_a_plain_loop(case):
+    check_case(case, beam_pipeline.run)
 
 
 @max_examples(default=3, thorough=60)
-@given(cases(waiting=True))
-def test_batching_across_bundles_in_a_pipeline(case):
-    check(case, in_beam.run)
+@given(cases(buffered=True))
+def test_a_pipeline_with_batches_that_span_bundles_gives_the_outcome_of_a_plain_loop(case):
+    check_case(case, beam_pipeline.run)
 
 
 @max_examples(default=6, thorough=120)
 @given(cases(functions=True))
-def test_failures_of_preprocess_and_postprocess_functions(case):
-    check(case, in_beam.run)
+def test_failures_of_preprocessing_and_postprocessing_become_dead_letters(case):
+    check_case(case, beam_pipeline.run)
 
 
 @max_examples(default=60, thorough=500)
 @given(cases())
 def test_predict_without_a_pipeline_returns_results_in_order(case):
-    good = [row for timed in case.all for row in _rows(timed.value) if row.kind == "good"]
-    handler = Rowwise("m", case.style, **case.batching)
-    assert [by_hand.told(result)[1] for result in handler.predict(good)] == [row.n for row in good]
+    rows = [row for element in case.elements for row in _find_rows(element.value)]
+    good = [row for row in rows if row.kind == "good"]
+    handler = RowHandler("m", case.output_format, **case.batching)
+    assert [parse_result(result)[1] for result in handler.predict(good)] == [row.n for row in good]

@@ -1,1 +1,1 @@
-"""Random pipelines, and a plain loop that says what must come out of each."""
+"""Random pipelines, the outcome that each must have, and two ways to run them."""

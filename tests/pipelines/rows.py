@@ -1,4 +1,4 @@
-"""Examples of several kinds, and a model that behaves as its examples say."""
+"""Examples of several kinds, and a handler that fails or predicts according to the kinds in a batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import numpy as np
 
 from runinference import ModelHandler
 
-#: What a model does with a batch that holds a row of a kind, as the type of the error that comes of it.
-FAILING = {
+#: The kinds of rows whose inference always fails, with the name of the error's type.
+ERRORS = {
     "raise": "RowError",
-    "lazy": "LookupError",
-    "few": "ResultMismatchError",
-    "many": "ResultMismatchError",
-    "nothing": "ResultMismatchError",
-    "down": "ConnectionError",
+    "lazy_raise": "LookupError",
+    "too_few": "ResultMismatchError",
+    "too_many": "ResultMismatchError",
+    "no_results": "ResultMismatchError",
+    "unavailable": "ConnectionError",
 }
-JUNK = [
+#: Values that are not rows.
+INVALID_EXAMPLES = [
     None,
     ([1], 2),
     "junk",
@@ -34,11 +35,14 @@ JUNK = [
     [],
     object,
 ]
+OUTPUT_FORMATS = ("list", "iterator", "dictionary", "tuple")
+#: A number of rows that no batch exceeds.
+UNLIMITED = 1_000
 
 
 @dataclass(frozen=True)
 class Row:
-    """An example with a number of its own."""
+    """An example with a unique number."""
 
     n: int
     size: int = 1
@@ -50,22 +54,52 @@ class Row:
 
 
 class RowError(ValueError):
-    """What the model raises for a bad row."""
+    """The error that the model raises for rows of the kind `raise`."""
 
 
-def size_of(row: Row) -> int:
+def row_size(row: Row) -> int:
     return row.size
 
 
-class Rowwise(ModelHandler[Row, Any, str]):
-    """Answers each row with its number and the model's name; a bad row spoils its batch in its own way."""
+class SeenRows:
+    """The numbers of the rows that already failed once, shared by all handlers in this process."""
+
+    _numbers: set[int] = set()
+    _lock = threading.Lock()
+
+    @classmethod
+    def add_transient(cls, batch: Any) -> bool:
+        """Add the transient rows of a batch, and return whether any of them is new."""
+        with cls._lock:
+            numbers = {row.n for row in batch if row.kind == "transient"}
+            any_new = not numbers <= cls._numbers
+            cls._numbers |= numbers
+            return any_new
+
+    @classmethod
+    def clear(cls) -> None:
+        cls._numbers.clear()
+
+
+class RowHandler(ModelHandler[Row, Any, str]):
+    """Predict the model's name and the row's number for each row.
+
+    Args:
+        name: The name of the model.
+        output_format: The structure of a batch's predictions, one of `OUTPUT_FORMATS`.
+        max_rows: The size of the largest batch that doesn't raise `MemoryError`.
+        **options: Options of `ModelHandler`.
+    """
 
     def __init__(
-        self, name: str = "m", style: str = "list", most: int = 1_000, **options: Any
+        self,
+        name: str = "m",
+        output_format: str = "list",
+        max_rows: int = UNLIMITED,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.name, self.style, self.most = name, style, most
-        self.met = _Met()
+        self.name, self.output_format, self.max_rows = name, output_format, max_rows
 
     def load_model(self) -> str:
         if self.name == "missing":
@@ -76,30 +110,30 @@ class Rowwise(ModelHandler[Row, Any, str]):
         self.name = model_path or self.name
 
     def run_inference(self, batch: Any, model: str, inference_args: Any = None) -> Any:
-        assert model == self.name, "a handler called another model than its own"
-        assert len(batch) > 0, "a batch is empty"
+        assert model == self.name, "the handler got the model of another handler"
+        assert len(batch) > 0, "the batch is empty"
         kinds = {row.kind for row in batch}
-        if len(batch) > self.most:
+        if len(batch) > self.max_rows:
             raise MemoryError
         if "raise" in kinds:
             raise RowError("a bad row")
-        if "down" in kinds or ("passing" in kinds and self.met.for_the_first_time(batch)):
-            raise ConnectionError("nobody there")
-        if "nothing" in kinds:
+        if "unavailable" in kinds or ("transient" in kinds and SeenRows.add_transient(batch)):
+            raise ConnectionError("service unavailable")
+        if "no_results" in kinds:
             return None
         numbers = [row.n for row in batch]
-        if "few" in kinds:
+        if "too_few" in kinds:
             numbers.pop()
-        if "many" in kinds:
-            numbers += [-1, -1]  # "few" in the same batch does not make up for it
-        if "lazy" in kinds:
-            return self._one_by_one(batch)
-        return getattr(self, f"_as_{self.style}")(numbers)
+        if "too_many" in kinds:
+            numbers += [-1, -1]  # two, so that the number is also wrong with a "too_few" row
+        if "lazy_raise" in kinds:
+            return self._generate(batch)
+        return getattr(self, f"_as_{self.output_format}")(numbers)
 
-    def _one_by_one(self, batch: Any) -> Iterator[Any]:
+    def _generate(self, batch: Any) -> Iterator[Any]:
         for row in batch:
-            if row.kind == "lazy":
-                raise LookupError("while it was read")
+            if row.kind == "lazy_raise":
+                raise LookupError("raised while the results are read")
             yield self.name, row.n
 
     def _as_list(self, numbers: list[int]) -> Any:
@@ -115,29 +149,7 @@ class Rowwise(ModelHandler[Row, Any, str]):
         return self.name, np.array(numbers)
 
 
-STYLES = ("list", "iterator", "dictionary", "tuple")
-
-
-def told(result: Any) -> tuple[str, int]:
-    """The model's name and the row's number, whatever the style."""
+def parse_result(result: Any) -> tuple[str, int]:
+    """Return the model's name and the row's number from a result in any output format."""
     name, n = (result["name"], result["n"]) if isinstance(result, dict) else result
     return name, int(n)
-
-
-class _Met:
-    """The numbers of rows that were met before; copies of a handler in this process meet the same ones."""
-
-    met: set[int] = set()
-    lock = threading.Lock()
-
-    def for_the_first_time(self, batch: Any) -> bool:
-        """Whether a row that fails once is new; all of the batch are known from now on."""
-        with self.lock:
-            numbers = {row.n for row in batch if row.kind == "passing"}
-            new = not numbers <= self.met
-            self.met |= numbers
-            return new
-
-    @classmethod
-    def forget(cls) -> None:
-        cls.met.clear()
