@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -56,13 +57,7 @@ class SessionConfig:
 
 
 class ModelCall(NamedTuple):
-    """A successful model call.
-
-    Attributes:
-        batch: The batch.
-        n_results: The number of results.
-        nanoseconds: The duration.
-    """
+    """A successful model call, with its duration."""
 
     batch: Any
     n_results: int
@@ -254,12 +249,13 @@ class ModelSession:
     ) -> _Outcome:
         thread = _CallThread(run)
         thread.start()
-        while not thread.ended_within(timeout):
+        while True:
+            thread.join(timeout)
+            if not thread.is_alive():
+                return thread.outcome.result()
             # A call that waits for one of another thread does not time out: that thread measures the time.
             if progress.model is None or progress.model.is_running(thread.ident):
                 break
-        else:
-            return thread.outcome()
         self._events["inference_timeouts"] += 1
         progress.timed_out = True
         self._invalidate(progress.version, progress.model)
@@ -277,37 +273,26 @@ class ModelSession:
         self.models.cache.invalidate(name, model)
 
 
+@dataclass
 class _Progress:
     """The model that a call uses, and whether the call timed out."""
 
-    def __init__(self, version: ModelVersion) -> None:
-        self.version = version
-        self.model: Model | None = None
-        self.timed_out = False
+    version: ModelVersion
+    model: Model | None = None
+    timed_out: bool = False
 
 
 class _CallThread(threading.Thread):
     """Makes a call that can be abandoned."""
 
-    def __init__(self, run: Callable[[], _Outcome]) -> None:
+    def __init__(self, call: Callable[[], _Outcome]) -> None:
         super().__init__(daemon=True, name="runinference-call")
-        self._run_call = run
-        self._result: _Outcome = ([], [])
-        self._error: BaseException | None = None
-        self._tracker = get_current_tracker()
+        self._call, self._tracker = call, get_current_tracker()
+        self.outcome: Future[_Outcome] = Future()
 
     def run(self) -> None:
         set_current_tracker(self._tracker)  # so that metrics of the handler count for the step
         try:
-            self._result = self._run_call()
+            self.outcome.set_result(self._call())
         except BaseException as error:
-            self._error = error
-
-    def ended_within(self, seconds: float) -> bool:
-        self.join(seconds)
-        return not self.is_alive()
-
-    def outcome(self) -> _Outcome:
-        if self._error is not None:
-            raise self._error
-        return self._result
+            self.outcome.set_exception(error)

@@ -48,11 +48,11 @@ class SharedProcessModel:
 
     def close(self) -> None:
         for replica in self._replicas:
-            replica.release()
+            replica.client.release()
 
     def terminate(self) -> None:
         for replica in self._replicas:
-            replica.delete()
+            replica.client.delete()
 
     def is_running(self, thread_id: int | None) -> bool:
         return True
@@ -71,12 +71,12 @@ class _Replica:
     def __init__(self, tag: str, handler: bytes) -> None:
         self._acquire = partial(ModelClient, tag, handler)
         self._lock = threading.Lock()
-        self._client = self._acquire()
-        self.n_bytes = self._client.n_bytes
+        self.client = self._acquire()
+        self.n_bytes = self.client.n_bytes
 
     def run(self, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
         request = dumps((batch, inference_args))
-        client = self._client
+        client = self.client
         try:
             outcome = client.send(request)
         except _DISCONNECTED:
@@ -84,17 +84,11 @@ class _Replica:
         results: list[Any] = loads(outcome)
         return results
 
-    def release(self) -> None:
-        self._client.release()
-
-    def delete(self) -> None:
-        self._client.delete()
-
     def _reconnected(self, lost: ModelClient) -> ModelClient:
         with self._lock:
-            if self._client is lost:
-                self._client = self._acquire()
-            return self._client
+            if self.client is lost:
+                self.client = self._acquire()
+            return self.client
 
 
 class ModelClient:
