@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,9 +10,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
-
-from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
+from typing import Any
 
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.errors import (
@@ -23,6 +20,7 @@ from runinference.errors import (
     is_out_of_memory,
 )
 from runinference.handlers.error_policy import Call
+from runinference.serving.call_thread import CallOutcome, CallProgress, CallThread, ModelCall
 from runinference.serving.placement import Model, Placement
 from runinference.serving.registry import ProcessShared
 from runinference.serving.routing import ModelVersion
@@ -56,17 +54,6 @@ class SessionConfig:
     dynamic_batching: bool = False
 
 
-class ModelCall(NamedTuple):
-    """A successful model call, with its duration."""
-
-    batch: Any
-    n_results: int
-    nanoseconds: int
-
-
-_Outcome = tuple[list[Any], list[ModelCall]]
-
-
 class ModelSession:
     """Loads and calls models for one thread.
 
@@ -86,7 +73,7 @@ class ModelSession:
 
     def call(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
-    ) -> _Outcome:
+    ) -> CallOutcome:
         """Return the results of a batch, and the model calls that this thread made.
 
         If threads share a call, it is returned to the thread that made it, with the elements of all of them.
@@ -95,7 +82,7 @@ class ModelSession:
             ModelUnavailableError: If the model can't be loaded.
             InferenceTimeoutError: If loading and calling the model exceeds the timeout.
         """
-        timeout, progress = self._config.timeout, _Progress(version)
+        timeout, progress = self._config.timeout, CallProgress(version)
         run = partial(self._run, version, batch, inference_args, progress)
         return run() if timeout is None else self._run_with_timeout(run, progress, timeout)
 
@@ -132,8 +119,8 @@ class ModelSession:
         version: ModelVersion,
         batch: Any,
         inference_args: dict[str, Any] | None,
-        progress: _Progress,
-    ) -> _Outcome:
+        progress: CallProgress,
+    ) -> CallOutcome:
         clock, calls = self._config.clock, list[ModelCall]()
         while True:
             with self._acquire(version) as (used, model):
@@ -245,9 +232,9 @@ class ModelSession:
         return f"{self._config.cache_prefix}{name}"
 
     def _run_with_timeout(
-        self, run: Callable[[], _Outcome], progress: _Progress, timeout: float
-    ) -> _Outcome:
-        thread = _CallThread(run)
+        self, run: Callable[[], CallOutcome], progress: CallProgress, timeout: float
+    ) -> CallOutcome:
+        thread = CallThread(run)
         thread.start()
         while True:
             thread.join(timeout)
@@ -274,25 +261,3 @@ class ModelSession:
 
 
 @dataclass
-class _Progress:
-    """The model that a call uses, and whether the call timed out."""
-
-    version: ModelVersion
-    model: Model | None = None
-    timed_out: bool = False
-
-
-class _CallThread(threading.Thread):
-    """Makes a call that can be abandoned."""
-
-    def __init__(self, call: Callable[[], _Outcome]) -> None:
-        super().__init__(daemon=True, name="runinference-call")
-        self._call, self._tracker = call, get_current_tracker()
-        self.outcome: Future[_Outcome] = Future()
-
-    def run(self) -> None:
-        set_current_tracker(self._tracker)  # so that metrics of the handler count for the step
-        try:
-            self.outcome.set_result(self._call())
-        except BaseException as error:
-            self.outcome.set_exception(error)

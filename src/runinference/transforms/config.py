@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.session import SessionConfig
@@ -31,3 +32,22 @@ class InferenceConfig:
     session: SessionConfig
     load_in_setup: bool
     watch: WatchConfig | None = None
+
+
+def validate_handler(handler: Any) -> None:
+    """Check that a handler is an object with the methods that the transform calls.
+
+    Raises:
+        OptionError: It is a class, or has no ``load_model`` or no ``run_inference``.
+    """
+    if isinstance(handler, type):
+        raise OptionError(
+            f"model_handler is the class {handler.__name__}. To fix this, pass an instance: "
+            f"{handler.__name__}(...)."
+        )
+    missing = [name for name in ("load_model", "run_inference") if not hasattr(handler, name)]
+    if missing:
+        raise OptionError(
+            f"model_handler is a {type(handler).__name__} without {' and '.join(missing)}. To fix this, pass a "
+            "ModelHandler, such as SklearnModelHandlerNumpy(model_uri=...)."
+        )

@@ -31,7 +31,7 @@ from runinference.transforms.buffered_dofn import (
     get_max_wait_secs,
 )
 from runinference.transforms.coders import result_type
-from runinference.transforms.config import InferenceConfig
+from runinference.transforms.config import InferenceConfig, validate_handler
 from runinference.transforms.dead_letters import (
     ExceptionHandling,
     FailureThreshold,
@@ -283,22 +283,3 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         for name, value in changes.items():
             setattr(changed, name, value)
         return changed
-
-
-def validate_handler(handler: Any) -> None:
-    """Check that a handler is an object with the methods that the transform calls.
-
-    Raises:
-        OptionError: It is a class, or has no ``load_model`` or no ``run_inference``.
-    """
-    if isinstance(handler, type):
-        raise OptionError(
-            f"model_handler is the class {handler.__name__}. To fix this, pass an instance: "
-            f"{handler.__name__}(...)."
-        )
-    missing = [name for name in ("load_model", "run_inference") if not hasattr(handler, name)]
-    if missing:
-        raise OptionError(
-            f"model_handler is a {type(handler).__name__} without {' and '.join(missing)}. To fix this, pass a "
-            "ModelHandler, such as SklearnModelHandlerNumpy(model_uri=...)."
-        )
