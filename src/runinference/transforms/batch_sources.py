@@ -35,12 +35,15 @@ class BundleBatches:
         self._batchers: dict[str, Batcher[WindowedValue]] = {}
         self._versions: dict[str, ModelVersion] = {}
         self._opened: dict[str, int] = {}
+        self._last_version: ModelVersion | None = None
 
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
-        engine = self._engine
-        version = engine.only_version or engine.router.route(element)  # a call less per element
-        batcher = self._batchers.get(version.name) or self._new_batcher(version)
-        full = batcher.add(element, origin)
+        # Most elements go to one model: this saves a call and a lookup per element.
+        version = self._engine.only_version or self._engine.router.route(element)
+        if version is not self._last_version:
+            self._last_batcher = self._batchers.get(version.name) or self._new_batcher(version)
+            self._last_version = version
+        full = self._last_batcher.add(element, origin)
         return self._run(version, full) if full else None
 
     def flush(self) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -117,14 +117,13 @@ class InferenceEngine:
 
     def make_outputs(
         self, version: ModelVersion, origins: Iterable[WindowedValue], outcomes: Iterable[Any]
-    ) -> list[Any]:
+    ) -> Iterator[Any]:
         """Give each result or dead letter the window and timestamp of its element."""
-        return [
-            self.make_dead_letter(origin, outcome, version)
-            if type(outcome) is Failure
-            else origin.with_value(outcome)
-            for origin, outcome in zip(origins, outcomes, strict=True)
-        ]
+        for origin, outcome in zip(origins, outcomes, strict=True):
+            if type(outcome) is Failure:
+                yield self.make_dead_letter(origin, outcome, version)
+            else:
+                yield origin.with_value(outcome)
 
     def make_dead_letter(
         self, origin: WindowedValue, failure: Failure, version: ModelVersion | None = None

@@ -87,11 +87,9 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             metrics_namespace: Namespace of the metrics. By default, the handler's.
             model_metadata_pcoll: New models while the pipeline runs: one ``ModelMetadata`` at a time, or a list
                 of ``KeyModelPathMapping`` if there is a model per key.
-            watch_model_pattern: Instead of ``model_metadata_pcoll``, a file pattern whose newest file is the
-                model. Each worker process polls it.
+            watch_model_pattern: A file pattern whose newest file is the model. Each worker process polls it.
             model_identifier: Steps with the same identifier share their model. By default, each step has its own.
-            use_model_manager: Whether this step shares a memory budget for models with all other steps that set
-                this option.
+            use_model_manager: Whether this step shares a memory budget for models with other such steps.
             model_manager_args: The budget: ``max_model_bytes``, ``max_models``, ``wait_timeout_seconds``.
             monitoring_transform: A transform that also gets the predictions, before they are postprocessed.
             interval: Seconds between polls of ``watch_model_pattern``. Default: 360.
@@ -191,11 +189,10 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         )
         if handling is None:
             return results
-        dead_letters = RunInferenceDLQ(failed, failed_preprocessing, failed_postprocessing)
         if handling.threshold < 1:
             records = (results, failed, *failed_preprocessing, *failed_postprocessing)
             _ = records | FailureThreshold(handling.threshold)
-        return results, dead_letters
+        return results, RunInferenceDLQ(failed, failed_preprocessing, failed_postprocessing)
 
     def _infer(
         self, examples: beam.PCollection
