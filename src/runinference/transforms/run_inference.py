@@ -198,8 +198,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         self, examples: beam.PCollection
     ) -> tuple[beam.PCollection, beam.PCollection | None]:
         """Return the predictions, and the dead letters if there are any."""
-        handler, element_type = self._model_handler, examples.element_type
-        do_fn = self._make_dofn()
+        handler, do_fn, element_type = self._model_handler, self._make_dofn(), examples.element_type
         if isinstance(do_fn, BufferedInferDoFn):
             shard = beam.ParDo(AssignShardKey(handler)).with_output_types(tuple[str, Any])
             examples = examples | "BeamML_RunInference_Shard" >> shard
