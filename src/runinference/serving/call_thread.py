@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
@@ -23,6 +25,7 @@ class ModelCall(NamedTuple):
 CallOutcome = tuple[list[Any], list[ModelCall]]
 
 
+@dataclass
 class CallProgress:
     """The model that a call uses, and whether the call timed out."""
 

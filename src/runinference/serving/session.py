@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -258,6 +257,3 @@ class ModelSession:
         name = self._cache_name(version.name)
         self._bundle_models.pop(name, None)
         self.models.cache.invalidate(name, model)
-
-
-@dataclass
