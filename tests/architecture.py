@@ -65,7 +65,7 @@ def package(module: str) -> str:
         return "facade"
     if module in SHARED:
         return "shared modules"
-    if module.count(".") == 1:
+    if module.count(".") == 1 and module.endswith("_inference"):
         return "public handlers"
     return module.split(".")[1]
 
