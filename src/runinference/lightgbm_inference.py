@@ -45,8 +45,7 @@ def default_lightgbm_inference_fn(
         for a table of shape ``(rows, features)``.
 
     Raises:
-        BatchShapeError: An example has another type than the others, or other columns than the others or the
-            model.
+        BatchShapeError: The examples differ in type or columns, or don't have the model's columns.
         ResultMismatchError: The number of predictions isn't the number of rows.
     """
 

@@ -72,19 +72,10 @@ def _check_digest(file: BinaryIO, path: str, sha256: str) -> None:
 
 @contextmanager
 def local_file(path: str, option: str, suffix: str) -> Iterator[str]:
-    """Provide a local path for libraries that can't read other file systems.
-
-    Args:
-        path: A path on any file system that Beam reads. A compressed file is decompressed.
-        option: The name of the parameter that holds the path, for error messages.
-        suffix: The suffix that the local path must have.
+    """Provide a local path with a suffix, for libraries that can't read other file systems.
 
     Yields:
-        ``path`` itself if it is local and has the suffix, else the path of a temporary copy.
-
-    Raises:
-        ModelNotFoundError: The file doesn't exist.
-        ModelLoadError: The file can't be read.
+        ``path`` itself if it is local and has the suffix, else the path of a temporary, decompressed copy.
     """
     if path.endswith(suffix) and os.path.isfile(path):
         yield path

@@ -180,13 +180,9 @@ def _list_outputs(output_names: str | Sequence[str] | None, known: list[str]) ->
 
 #: NumPy dtypes by ONNX type. Strings and bfloat16 are left to onnxruntime.
 _NUMPY_TYPES = {
-    "tensor(bool)": np.dtype("bool"),
     "tensor(float)": np.dtype("float32"),
     "tensor(double)": np.dtype("float64"),
-    "tensor(float16)": np.dtype("float16"),
-    **{
-        f"tensor({kind}int{bits})": np.dtype(f"{kind}int{bits}")
-        for kind in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
+    **{f"tensor({name})": np.dtype(name) for name in ("bool", "float16")},
+    **{f"tensor(int{bits})": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"tensor(uint{bits})": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }

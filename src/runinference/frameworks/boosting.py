@@ -17,13 +17,7 @@ from runinference.results import PredictionResult, with_model_id
 
 
 class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
-    """Call an inference function and add the model's path to its results.
-
-    A subclass stores its inference function in ``_inference_fn``.
-
-    Attributes:
-        _default_inference_fn: The inference function that accepts a whole table as one example.
-    """
+    """Call an inference function and add the model's path to its results."""
 
     _supports_dynamic_batching = True
     _default_inference_fn: Callable[..., Iterable[Any]]
@@ -35,19 +29,10 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         model: ModelT,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionT]:
-        """Run the model on a batch.
-
-        Args:
-            batch: Rows of shape ``(features,)``, or tables of shape ``(rows, features)``.
-            model: What ``load_model`` returned.
-            inference_args: Keyword arguments for the model's ``predict``.
-
-        Returns:
-            One result per example, in order.
+        """Run the model on a batch. ``inference_args`` are keyword arguments for the model's ``predict``.
 
         Raises:
-            BatchShapeError: An example has another type than the others, or other columns than the others or
-                the model.
+            BatchShapeError: The examples differ in type or columns, or don't have the model's columns.
         """
         path = getattr(self, str(self._path_attribute))
         if self.gives_whole_results() and self._inference_fn is self._default_inference_fn:
@@ -62,13 +47,7 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
 def predict_tables(
     batch: Sequence[Any], check: Callable[[list[Any]], None], predict: Callable[[Any], Any]
 ) -> list[PredictionResult]:
-    """Join the rows of all examples to one table, predict once, and split the predictions by example.
-
-    Args:
-        batch: Arrays or lists, data frames, or sparse matrices.
-        check: Raises an error if the model can't predict on one of the tables.
-        predict: Takes a table and returns one prediction per row.
-    """
+    """Join the rows of all examples to one table, predict once, and split the predictions by example."""
     examples = split_examples(batch)
     tables = to_tables(examples)
     check(tables)

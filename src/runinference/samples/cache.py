@@ -28,15 +28,9 @@ def get_or_train(
 ) -> str:
     """Return the path of a model in the cache, and train the model if it isn't there yet.
 
-    If several processes call this at the same time, one trains, and none sees an incomplete file.
-
-    Args:
-        name: The name of the model, which starts the file name.
-        suffix: The suffix of the file name, or an empty string for a directory.
-        framework: The module and the extra that train the model. Its version is part of the file name.
-        train: A function that trains the model, and writes a file or directory at the path that it gets.
-        sources: The paths of the source files that define the training. Their digest is part of the file name,
-            so a change of the training retrains the model.
+    If several processes call this at the same time, one trains, and none sees an incomplete file. The file name
+    contains the version of the framework and a digest of ``sources``, the source files that define the training.
+    ``train`` writes a file or directory at the path that it gets.
     """
     digest = hashlib.sha256(b"".join(Path(str(source)).read_bytes() for source in sources))
     version = need(framework, extra=framework).__version__

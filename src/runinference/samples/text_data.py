@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-Review = tuple[str, int]
-Fact = tuple[str, str]
+_Review = tuple[str, int]
+_Fact = tuple[str, str]
 
 
 class Question(NamedTuple):
@@ -96,7 +96,7 @@ _FEELINGS = (
 )
 
 
-def make_reviews() -> tuple[list[Review], list[Review]]:
+def make_reviews() -> tuple[list[_Review], list[_Review]]:
     """Make the reviews to train on, and the held-out reviews, each with the index of its label."""
     opinions = [
         (
@@ -174,14 +174,14 @@ _OPPOSITES = _words(
 )
 
 
-def make_facts() -> tuple[list[Fact], list[Fact]]:
+def make_facts() -> tuple[list[_Fact], list[_Fact]]:
     """Make the sentences to train on, and the held-out sentences, each with the word to predict.
 
     Of every second fact, one of the sentences that state it is held out.
     """
     rng = random.Random(0)
-    training: list[Fact] = []
-    held_out: list[Fact] = []
+    training: list[_Fact] = []
+    held_out: list[_Fact] = []
     for sentences in _state_facts():
         held_out_index = rng.randrange(len(sentences) * 2)
         held_out += [x for i, x in enumerate(sentences) if i == held_out_index]
@@ -194,7 +194,7 @@ def mask(text: str, answer: str) -> str:
     return re.sub(rf"\b{answer}\b", "[MASK]", text)
 
 
-def _state_facts() -> Iterator[list[Fact]]:
+def _state_facts() -> Iterator[list[_Fact]]:
     """State each fact in several ways."""
     for kind, names in (("day", _DAYS), ("month", _MONTHS)):
         for before, after in zip(names, names[1:] + names[:1], strict=True):

@@ -23,14 +23,7 @@ def reproducible() -> Iterator[None]:
 
 
 def fit(model: Any, losses: Iterable[Any], steps: int, max_lr: float) -> None:
-    """Take one optimizer step per loss, with a one-cycle learning rate.
-
-    Args:
-        model: A ``torch.nn.Module``.
-        losses: An iterator that computes the loss of the next batch.
-        steps: The number of losses.
-        max_lr: The peak learning rate.
-    """
+    """Take one optimizer step per loss, with a one-cycle learning rate. ``losses`` is computed lazily."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters())

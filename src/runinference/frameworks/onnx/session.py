@@ -26,12 +26,7 @@ def load_session(
     providers: Sequence[Any],
     provider_options: Sequence[Any] | None,
 ) -> Any:
-    """Load a file as an ``onnxruntime.InferenceSession``. Fall back to the CPU if no provider works.
-
-    Raises:
-        ModelNotFoundError: The file doesn't exist.
-        ModelLoadError: The file isn't an ONNX model, is truncated, or needs a later onnxruntime.
-    """
+    """Load a file as an ``onnxruntime.InferenceSession``. Fall back to the CPU if no provider works."""
     start = functools.partial(
         ort.InferenceSession,
         _read_model(path),
@@ -58,11 +53,7 @@ def check_session_options(session_options: Any) -> None:
 
 
 def check_providers(providers: Sequence[Any], provider_options: Sequence[Any] | None) -> None:
-    """Check the names of providers, and that each has at most one set of options.
-
-    Raises:
-        OptionError: onnxruntime has no such provider, or ``provider_options`` don't match ``providers``.
-    """
+    """Raise `OptionError` if a provider is unknown, or ``provider_options`` don't match ``providers``."""
     known = ort.get_all_providers()
     for name in map(_get_provider_name, providers):
         if name not in known:

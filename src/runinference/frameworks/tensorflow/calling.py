@@ -15,17 +15,7 @@ tf = need("tensorflow", extra="tensorflow")
 
 
 def call_model(model: Any, batch: Sequence[Any], inference_args: Mapping[str, Any]) -> Any:
-    """Call a model on a batch and return its output.
-
-    Args:
-        model: A Keras model, a SavedModel, or another callable.
-        batch: Arrays or tensors of one shape, or dictionaries of them by input name.
-        inference_args: Keyword arguments for the call. For a signature, more inputs by name.
-
-    Raises:
-        BatchShapeError: The examples differ in shape, or don't have the shape that the model takes.
-        ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
-    """
+    """Call a Keras model, a SavedModel or another callable on a batch, and return its output."""
     if (signature := get_signature(model)) is not None:
         return _call_signature(signature, batch, inference_args)
     if not getattr(model, "inputs", None):
@@ -72,11 +62,7 @@ def _call(
 
 
 def _get_graph(model: Any) -> Callable[..., Any]:
-    """Return a Keras model as a graph, which runs up to ten times faster.
-
-    The graph is cached as long as the model lives. A model that knows its inputs can be traced, because Keras
-    traced it when it was built.
-    """
+    """Return a Keras model as a graph, which runs up to ten times faster, and cache the graph."""
     if getattr(model, "run_eagerly", False):
         return model  # type: ignore[no-any-return]
     if model not in _GRAPHS:

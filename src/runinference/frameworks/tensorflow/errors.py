@@ -15,14 +15,7 @@ _LOCATION = r"Graph execution error|Detected at node|<stack traces|in user code|
 def cannot_load(
     path: str, error: Exception, keras_version: str = "", option: str = "model_uri"
 ) -> ModelLoadError:
-    """Build the error for a model that can't be loaded.
-
-    Args:
-        path: The path of the model.
-        error: The error that TensorFlow or Keras raised.
-        keras_version: The version of Keras that wrote the file, if known.
-        option: The name of the parameter that holds the path.
-    """
+    """Build the error for a model that can't be loaded, from an error of TensorFlow or Keras."""
     message = summarize(error)
     if isinstance(error, TypeError) and "unexpected keyword" in message:
         hint = "Check the keywords in load_model_args."

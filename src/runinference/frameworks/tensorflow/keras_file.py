@@ -18,11 +18,7 @@ _ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 
 def detect_suffix(path: str, option: str, weights: bool = False) -> str:
-    """Return the suffix that Keras expects for the format of a file: .keras, .h5 or .weights.h5.
-
-    Raises:
-        ModelLoadError: The file has another format.
-    """
+    """Return the suffix that Keras expects for the format of a file: .keras, .h5 or .weights.h5."""
     with open_model(path, option) as file:
         start = file.read(8)
     if start.startswith(_ZIP):
@@ -41,11 +37,7 @@ def detect_suffix(path: str, option: str, weights: bool = False) -> str:
 
 
 def read_metadata(local: str, path: str) -> dict[str, Any]:
-    """Return the ``config`` of the model in a file, and the ``keras_version`` that wrote it.
-
-    Raises:
-        ModelLoadError: The file is damaged, or holds weights only.
-    """
+    """Return the ``config`` of the model in a file, and the ``keras_version`` that wrote it."""
     if local.endswith(".h5"):
         attributes = _read_hdf5(local, path, "model_uri", lambda file: dict(file.attrs))
         if "model_config" not in attributes:

@@ -24,12 +24,7 @@ tf = need("tensorflow", extra="tensorflow")
 
 
 def load_keras_or_saved_model(path: str, load_model_args: Mapping[str, Any]) -> Any:
-    """Load a Keras model from a ``.keras`` or HDF5 file, or a SavedModel with ``tf.saved_model.load``.
-
-    Raises:
-        ModelNotFoundError: The file doesn't exist.
-        ModelLoadError: The file isn't a model, is truncated, needs a later version, or would run its own code.
-    """
+    """Load a Keras model from a ``.keras`` or HDF5 file, or a SavedModel with ``tf.saved_model.load``."""
     if path.startswith(("http://", "https://")):
         raise ModelLoadError(
             f"{path!r} (model_uri) is a web address. Download the model before the pipeline runs, for example "
@@ -55,17 +50,7 @@ def load_keras_or_saved_model(path: str, load_model_args: Mapping[str, Any]) -> 
 
 
 def load_weights(model: Any, path: str, option: str) -> Any:
-    """Load weights from a file into a model, and return the model.
-
-    Args:
-        model: A Keras model.
-        path: An HDF5 file written by ``save_weights``, or a ``.keras`` file with a complete model.
-        option: The name of the parameter that holds the path, for error messages.
-
-    Raises:
-        ModelNotFoundError: The file doesn't exist.
-        ModelLoadError: The file holds no weights, or weights for another architecture.
-    """
+    """Load weights from an HDF5 or ``.keras`` file into a Keras model, and return the model."""
     if not hasattr(model, "load_weights"):
         raise ModelLoadError(
             f"A {type(model).__name__} takes no weights ({option}): only Keras models have load_weights. A "
