@@ -47,7 +47,7 @@ def test_answers_questions():
     handler = HuggingFaceModelHandlerText(
         samples.question_answerer(), AutoModelForQuestionAnswering
     )
-    tokenizer = handler.load_model().tokens.tokenizer
+    tokenizer = handler.load_model().tokenizer.tokenizer
     found = []
     for (question, context), logits, _ in handler.predict([(q, c) for q, c, _ in questions]):
         encoded = tokenizer(question, context)
