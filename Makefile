@@ -73,6 +73,7 @@ site-test: $(FULL) ## test the site in a browser (PAGE=docs/why.md; CHANGED=1: c
 
 docs-update: $(FULL) ## update the outputs on pages (PAGE=docs/why.md: one page)
 	$(call say,outputs on pages)
+	@$(DOCS) architecture
 	@$(DOCS) docs.gallery
 	@$(DOCS) docs.update $(PAGES)
 
