@@ -311,7 +311,7 @@ def test_inference_args_are_fields_of_the_request():
     with scripted_server(default=doubled) as server:
         make_handler(server.url, TFServing("m")).predict(np.ones((1, 2)), {"signature_name": "s"})
         assert server.requests == [{"signature_name": "s", "instances": [[1, 1]]}]
-    with pytest.raises(OptionError, match="remove inference_args"):
+    with pytest.raises(OptionError, match="Remove inference_args"):
         make_handler("http://localhost:1", TorchServe("m")).predict([5], {"top": 1})
 
 

@@ -283,7 +283,7 @@ def test_waits_for_retry_after():
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        ({"choices": []}, ResultMismatchError, "returned 0 choices, but 1 were requested"),
+        ({"choices": []}, ResultMismatchError, "returned 0 choices, not 1"),
         ({"choices": [choice("a"), choice("b", 1)]}, ResultMismatchError, "returned 2 choices"),
         ({"choices": [choice(None)]}, UnusableAnswerError, "The model returned no text"),
         ({"error": "full"}, UnusableAnswerError, "error 'full'"),

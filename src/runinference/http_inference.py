@@ -34,7 +34,7 @@ __all__ = [
 
 
 class HTTPModelHandler(EndpointModelHandler):
-    """Calls a model server with arrays, or dictionaries of arrays by name, and returns its output as arrays.
+    """A handler for model servers whose inputs and outputs are arrays, or dictionaries of arrays by name.
 
     An element is one example, without a batch dimension, and so is its result. If the server provides the dtypes
     and shapes of its inputs, numbers are converted within their kind, such as float64 to float32.
@@ -102,9 +102,7 @@ class HTTPModelHandler(EndpointModelHandler):
         protocol = self._protocol
         body = protocol.body(batch, model.inputs(), inference_args or {})
         rows = model.client.post(
-            protocol.path,
-            body,
-            lambda response: unbatch(protocol.output(response, batch), len(batch)),
+            protocol.path, body, lambda answer: unbatch(protocol.output(answer, batch), len(batch))
         )
         return [PredictionResult(x, y, protocol.model_id) for x, y in zip(batch, rows, strict=True)]
 

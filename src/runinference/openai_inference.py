@@ -156,7 +156,7 @@ class OpenAIModelHandler(EndpointModelHandler):
 
 
 class OpenAIChatModelHandler(OpenAIModelHandler):
-    """Calls a chat model. Each conversation is one request, and its result is a ``Generation``.
+    """A handler for chat models. Each conversation is one request, and its result is a ``Generation``.
 
     An example is a string, which becomes a user message, or a list of messages: dictionaries with ``role`` and
     ``content``.
@@ -188,7 +188,7 @@ class OpenAIChatModelHandler(OpenAIModelHandler):
 
 
 class OpenAICompletionsModelHandler(OpenAIModelHandler):
-    """Calls a language model to complete texts. An example is a string, and its result is a ``Generation``.
+    """A handler for language models that complete texts. Examples are strings, results are ``Generation``.
 
     By default each text is one request, because some servers don't accept several. If yours does, set
     ``max_request_size``.
@@ -213,7 +213,7 @@ class OpenAICompletionsModelHandler(OpenAIModelHandler):
 
 
 class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
-    """Calls an embedding model with up to 32 texts per request. Each result is a float32 vector.
+    """A handler for embedding models, with 32 texts per request by default. Each result is a float32 vector.
 
     >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:

@@ -116,7 +116,7 @@ def test_needs_no_namespace_unlike_in_beam():
         ({"max_request_size": 0}, "max_request_size must be at least 1"),
         ({"max_concurrent_requests": 0}, "max_concurrent_requests must be at least 1"),
         ({"window_ms": 10, "bucket_ms": 20}, r"bucket_ms \(20\) must be .* at most window_ms"),
-        ({"throttle_delay_secs": 0.5}, "whole seconds"),
+        ({"throttle_delay_secs": 0.5}, "whole number of seconds"),
         ({"large_model": True}, "remove large_model and model_copies"),
         ({"model_copies": 2}, "remove large_model and model_copies"),
         ({"min_batch_size": 9, "max_batch_size": 3}, "min_batch_size"),

@@ -39,9 +39,7 @@ def test_rejects_an_example_that_is_not_a_conversation(example):
 
 def test_names_the_index_of_an_example_that_is_not_a_string():
     assert to_strings(["a", np.str_("b")]) == ["a", "b"]
-    with pytest.raises(
-        ElementError, match=r"Element 1 of the request must be a string. Got 5 \(int\)"
-    ):
+    with pytest.raises(ElementError, match=r"Element 1 must be a string. Got 5 \(int\)"):
         to_strings(["a", 5])
 
 
@@ -99,9 +97,7 @@ def test_quotes_an_error_field_of_the_response():
 
 @pytest.mark.parametrize(("n", "n_choices"), [(0, None), (2, None), (1, 2), (3, 2)])
 def test_rejects_the_wrong_number_of_choices(n, n_choices):
-    with pytest.raises(
-        ResultMismatchError, match=f"returned {n} choices, but {n_choices or 1} were requested"
-    ):
+    with pytest.raises(ResultMismatchError, match=f"returned {n} choices, not {n_choices or 1}"):
         parse_generations(
             {"choices": [chat("Hi", index=i) for i in range(n)]}, 1, n_choices, get_chat_text
         )
@@ -109,7 +105,7 @@ def test_rejects_the_wrong_number_of_choices(n, n_choices):
 
 def test_rejects_inconsistent_indices():
     choices = [{"index": i, "text": "a"} for i in (0, 0, 2)]
-    with pytest.raises(UnusableAnswerError, match=r"indices \[0, 0, 2\] instead of 0 to 2"):
+    with pytest.raises(UnusableAnswerError, match=r"indices \[0, 0, 2\], not 0 to 2"):
         parse_generations({"choices": choices}, 3, None, get_completion_text)
 
 
@@ -156,5 +152,5 @@ def test_rejects_embeddings_of_different_lengths():
     data = [{"embedding": [1, 2]}, {"embedding": [1, 2, 3]}]
     with pytest.raises(UnusableAnswerError, match=r"lengths \[2, 3\]"):
         parse_embeddings({"data": data}, 2)
-    with pytest.raises(ResultMismatchError, match="returned 2 data, but 3 were requested"):
+    with pytest.raises(ResultMismatchError, match="returned 2 data, not 3"):
         parse_embeddings({"data": data}, 3)

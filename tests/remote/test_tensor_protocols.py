@@ -34,7 +34,7 @@ def test_renames_a_model_by_name_or_name_and_version(kind):
     assert kind("m", "1").renamed("n") == kind("n")
     assert kind("m").renamed("n/2") == kind("n", "2")
     assert kind("n", "2").model_id == "n/2"
-    with pytest.raises(OptionError, match="without slashes"):
+    with pytest.raises(OptionError, match="is empty or has a slash"):
         kind("n/2")
 
 
@@ -155,7 +155,7 @@ def test_torchserve_sends_one_example_and_returns_its_response():
 
 def test_torchserve_rejects_several_examples_and_arguments():
     for batch, fields in ((ROWS, {}), (ROWS[:1], {"top": 3})):
-        with pytest.raises(OptionError, match="contains one example and nothing else"):
+        with pytest.raises(OptionError, match="contains one example only"):
             TorchServe("m").body(batch, [], fields)
 
 

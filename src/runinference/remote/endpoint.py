@@ -20,6 +20,7 @@ from runinference.remote.http_client import HttpClient
 from runinference.results import PredictionResult
 
 _INVALID_URL = "base_url must be a URL such as http://localhost:8000."
+_SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,6 @@ could read the key of KEY (api_key_env). Use https. Or set api_key_env=None if t
 key_over_http=True if you trust the network.
 
     The fields are described at ``EndpointModelHandler``.
-
-    Raises:
-        OptionError: The URL is invalid or contains a secret, or the key would be sent unencrypted.
     """
 
     base_url: str
@@ -50,7 +48,7 @@ key_over_http=True if you trust the network.
         object.__setattr__(self, "base_url", _normalize_url(self.base_url))
         if self.timeout <= 0:
             raise OptionError(f"timeout must be greater than 0 seconds, and is {self.timeout!r}.")
-        if secret := next((name for name in self.headers if _is_secret_header(name)), None):
+        if secret := next(filter(_SECRET_HEADER.search, self.headers), None):
             raise OptionError(
                 f"headers has {secret!r}, whose value would be stored in the pipeline. Put the key into an "
                 "environment variable of the workers, and set api_key_env to its name."
@@ -140,29 +138,20 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
 
 
 def _normalize_url(url: Any) -> str:
-    """Check a URL, and remove slashes at its end."""
+    """Check a URL, and remove its trailing slashes."""
     try:
         parts = urlsplit(str(url))
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # invalid port or brackets
         raise OptionError(_INVALID_URL) from None
-    if "@" in parts.netloc:
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise OptionError(
-            "base_url contains a user name or a password, which would be stored in the pipeline and shown in "
-            "errors. Put the key into an environment variable, and set api_key_env to its name."
-        )
-    if parts.query or parts.fragment:
-        raise OptionError(
-            "base_url has a query (after '?') or a fragment. Remove it. Put a key into an environment variable, "
-            "and set api_key_env to its name."
+            "base_url has a user name, a password, a query or a fragment, which would be stored in the pipeline. "
+            "Remove it. Put a key into an environment variable, and set api_key_env to its name."
         )
     if not valid:
         raise OptionError(f"{_INVALID_URL} It is {url!r}.")
     return str(url).rstrip("/")
-
-
-def _is_secret_header(name: str) -> bool:
-    return re.search("auth|key|token|secret|cookie", name, re.IGNORECASE) is not None
 
 
 def _read_key(variable: str | None) -> str | None:
@@ -176,7 +165,6 @@ def _read_key(variable: str | None) -> str | None:
         )
     if not (key.isascii() and key.isprintable()):
         raise OptionError(
-            f"The environment variable {variable} (api_key_env) contains a line break or other characters that "
-            "are not allowed in a key. Set it to a valid key."
+            f"The environment variable {variable} (api_key_env) contains a line break or other invalid characters."
         )
     return key

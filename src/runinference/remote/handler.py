@@ -1,4 +1,4 @@
-"""The base class of handlers for models behind an endpoint: concurrent requests, retries and throttling."""
+"""Concurrent requests, retries and throttling for models behind an endpoint."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ class RemoteOptions(HandlerOptions, total=False):
 
 # A full batch holds this many requests for each of the requests that run concurrently.
 _REQUESTS_PER_SLOT = 16
+_Args = dict[str, Any] | None
 
 
 class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT]):
-    """Call a model behind an endpoint. Subclasses create a client and send one request.
+    """The base class of handlers for models behind an endpoint. Subclasses create a client and send one request.
 
     >>> class Doubling(RemoteModelHandler[int, int, object]):
     ...     def create_client(self):
@@ -123,7 +124,11 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             OptionError: A value is out of range, or the client would be shared across processes.
             ImportError: ``num_retries`` isn't 0, and tenacity isn't installed.
         """
-        _raise_if_shared(options)
+        if options.get("large_model") or options.get("model_copies") is not None:
+            raise OptionError(
+                "The client of a remote model can't be shared across processes. To fix this, remove large_model "
+                "and model_copies."
+            )
         check_at_least(0, "num_retries", num_retries)
         check_at_least(1, "max_concurrent_requests", max_concurrent_requests)
         if max_request_size is not None:
@@ -182,15 +187,10 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             raise error from error.__cause__
         return [result for part in parts for result in part.results or ()]
 
-    def run_in_parts(
-        self, batch: Any, model: ModelT, inference_args: dict[str, Any] | None
-    ) -> list[PartialResult]:
+    def run_in_parts(self, batch: Any, model: ModelT, inference_args: _Args) -> list[PartialResult]:
         pool = self._process_pool.get(self._create_pool)
-
-        def send(part: Any) -> list[Any]:
-            return self._send(pool, part, model, inference_args)
-
-        return pool.run(send, split_batch(batch, self.max_request_size))
+        parts = split_batch(batch, self.max_request_size)
+        return pool.run(lambda part: self._send(pool, part, model, inference_args), parts)
 
     def validate_whole_results(self) -> None:
         raise OptionError(
@@ -198,9 +198,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             "support whole_results=True. To fix this, leave whole_results out. Each example then gets a result."
         )
 
-    def _send(
-        self, pool: RequestPool, part: Any, model: ModelT, args: dict[str, Any] | None
-    ) -> list[PredictionT]:
+    def _send(self, pool: RequestPool, part: Any, model: ModelT, args: _Args) -> list[PredictionT]:
         """Return the predictions of one request, sent with throttling and retries."""
         self.throttler.throttle()
         retry = RetryPolicy(
@@ -214,9 +212,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             raise
         return unbatch(output, len(part)) if is_sequence(part) else list(output)
 
-    def _send_once(
-        self, pool: RequestPool, part: Any, model: ModelT, args: dict[str, Any] | None
-    ) -> Iterable[PredictionT]:
+    def _send_once(self, pool: RequestPool, part: Any, model: ModelT, args: _Args) -> Any:
         pool.check_rate_limit(count_examples(part))
         with pool.slots:
             try:
@@ -244,14 +240,6 @@ def _with_default_batch_size(options: HandlerOptions, size: int) -> HandlerOptio
         return options
     size = min(size, options.get("max_batch_size") or DEFAULT_MAX_BATCH_SIZE)
     return {**options, "min_batch_size": size, "max_batch_size": size}
-
-
-def _raise_if_shared(options: HandlerOptions) -> None:
-    if options.get("large_model") or options.get("model_copies") is not None:
-        raise OptionError(
-            "A remote model runs at its endpoint, and its client can't be shared across processes. To fix this, "
-            "remove large_model and model_copies."
-        )
 
 
 def _raise_if_overridden(cls: type, method: str, hook: str) -> None:

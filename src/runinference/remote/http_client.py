@@ -1,4 +1,4 @@
-"""A JSON client for HTTP endpoints. Its errors state what the server answered, and never contain the key."""
+"""A JSON client for HTTP endpoints. Its errors state the server's answer, and never contain the key."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from runinference.errors import (
 from runinference.extras import need
 
 _MAX_ERROR_BYTES = 65_536  # read from an error response
-_MAX_QUOTED_CHARACTERS = 300  # quoted from it in a message
+_MAX_QUOTED = 300  # quoted from it in a message
 _CONNECT_TIMEOUT_SECS = 10.0
+_Headers = Mapping[str, str]
 _TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[a-z/!][^>]*>", re.DOTALL | re.IGNORECASE)
 
 
 class HttpClient:
-    """Sends JSON requests to an endpoint. Several threads may use one client."""
+    """A client that sends JSON requests. Several threads may share it."""
 
     def __init__(
         self,
@@ -62,13 +63,7 @@ class HttpClient:
         )
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-        """Send a request, and return the result of ``parse`` for the JSON response.
-
-        Raises:
-            ElementError: The body can't be written as JSON.
-            EndpointError: The endpoint is unreachable, or its response is an error or invalid.
-            ResultMismatchError: ``parse`` found the wrong number of results.
-        """
+        """Send a request, and return the result of ``parse`` for the JSON response."""
         try:
             content = json.dumps(body, separators=(",", ":")).encode()
         except (TypeError, ValueError) as error:
@@ -80,22 +75,20 @@ class HttpClient:
         try:
             return parse(response)
         except (UnusableAnswerError, ResultMismatchError) as error:
-            message = self._redact_key(str(error))
-            invalid = type(error)(
-                f"{self._base_url}{path} returned an unexpected response. {message}"
-            )
+            url, message = self._base_url + path, self._redact_key(str(error))
+            invalid = type(error)(f"{url} returned an unexpected response. {message}")
         raise invalid
 
     def get(self, path: str) -> Any:
-        """Return the JSON response for a path. Raises the same endpoint errors as ``post``."""
+        """Return the JSON response for a path."""
         return self._request_json("GET", path, None)
 
     def _request_json(self, method: str, path: str, content: bytes | None) -> Any:
-        response, error = self._try_request_json(method, path, content)
+        answer, error = self._try_request_json(method, path, content)
         if error is not None:
-            # Raised outside of the except block: httpx's error holds the request with the key in its headers.
+            # Raised here, where neither a local variable nor the error's context contains the key.
             raise error
-        return response
+        return answer
 
     def _try_request_json(
         self, method: str, path: str, content: bytes | None
@@ -112,11 +105,11 @@ class HttpClient:
         try:
             return json.loads(body), None
         except ValueError:
-            return None, self._invalid_json_error(url, status, headers, body)
+            return None, self._json_error(url, status, headers, body)
 
     def _exchange(
         self, method: str, url: Any, content: bytes | None
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    ) -> tuple[int, _Headers, bytes]:
         deadline = time.monotonic() + self._timeout
         with self._http.stream(method, url, content=content) as response:
             body = bytearray()
@@ -152,16 +145,12 @@ class HttpClient:
             )
         return EndpointError(f"The response of {url} can't be read ({message}).")
 
-    def _status_error(
-        self, url: str, status: int, headers: Mapping[str, str], body: bytes
-    ) -> EndpointError:
+    def _status_error(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
         kind, hint = self._explain_status(status)
-        message = self._quote(_extract_message(body))
-        if 300 <= status < 400:
-            message = self._quote(headers.get("location", "no location"))
-        error = kind(
-            f"{url} answered {status}: {message or 'no message'}{'.' * bool(hint)} {hint}".strip()
-        )
+        redirected = 300 <= status < 400
+        text = headers.get("location", "no location") if redirected else _extract_message(body)
+        message = self._quote(text) or "no message"
+        error = kind(f"{url} answered {status}: {message}{'.' * bool(hint)} {hint}".strip())
         error.status_code, error.retry_after = status, headers.get("retry-after")
         return error
 
@@ -190,9 +179,7 @@ class HttpClient:
             429: (EndpointError, wait_hint),
         }.get(status, (EndpointError, ""))
 
-    def _invalid_json_error(
-        self, url: str, status: int, headers: Mapping[str, str], body: bytes
-    ) -> EndpointError:
+    def _json_error(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
         start = self._quote(body[:_MAX_ERROR_BYTES].decode(errors="replace")) or "an empty body"
         if "html" in headers.get("content-type", ""):
             return UnusableAnswerError(
@@ -202,11 +189,8 @@ class HttpClient:
 
     def _quote(self, text: str) -> str:
         """Return the start of a text on one line, without HTML tags and without the key."""
-        text = re.sub(_TAGS, " ", self._redact_key(text))
-        text = " ".join(text.split()).rstrip(" .")
-        if len(text) > _MAX_QUOTED_CHARACTERS:
-            text = text[:_MAX_QUOTED_CHARACTERS] + " ..."
-        return text
+        text = " ".join(_TAGS.sub(" ", self._redact_key(text)).split()).rstrip(" .")
+        return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + " ..."
 
     def _redact_key(self, text: str) -> str:
         return text.replace(self._api_key, "[the key]") if self._api_key else text

@@ -76,8 +76,7 @@ def encode_tensor(name: str, array: Any) -> dict[str, Any]:
     datatype = "BYTES" if kind in "SUO" else _NAMES.get(array.dtype)
     if datatype is None:
         raise ElementError(
-            f"The input {name!r} has the dtype {array.dtype}, which the protocol doesn't support. Convert it with "
-            "with_preprocess_fn."
+            f"The protocol doesn't support {array.dtype} (input {name!r}). Convert it with with_preprocess_fn."
         )
     data = array.ravel().tolist()
     if datatype == "BYTES":

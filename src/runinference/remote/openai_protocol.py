@@ -12,6 +12,7 @@ import numpy as np
 
 from runinference.errors import ElementError, ResultMismatchError, UnusableAnswerError
 from runinference.remote.json_tensors import describe_json
+from runinference.remote.request_batch import split_batch
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ def to_strings(batch: Sequence[Any]) -> list[str]:
     for index, example in enumerate(batch):
         if not isinstance(example, str):
             raise ElementError(
-                f"Element {index} of the request must be a string. Got {describe_json(example)}. Convert it with "
-                "with_preprocess_fn."
+                f"Element {index} must be a string. Got {describe_json(example)}. Use with_preprocess_fn."
             )
     return [str(example) for example in batch]
 
@@ -62,26 +62,13 @@ def to_strings(batch: Sequence[Any]) -> list[str]:
 def parse_generations(
     response: Any, n_examples: int, n_choices: Any, get_text: Callable[[Mapping[str, Any]], Any]
 ) -> list[Generation]:
-    """Return one ``Generation`` per example from the response to a chat or completions request.
-
-    Args:
-        response: The JSON response.
-        n_examples: Number of examples in the request.
-        n_choices: Number of choices that were requested for each example. None for one.
-        get_text: Returns the text of a choice.
-
-    Raises:
-        UnusableAnswerError: The response doesn't follow the protocol, or has no text.
-        ResultMismatchError: The response has the wrong number of choices.
-    """
+    """Return one ``Generation`` per example. ``n_choices`` is the requested number per example, None for one."""
     per_example = n_choices if isinstance(n_choices, int) and n_choices > 0 else 1
     items = _get_items(response, "choices", per_example * n_examples)
     usage = get_usage(response) if n_examples == 1 else None
     return [
         Generation(str(get_text(choices[0])), choices[0].get("finish_reason"), choices, usage)
-        for choices in (
-            items[start : start + per_example] for start in range(0, len(items), per_example)
-        )
+        for choices in split_batch(items, per_example)
     ]
 
 
@@ -112,18 +99,11 @@ def get_completion_text(choice: Mapping[str, Any]) -> str:
 
 
 def parse_embeddings(response: Any, n_examples: int) -> list[Any]:
-    """Return one float32 vector per example from the response to an embeddings request.
-
-    Raises:
-        UnusableAnswerError: The response doesn't follow the protocol, or the vectors have different lengths.
-        ResultMismatchError: The response has the wrong number of embeddings.
-    """
+    """Return one float32 vector per example from the response to an embeddings request."""
     items = _get_items(response, "data", n_examples)
     vectors = [_parse_embedding(item.get("embedding")) for item in items]
     if len(lengths := {len(vector) for vector in vectors}) > 1:
-        raise UnusableAnswerError(
-            f"The embeddings of one request have different lengths {sorted(lengths)}."
-        )
+        raise UnusableAnswerError(f"The embeddings have different lengths {sorted(lengths)}.")
     return vectors
 
 
@@ -143,9 +123,7 @@ def _parse_embedding(embedding: Any) -> Any:
     except (TypeError, ValueError, binascii.Error):
         vector = np.empty(0)
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
-        raise UnusableAnswerError(
-            f"An embedding is not a list of numbers, but {repr(embedding)[:80]}."
-        )
+        raise UnusableAnswerError(f"An embedding is not a list of numbers: {repr(embedding)[:80]}.")
     return vector
 
 
@@ -159,14 +137,10 @@ def _get_items(response: Any, name: str, n: int) -> list[dict[str, Any]]:
         )
     if len(items) != n:
         hint = " If it takes one example per request, set max_request_size=1." if n > 1 else ""
-        raise ResultMismatchError(
-            f"The server returned {len(items)} {name}, but {n} were requested.{hint}"
-        )
+        raise ResultMismatchError(f"The server returned {len(items)} {name}, not {n}.{hint}")
     indices = [item.get("index") for item in items]
     if sorted(map(str, indices)) != sorted(map(str, range(n))):
         if any(index != indices[0] for index in indices):
-            raise UnusableAnswerError(
-                f"The {name} have the indices {indices} instead of 0 to {n - 1}."
-            )
+            raise UnusableAnswerError(f"The {name} have indices {indices}, not 0 to {n - 1}.")
         return items  # the server doesn't number them
     return sorted(items, key=lambda item: int(item["index"]))

@@ -1,4 +1,4 @@
-"""Split a batch into requests, and copy what an attempt may modify."""
+"""Split a batch into requests, and copy data that an attempt may modify."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
@@ -16,7 +16,7 @@ from runinference.remote.request_batch import count_examples
 
 
 class RateLimiter(Protocol):
-    """Limits the rate of requests, like Beam's ``EnvoyRateLimiter``. Called from several threads."""
+    """A limit on the rate of requests, like Beam's ``EnvoyRateLimiter``. Called from several threads."""
 
     def allow(self, *, hits_added: int) -> bool:
         """Return whether this many examples may be sent now. May block until they may."""
@@ -45,34 +45,26 @@ class RequestPool:
         After the first failure, requests in flight are awaited, and no others are sent.
         """
         if len(parts) == 1:
-            return [_run(send, parts[0])]
-        send = _with_metrics_of_caller(send)
-        futures = [self._threads.submit(send, part) for part in parts]
+            return [_get_outcome(parts[0], lambda: send(parts[0]))]
+        send_part = _with_metrics_of_caller(send)
+        futures = [self._threads.submit(send_part, part) for part in parts]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             for future in futures:
                 future.cancel()
         wait(futures)
-        return [_outcome(part, future) for part, future in zip(parts, futures, strict=True)]
+        return [
+            _get_outcome(part, (lambda: None) if future.cancelled() else future.result)
+            for part, future in zip(parts, futures, strict=True)
+        ]
 
 
-def _run(send: Callable[[Any], list[Any]], part: Any) -> PartialResult:
-    """Send one part in this thread."""
+def _get_outcome(part: Any, get_results: Callable[[], list[Any] | None]) -> PartialResult:
     try:
-        return PartialResult(count_examples(part), send(part), None)
+        return PartialResult(count_examples(part), get_results(), None)
     except Exception as error:
         return PartialResult(count_examples(part), None, error)
-
-
-def _outcome(part: Any, future: Future[Any]) -> PartialResult:
-    size = count_examples(part)
-    if future.cancelled():
-        return PartialResult(size, None, None)
-    error = future.exception()
-    if isinstance(error, Exception):
-        return PartialResult(size, None, error)
-    return PartialResult(size, future.result(), None)
 
 
 def _with_metrics_of_caller(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -1,4 +1,4 @@
-"""Retries with exponential backoff: which errors to retry, how long to wait, and the loop itself."""
+"""Retries with exponential backoff."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from runinference.extras import need
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait before each retry: exponential backoff with jitter.
+    """Exponential backoff with jitter: the wait before each retry.
 
     With the defaults, a request that keeps failing is retried after at most 0.5, 2, 8, 32 and 120 seconds.
 
@@ -71,7 +71,7 @@ class Backoff:
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Return the seconds that the server asked to wait before a retry, or None if the error doesn't say.
+    """Return the seconds that the server asked to wait before a retry, or None if there are none.
 
     Reads the error's attribute ``retry_after``, or the header ``Retry-After`` of ``error.response.headers`` or
     ``error.headers``. The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3).
@@ -150,7 +150,7 @@ def _get_status(error: Exception) -> int | None:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Retries a function on ``RateLimitExceeded`` and on errors for which ``retry_filter`` returns True."""
+    """A limit on retries, for ``RateLimitExceeded`` and errors that ``retry_filter`` accepts."""
 
     num_retries: int
     retry_filter: Callable[[Exception], bool]

@@ -67,8 +67,7 @@ class _NamedModel:
     def __post_init__(self) -> None:
         if not self.model_name or "/" in f"{self.model_name}{self.version or ''}":
             raise OptionError(
-                f"model_name must be a name without slashes, and is {self.model_name!r}. Set the version "
-                "separately, for example version='2'."
+                f"model_name is {self.model_name!r}, which is empty or has a slash. Set version separately."
             )
 
     @property
@@ -118,9 +117,7 @@ class KServeV2(_NamedModel):
 
     def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         arrays = bind_inputs(batch, inputs or _infer_inputs(batch[0]), {})
-        body: dict[str, Any] = {
-            "inputs": [encode_tensor(name, array) for name, array in arrays.items()]
-        }
+        body: dict[str, Any] = {"inputs": [encode_tensor(*item) for item in arrays.items()]}
         if fields:
             body["parameters"] = dict(fields)
         if self.outputs is not None:
@@ -225,8 +222,7 @@ class TorchServe(_NamedModel):
     def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         if len(batch) != 1 or fields:
             raise OptionError(
-                "A request to TorchServe contains one example and nothing else. To fix this, remove "
-                "inference_args and max_request_size."
+                "A TorchServe request contains one example only. Remove inference_args and max_request_size."
             )
         return to_json(batch[0])
 

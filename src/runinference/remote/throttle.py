@@ -33,11 +33,7 @@ class Throttle:
         namespace: str = "",
         throttle_delay_secs: int = 5,
     ) -> None:
-        """Take the options that ``RemoteModelHandler`` describes.
-
-        Raises:
-            OptionError: A value is out of range.
-        """
+        """Set the options that ``RemoteModelHandler`` describes."""
         if not 0 < bucket_ms <= window_ms:
             raise OptionError(
                 f"bucket_ms ({bucket_ms}) must be greater than 0 and at most window_ms ({window_ms})."
@@ -46,8 +42,7 @@ class Throttle:
         check_at_least(0, "throttle_delay_secs", throttle_delay_secs)
         if throttle_delay_secs != int(throttle_delay_secs):
             raise OptionError(
-                "throttle_delay_secs must be a number of whole seconds, like its metric, and is "
-                f"{throttle_delay_secs!r}."
+                f"throttle_delay_secs must be a whole number of seconds, and is {throttle_delay_secs!r}."
             )
         namespace = namespace or "RunInference"
         self.throttle_delay_secs = int(throttle_delay_secs)
@@ -59,12 +54,11 @@ class Throttle:
 
     def throttle(self) -> None:
         """Wait until a new request may be sent."""
+        delay = self.throttle_delay_secs
         while self.throttle_request(time.time() * 1_000):
-            self.logger.info(
-                "Delaying request for %d seconds due to previous failures", self.throttle_delay_secs
-            )
-            time.sleep(self.throttle_delay_secs)
-            self._throttled_secs.inc(self.throttle_delay_secs)
+            self.logger.info("Delaying request for %d seconds due to previous failures", delay)
+            time.sleep(delay)
+            self._throttled_secs.inc(delay)
 
     def throttle_request(self, now: float) -> bool:
         """Return whether to delay a new request at a time in milliseconds since the epoch."""

@@ -14,9 +14,7 @@ import fasteners  # type: ignore[import-untyped]
 
 from runinference.extras import need
 
-_THREAD_LOCK = (
-    threading.Lock()
-)  # The lock between processes doesn't exclude threads of one process.
+_THREAD_LOCK = threading.Lock()  # the lock between processes doesn't exclude their threads
 
 
 def get_or_train(
@@ -28,9 +26,9 @@ def get_or_train(
 ) -> str:
     """Return the path of a model in the cache, and train the model if it isn't there yet.
 
-    If several processes call this at the same time, one trains, and none sees an incomplete file. The file name
-    contains the version of the framework and a digest of ``sources``, the source files that define the training.
-    ``train`` writes a file or directory at the path that it gets.
+    If several processes call this at the same time, only one trains. The file name contains the version of the
+    framework and a digest of ``sources``, the source files that define the training. ``train`` writes a complete
+    file or directory at a path.
     """
     digest = hashlib.sha256(b"".join(Path(str(source)).read_bytes() for source in sources))
     version = need(framework, extra=framework).__version__

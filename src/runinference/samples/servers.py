@@ -111,9 +111,8 @@ class _Digits:
         outputs = [encode_tensor(name, functions[name](rows)) for name in names]
         return {"model_name": "digits", "outputs": outputs}
 
-    def _labels(self, rows: Any) -> list[int]:
-        labels: list[int] = self.model.predict(np.asarray(rows, np.float64)).tolist()
-        return labels
+    def _labels(self, rows: Any) -> Any:
+        return self.model.predict(np.asarray(rows, np.float64)).tolist()
 
 
 @dataclass
