@@ -107,11 +107,9 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 with TorchScript.
         """
         super().__init__(**with_length_fn(options, padding.length if padding else None))
-        files = {
-            "torch_script_model_path": torch_script_model_path,
-            "torch_export_model_path": torch_export_model_path,
-        }
-        _check_sources(state_dict_path, model_class, [name for name, path in files.items() if path])
+        _check_sources(
+            state_dict_path, model_class, torch_script_model_path, torch_export_model_path
+        )
         self._state_dict_path = state_dict_path
         self._model_class = model_class
         self._model_params = model_params or {}
@@ -230,17 +228,16 @@ class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
 
 
-def _check_sources(path: str | None, model_class: Any, complete: Sequence[str]) -> None:
-    if complete and (path or model_class or len(complete) > 1):
+def _check_sources(path: Any, model_class: Any, script_path: Any, program_path: Any) -> None:
+    if (script_path and program_path) or ((script_path or program_path) and (path or model_class)):
         raise OptionError(
-            f"{complete[0]} holds a complete model. To fix this, pass it alone, or pass state_dict_path and "
-            "model_class instead."
+            f"{'torch_script' if script_path else 'torch_export'}_model_path holds a complete model. To fix this, "
+            "pass it alone, or pass state_dict_path and model_class instead."
         )
     if path and model_class is None:
         raise OptionError(
             "state_dict_path needs model_class, which creates the module for the weights. If the file holds a "
-            "complete model, pass it without a class: TorchScript as torch_script_model_path, a torch.export "
-            "program as torch_export_model_path."
+            "complete model, pass it as torch_script_model_path or torch_export_model_path instead."
         )
     if model_class is not None and not path:
         raise OptionError("model_class needs state_dict_path, the path of its weights.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from typing_extensions import Unpack
 
@@ -20,7 +20,7 @@ torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
-_POOLINGS = ("mean", "cls", "max", "lasttoken")
+_POOLINGS = get_args(Pooling)
 
 
 class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
@@ -105,8 +105,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
             ModelLoadError: The model's files specify a layer or pooling that this handler doesn't support.
         """
-        pooling: str | None = self._pooling
-        normalize = self._normalize
+        pooling, normalize = self._pooling, self._normalize
         if pooling is None or normalize is None:
             default_pooling, default_normalize = self._read_modules()
             pooling = pooling or default_pooling
@@ -137,10 +136,11 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
     def _get_default_args(self, module: Any) -> dict[str, Any]:
         return no_cache_args(module.model)
 
-    def _read_modules(self) -> tuple[str, bool]:
+    def _read_modules(self) -> tuple[Pooling, bool]:
         """Read the pooling, and whether to normalize, from the model's files."""
-        pooling, normalize = "mean", False
-        for module in self._read("modules.json") or []:
+        pooling: Pooling = "mean"
+        normalize = False
+        for module in self._read("modules.json"):
             kind = module["type"].rpartition(".")[2]
             if kind == "Pooling":
                 config = self._read(f"{module['path']}/config.json")
@@ -156,19 +156,11 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         return pooling, normalize
 
     def _read(self, name: str) -> Any:
-        return read_json(self._model_uri, name, self._model_config_args) or {}
+        return read_json(self._model_uri, name, self._model_config_args)
 
 
 class PoolingModel(torch.nn.Module):  # type: ignore[misc, name-defined]
-    """A model that returns one vector for each text.
-
-    >>> class Identity(torch.nn.Module):
-    ...     def forward(self, attention_mask, vectors):
-    ...         return {"last_hidden_state": vectors}
-    >>> vectors = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
-    >>> PoolingModel(Identity(), "mean", False)(attention_mask=torch.tensor([[1, 1, 0]]), vectors=vectors)
-    tensor([[2., 3.]])
-    """
+    """A model that returns one vector for each text."""
 
     def __init__(self, model: Any, pooling: str, normalize: bool) -> None:
         super().__init__()
@@ -183,15 +175,10 @@ class PoolingModel(torch.nn.Module):  # type: ignore[misc, name-defined]
 
 
 def pool(vectors: Any, mask: Any, pooling: str) -> Any:
-    """Pool token vectors to one vector for each text.
+    """Pool token vectors of shape (batch, tokens, width) to (batch, width). The mask is 0 for padding.
 
-    Args:
-        vectors: The token vectors, of shape (batch, tokens, width).
-        mask: 1 for tokens and 0 for padding, of shape (batch, tokens).
-        pooling: One of ``"mean"``, ``"max"``, ``"cls"`` and ``"lasttoken"``.
-
-    Returns:
-        A tensor of shape (batch, width).
+    >>> pool(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]]), torch.tensor([[1, 1, 0]]), "mean")
+    tensor([[2., 3.]])
     """
     if pooling == "mean":
         weights = mask.unsqueeze(-1).to(vectors.dtype)
@@ -204,7 +191,7 @@ def pool(vectors: Any, mask: Any, pooling: str) -> Any:
     return vectors[rows, first if pooling == "cls" else last]
 
 
-def _parse_pooling(config: Mapping[str, Any], uri: str) -> str:
+def _parse_pooling(config: Mapping[str, Any], uri: str) -> Pooling:
     """Return the pooling of a sentence-transformers configuration, in its old or new format."""
     modes = config.get("pooling_mode")
     if modes is None:
@@ -219,4 +206,4 @@ def _parse_pooling(config: Mapping[str, Any], uri: str) -> str:
             f"{uri!r} (model_uri) uses the pooling {', '.join(modes)}, which this handler does not support. To "
             f"fix this, set pooling to one of {', '.join(_POOLINGS)}."
         )
-    return str(modes[0])
+    return cast(Pooling, modes[0])

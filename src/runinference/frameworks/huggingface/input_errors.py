@@ -13,16 +13,7 @@ from runinference.errors import ElementError, RunInferenceError, suggest
 
 @contextmanager
 def explain_input_errors(model: Any, batch: Sequence[Any]) -> Iterator[None]:
-    """Convert errors of the enclosed call to errors that name the invalid tensor, if one is found.
-
-    Args:
-        model: A Transformers model.
-        batch: The tensors, or dictionaries of tensors, that the model is called with.
-
-    Raises:
-        ElementError: Token IDs are floats, out of range or too many, or a tensor has another precision than the
-            model. Other errors are raised unchanged.
-    """
+    """Convert errors of the enclosed call to an `ElementError` that names the invalid tensor, if one is found."""
     try:
         yield
     except RunInferenceError:
@@ -34,11 +25,7 @@ def explain_input_errors(model: Any, batch: Sequence[Any]) -> Iterator[None]:
 
 
 def check_input_names(model: Any, example: Any) -> None:
-    """Raise if a key of an example is not an input of the model; Transformers 5 ignores unknown keys.
-
-    Raises:
-        ElementError: A key is unknown.
-    """
+    """Raise `ElementError` for a key that is not an input of the model; Transformers 5 ignores unknown keys."""
     main = getattr(model, "main_input_name", None)
     if main is None or not isinstance(example, Mapping):
         return
@@ -61,11 +48,8 @@ def _find_invalid_tensor(model: Any, batch: Sequence[Any]) -> str | None:
     for index, example in enumerate(batch):
         tensors = example if isinstance(example, Mapping) else {main: example}
         for name, tensor in tensors.items():
-            if name == "input_ids":
-                problem = _describe_invalid_ids(tensor, model.config)
-            else:
-                problem = _describe_wrong_precision(tensor, model)
-            if problem:
+            describe = _describe_invalid_ids if name == "input_ids" else _describe_wrong_precision
+            if problem := describe(tensor, model):
                 return f"Element {index} of the batch has {name} {problem}"
     return None
 
@@ -79,7 +63,7 @@ def _describe_wrong_precision(tensor: Any, model: Any) -> str | None:
     return None
 
 
-def _describe_invalid_ids(ids: Any, config: Any) -> str | None:
+def _describe_invalid_ids(ids: Any, model: Any) -> str | None:
     if ids.is_floating_point() or ids.is_complex():
         return (
             f"of {ids.dtype}, but token IDs are integers. To fix this, convert them: "
@@ -90,13 +74,13 @@ def _describe_invalid_ids(ids: Any, config: Any) -> str | None:
             f"of shape {tuple(ids.shape)}, but an element must have shape (tokens,). To fix this, if a tokenizer "
             "returned it with return_tensors='pt', take its row: ids[0]."
         )
-    size = getattr(config, "vocab_size", None)
+    size = getattr(model.config, "vocab_size", None)
     if size and ids.numel() and (int(ids.max()) >= size or int(ids.min()) < 0):
         return (
             f"from {int(ids.min())} to {int(ids.max())}, but the model's vocabulary has IDs from 0 to {size - 1}. "
             "To fix this, use the tokenizer that the model was trained with."
         )
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = getattr(model.config, "max_position_embeddings", None)
     if longest and len(ids) > longest:
         return (
             f"of {len(ids)} tokens, but the model accepts at most {longest}. To fix this, truncate it: "

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from runinference.errors import ModelLoadError, ModelNotFoundError, suggest
 from runinference.extras import need
-from runinference.frameworks.torch.loading import first_sentence, get_name
+from runinference.frameworks.torch.loading import first_sentence, get_name, shorten
 
 transformers = need("transformers", extra="transformers")
 
@@ -29,12 +30,7 @@ _HUB_ARGS = ("cache_dir", "force_download", "local_files_only", "revision", "tok
 def load_pretrained(
     uri: str, model_class: Any, load_model_args: Mapping[str, Any], device: Any
 ) -> Any:
-    """Load a model on its device, in evaluation mode and without gradients.
-
-    Raises:
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
-        ModelLoadError: The class can't load the model, or the model lacks weights that the class needs.
-    """
+    """Load a model on its device, in evaluation mode and without gradients."""
     args = {**_get_default_args(model_class), **load_model_args}
     name = get_name(model_class)
     with explain_load_errors(uri, "model_uri", name):
@@ -53,7 +49,7 @@ def load_pretrained(
 
 
 def read_json(uri: str, name: str, args: Mapping[str, Any]) -> Any:
-    """Read a JSON file of a model's repository; return None if there is no such file."""
+    """Read a JSON file of a model's repository; return an empty dictionary if there is no such file."""
     try:
         path = transformers.utils.cached_file(
             uri,
@@ -63,11 +59,8 @@ def read_json(uri: str, name: str, args: Mapping[str, Any]) -> Any:
             **{key: args[key] for key in _HUB_ARGS if key in args},
         )
     except OSError:
-        return None
-    if path is None:
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        return {}
+    return {} if path is None else json.loads(Path(path).read_bytes())
 
 
 def select_shared_args(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,35 +78,26 @@ def _get_default_args(model_class: Any) -> dict[str, Any]:
 
 
 def check_no_random_weights(uri: str, option: str, name: str, info: Any, hint: str) -> None:
-    """Raise `ModelLoadError` if weights are missing or have another shape, according to the loading info.
-
-    Weights of a pooler may be missing, because many models are published without them.
-    """
+    """Raise `ModelLoadError` if weights are missing or have another shape, according to the loading info."""
     if not isinstance(info, Mapping):
         info = vars(info)
+    # Many models are published without the weights of the pooler.
     missing = sorted(key for key in info.get("missing_keys", ()) if "pooler" not in key)
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
     if not missing and not mismatched:
         return
     problem = "has no weights for" if missing else "has weights of another shape for"
-    keys = missing or mismatched
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    saved_from = (read_json(uri, "config.json", {}) or {}).get("architectures")
+    saved_from = read_json(uri, "config.json", {}).get("architectures")
     origin = f"It was saved from {', '.join(saved_from)}. " if saved_from else ""
     raise ModelLoadError(
-        f"{uri!r} ({option}) {problem} {', '.join(keys[:3])}{more} of {name}, so they would be random, and so "
-        f"would the predictions. {origin}{hint}"
+        f"{uri!r} ({option}) {problem} {shorten(missing or mismatched)} of {name}, so they would be random, and "
+        f"so would the predictions. {origin}{hint}"
     )
 
 
 @contextmanager
 def explain_load_errors(uri: str, option: str, loader: str) -> Iterator[None]:
-    """Convert errors of the enclosed loading code to errors that name the model, the reason and a fix.
-
-    Raises:
-        ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
-        ModelLoadError: The model exists but ``loader`` can't load it.
-    """
+    """Convert errors of the enclosed loading code to errors that name the model, the reason and a fix."""
     _check_uri(uri, option)
     try:
         yield

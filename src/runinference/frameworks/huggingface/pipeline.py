@@ -151,7 +151,13 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._inference_fn = inference_fn
         self._load_pipeline_args = dict(load_pipeline_args or {})
         self._device = device
-        self._check_device()
+        if device is None:
+            return
+        parse_device(device)
+        if given := {"device", "device_map"} & self._load_pipeline_args.keys():
+            raise OptionError(
+                f"device is {device!r}, and load_pipeline_args has {min(given)!r}. To fix this, give one of them."
+            )
 
     def load_model(self) -> Any:
         """Load the pipeline on its device.
@@ -163,7 +169,9 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """
         args = dict(self._load_pipeline_args)
         if not {"device", "device_map"} & args.keys():
-            args["device"] = self._resolve_device()
+            default = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+            device = self._device
+            args["device"] = default if device is None else resolve_device(parse_device(device))
         task = self._task.value if isinstance(self._task, Enum) else self._task
         return load_pipeline(task, self._model, args)
 
@@ -174,22 +182,6 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         output = self._inference_fn(batch, model, inference_args or {})
         model_id = self._model or getattr(getattr(model, "model", None), "name_or_path", None)
         return self.results_of(batch, _wrap_single_result(output, len(batch)), model_id)
-
-    def _check_device(self) -> None:
-        if self._device is None:
-            return
-        parse_device(self._device)
-        for name in ("device", "device_map"):
-            if name in self._load_pipeline_args:
-                raise OptionError(
-                    f"device is {self._device!r}, but load_pipeline_args has {name!r} too. To fix this, give one "
-                    "of them."
-                )
-
-    def _resolve_device(self) -> Any:
-        if self._device is None:
-            return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        return resolve_device(parse_device(self._device))
 
 
 def _wrap_single_result(output: Any, size: int) -> Any:

@@ -16,7 +16,7 @@ from runinference.results import PredictionResult
 
 
 class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """Loads a model of a Transformers class on a PyTorch device."""
+    """The base of the handlers that load a Transformers class on a PyTorch device."""
 
     _path_attribute = "_model_uri"
     _supports_dynamic_batching = True

@@ -56,10 +56,7 @@ def check_task(task: str) -> None:
     if not task or task in known or family in known:
         return
     if family in _REMOVED_TASKS:
-        hint = (
-            "Transformers 5 removed it. To fix this, install transformers<5, or "
-            f"{_REMOVED_TASKS[family]}."
-        )
+        hint = f"Transformers 5 removed it. To fix this, install transformers<5, or {_REMOVED_TASKS[family]}."
     else:
         hint = f"{suggest(task, known).strip()} Known tasks are: {', '.join(known)}."
     raise OptionError(
@@ -67,22 +64,19 @@ def check_task(task: str) -> None:
     )
 
 
-_USE_SEQ2SEQ = (
-    "run the model itself: HuggingFaceModelHandlerText(model_uri, AutoModelForSeq2SeqLM, "
-    "method='generate')"
-)
-_USE_IMAGE_TEXT = "use the task image-text-to-text"
+_SEQ2SEQ = "run the model itself: HuggingFaceModelHandlerText(model_uri, AutoModelForSeq2SeqLM, method='generate')"
+_IMAGE_TEXT = "use the task image-text-to-text"
 #: The tasks that Transformers 5 removed, and what to use instead.
 _REMOVED_TASKS = {
-    "translation": _USE_SEQ2SEQ,
-    "summarization": _USE_SEQ2SEQ,
-    "text2text-generation": _USE_SEQ2SEQ,
+    "translation": _SEQ2SEQ,
+    "summarization": _SEQ2SEQ,
+    "text2text-generation": _SEQ2SEQ,
     "question-answering": (
         "run the model itself on pairs of question and context: "
         "HuggingFaceModelHandlerText(model_uri, AutoModelForQuestionAnswering)"
     ),
-    "image-to-text": _USE_IMAGE_TEXT,
-    "visual-question-answering": _USE_IMAGE_TEXT,
-    "vqa": _USE_IMAGE_TEXT,
+    "image-to-text": _IMAGE_TEXT,
+    "visual-question-answering": _IMAGE_TEXT,
+    "vqa": _IMAGE_TEXT,
     "conversational": "use the task text-generation, whose elements may be lists of messages",
 }

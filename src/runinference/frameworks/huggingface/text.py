@@ -112,8 +112,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         encoded = tokenizer.encode(batch)
         call = StackedInferenceFn(True, self._method, self._get_padding(tokenizer, module))
         args = {**self._get_default_args(module), **(inference_args or {})}
-        results = call(encoded, module, self._get_device(module), args)
-        inferences = [result.inference for result in results]
+        inferences = [x.inference for x in call(encoded, module, self._get_device(module), args)]
         if self._method == "generate":
             prompt = max(len(x["input_ids"]) for x in encoded) if _is_decoder_only(module) else 0
             inferences = tokenizer.decode([tokens[prompt:] for tokens in inferences])
@@ -135,8 +134,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         return BatchTokenizer(tokenizer, {**truncation, **self._tokenizer_args})
 
     def _read_max_positions(self) -> int:
-        """Read the model's maximum number of tokens, which many tokenizers don't know."""
-        config = read_json(self._model_uri, "config.json", self._model_config_args) or {}
+        """Read the model's maximum number of tokens, which many tokenizers lack."""
+        config = read_json(self._model_uri, "config.json", self._model_config_args)
         positions = config.get("max_position_embeddings") or config.get("n_positions")
         offset = 2 if "roberta" in str(config.get("model_type")) else 0
         return int(positions) - offset if positions else _NO_LIMIT

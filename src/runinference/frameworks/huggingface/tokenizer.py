@@ -24,11 +24,8 @@ def load_tokenizer(uri: str, load_tokenizer_args: Mapping[str, Any], option: str
 
 
 def prepare_tokenizer(tokenizer: Any, uri: str, option: str) -> Any:
-    """Set a padding token if the tokenizer has none. The attention mask hides it.
-
-    Raises:
-        ModelLoadError: The vocabulary is empty, because the model has no tokenizer files (Transformers 5).
-    """
+    """Set a padding token if the tokenizer has none; raise `ModelLoadError` if its vocabulary is empty."""
+    # Transformers 5 creates such a tokenizer if a model has no tokenizer files.
     if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
         raise ModelLoadError(
             f"{uri!r} ({option}) has no tokenizer files, so every word would be unknown. To fix this, save the "
@@ -40,7 +37,7 @@ def prepare_tokenizer(tokenizer: Any, uri: str, option: str) -> Any:
 
 
 class BatchTokenizer:
-    """Convert texts to token IDs and back; serializes calls, because tokenizers store truncation settings."""
+    """A converter of texts to token IDs and back, with a lock, because tokenizers store truncation settings."""
 
     def __init__(self, tokenizer: Any, args: dict[str, Any]) -> None:
         self.tokenizer = tokenizer
@@ -50,11 +47,7 @@ class BatchTokenizer:
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the int64 tensors of shape (tokens,) of each text or pair of texts, by name.
-
-        Raises:
-            ElementError: An element is neither a text nor a pair of texts.
-        """
+        """Return the int64 tensors of shape (tokens,) of each text or pair of texts, by name."""
         _check_texts(texts)
         with self._lock:
             encoded = self.tokenizer([self._prepare(text) for text in texts], **self.args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
@@ -65,23 +65,13 @@ def make_keyed_tensor_model_fn(model_fn: str) -> InferenceFn:
     return StackedInferenceFn(keyed=True, method=model_fn)
 
 
-_NO_PADDING = NoPadding()
-
-
 @dataclass(frozen=True, eq=False)
 class StackedInferenceFn:
-    """An ``inference_fn`` that makes one batch of the examples and calls the model once.
-
-    Attributes:
-        keyed: Whether examples are dictionaries of tensors, whose keys are keywords of the call.
-        method: The method of the model to call, or None to call the model itself.
-        padding: How tensors are stacked, and how their outputs are split.
-        make_results: Creates the results from the batch, the output of each example, and the model ID.
-    """
+    """An ``inference_fn`` that stacks tensors, or dictionaries of them if ``keyed``, and calls the model once."""
 
     keyed: bool = False
     method: str | None = None
-    padding: Padding | NoPadding = _NO_PADDING
+    padding: Padding | NoPadding = field(default_factory=NoPadding)
     make_results: MakeResults = to_results
 
     def __call__(
@@ -118,11 +108,7 @@ _KEYED_TENSORS = StackedInferenceFn(keyed=True)
 
 
 def with_padding(inference_fn: InferenceFn, padding: Padding) -> InferenceFn:
-    """Return an inference function of this module with padding.
-
-    Raises:
-        OptionError: The function is the user's own, or takes tensors but ``padding`` names keys.
-    """
+    """Return an inference function of this module with padding; raise `OptionError` for any other function."""
     stacked = _as_stacked(inference_fn)
     if stacked is None:
         raise OptionError(
@@ -138,7 +124,7 @@ def with_padding(inference_fn: InferenceFn, padding: Padding) -> InferenceFn:
 
 
 def without_splitting(inference_fn: InferenceFn, make_results: MakeResults) -> InferenceFn:
-    """Return an inference function of this module that doesn't split its output; leave the user's own as it is."""
+    """Return a function of this module without splitting of its output, and any other function unchanged."""
     stacked = _as_stacked(inference_fn)
     if stacked is None:
         return inference_fn
@@ -149,9 +135,8 @@ def check_no_padding(padding: Padding | None) -> None:
     """Raise `OptionError` if there is padding, which doesn't apply to unsplit results."""
     if padding is not None:
         raise OptionError(
-            "whole_results=True takes arrays whose rows have one length, but padding is for rows of different "
-            "lengths. To fix this, leave padding out and pass padded arrays, or leave whole_results out and pass "
-            "lists of rows."
+            "whole_results=True takes arrays whose rows have one length, so it does not support padding. To fix "
+            "this, leave padding out and pass padded arrays, or leave whole_results out and pass lists of rows."
         )
 
 

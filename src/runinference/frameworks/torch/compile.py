@@ -14,19 +14,10 @@ torch = need("torch", extra="torch")
 
 
 def parse_compile_option(value: Any) -> dict[str, Any] | None:
-    """Convert the option ``compile`` to keywords for ``torch.compile``.
+    """Convert the option ``compile`` to keywords for ``torch.compile``, or None if the model isn't compiled.
 
     >>> parse_compile_option("max-autotune")
     {'mode': 'max-autotune'}
-
-    Args:
-        value: True or False, a mode, or a dictionary of keywords.
-
-    Returns:
-        The keywords, or None if the model isn't compiled.
-
-    Raises:
-        OptionError: ``torch.compile`` has no such mode or keyword.
     """
     if value is None or isinstance(value, bool):
         return {} if value else None
@@ -39,8 +30,7 @@ def parse_compile_option(value: Any) -> dict[str, Any] | None:
         return {"mode": value}
     if not isinstance(value, Mapping):
         raise OptionError(
-            "compile must be True, a mode such as 'max-autotune', or a dictionary of keywords for torch.compile, "
-            f"but is {value!r}."
+            f"compile must be True, a mode such as 'max-autotune', or a dictionary of keywords, but is {value!r}."
         )
     known = [name for name in inspect.signature(torch.compile).parameters if name != "model"]
     for name in value:
@@ -50,13 +40,9 @@ def parse_compile_option(value: Any) -> dict[str, Any] | None:
 
 
 def compile_model(model: Any, args: dict[str, Any], device: Any) -> None:
-    """Mark a model to be compiled at its first call, after compiling a one-line function as a check.
-
-    Raises:
-        ModelLoadError: This machine can't compile.
-    """
+    """Mark a model to be compiled at its first call; raise `ModelLoadError` if this machine can't compile."""
     try:
-        torch.compile(_add_one, **args)(torch.zeros(2, device=device))
+        torch.compile(lambda x: x + 1, **args)(torch.zeros(2, device=device))
     except Exception as error:
         reason = first_sentence(getattr(error, "inner_exception", error))
         raise ModelLoadError(
@@ -64,7 +50,3 @@ def compile_model(model: Any, args: dict[str, Any], device: Any) -> None:
             "each worker: for a CPU, a C++ compiler such as g++; for a GPU, Triton. Or leave compile out."
         ) from error
     model.compile(**args)
-
-
-def _add_one(x: Any) -> Any:
-    return x + 1

@@ -22,9 +22,6 @@ def parse_device(name: Any) -> Any:
 
     >>> parse_device("GPU")
     device(type='cuda')
-
-    Raises:
-        OptionError: PyTorch has no such device.
     """
     if isinstance(name, torch.device):
         return name
@@ -66,28 +63,22 @@ def parse_autocast_dtype(name: Any) -> Any:
 
     >>> parse_autocast_dtype("bfloat16")
     torch.bfloat16
-
-    Raises:
-        OptionError: Autocast doesn't support the dtype.
     """
-    dtype = None if name is None else _AUTOCAST_DTYPES.get(str(name).removeprefix("torch."))
-    if name is not None and dtype is None:
+    if name is None:
+        return None
+    key = str(name).removeprefix("torch.")
+    if key not in _AUTOCAST_DTYPES:
         raise OptionError(
-            "autocast must be 'bfloat16' or 'float16', but is "
-            f"{name!r}.{suggest(str(name), _AUTOCAST_DTYPES)}"
+            f"autocast must be 'bfloat16' or 'float16', but is {name!r}.{suggest(key, _AUTOCAST_DTYPES)}"
         )
-    return dtype
+    return _AUTOCAST_DTYPES[key]
 
 
 _AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(device: Any, dtype: Any) -> AbstractContextManager[Any]:
-    """Return a context for mixed precision in ``dtype``, or one without effect if ``dtype`` is None.
-
-    Raises:
-        ModelLoadError: The device doesn't support mixed precision.
-    """
+    """Return a context for mixed precision in ``dtype``, or one without effect if ``dtype`` is None."""
     if dtype is None:
         return nullcontext()
     if not torch.amp.is_autocast_available(device.type):

@@ -15,10 +15,7 @@ torch = need("torch", extra="torch")
 
 
 class ExportedModule(torch.nn.Module):  # type: ignore[misc, name-defined]
-    """A ``torch.export`` program that takes tensors by position or by input name, however it was exported.
-
-    Dimensions that weren't exported as dynamic must have the exported size.
-    """
+    """A ``torch.export`` program that takes tensors by position or by input name, however it was exported."""
 
     def __init__(self, program: Any) -> None:
         super().__init__()
@@ -27,12 +24,7 @@ class ExportedModule(torch.nn.Module):  # type: ignore[misc, name-defined]
         self.n_positional = _count_positional_inputs(program)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program.
-
-        Raises:
-            BatchShapeError: The batch has another size or shape than the program was exported for.
-            ElementError: An input is missing or unknown.
-        """
+        """Run the program, after checking the names and the shapes of its inputs."""
         if self.n_positional is None:
             return self.program(*args, **kwargs)
         names = [one.name for one in self.inputs]
@@ -52,14 +44,7 @@ class ExportedModule(torch.nn.Module):  # type: ignore[misc, name-defined]
 def load_exported_program(
     path: str, device: Any, load_model_args: Mapping[str, Any], sha256: str | None = None
 ) -> ExportedModule:
-    """Load a file that ``torch.export.save`` wrote, and move the program to a device.
-
-    Such a file may hold pickled objects, and loading it may run code. Load only files that you trust.
-
-    Raises:
-        ModelNotFoundError: The file doesn't exist.
-        ModelLoadError: The file isn't an exported program, is truncated, or has another digest.
-    """
+    """Load a file that ``torch.export.save`` wrote, which may run code, and move the program to a device."""
     with open_model(path, "torch_export_model_path", sha256) as file:
         try:
             program = torch.export.load(file, **load_model_args)

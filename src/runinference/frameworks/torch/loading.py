@@ -21,14 +21,7 @@ def load_weights(
     load_model_args: Mapping[str, Any],
     sha256: str | None = None,
 ) -> Any:
-    """Create a module and load its weights from a file of ``torch.save`` or safetensors.
-
-    The module is in evaluation mode, and its weights need no gradients.
-
-    Raises:
-        ModelNotFoundError: The file doesn't exist.
-        ModelLoadError: The file holds no weights or has another digest, or the weights don't fit the module.
-    """
+    """Create a module in evaluation mode, and load its weights from a file of ``torch.save`` or safetensors."""
     weights = _read_weights(path, load_model_args, sha256)
     try:
         model = model_class(**model_params)
@@ -47,12 +40,7 @@ def load_weights(
 def load_torch_script(
     path: str, device: Any, load_model_args: Mapping[str, Any], sha256: str | None = None
 ) -> Any:
-    """Load a TorchScript module on a device, in evaluation mode.
-
-    Raises:
-        ModelNotFoundError: The file doesn't exist.
-        ModelLoadError: The file isn't TorchScript, is truncated, or has another digest.
-    """
+    """Load a TorchScript module on a device, in evaluation mode."""
     with open_model(path, "torch_script_model_path", sha256) as file:
         try:
             return torch.jit.load(file, **{"map_location": device, **load_model_args}).eval()
@@ -84,9 +72,10 @@ def _read_weights(
     with open_model(path, "state_dict_path", sha256) as file:
         if path.endswith(".safetensors"):
             return _read_safetensors(file.read(), path)
-        args = {"map_location": "cpu", "weights_only": True, **load_model_args}
         try:
-            weights = torch.load(file, **args)
+            weights = torch.load(
+                file, **{"map_location": "cpu", "weights_only": True, **load_model_args}
+            )
         except Exception as error:
             raise _unreadable_weights_error(path, error) from error
     if not isinstance(weights, Mapping):
@@ -121,9 +110,7 @@ def _unreadable_weights_error(path: str, error: Exception) -> ModelLoadError:
             "load_model_args={'weights_only': False}."
         )
     else:
-        hint = (
-            "It may be truncated, or not a file that torch.save(model.state_dict(), path) writes."
-        )
+        hint = "It may be truncated, or not written by torch.save(model.state_dict(), path)."
     return ModelLoadError(
         f"The file {path!r} (state_dict_path) cannot be loaded as weights ({first_sentence(error)}). {hint}"
     )
@@ -132,24 +119,21 @@ def _unreadable_weights_error(path: str, error: Exception) -> ModelLoadError:
 def _mismatched_weights_error(
     path: str, name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> ModelLoadError:
+    in_file = {key: _format_shape(value) for key, value in found.items()}
+    in_model = {key: _format_shape(value) for key, value in expected.items()}
     unexpected = [key for key in found if key not in expected]
-    shapes = {
-        k: (_format_shape(found[k]), _format_shape(expected[k])) for k in expected if k in found
-    }
     differences = {
         "missing from the file": [key for key in expected if key not in found],
         "not in the model": unexpected,
         "different shape": [
-            f"{key} is {in_file} in the file and {in_model} in the model"
-            for key, (in_file, in_model) in shapes.items()
-            if in_file != in_model
+            f"{key} is {in_file[key]} in the file and {shape} in the model"
+            for key, shape in in_model.items()
+            if in_file.get(key, shape) != shape
         ],
     }
-    listed = "; ".join(f"{k}: {_shorten(keys)}" for k, keys in differences.items() if keys)
+    listed = "; ".join(f"{k}: {shorten(keys)}" for k, keys in differences.items() if keys)
     if len(unexpected) == len(found) and any(key.startswith("module.") for key in unexpected):
-        hint = (
-            "The weights were saved from DataParallel. To fix this, save model.module.state_dict()."
-        )
+        hint = "The weights come from DataParallel. To fix this, save model.module.state_dict()."
     elif nested := [key for key, value in found.items() if isinstance(value, Mapping)]:
         hint = (
             "The file is a checkpoint with several entries. To fix this, save only the weights, for example "
@@ -165,5 +149,6 @@ def _format_shape(value: Any) -> str:
     return type(value).__name__ if shape is None else str(shape)
 
 
-def _shorten(keys: Sequence[str]) -> str:
+def shorten(keys: Sequence[str]) -> str:
+    """Join the first three names of a list for an error message, with the number of the others."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
