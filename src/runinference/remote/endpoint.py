@@ -25,17 +25,7 @@ _SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The settings of an endpoint. It holds the name of the key's environment variable, never the key.
-
-    >>> Endpoint("http://models.example.com/v1", api_key_env="KEY")
-    Traceback (most recent call last):
-        ...
-    runinference.errors.OptionError: base_url is http://models.example.com/v1: over http, others on the network \
-could read the key of KEY (api_key_env). Use https. Or set api_key_env=None if the server needs no key, or \
-key_over_http=True if you trust the network.
-
-    The fields are described at ``EndpointModelHandler``.
-    """
+    """The settings of an endpoint, see ``EndpointModelHandler``. They never contain the key."""
 
     base_url: str
     api_key_env: str | None = None

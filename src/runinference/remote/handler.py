@@ -133,8 +133,12 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         check_at_least(1, "max_concurrent_requests", max_concurrent_requests)
         if max_request_size is not None:
             check_at_least(1, "max_request_size", max_request_size)
-            full_size = max_request_size * max_concurrent_requests * _REQUESTS_PER_SLOT
-            options = _with_default_batch_size(options, full_size)
+            if options.get("min_batch_size") is None:
+                size = min(
+                    max_request_size * max_concurrent_requests * _REQUESTS_PER_SLOT,
+                    options.get("max_batch_size") or DEFAULT_MAX_BATCH_SIZE,
+                )
+                options = {**options, "min_batch_size": size, "max_batch_size": size}
         if num_retries:
             need("tenacity", extra="remote")
         super().__init__(**options)
@@ -232,14 +236,6 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
 
     def _create_pool(self) -> RequestPool:
         return RequestPool(self.max_concurrent_requests, self._rate_limiter)
-
-
-def _with_default_batch_size(options: HandlerOptions, size: int) -> HandlerOptions:
-    """Set the batch size, limited by ``max_batch_size``, unless the user set ``min_batch_size``."""
-    if options.get("min_batch_size") is not None:
-        return options
-    size = min(size, options.get("max_batch_size") or DEFAULT_MAX_BATCH_SIZE)
-    return {**options, "min_batch_size": size, "max_batch_size": size}
 
 
 def _raise_if_overridden(cls: type, method: str, hook: str) -> None:
