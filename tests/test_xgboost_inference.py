@@ -288,7 +288,7 @@ def test_model_class_can_be_a_function(folder):
     path = str(folder / "arrays.ubj")
     make = functools.partial(xgboost.XGBClassifier, n_jobs=1)
     assert XGBoostModelHandlerNumpy(make, path).predict(ROWS[:1])[0].inference == 0
-    with pytest.raises(ModelLoadError, match=r"made a dict, which has no load_model\(\)"):
+    with pytest.raises(ModelLoadError, match=r"returned a dict, which has no load_model\(\)"):
         XGBoostModelHandlerNumpy(lambda: {}, path).predict(ROWS)
 
 

@@ -10,11 +10,7 @@ from typing_extensions import Unpack
 from runinference.collate.frames import check_columns
 from runinference.errors import ModelLoadError
 from runinference.extras import need
-from runinference.frameworks.boosting import (
-    BoostingModelHandler,
-    predict_tables,
-    sparse_batch_bytes,
-)
+from runinference.frameworks.boosting import BoostingModelHandler, predict_tables, table_bytes
 from runinference.frameworks.lightgbm.model_text import check_model_text
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
@@ -137,7 +133,7 @@ class LightGBMModelHandlerSciPy(_LightGBMModelHandler):
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """Return the size in bytes of the stored values and their indices."""
-        return sparse_batch_bytes(batch)
+        return table_bytes(batch)
 
 
 def _get_feature_names(model: Any) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Read model files from any file system that Beam supports, with errors that say how to fix a wrong path."""
+"""Read model files from any file system that Beam supports."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
     Args:
         path: A path on any file system that Beam reads.
         option: The name of the parameter that holds the path, for error messages.
-        sha256: The expected SHA-256 digest in hexadecimal. If given, it's checked before the file is returned.
+        sha256: The expected SHA-256 digest in hexadecimal, checked before the file is returned.
 
     Raises:
-        ModelNotFoundError: The file doesn't exist. The message suggests a similar name in the same folder.
-        ModelLoadError: The file can't be read, has another digest, or no file system supports its path.
+        ModelNotFoundError: The file does not exist.
+        ModelLoadError: The file cannot be read, has another digest, or no file system supports its path.
     """
     if not isinstance(path, str) or not path:
         raise ModelLoadError(f"{option} must be the path of a file, but is {path!r}.")
@@ -72,11 +72,7 @@ def _check_digest(file: BinaryIO, path: str, sha256: str) -> None:
 
 @contextmanager
 def local_file(path: str, option: str, suffix: str) -> Iterator[str]:
-    """Provide a local path with a suffix, for libraries that can't read other file systems.
-
-    Yields:
-        ``path`` itself if it is local and has the suffix, else the path of a temporary, decompressed copy.
-    """
+    """Yield ``path`` if it is local and has the suffix, or else the path of a temporary, decompressed copy."""
     if path.endswith(suffix) and os.path.isfile(path):
         yield path
         return
@@ -98,17 +94,14 @@ def download_folder(path: str) -> str:
             continue
         local = os.path.join(target, *(part for part in relative.split("/") if part != ".."))
         os.makedirs(os.path.dirname(local), exist_ok=True)
-        uncompressed = CompressionTypes.UNCOMPRESSED
-        with (
-            FileSystems.open(metadata.path, compression_type=uncompressed) as source,
-            open(local, "wb") as copy,
-        ):
+        source = FileSystems.open(metadata.path, compression_type=CompressionTypes.UNCOMPRESSED)
+        with source, open(local, "wb") as copy:
             shutil.copyfileobj(source, copy)
     return target
 
 
 def exists(path: str) -> bool:
-    """Return whether a file exists. A file system that can't answer counts as no."""
+    """Return whether a file exists. Return False if its file system cannot be reached."""
     try:
         return bool(FileSystems.exists(path))
     except (OSError, ValueError, BeamIOError):

@@ -11,11 +11,7 @@ from typing_extensions import Unpack
 
 from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.errors import OptionError, suggest
-from runinference.frameworks.onnx.session import (
-    check_providers,
-    check_session_options,
-    load_session,
-)
+from runinference.frameworks.onnx import session as onnx_session
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -26,9 +22,7 @@ NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
 
 
 def default_numpy_inference_fn(
-    inference_session: Any,
-    batch: Sequence[Any],
-    inference_args: dict[str, Any] | None = None,
+    inference_session: Any, batch: Sequence[Any], inference_args: dict[str, Any] | None = None
 ) -> Any:
     """Stack the arrays of a batch, run the model once, and return its first output.
 
@@ -101,8 +95,8 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
                 function, or ``output_names`` is combined with ``inference_fn``.
         """
         super().__init__(**options)
-        check_session_options(session_options)
-        check_providers(providers, provider_options)
+        onnx_session.check_session_options(session_options)
+        onnx_session.check_providers(providers, provider_options)
         if output_names is not None and inference_fn is not default_numpy_inference_fn:
             raise OptionError(
                 "output_names has no effect on your own inference_fn, which runs the model itself. Leave it "
@@ -123,7 +117,7 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             ModelNotFoundError: The file doesn't exist.
             ModelLoadError: The file isn't an ONNX model, is truncated, or needs a later onnxruntime.
         """
-        return load_session(
+        return onnx_session.load_session(
             self._model_uri, self._session_options, self._providers, self._provider_options
         )
 

@@ -84,17 +84,15 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 default described above.
             trusted_types: For skops files: names of types that may be built, in addition to those of
                 scikit-learn, NumPy and Python that skops trusts by default.
-            model_sha256: The expected SHA-256 digest of the file in hexadecimal, checked before the file is
-                loaded.
+            model_sha256: The expected SHA-256 digest of the file in hexadecimal, checked before loading.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: ``model_file_type`` isn't a ``ModelFileType``, or ``trusted_types`` is given for a file
-                that isn't a skops file.
+            OptionError: ``model_file_type`` isn't a ``ModelFileType``, or doesn't support ``trusted_types``.
         """
         super().__init__(**options)
         if not isinstance(model_file_type, ModelFileType):
-            names = ", ".join(str(file_type) for file_type in ModelFileType)
+            names = ", ".join(map(str, ModelFileType))
             raise OptionError(
                 f"model_file_type must be one of {names}, but is {model_file_type!r}."
             )
@@ -245,13 +243,7 @@ def _wrong_file_type(file: BinaryIO, path: str, file_type: ModelFileType) -> Mod
         hint = "It is empty"
     elif start.startswith(b"PK"):
         hint = "It is a zip archive, like a skops file: for skops, pass model_file_type=ModelFileType.SKOPS"
-    elif file_type is ModelFileType.PICKLE and start[:1] in (
-        b"\x80",
-        b"\x78",
-        b"\x1f",
-        b"B",
-        b"\xfd",
-    ):
+    elif file_type is ModelFileType.PICKLE and start[:1] in b"\x80\x78\x1fB\xfd":
         hint = "If joblib wrote it, pass model_file_type=ModelFileType.JOBLIB; otherwise it may be truncated"
     elif file_type is not ModelFileType.PICKLE and start[:1] == b"\x80":
         hint = "It starts like a pickle: pass model_file_type=ModelFileType.PICKLE; otherwise it may be truncated"

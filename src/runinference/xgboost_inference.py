@@ -11,11 +11,7 @@ from typing_extensions import Unpack
 from runinference.collate.frames import check_columns, is_dataframe
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
-from runinference.frameworks.boosting import (
-    BoostingModelHandler,
-    predict_tables,
-    sparse_batch_bytes,
-)
+from runinference.frameworks.boosting import BoostingModelHandler, predict_tables, table_bytes
 from runinference.handlers.model_handler import ExampleT, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
@@ -111,7 +107,7 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
         model = self._model_class()
         if missing := _find_missing_method(model):
             raise ModelLoadError(
-                f"model_class made a {type(model).__name__}, which has no {missing}(). It must make an "
+                f"model_class returned a {type(model).__name__}, which has no {missing}(). It must return an "
                 "xgboost.Booster, or a model such as xgboost.XGBClassifier."
             )
         state = read_model(self._model_state, "model_state")
@@ -156,7 +152,7 @@ class XGBoostModelHandlerSciPy(XGBoostModelHandler[Any, PredictionResult, Any]):
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """Return the size in bytes of the stored values and their indices."""
-        return sparse_batch_bytes(batch)
+        return table_bytes(batch)
 
 
 class XGBoostModelHandlerDatatable(XGBoostModelHandler[Any, PredictionResult, Any]):
@@ -174,7 +170,7 @@ def _get_booster(model: Any) -> Any:
 
 
 def _to_input(table: Any, model: Any) -> Any:
-    """Convert a table to what the model's ``predict`` takes. Arrays get the model's column names."""
+    """Convert a table for the model's ``predict``. Arrays get the model's column names."""
     if not isinstance(model, xgboost.Booster):
         return table
     if is_dataframe(table):
@@ -197,10 +193,7 @@ def _check_model_class(model_class: Any) -> None:
 
 
 def _check_complete(state: bytes, path: str) -> None:
-    """Raise an error for a truncated file: XGBoost would read past its end and crash the process.
-
-    JSON and UBJ files both start with an opening brace and end with the closing brace.
-    """
+    """Raise `ModelLoadError` for a truncated JSON or UBJ file, which would crash XGBoost."""
     if not state:
         raise ModelLoadError(f"The file {path!r} (model_state) is empty.")
     if state.startswith(b"{") and not state.rstrip().endswith(b"}"):

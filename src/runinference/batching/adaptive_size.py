@@ -56,7 +56,7 @@ class AdaptiveSize:
 
     @property
     def max_size(self) -> int:
-        """The maximum number of elements that the policy and memory allow, whatever their cost."""
+        """The maximum number of elements that the policy and memory allow, regardless of cost."""
         return min(self._max, self._elements.current)
 
     def record(self, n_elements: int, seconds: float) -> None:
@@ -77,10 +77,8 @@ class AdaptiveSize:
         The limit is halved, below ``min_batch_size`` if necessary. It doubles after 32 successful calls, up to
         the value of the options. Each time it proves too high again, twice as many calls are required.
 
-        Args:
-            n_elements: The number of elements in the batch.
-            padded_size: ``policy.padded_size(batch)``. If given, the maximum padded size is halved instead of the
-                number of elements, so that batches of short elements keep their size.
+        If ``padded_size`` is given, the maximum padded size is halved instead of the number of elements, so that
+        batches of short elements keep their size.
         """
         with self._lock:
             if padded_size is None or self._padded is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from math import inf
 from operator import itemgetter
@@ -27,7 +28,7 @@ WINDOW_BUDGETS = 32
 
 
 class Batcher(Generic[ItemT]):
-    """Collects items, and emits batches of them when they are full.
+    """A collector of items that emits a batch when it is full.
 
     An item is any value that belongs to an element, such as the element with its window and timestamp. Each
     length bucket has its own batch, in arrival order, or sorted by length with a maximum padded size.
@@ -38,31 +39,25 @@ class Batcher(Generic[ItemT]):
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._policy = policy
-        self._size = size
-        self._buckets: dict[int, _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]] = {}
+        kind = _ArrivalOrderBucket if policy.max_padded_size is None else _LengthSortedBucket
+        self._buckets: dict[int, _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]]
+        self._buckets = defaultdict(lambda: kind(policy, size))
 
     def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
         """Add an element with its item. Return the batches that are full now."""
         policy = self._policy
         length = 0 if policy.length_fn is None else policy.length_fn(element)
         weight = 1 if policy.element_size_fn is None else policy.element_size_fn(element)
-        index = bisect_right(policy.bucket_boundaries, length)
-        bucket = self._buckets.get(index)
-        if bucket is None:
-            bucket = self._buckets[index] = self._new_bucket()
+        bucket = self._buckets[bisect_right(policy.bucket_boundaries, length)]
         return bucket.add(item, length, size_in_bytes(element), weight)
 
     def flush(self) -> Sequence[list[ItemT]]:
         """Remove and return the remaining batches."""
         return [batch for bucket in self._buckets.values() for batch in bucket.flush()]
 
-    def _new_bucket(self) -> _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]:
-        kind = _ArrivalOrderBucket if self._policy.max_padded_size is None else _LengthSortedBucket
-        return kind(self._policy, self._size)
-
 
 class _PlainBatcher(Batcher[ItemT]):
-    """A batcher for policies that only limit elements and bytes. It takes a third of the time per element."""
+    """A batcher that limits only elements and bytes. It takes a third of the time per element."""
 
     def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
         self._max_bytes = policy.max_batch_bytes

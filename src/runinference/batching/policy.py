@@ -6,6 +6,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
@@ -79,7 +80,7 @@ class BatchPolicy:
         bucket_boundaries: The lengths at which buckets begin, ascending.
         max_padded_size: Maximum padded size, the longest length times the number of elements. Elements are
             sorted by length within a window, longest first, before they are divided into batches.
-        max_batch_duration_secs: How many seconds an element may wait for others across bundles.
+        max_batch_duration_secs: Maximum seconds that an element waits for others across bundles.
     """
 
     min_batch_size: int = 1
@@ -94,17 +95,9 @@ class BatchPolicy:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> BatchPolicy:
-        """Create a policy from Beam's batching keywords. Options that are ``None`` are ignored.
-
-        Raises:
-            UnknownOptionError: An option is unknown.
-            OptionError: Two options conflict, or a value is out of range.
-        """
-        given = {
-            name: value
-            for name, value in options.items()
-            if value is not None and name not in _IGNORED_OPTIONS
-        }
+        """Create a policy from Beam's batching keywords. Options that are ``None`` are ignored."""
+        used = options.keys() - _IGNORED_OPTIONS
+        given = {name: options[name] for name in used if options[name] is not None}
         known = [field.name for field in fields(cls)]
         for name in given.keys() - known:
             nearest = suggest(name, [*known, *_IGNORED_OPTIONS])
@@ -139,22 +132,19 @@ class BatchPolicy:
             )
 
     def _check_lengths(self) -> None:
-        for option, value in (
-            ("batch_bucket_boundaries", self.bucket_boundaries),
-            ("max_padded_size", self.max_padded_size),
-        ):
-            if value and self.length_fn is None:
-                raise OptionError(
-                    f"{option} needs batch_length_fn, which returns the length of an element."
-                )
         boundaries = self.bucket_boundaries
-        if any(b <= a for a, b in zip((0, *boundaries), boundaries, strict=False)):
+        if self.length_fn is None and (boundaries or self.max_padded_size):
+            option = "batch_bucket_boundaries" if boundaries else "max_padded_size"
+            raise OptionError(
+                f"{option} needs batch_length_fn, which returns the length of an element."
+            )
+        if any(b <= a for a, b in pairwise((0, *boundaries))):
             raise OptionError(
                 f"batch_bucket_boundaries must be positive and ascending, and are {list(boundaries)}."
             )
 
     def _limited_by_weight(self) -> BatchPolicy:
-        """As in Beam, ``max_batch_size`` is in the units of ``element_size_fn`` if no maximum weight is set."""
+        """Use ``max_batch_size`` as the maximum weight, as Beam does."""
         return replace(
             self,
             # The weight determines the batch, alone or with the padded size.
@@ -187,11 +177,11 @@ class BatchPolicy:
 def resolve_policy(handler: Any) -> BatchPolicy:
     """Return the batch policy of any object with Beam's handler methods.
 
-    A wrapper around another handler has the options of that handler, unless it sets its own.
+    A wrapper around another handler has the options of that handler, unless it sets them.
     """
     options = dict(handler.batch_elements_kwargs())
     wrapped = getattr(handler, "_unkeyed", None)  # Beam's wrappers use this name, too
-    # BatchElements does not know these two, so batch_elements_kwargs() leaves them out.
+    # BatchElements has no such parameters, so batch_elements_kwargs() leaves them out.
     for name in ("max_batch_bytes", "max_padded_size"):
         options[name] = getattr(handler, f"_{name}", getattr(wrapped, f"_{name}", None))
     return BatchPolicy.from_options(options)

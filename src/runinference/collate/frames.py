@@ -24,13 +24,9 @@ def split_examples(batch: Any) -> list[Any]:
 
 
 def to_tables(examples: Sequence[Any]) -> list[Any]:
-    """Convert examples to tables: data frames, CSR matrices, or arrays of shape (rows, features).
+    """Convert examples to tables of one type: data frames, CSR matrices, or arrays of shape (rows, features).
 
     Arrays of shape (features,) and one length become one table. Otherwise, each example is a table.
-
-    Raises:
-        BatchShapeError: An array has no dimension or more than two, or the examples have different types.
-        ElementError: The examples look like ``(key, example)``.
     """
     reject_keyed_examples(examples)
     if _are_rows(examples):
@@ -49,25 +45,15 @@ def to_tables(examples: Sequence[Any]) -> list[Any]:
 def check_columns(
     tables: Sequence[Any],
     n_columns: int,
-    names: Sequence[str] | None,
+    names: list[str] | None,
     normalize_name: Callable[[str], str] = str,
 ) -> None:
-    """Check that each table has the columns that a model was trained with.
-
-    Args:
-        tables: Data frames, arrays or sparse matrices.
-        n_columns: The number of columns that the model was trained with.
-        names: Their names in order, or None if the model does not know them.
-        normalize_name: Converts the name of a column to the form that the model uses.
-
-    Raises:
-        BatchShapeError: A table has other columns, or the same columns in another order.
-    """
+    """Raise `BatchShapeError` unless each table has the columns of the training data, in the same order."""
     for index, table in enumerate(tables):
         if is_dataframe(table) and names is not None and table.columns.nlevels == 1:
             found = [normalize_name(str(column)) for column in table.columns]
-            if found != list(names):
-                raise BatchShapeError(_format_other_columns(index, found, list(names)))
+            if found != names:
+                raise BatchShapeError(_format_other_columns(index, found, names))
         elif n_columns and table.shape[1] != n_columns:
             raise BatchShapeError(
                 f"Element {index} of the batch has {table.shape[1]} features, and the model was trained with "
@@ -76,13 +62,10 @@ def check_columns(
 
 
 def concat_tables(tables: Sequence[Any]) -> Any:
-    """Concatenate the rows of tables of one type.
+    """Concatenate the rows of tables of one type. Raise `BatchShapeError` if their columns differ.
 
     >>> concat_tables([np.zeros((2, 3)), np.ones((1, 3))]).shape
     (3, 3)
-
-    Raises:
-        BatchShapeError: The tables have different columns or numbers of columns.
     """
     first, width = tables[0], tables[0].shape[1]
     for index, table in enumerate(tables):
@@ -107,11 +90,7 @@ def concat_tables(tables: Sequence[Any]) -> Any:
 def split_predictions(
     predictions: Any, examples: Sequence[Any], tables: Sequence[Any]
 ) -> list[Any]:
-    """Split predictions by example: one for an example that is a row, and one per row for a table.
-
-    Raises:
-        ResultMismatchError: The number of predictions is not the number of rows.
-    """
+    """Split predictions by example: one for an example that is a row, and one per row for a table."""
     lengths = [table.shape[0] for table in tables]
     if len(predictions) != sum(lengths):
         raise ResultMismatchError(
@@ -128,24 +107,21 @@ def split_predictions(
 
 
 def is_dataframe(value: Any) -> bool:
-    """Return whether a value is a pandas data frame."""
     return hasattr(value, "iloc") and hasattr(value, "columns")
 
 
 def sparse_bytes(example: Any) -> int:
     """Return the bytes of the values and indices of a sparse matrix."""
     parts = (getattr(example, name, None) for name in ("data", "indices", "indptr", "row", "col"))
-    return sum(int(getattr(part, "nbytes", 0)) for part in parts)
+    return sum(getattr(part, "nbytes", 0) for part in parts)
 
 
 def _format_other_columns(index: int, found: list[str], names: list[str]) -> str:
-    missing = [name for name in names if name not in found]
-    unknown = [name for name in found if name not in names]
-    difference = "; ".join(
-        f"{label}: {', '.join(columns[:5])}"
-        for label, columns in (("missing", missing), ("unknown to the model", unknown))
-        if columns
-    )
+    differences = {
+        "missing": [name for name in names if name not in found],
+        "unknown to the model": [name for name in found if name not in names],
+    }
+    difference = "; ".join(f"{k}: {', '.join(v[:5])}" for k, v in differences.items() if v)
     return (
         f"Element {index} of the batch has other columns than the model was trained with "
         f"({difference or 'the same in another order'}). To fix this, select them before RunInference, for "
@@ -162,7 +138,6 @@ def _is_row(example: Any) -> bool:
 
 
 def _are_rows(examples: Sequence[Any]) -> bool:
-    """Return whether the examples are arrays of one dimension and one length."""
     shapes = {example.shape if type(example) is np.ndarray else () for example in examples}
     return len(shapes) == 1 and len(*shapes) == 1
 

@@ -41,10 +41,6 @@ def bind_inputs(
         batch: Arrays for the first input that is not in ``others``, or dictionaries of arrays by input name.
         inputs: The inputs of the model.
         others: Values for all examples, by input name.
-
-    Raises:
-        BatchShapeError: The examples have different shapes, or a shape that the model does not accept.
-        ElementError: An input is missing or unknown, or has a dtype that the model does not accept.
     """
     specs = {spec.name: spec for spec in inputs}
     columns = stack_columns(batch)
@@ -100,13 +96,7 @@ def check_input_shape(array: Any, spec: InputSpec, n_elements: int) -> None:
 
 
 def stack_columns(batch: Sequence[Any]) -> Any:
-    """Stack a batch into one array, or a batch of dictionaries into one array per key.
-
-    A mapping of arrays is returned as a dictionary.
-
-    Raises:
-        BatchShapeError: The examples have different shapes or different keys.
-    """
+    """Stack a batch into one array, or a batch of dictionaries into one array per key."""
     if isinstance(batch, Mapping):
         return dict(batch)
     first = batch[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,19 +22,13 @@ __all__ = ["Padding"]
 
 #: For each leaf of a model's output, whether its length follows the length of the input.
 UnpadCache = dict[Path, bool]
-
-
-class StackFn(Protocol):
-    """Stacks arrays of one shape. ``what`` and ``hint`` are for the error message if shapes differ."""
-
-    def __call__(
-        self, batch: Sequence[Any], what: str = ..., hint: Callable[[int], str] | None = ...
-    ) -> Any: ...
+#: Stacks arrays of one shape. The arguments are those of `runinference.collate.stack.stack_arrays`.
+StackFn = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Pads examples of different lengths to the longest one in the batch.
+    """Padding of examples to the length of the longest one in the batch.
 
     Examples are arrays, tensors, or dictionaries of these. The ``example`` of a result is not padded. The length
     of an example is its size in dimension ``dim``. For a dictionary, it is the length of its arrays, or of the
@@ -44,11 +38,12 @@ class Padding:
     the input. To determine this, the model is called once more with two copies of a shorter example, for each new
     part of an output. So the scores of ten classes are not cut, even in a batch padded to length ten.
 
-    >>> from runinference.collate.stack import stack_arrays
+    >>> from runinference import Padding
     >>> padding = Padding(value=-1, mask="real")
-    >>> padding.join_keys([{"ids": np.array([7, 8, 9])}, {"ids": np.array([7])}], stack_arrays)
-    {'ids': array([[ 7,  8,  9],
-           [ 7, -1, -1]]), 'real': array([[1, 1, 1],
+    >>> padding.length({"ids": np.array([7, 8, 9])})
+    3
+    >>> padding.masks([{"ids": np.array([7, 8, 9])}, {"ids": np.array([7])}])
+    {'real': array([[1, 1, 1],
            [1, 0, 0]])}
 
     Attributes:
@@ -72,7 +67,7 @@ class Padding:
     unpad: bool = True
 
     def __post_init__(self) -> None:
-        values = list(self.value.values()) if isinstance(self.value, Mapping) else [self.value]
+        values = [*self.value.values()] if isinstance(self.value, Mapping) else [self.value]
         if not values or not all(isinstance(value, (int, float)) for value in values):
             raise OptionError(
                 "The value of Padding must be a number, or a dictionary with a number for each key to pad, "
@@ -166,13 +161,12 @@ class Padding:
 
         def unpad(length: int, path: Path, leaf: Any) -> Any:
             follows = cache.get(path, False) and self._has_length(leaf, longest)
-            return self._unpad(leaf, length, longest) if follows and length < longest else leaf
+            if not follows or length == longest:
+                return leaf
+            view = leaf[self._slices(length, longest, self.dim)]
+            return view.clone() if hasattr(view, "clone") else view.copy()
 
         return [map_with_path(row, partial(unpad, n)) for n, row in zip(lengths, rows, strict=True)]
-
-    def _unpad(self, leaf: Any, length: int, longest: int) -> Any:
-        view = leaf[self._slices(length, longest, self.dim)]
-        return view.clone() if hasattr(view, "clone") else view.copy()
 
     def _has_length(self, leaf: Any, length: int) -> bool:
         shape = getattr(leaf, "shape", ())
@@ -181,39 +175,37 @@ class Padding:
     def _array_length(self, array: Any) -> int:
         shape = get_array_shape(array)
         if len(shape) <= self.dim:
-            raise BatchShapeError(
-                f"An example of shape {shape} has no dimension {self.dim} to pad."
-            )
+            raise BatchShapeError(f"An example of shape {shape} has no dimension {self.dim}.")
         return int(shape[self.dim])
 
     def _join_key(self, key: str, arrays: Sequence[Any], stack: StackFn) -> Any:
-        what = f"the batch's {key!r}"
+        name = f"the batch's {key!r}"
         value: Any = 0 if key == self.mask else self.value
         if isinstance(value, Mapping):
             value = value.get(key)
         elif all(len(get_array_shape(array)) <= self.dim for array in arrays):
             value = None  # one number per example, which has no length
         if value is None:
-            return stack(arrays, what, lambda dim: f"name {key!r} in the value of Padding")
-        return self._join(arrays, value, stack, what)
+            return stack(arrays, name, lambda dim: f"name {key!r} in the value of Padding")
+        return self._join(arrays, value, stack, name)
 
     def _join(
-        self, arrays: Sequence[Any], value: Any, stack: StackFn, what: str = "the batch"
+        self, arrays: Sequence[Any], value: Any, stack: StackFn, name: str = "the batch"
     ) -> Any:
         if hasattr(arrays, "shape"):
-            return stack(arrays, what)
+            return stack(arrays, name)
         longest = max(map(self._array_length, arrays))
-        self._check_other_dimensions(arrays, what)
-        return stack([self._pad(array, value, longest) for array in arrays], what)
+        self._check_other_dimensions(arrays, name)
+        return stack([self._pad(array, value, longest) for array in arrays], name)
 
-    def _check_other_dimensions(self, arrays: Sequence[Any], what: str) -> None:
-        first = get_array_shape(arrays[0])
+    def _check_other_dimensions(self, arrays: Sequence[Any], name: str) -> None:
+        first, dim = get_array_shape(arrays[0]), self.dim
         for index, array in enumerate(arrays):
             shape = get_array_shape(array)
-            if _drop_dimension(shape, self.dim) != _drop_dimension(first, self.dim):
+            if shape[:dim] + shape[dim + 1 :] != first[:dim] + first[dim + 1 :]:
                 raise BatchShapeError(
-                    f"Element {index} of {what} has shape {shape}, and element 0 has {first}. Padding applies to "
-                    f"dimension {self.dim}, and all other dimensions must be equal. To fix this, pad another "
+                    f"Element {index} of {name} has shape {shape}, and element 0 has {first}. Padding applies to "
+                    f"dimension {dim}, and all other dimensions must be equal. To fix this, pad another "
                     "dimension with Padding(dim=…), or resize the examples with with_preprocess_fn."
                 )
 
@@ -224,19 +216,18 @@ class Padding:
             return array
         shape = list(array.shape)
         shape[self.dim] = longest
-        new_full = getattr(array, "new_full", None)  # PyTorch tensors have this method
-        padded = new_full(shape, value) if new_full else np.full(shape, value, array.dtype)
+        is_torch = hasattr(array, "new_full")
+        padded = array.new_full(shape, value) if is_torch else np.full(shape, value, array.dtype)
         padded[self._slices(length, longest, self.dim)] = array
         return padded
 
     def _slices(self, length: int, longest: int, dim: int = 0) -> tuple[slice, ...]:
-        """Return the index of an unpadded array within the padded one."""
         start = 0 if self.side == "right" else longest - length
         return (*[slice(None)] * dim, slice(start, start + length))
 
 
 class NoPadding:
-    """Stacks examples of one shape, and does not cut results. Has the methods of `Padding`."""
+    """Stacking of examples of one shape, without cutting the results."""
 
     def join(self, batch: Sequence[Any], stack: StackFn) -> Any:
         return stack(batch)
@@ -254,10 +245,9 @@ class NoPadding:
 
 
 class Unsplit(NoPadding):
-    """Passes a batch that is one element to the model, and does not split the output."""
+    """A batch that is one element of the pipeline, whose output is not split."""
 
     def join_keys(self, batch: Any, stack: StackFn) -> dict[str, Any]:
-        """Return tensors of all rows by key. A list of dictionaries is stacked."""
         if not isinstance(batch, Mapping):
             return super().join_keys(batch, stack)
         return {key: stack(array, f"the batch's {key!r}") for key, array in batch.items()}
@@ -267,7 +257,7 @@ class Unsplit(NoPadding):
 
 
 def get_unpad_cache(model: Any, method: str | None) -> UnpadCache:
-    """Return the cache for the output of a method of a model. It is dropped with the model."""
+    """Return the cache for the output of a method of a model. It lives as long as the model."""
     try:
         return _UNPAD_CACHES.setdefault(model, {}).setdefault(method, {})
     except TypeError:  # the model does not support weak references
@@ -275,7 +265,3 @@ def get_unpad_cache(model: Any, method: str | None) -> UnpadCache:
 
 
 _UNPAD_CACHES: WeakKeyDictionary[Any, dict[str | None, UnpadCache]] = WeakKeyDictionary()
-
-
-def _drop_dimension(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
-    return (*shape[:dim], *shape[dim + 1 :])

@@ -12,10 +12,7 @@ import numpy as np
 
 
 def get_shape(value: Any) -> tuple[Any, ...] | None:
-    """Return the shape of a value that has rows, or None if it has no shape.
-
-    A ``shape`` attribute that is not a tuple of sizes, such as one of a user's class, does not count.
-    """
+    """Return the shape of a value, or None if it has no ``shape`` that is a tuple of sizes."""
     if _is_nested(value):
         return (value.size(0), *[None] * (value.dim() - 1))
     try:
@@ -35,8 +32,7 @@ def split_rows(value: Any) -> list[Any]:
     """Return the rows of a value that has a shape.
 
     A row of a SciPy sparse matrix is a CSR matrix of one row. A row of a sparse tensor is a sparse tensor with
-    one dimension less, in COO layout for PyTorch. A row of a nested or ragged tensor has its own length. A
-    sparse vector is split into numbers.
+    one dimension less, in COO layout for PyTorch. A sparse vector is split into numbers.
 
     >>> from scipy.sparse import coo_array
     >>> [row.toarray().tolist() for row in split_rows(coo_array([[1, 0], [0, 2]]))]
@@ -90,10 +86,8 @@ def _split_tensorflow(value: Any) -> list[Any]:
         if len(value.shape) > 1:
             return list(_split_sparse_tensor(value))
         value = tensorflow.sparse.to_dense(tensorflow.sparse.reorder(value))
-    if isinstance(value, tensorflow.RaggedTensor):
-        rows = [value[i] for i in range(value.shape[0])]
-    else:
-        rows = tensorflow.unstack(value)
+    is_ragged = isinstance(value, tensorflow.RaggedTensor)
+    rows = [value[i] for i in range(value.shape[0])] if is_ragged else tensorflow.unstack(value)
     deep_copy = tensorflow.raw_ops.DeepCopy
     return [
         tensorflow.nest.map_structure(lambda x: deep_copy(x=x), row, expand_composites=True)

@@ -13,20 +13,16 @@ from runinference.errors import BatchShapeError, ElementError
 
 
 def stack_arrays(
-    batch: Sequence[Any], what: str = "the batch", hint: Callable[[int], str] | None = None
+    batch: Sequence[Any], name: str = "the batch", hint: Callable[[int], str] | None = None
 ) -> Any:
-    """Stack examples along a new first axis with NumPy. A batch that is an array already is returned as it is.
-
-    Raises:
-        BatchShapeError: The examples have different shapes.
-    """
-    return stack_batch(np.stack, batch, what, hint)
+    """Stack examples along a new first axis with NumPy. A batch that is an array already is returned as it is."""
+    return stack_batch(np.stack, batch, name, hint)
 
 
 def stack_batch(
     stack: Callable[[Any], Any],
     batch: Sequence[Any],
-    what: str = "the batch",
+    name: str = "the batch",
     hint: Callable[[int], str] | None = None,
 ) -> Any:
     """Return ``stack(batch)``, with an error message that names the example that does not fit.
@@ -34,12 +30,8 @@ def stack_batch(
     Args:
         stack: Stacks examples of one shape.
         batch: The examples, or an array, which is returned as it is.
-        what: The name of the batch in error messages.
+        name: The name of the batch in error messages.
         hint: Returns a hint for examples that differ only in the given dimension.
-
-    Raises:
-        BatchShapeError: The examples have different shapes.
-        ElementError: The examples look like ``(key, example)``.
     """
     if hasattr(batch, "shape"):
         return batch
@@ -47,7 +39,7 @@ def stack_batch(
         return stack(batch)
     except (ValueError, RuntimeError) as error:
         reject_keyed_examples(batch)
-        if (message := _format_odd_shape(batch, what, hint)) is None:
+        if (message := _format_odd_shape(batch, name, hint)) is None:
             raise
         raise BatchShapeError(message) from error
 
@@ -63,9 +55,9 @@ def reject_keyed_examples(batch: Sequence[Any]) -> None:
 
 
 def _format_odd_shape(
-    batch: Sequence[Any], what: str, hint: Callable[[int], str] | None
+    batch: Sequence[Any], name: str, hint: Callable[[int], str] | None
 ) -> str | None:
-    """Name an example whose shape is not the most common one. Return None if all have the same shape."""
+    """Describe an example whose shape is not the most common one. Return None if all have one shape."""
     shapes = [get_array_shape(example) for example in batch]
     counted = Counter(shapes)
     if len(counted) < 2:
@@ -77,7 +69,7 @@ def _format_odd_shape(
     if hint is not None and dim is not None:
         fix = f"{hint(dim)}, resize them with with_preprocess_fn"
     return (
-        f"Element {index} of {what} has shape {shapes[index]}, while {n_common} of {len(batch)} elements have "
+        f"Element {index} of {name} has shape {shapes[index]}, while {n_common} of {len(batch)} elements have "
         f"shape {common}. Elements of one batch are stacked, so they need one shape. To fix this, {fix}, group "
         "them with batch_length_fn, or set max_batch_size=1."
     )
@@ -85,7 +77,7 @@ def _format_odd_shape(
 
 def _find_ragged_dimension(shapes: Sequence[tuple[int, ...]]) -> int | None:
     """Return the only dimension in which shapes differ, or None if there is no such dimension."""
-    if len({len(shape) for shape in shapes}) > 1:
+    if len({*map(len, shapes)}) > 1:
         return None
     ragged = [dim for dim, sizes in enumerate(zip(*shapes, strict=True)) if len({*sizes}) > 1]
     return ragged[0] if len(ragged) == 1 else None

@@ -37,10 +37,6 @@ def unbatch(output: Any, size: int) -> list[Any]:
 
     >>> unbatch({"label": ["cat", "dog"], "loss": 0.5}, 2)
     [{'label': 'cat', 'loss': 0.5}, {'label': 'dog', 'loss': 0.5}]
-
-    Raises:
-        ResultMismatchError: The length of the output, or of a part of it, is not ``size``, or nothing in the
-            output has a leading dimension.
     """
     rows = _unbatch(output, size, "the output")
     if rows is None and isinstance(output, tuple) and len(output) == size:
@@ -57,8 +53,7 @@ def unbatch(output: Any, size: int) -> list[Any]:
 def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[PredictionResult]:
     """Return a ``PredictionResult`` for each example of a batch, with its part of the output.
 
-    A list of another length is not an error here, so that code that calls ``run_inference`` itself gets all
-    results. The transform and ``predict`` check the length.
+    The transform and ``predict`` check the length of a list, so that other code gets all its results.
     """
     rows = output if isinstance(output, list) else unbatch(output, len(batch))
     examples = [*batch, *[None] * (len(rows) - len(batch))]
@@ -68,10 +63,8 @@ def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[
 
 def batch_length(batch: Any) -> int | None:
     """Return the number of examples in a batch, or None for a mapping or a batch without a length."""
-    if isinstance(batch, Mapping):
-        return None
     try:
-        return len(batch)
+        return None if isinstance(batch, Mapping) else len(batch)
     except TypeError:
         return None
 
@@ -88,7 +81,7 @@ def describe(value: Any) -> str:
 def mismatch_error(
     found: int, batch: str, entry: str, where: str, value: Any, hint: str = ""
 ) -> ResultMismatchError:
-    """Create the error for a part of an output, named ``where``, that has another length than the batch."""
+    """Create the error for a part of an output, named ``where``, with another length than the batch."""
     return ResultMismatchError(
         f"The model returned {found} result{'s' * (found != 1)} for {batch} ({where} is {describe(value)}). "
         f"Each {entry} needs exactly one. To fix this, check that the model keeps the leading dimension, and that "
@@ -126,11 +119,8 @@ def _unbatch_fields(
     columns = {name: _unbatch(part, size, f"{where}[{name!r}]") for name, part in fields.items()}
     if all(column is None for column in columns.values()):
         return None
-    each = {
-        name: [fields[name]] * size if column is None else column
-        for name, column in columns.items()
-    }
-    return [build(dict(zip(each, row, strict=True))) for row in zip(*each.values(), strict=True)]
+    full = [repeat(fields[k], size) if rows is None else rows for k, rows in columns.items()]
+    return [build(dict(zip(columns, row, strict=True))) for row in zip(*full, strict=True)]
 
 
 def _unbatch_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Rows | None:

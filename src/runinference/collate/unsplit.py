@@ -11,7 +11,7 @@ import numpy as np
 from runinference.collate.pytree import children, rebuild
 from runinference.collate.rows import get_shape
 from runinference.collate.unbatch import mismatch_error
-from runinference.errors import OutOfMemoryError, ResultMismatchError, is_out_of_memory
+from runinference.errors import OutOfMemoryError, is_out_of_memory
 from runinference.results import PredictionResult
 
 
@@ -26,30 +26,21 @@ def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionR
     >>> unsplit_result(np.zeros((3, 2)), np.array([7, 8, 9]), "model.pkl").inference
     array([7, 8, 9])
 
-    Args:
-        batch: An array, a table, a list of rows, or a dictionary of arrays.
-        output: The output of the model.
-        model_id: The path of the model.
-
     Raises:
         ResultMismatchError: A part of the output has another leading dimension than the batch.
     """
     n_rows = count_rows(batch)
-    if n_rows is not None:
-        for where, length, part in _iter_lengths(output, "the output"):
-            if length != n_rows:
-                raise _mismatch(length, n_rows, where, part)
+    for where, length, part in _iter_lengths(output, "the output"):
+        if n_rows is not None and length != n_rows:
+            hint = " Return several outputs as a tuple or a dictionary."
+            raise mismatch_error(length, f"an array of {n_rows} rows", "row", where, part, hint)
     return PredictionResult(batch, _copy_views(output), model_id)
 
 
 def run_unsplit(
     handler: Any, element: Any, model: Any, inference_args: dict[str, Any] | None
 ) -> Any:
-    """Return ``handler.run_inference(element, …)``, with an iterator as a list.
-
-    Raises:
-        OutOfMemoryError: The element does not fit into memory.
-    """
+    """Return ``handler.run_inference(element, …)``, with an iterator as a list."""
     try:
         args = dict(inference_args) if inference_args else inference_args
         output = handler.run_inference(element, model, args)
@@ -74,12 +65,11 @@ def count_rows(element: Any) -> int | None:
 def _iter_lengths(value: Any, where: str) -> Iterator[tuple[str, int, Any]]:
     """Yield the name, length and value of each array and list in a structure."""
     shape = get_shape(value)
-    if shape is not None:
-        if len(shape) > 0:
-            yield where, int(shape[0]), value
+    if shape:
+        yield where, int(shape[0]), value
     elif isinstance(value, list):
         yield where, len(value), value
-    elif not isinstance(value, PredictionResult):
+    elif shape is None and not isinstance(value, PredictionResult):
         for name, part in (children(value) or {}).items():
             yield from _iter_lengths(part, f"{where}[{name!r}]")
 
@@ -101,11 +91,6 @@ def _copy_views(value: Any) -> Any:
 
 def _holds_arrays(value: Any) -> bool:
     return hasattr(value, "shape") or bool(children(value))
-
-
-def _mismatch(found: int, n_rows: int, where: str, part: Any) -> ResultMismatchError:
-    hint = " Return several outputs as a tuple or a dictionary."
-    return mismatch_error(found, f"an array of {n_rows} rows", "row", where, part, hint)
 
 
 def _too_large(element: Any, error: Exception) -> OutOfMemoryError:

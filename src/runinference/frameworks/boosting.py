@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from runinference.collate.frames import (
-    concat_tables,
-    sparse_bytes,
-    split_examples,
-    split_predictions,
-    to_tables,
-)
+from runinference.collate import frames
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.results import PredictionResult, with_model_id
 
@@ -48,13 +42,14 @@ def predict_tables(
     batch: Sequence[Any], check: Callable[[list[Any]], None], predict: Callable[[Any], Any]
 ) -> list[PredictionResult]:
     """Join the rows of all examples to one table, predict once, and split the predictions by example."""
-    examples = split_examples(batch)
-    tables = to_tables(examples)
+    examples = frames.split_examples(batch)
+    tables = frames.to_tables(examples)
     check(tables)
-    predictions = split_predictions(predict(concat_tables(tables)), examples, tables)
+    table = frames.concat_tables(tables)
+    predictions = frames.split_predictions(predict(table), examples, tables)
     return [PredictionResult(x, y) for x, y in zip(examples, predictions, strict=True)]
 
 
-def sparse_batch_bytes(batch: Any) -> int:
+def table_bytes(batch: Any) -> int:
     """Return the size in bytes of a sparse matrix, or of a batch of them."""
-    return sum(map(sparse_bytes, [batch] if hasattr(batch, "tocsr") else batch))
+    return sum(map(frames.sparse_bytes, [batch] if hasattr(batch, "tocsr") else batch))

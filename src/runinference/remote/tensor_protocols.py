@@ -90,11 +90,12 @@ class KServeV2(_NamedModel):
     Names and dtypes of inputs come from the model's metadata. If the server provides none, an array is sent as
     ``input-0``, and the keys of a dictionary are the names of the inputs.
 
+    >>> from runinference.http_inference import KServeV2
     >>> digits = KServeV2("digits", version="3")
     >>> digits.path
     '/v2/models/digits/versions/3/infer'
-    >>> digits.body([np.array([1.0, 2.0])], [InputSpec("pixels", np.float32, ())], {})
-    {'inputs': [{'name': 'pixels', 'shape': [1, 2], 'datatype': 'FP32', 'data': [1.0, 2.0]}]}
+    >>> digits.body([{"pixels": np.array([1.0, 2.0])}], [], {})
+    {'inputs': [{'name': 'pixels', 'shape': [1, 2], 'datatype': 'FP64', 'data': [1.0, 2.0]}]}
 
     Attributes:
         model_name: Name of the model on the server.

@@ -15,7 +15,7 @@ from runinference.testing.compare import format_error, format_value, retained_by
 
 
 class CheckFailed(Exception):  # noqa: N818 - control flow of the kit
-    """A broken promise. The arguments are what is wrong, and a fix."""
+    """A broken promise. The arguments are the fault and its fix."""
 
 
 class CheckSkipped(Exception):  # noqa: N818 - control flow of the kit
@@ -51,7 +51,6 @@ class CheckContext:
         return len(found) == len(expected) and all(map(self.same, found, expected))
 
     def is_permutation(self, found: Sequence[Any], expected: Sequence[Any]) -> bool:
-        """Return whether each found result is an expected one, in any order."""
         remaining = list(expected)
         for result in found:
             index = next((i for i, one in enumerate(remaining) if self.same(result, one)), None)
@@ -95,11 +94,8 @@ def _check_order(context: CheckContext) -> None:
     first, *others = context.single_results
     if all(context.same(first, result) for result in others):
         raise CheckSkipped("needs examples with different results")
-    for examples, expected in (
-        (context.examples, context.single_results),
-        (context.examples[::-1], context.single_results[::-1]),
-    ):
-        found = context.run(examples)
+    for step in (1, -1):
+        found, expected = context.run(context.examples[::step]), context.single_results[::step]
         if not context.all_same(found, expected) and context.is_permutation(found, expected):
             raise CheckFailed(
                 "The results are in another order than the elements: "
@@ -151,11 +147,10 @@ def _check_metrics(context: CheckContext) -> None:
 def _check_handler_state(context: CheckContext) -> None:
     after, before = vars(context.handler), context.attributes
     changed = after.keys() ^ before.keys()
-    changed |= {
-        name
-        for name in after.keys() & before.keys()
-        if after[name] is not before[name][0] or not same(after[name], before[name][1])
-    }
+    for name in after.keys() & before.keys():
+        original, copied = before[name]
+        if after[name] is not original or not same(after[name], copied):
+            changed.add(name)
     if changed:
         raise CheckFailed(
             f"The handler changes its attributes: {', '.join(sorted(changed))}.",
@@ -168,9 +163,8 @@ def _check_pickling(context: CheckContext) -> None:
     try:
         unpickled = pickler.loads(pickler.dumps(context.handler))
     except Exception as error:
-        names = ", ".join(
-            name for name, value in vars(context.handler).items() if not _is_picklable(value)
-        )
+        attributes = vars(context.handler).items()
+        names = ", ".join(name for name, value in attributes if not _is_picklable(value))
         raise CheckFailed(
             f"The handler cannot be sent to workers ({format_error(error)}){names and f': {names}'}.",
             "Keep paths and settings in the handler, and create objects that cannot be pickled in load_model().",
@@ -241,7 +235,7 @@ CHECKS: dict[str, Callable[[CheckContext], None]] = {
 
 
 def _get_predictions(result: Any) -> list[Any]:
-    """Return the predictions in a result, which may be a pair with a key."""
+    """Return the predictions in a result or in a pair of a key and a result."""
     parts = (result, *(result if type(result) is tuple else ()))
     return [part for part in parts if hasattr(part, "model_id")]
 

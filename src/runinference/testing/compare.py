@@ -28,19 +28,16 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _same_arrays(one: Any, other: Any) -> bool:
-    if one.shape != other.shape:
-        return False
-    if one.dtype.kind in "fc":
-        return bool(np.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True))
-    return bool((one == other).all())
+    if one.dtype.kind in "fc" and one.shape == other.shape:
+        return np.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return np.array_equal(one, other)
 
 
 def retained_bytes(part: Any) -> int:
     """Return the bytes of the memory that an array or tensor keeps alive."""
     if hasattr(part, "untyped_storage"):
         return int(part.untyped_storage().nbytes())
-    base = getattr(part, "base", None) if isinstance(part, np.ndarray) else None
-    return int(getattr(base, "nbytes", 0))
+    return int(getattr(part.base, "nbytes", 0)) if isinstance(part, np.ndarray) else 0
 
 
 def format_error(error: Exception) -> str:

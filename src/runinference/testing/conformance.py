@@ -18,8 +18,8 @@ class Fault(NamedTuple):
 
     Attributes:
         check: The name of the check that failed.
-        wrong: What is wrong.
-        cure: How to fix it.
+        wrong: A description of the fault.
+        cure: The fix.
     """
 
     check: str
@@ -32,7 +32,7 @@ class Report(NamedTuple):
 
     Attributes:
         passed: The names of the checks that passed.
-        skipped: The names of the checks that were skipped, each with what it needs.
+        skipped: The argument that each skipped check needs, by the name of the check.
     """
 
     passed: tuple[str, ...]
@@ -106,19 +106,13 @@ def check_handler(
             faults.append(Fault(name, format_error(error), fix))
         else:
             passed.append(name)
-        if faults and name in (
-            "loading",
-            "splitting",
-        ):  # the other checks need the results of these
+        if faults and len(passed) < 2:  # the other checks need the results of the first two
             break
-    if faults:
-        raise _faults_error(handler, faults, len(passed) + len(faults))
-    return Report(tuple(passed), skipped)
-
-
-def _faults_error(handler: Any, faults: Sequence[Fault], n_checks: int) -> HandlerFaultsError:
+    if not faults:
+        return Report(tuple(passed), skipped)
+    n_checks = len(passed) + len(faults)
     lines = [f"{type(handler).__name__} fails {len(faults)} of {n_checks} checks:"]
-    lines += [f"  {name}: {wrong}\n    Fix: {cure}" for name, wrong, cure in faults]
-    error = HandlerFaultsError("\n".join(lines))
-    error.faults = tuple(faults)
-    return error
+    lines += [f"  {name}: {wrong}\n    Fix: {fix}" for name, wrong, fix in faults]
+    failure = HandlerFaultsError("\n".join(lines))
+    failure.faults = tuple(faults)
+    raise failure

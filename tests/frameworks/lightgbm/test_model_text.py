@@ -31,7 +31,11 @@ def test_rejects_a_truncated_file_without_crashing(model_text, tmp_path, share):
 @pytest.mark.parametrize(
     ("old", "new", "defect"),
     [
-        (b"left_child=", b"left_child=9 ", "other sizes than its header says"),
+        (
+            b"left_child=",
+            b"left_child=9 ",
+            "the sizes of its trees differ from those in its header",
+        ),
         (b"tree_sizes=", b"no_sizes=", "left_child has"),
         (b"leaf_value=", b"leaf_vxlue=", "in tree 0, leaf_value is missing"),
         (b"threshold=", b"threshold ", "there is a line 'threshold "),

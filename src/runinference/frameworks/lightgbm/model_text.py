@@ -21,11 +21,7 @@ _NUMBER_CHARACTERS = frozenset("0123456789.e+- infa")
 
 
 def check_model_text(text: bytes, path: str) -> None:
-    """Raise an error for a file that would crash LightGBM.
-
-    Raises:
-        ModelLoadError: The file isn't a LightGBM model, is truncated, or has a damaged tree.
-    """
+    """Raise `ModelLoadError` for a file that would crash LightGBM."""
     if not text.startswith(b"tree\n"):
         raise ModelLoadError(
             f"The file {path!r} (model_uri) is not a LightGBM model: it starts with {text[:12]!r}. Write it "
@@ -40,14 +36,14 @@ def check_model_text(text: bytes, path: str) -> None:
     header, *trees = re.split(rb"^(?=Tree=)", text[: text.index(b"\nend of trees") + 1], flags=re.M)
     sizes = re.search(rb"^tree_sizes=([\d ]*)$", header, re.MULTILINE)
     if sizes is not None and [int(size) for size in sizes[1].split()] != [*map(len, trees)]:
-        raise _damaged(path, "its trees have other sizes than its header says")
+        raise _damaged(path, "the sizes of its trees differ from those in its header")
     for number, tree in enumerate(trees):
         if defect := _find_defect(tree):
             raise _damaged(path, f"in tree {number}, {defect}")
 
 
 def _find_defect(tree: bytes) -> str:
-    """Describe what would crash LightGBM in a tree. Return an empty string for a valid tree."""
+    """Describe the defect of a tree that would crash LightGBM. Return an empty string for a valid tree."""
     lines = [line for line in tree.decode("utf-8", "replace").split("\n") if line]
     if broken := next((line for line in lines if "=" not in line), ""):
         return f"there is a line {broken[:40]!r}"
@@ -79,7 +75,7 @@ def _check_counts(fields: dict[str, str], names: Iterable[str], expected: int) -
 
 
 def _count_numbers(name: str, text: str) -> int:
-    """Parse every number, as LightGBM will, and return how many there are."""
+    """Parse every number, as LightGBM does, and return the number of them."""
     try:
         if _NUMBER_CHARACTERS.issuperset(text):
             return len([float(number) for number in text.split(" ")])

@@ -31,7 +31,7 @@ def load_session(
         ort.InferenceSession,
         _read_model(path),
         sess_options=session_options() if callable(session_options) else session_options,
-        enable_fallback=0,  # onnxruntime's own fallback prints to stdout while it runs a batch
+        enable_fallback=0,  # the fallback of onnxruntime prints to stdout while it runs a batch
     )
     available = _select_providers(providers, provider_options)
     try:
@@ -43,7 +43,7 @@ def load_session(
 
 
 def check_session_options(session_options: Any) -> None:
-    """Raise `OptionError` if the session options aren't made by a function."""
+    """Raise `OptionError` unless the session options are None or a function."""
     if session_options is not None and not callable(session_options):
         raise OptionError(
             "session_options must be a function that returns the options, but is a "
@@ -79,25 +79,20 @@ def _get_provider_name(provider: Any) -> str:
     return provider if isinstance(provider, str) else str(provider[0])
 
 
-def _select_providers(
-    providers: Sequence[Any], provider_options: Sequence[Any] | None
-) -> list[Any]:
+def _select_providers(providers: Sequence[Any], options: Sequence[Any] | None) -> list[Any]:
     """Return the providers that this machine's onnxruntime has, each with its options."""
-    if provider_options is not None:
-        providers = list(zip(providers, provider_options, strict=True))
+    if options is not None:
+        providers = list(zip(providers, options, strict=True))
     available = ort.get_available_providers()
     selected = [provider for provider in providers if _get_provider_name(provider) in available]
     if not selected:
-        _LOGGER.warning(
-            "The model runs on the CPU: none of %s is available here, only %s.",
-            [*map(_get_provider_name, providers)],
-            available,
-        )
+        message = "The model runs on the CPU: none of %s is available here, only %s."
+        _LOGGER.warning(message, [*map(_get_provider_name, providers)], available)
     return selected or ["CPUExecutionProvider"]
 
 
 def _fall_back_to_cpu(start: Callable[..., Any], providers: Sequence[Any], error: Exception) -> Any:
-    """Return a session on the CPU, or None if the model itself can't be loaded."""
+    """Return a session on the CPU, or None if the model cannot be loaded there either."""
     names = [*map(_get_provider_name, providers)]
     if names == ["CPUExecutionProvider"]:
         return None
