@@ -155,6 +155,7 @@ def _read_key(variable: str | None) -> str | None:
         )
     if not (key.isascii() and key.isprintable()):
         raise OptionError(
-            f"The environment variable {variable} (api_key_env) contains a line break or other invalid characters."
+            f"The environment variable {variable} (api_key_env) contains a line break or other invalid "
+            "characters. Set it to a valid key."
         )
     return key

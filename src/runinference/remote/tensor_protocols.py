@@ -67,7 +67,8 @@ class _NamedModel:
     def __post_init__(self) -> None:
         if not self.model_name or "/" in f"{self.model_name}{self.version or ''}":
             raise OptionError(
-                f"model_name is {self.model_name!r}, which is empty or has a slash. Set version separately."
+                f"model_name is {self.model_name!r}, which is empty or has a slash. Set the version "
+                "separately, for example version='2'."
             )
 
     @property
