@@ -1,4 +1,4 @@
-"""The names of ``apache_beam.ml.inference.base``, and those that this library adds to them."""
+"""The names of ``apache_beam.ml.inference.base``, and additional ones."""
 
 from runinference.errors import RateLimitExceeded
 from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandler

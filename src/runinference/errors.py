@@ -26,9 +26,6 @@ class OptionError(RunInferenceError, ValueError):
 class ModelNotFoundError(RunInferenceError, FileNotFoundError):
     """The model file does not exist."""
 
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
-
 
 class ModelLoadError(RunInferenceError, RuntimeError):
     """A model file exists but cannot be loaded as the given type."""
@@ -81,7 +78,7 @@ class PartialResult(NamedTuple):
 
 
 class PartialBatchError(RunInferenceError):
-    """Some parts of a batch failed; carries the results of the others.
+    """Some parts of a batch failed. The others have results.
 
     Attributes:
         parts: The outcome of each part, in order.
@@ -117,8 +114,7 @@ class CoderVersionError(RunInferenceError, ValueError):
 class UnknownKeyError(RunInferenceError, KeyError):
     """No model is mapped to the key of an element."""
 
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+    __str__ = Exception.__str__  # that of KeyError returns the repr
 
 
 class EndpointError(RunInferenceError, RuntimeError):
@@ -179,6 +175,5 @@ def missing_key_error(element: Any) -> ElementError:
     """Return the error for an element that needs a key but has none."""
     return ElementError(
         f"KeyedModelHandler takes (key, example), but got {type(element).__name__} {repr(element)[:60]}. "
-        "To fix this, add a key, for example with beam.Map(lambda x: (x.name, x)), or use the handler without "
-        "KeyedModelHandler."
+        "To fix this, add a key, for example with beam.WithKeys(lambda x: x.name), or leave the wrapper out."
     )

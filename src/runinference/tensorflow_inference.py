@@ -24,7 +24,7 @@ TensorInferenceFn = Callable[
 
 
 class ModelType(enum.Enum):
-    """What a model file holds.
+    """The kind of a model file.
 
     Attributes:
         SAVED_MODEL: A complete model: the folder of a SavedModel, a ``.keras`` file, or an HDF5 file.
@@ -71,7 +71,7 @@ def default_tensor_inference_fn(
 
 
 class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """The constructor and the methods of both handlers."""
+    """The base class of both handlers."""
 
     _path_attribute = "_model_uri"
     _supports_dynamic_batching = True
@@ -134,10 +134,7 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
         return model
 
     def run_inference(
-        self,
-        batch: Sequence[Any],
-        model: Any,
-        inference_args: dict[str, Any] | None = None,
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Run the model on a batch. The results hold tensors.
 
@@ -196,8 +193,7 @@ def _check_model_type(model_type: Any, create_model_fn: Any, model_options: Any)
         )
     if model_type is ModelType.SAVED_MODEL and create_model_fn is not None:
         raise OptionError(
-            "create_model_fn builds a model for a file with weights only: add "
-            "model_type=ModelType.SAVED_WEIGHTS, or leave it out."
+            "create_model_fn is for a file with weights only: add model_type=ModelType.SAVED_WEIGHTS."
         )
     if model_type is ModelType.SAVED_WEIGHTS and not callable(create_model_fn):
         raise OptionError(

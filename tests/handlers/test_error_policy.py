@@ -174,9 +174,8 @@ def test_out_of_memory_halves_the_batch_and_loses_no_element():
         return [2 * n for n in batch]
 
     sizes = []
-    assert list(
-        halved_on_out_of_memory(call, range(33), lambda batch: sizes.append(len(batch)))
-    ) == [2 * n for n in range(33)]
+    results = halved_on_out_of_memory(call, range(33), lambda batch: sizes.append(len(batch)))
+    assert results == [2 * n for n in range(33)]
     assert sizes == [33, 17, 16]
 
 
@@ -185,7 +184,7 @@ def test_one_element_that_does_not_fit_into_memory_raises():
         raise RuntimeError("CUDA out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(halved_on_out_of_memory(call, [1, 2], lambda batch: None))
+        halved_on_out_of_memory(call, [1, 2], lambda batch: None)
 
 
 class InParts(Call):

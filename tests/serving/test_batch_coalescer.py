@@ -216,7 +216,9 @@ def test_metrics_count_a_combined_call_once_with_all_its_elements():
     assert Gated.calls == [4, 12]
     assert sorted(size for thread in threads for size in thread.sizes()) == [4, 12]
     assert sum(thread.recorded.batch_timed.call_count for thread in threads) == 2
-    assert [thread.recorded.inferred.call_args.args for thread in threads] == [(4,)] * 4
+    assert [thread.recorded.count.call_args.args for thread in threads] == [
+        ("num_inferences", 4)
+    ] * 4
 
 
 def test_does_not_combine_calls_whose_arguments_may_differ(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import apache_beam as beam
-import numpy as np
 import pytest
 
 from common import RUNNER, CollectElements, Doubler, FunctionHandler, run
@@ -278,21 +276,6 @@ def test_calls_replicas_in_turn():
     )
     assert [models.run(handler, [0], None) for _ in range(6)] == [[1], [2], [3], [1], [2], [3]]
     models.close()
-
-
-def test_a_batch_is_sent_without_delay():
-    """Nagle's algorithm delayed batches of 16 to 64 kB by 40 ms on each of two TCP connections."""
-    handler = FunctionHandler(lambda batch: batch, large_model=True)
-    version = ModelVersion("", handler, resolve_policy(handler))
-    model = SharedProcessModel(version, tag=f"test-{uuid.uuid4()}")
-    batch = [np.zeros(5_000)]
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        model.run(handler, batch, None)
-        seconds.append(time.perf_counter() - start)
-    model.close()
-    assert statistics.median(seconds) < 0.02
 
 
 def test_no_batch_is_sent_over_tcp():

@@ -158,7 +158,7 @@ def test_the_old_model_stays_in_use_if_the_new_one_cannot_be_loaded(caplog):
     worker = make_worker(FromPath("first"))
     worker.bundle((1, A))
     assert get_inferences(worker.bundle((2, ModelMetadata("broken", "")))) == ["a"]
-    assert "the old one stays in use" in caplog.text
+    assert "The old model stays in use" in caplog.text
     assert get_inferences(worker.bundle((3, ModelMetadata("broken", "")))) == ["a"]
     assert FromPath.loads == ["a", "broken"]
     assert get_inferences(worker.bundle((4, B))) == ["b"]

@@ -41,9 +41,6 @@ def limits_from_args(arguments: Mapping[str, Any]) -> CacheLimits:
 
     >>> limits_from_args({"max_models": 2}).max_models
     2
-
-    Raises:
-        UnknownOptionError: If an argument is unknown.
     """
     for name in arguments:
         if name not in _LIMITS and name not in _BEAM_ONLY:
@@ -56,11 +53,7 @@ def limits_from_args(arguments: Mapping[str, Any]) -> CacheLimits:
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory of the first GPU if PyTorch finds one, else that of the container or machine.
-
-    Args:
-        root: The directory that contains ``proc`` and ``sys``.
-    """
+    """Return the memory of the first GPU that PyTorch finds, else of the container or machine (below ``root``)."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
@@ -96,11 +89,8 @@ def _read(path: Path) -> str:
 
 def resident_bytes() -> int:
     """Return the resident memory of this process, or its peak where the system reports only that."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        pass
+    if statm := _read(Path("/proc/self/statm")):
+        return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
     try:
         import resource
     except ImportError:

@@ -74,13 +74,10 @@ class ModelCache:
     def acquire(
         self, name: str, load: Callable[[], Any], *, exceed_limits: bool = False
     ) -> Iterator[Any]:
-        """Provide a model for the length of a ``with`` block.
+        """Provide a model for the length of a ``with`` block, and load it if the cache does not hold it.
 
-        Args:
-            name: The name of the model.
-            load: Loads the model if the cache does not hold it.
-            exceed_limits: Load the model at once even if no other can be evicted. A model refresh needs this: the
-                old model stays in use until the new one is loaded.
+        With ``exceed_limits``, load it at once even if no other model can be evicted. A model refresh needs this,
+        because the old model stays in use until the new one is loaded.
         """
         entry = self._start_use(name)
         try:
@@ -99,12 +96,9 @@ class ModelCache:
         self._close(self._remove_while(self._next_expired))
 
     def invalidate(self, name: str, model: Any) -> None:
-        """Forget a model that hangs, so that the next thread to acquire it loads a new one.
+        """Forget a model that hangs (None: while it loads), so that the next thread to acquire it reloads it.
 
-        Args:
-            name: The name of the model.
-            model: The model that hangs; None if it hangs while it loads. If the cache already holds another model
-                under the name, that one stays.
+        If the cache already holds another model under the name, that one stays.
         """
         with self._changed:
             entry = self._entries.get(name)
@@ -129,9 +123,7 @@ class ModelCache:
 
     def _start_use(self, name: str) -> CacheEntry:
         with self._changed:
-            entry = self._entries.get(name)
-            if entry is None:
-                entry = self._entries[name] = CacheEntry(name)
+            entry = self._entries.setdefault(name, CacheEntry(name))
             entry.users += 1
             entry.expired = False
             self._entries.move_to_end(name)

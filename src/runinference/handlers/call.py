@@ -16,7 +16,7 @@ class RunsInParts(ABC):
 
     @property
     def runs_in_parts(self) -> bool:
-        """Whether this object does so; a wrapper depends on the handler that it wraps."""
+        """Whether this object sends batches in parts; a wrapper depends on the handler that it wraps."""
         return True
 
     @abstractmethod
@@ -29,12 +29,7 @@ class RunsInParts(ABC):
 def run_batch(
     handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
 ) -> list[Any]:
-    """Run a handler on a batch and return one result per element; one for the batch if results are unsplit.
-
-    Raises:
-        ResultMismatchError: The number of results is not the number of elements.
-        OutOfMemoryError: Memory was exhausted by an element that is a whole batch.
-    """
+    """Run a handler on a batch and return one result per element; one for the batch if results are unsplit."""
     try:
         return run_batch_in_parts(handler, batch, model, inference_args)
     except PartialBatchError as error:

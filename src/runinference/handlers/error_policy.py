@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +45,10 @@ class FailFastPolicy:
 
     def attempt(self, call: Call, batch: Any) -> list[Any]:
         """Return the results of a batch."""
-        failed: Exception
         try:
             return call(batch)
-        except PartialBatchError as error:
-            failed = error.first_error
-        except ModelUnavailableError as error:
-            failed = error
+        except (PartialBatchError, ModelUnavailableError) as error:
+            failed = error.first_error if isinstance(error, PartialBatchError) else error
         if isinstance(failed, ModelUnavailableError):
             raise (failed.__cause__ or failed) from None
         raise failed from failed.__cause__
@@ -100,7 +97,7 @@ class DeadLetterPolicy:
                 return results
             if not is_transient(
                 failed
-            ):  # like a partial failure, whose parts the handler has retried
+            ):  # the handler retries the parts of a partial failure itself
                 break
             if left and retries > 1:
                 self._sleep(pause * random.uniform(0.5, 1.5))
@@ -190,35 +187,22 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, _TRANSIENT):
         return True
     response = getattr(error, "response", None)
-    codes = (
-        getattr(where, name, None)
-        for where in (error, response)
-        for name in ("status_code", "code")
-    )
+    names = ("status_code", "code")
+    codes = (getattr(owner, name, None) for owner in (error, response) for name in names)
     return any(code in _TRANSIENT_CODES for code in codes if isinstance(code, int))
 
 
 def halved_on_out_of_memory(
     call: Call, batch: Any, on_out_of_memory: Callable[[Any], None]
-) -> Iterator[Any]:
-    """Yield the results of a batch, halving it as often as it takes to fit into memory.
-
-    Args:
-        call: Calls the model.
-        batch: The elements.
-        on_out_of_memory: Called with each batch that did not fit.
-    """
+) -> list[Any]:
+    """Return the results of a batch, halving it until it fits; report each batch that does not fit."""
     try:
-        results: Any = call(batch)
+        return call(batch)
     except Exception as error:
         cause = error.first_error if isinstance(error, PartialBatchError) else error
         if len(batch) < 2 or not is_out_of_memory(cause):
             raise
         on_out_of_memory(batch)
-        results = None
-    if results is not None:
-        yield from results
-        return
     middle = (len(batch) + 1) // 2
-    yield from halved_on_out_of_memory(call, batch[:middle], on_out_of_memory)
-    yield from halved_on_out_of_memory(call, batch[middle:], on_out_of_memory)
+    first = halved_on_out_of_memory(call, batch[:middle], on_out_of_memory)
+    return first + halved_on_out_of_memory(call, batch[middle:], on_out_of_memory)

@@ -23,11 +23,12 @@ from runinference.handlers.model_per_key import (
 
 
 class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
-    """Passes everything that has nothing to do with keys on to the wrapped handler."""
+    """A handler that adds keys to another one, and delegates everything else to it."""
 
     def __init__(self, unkeyed: Any) -> None:
         reject_functions(unkeyed, type(self).__name__)
         self._unkeyed = unkeyed
+        self._per_key = isinstance(unkeyed, PerKeyModelHandler)
         self._env_vars = getattr(unkeyed, "_env_vars", {})
         self._max_batch_bytes = getattr(unkeyed, "_max_batch_bytes", None)
 
@@ -172,13 +173,12 @@ class KeyedModelHandler(_KeyWrapper):
     @property
     def mappings(self) -> list[KeyModelMapping[Any, Any, Any, Any]]:
         """The mappings of keys to handlers; empty if one handler serves all keys."""
-        return self._unkeyed.mappings if isinstance(self._unkeyed, PerKeyModelHandler) else []
+        return self._unkeyed.mappings if self._per_key else []
 
     @property
     def cache_limits(self) -> CacheLimits:
         """The limits on the models that a process holds."""
-        per_key = isinstance(self._unkeyed, PerKeyModelHandler)
-        return self._unkeyed.cache_limits if per_key else CacheLimits()
+        return self._unkeyed.cache_limits if self._per_key else CacheLimits()
 
     def handler_for(self, key: Any) -> KeyedModelHandler:
         """Return the handler of a key's model, which takes elements with keys.
@@ -187,8 +187,7 @@ class KeyedModelHandler(_KeyWrapper):
             UnknownKeyError: No model is mapped to the key.
             ElementError: The key is not hashable.
         """
-        per_key = isinstance(self._unkeyed, PerKeyModelHandler)
-        return self._unkeyed.handler_for(key) if per_key else self
+        return self._unkeyed.handler_for(key) if self._per_key else self
 
     def inner_handlers(self) -> list[Any]:
         """Return the wrapped handler, or the handlers of all mappings."""
@@ -197,7 +196,7 @@ class KeyedModelHandler(_KeyWrapper):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:
-        if isinstance(self._unkeyed, PerKeyModelHandler):
+        if self._per_key:
             return self._unkeyed.run_inference(batch, model, inference_args)  # type: ignore[no-any-return]
         if self.gives_whole_results():
             return self._run_keyed_unsplit(batch, model, inference_args)
@@ -205,11 +204,8 @@ class KeyedModelHandler(_KeyWrapper):
         return self._run_keyed(batch, model, inference_args)
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        if isinstance(self._unkeyed, PerKeyModelHandler):
-            return self._unkeyed.get_num_bytes(batch)
-        if self.gives_whole_results():
-            return super().get_num_bytes(split_pair(batch)[1])
-        return super().get_num_bytes([example for _, example in batch])
+        examples = split_pair(batch)[1] if self.gives_whole_results() else _unzip(batch)[1]
+        return super().get_num_bytes(examples)
 
     def _are_keyed(self, batch: Sequence[Any]) -> bool:
         for element in batch:
@@ -235,17 +231,15 @@ class MaybeKeyedModelHandler(_KeyWrapper):
         return unbatch(self._unkeyed.run_inference(batch, model, inference_args), len(batch))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        if self.gives_whole_results():
-            return super().get_num_bytes(_drop_key(batch))
-        return super().get_num_bytes([_drop_key(element) for element in batch])
+        unsplit = self.gives_whole_results()
+        return super().get_num_bytes(_drop_key(batch) if unsplit else [*map(_drop_key, batch)])
 
     def _are_keyed(self, batch: Sequence[Any]) -> bool:
         keyed = [isinstance(element, tuple) for element in batch]
         if any(keyed) and not all(keyed):
             raise ElementError(
                 f"{sum(keyed)} of {len(batch)} elements of a batch are tuples (key, example), and the others have "
-                "no key. To fix this, give MaybeKeyedModelHandler one kind per PCollection, for example by adding "
-                "the key None."
+                "no key. To fix this, give MaybeKeyedModelHandler one kind, for example by adding the key None."
             )
         return all(keyed)
 

@@ -1,4 +1,4 @@
-"""Local prediction: run a handler without a pipeline, with the batching and the results of the transform."""
+"""Run a handler without a pipeline, with the same batching and results as the transform."""
 
 from __future__ import annotations
 

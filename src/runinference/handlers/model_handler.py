@@ -60,7 +60,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     _env_vars: Mapping[str, str] = {}
     _share_across_processes = False
     _model_copies: int | None = None
-    # What the handlers of this library set for their framework.
+    # Set by the handlers of this library for their framework.
     _metrics_namespace = "RunInference"
     _path_attribute: str | None = None  # holds the path that update_model_path changes
     _supports_dynamic_batching = False
@@ -206,17 +206,15 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         self, fn: Callable[[PreProcessT], ExampleT]
     ) -> ModelHandler[PreProcessT, PredictionT, ModelT]:
         """Return a copy that applies ``fn`` to each element, before existing preprocessing functions."""
-        handler: ModelHandler[PreProcessT, PredictionT, ModelT]
-        handler = self._with_functions("preprocess_fns", (fn, *self.get_preprocess_fns()))
-        return handler
+        functions = (fn, *self.get_preprocess_fns())
+        return self._with_functions("preprocess_fns", functions)  # type: ignore[no-any-return]
 
     def with_postprocess_fn(
         self, fn: Callable[[PredictionT], PostProcessT]
     ) -> ModelHandler[ExampleT, PostProcessT, ModelT]:
         """Return a copy that applies ``fn`` to each result, after existing postprocessing functions."""
-        handler: ModelHandler[ExampleT, PostProcessT, ModelT]
-        handler = self._with_functions("postprocess_fns", (*self.get_postprocess_fns(), fn))
-        return handler
+        functions = (*self.get_postprocess_fns(), fn)
+        return self._with_functions("postprocess_fns", functions)  # type: ignore[no-any-return]
 
     def with_no_batching(
         self, *, whole_results: bool = False

@@ -1,4 +1,4 @@
-"""Per-key models: several handlers, each for keys of its own, combined into one handler."""
+"""Per-key models: one handler that combines several, each with its keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KeyT = TypeVar("KeyT")
 
 
 class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
-    """Maps keys to a model: elements with one of ``keys`` use the handler ``mh``."""
+    """A mapping of keys to a model: elements with one of ``keys`` use the handler ``mh``."""
 
     def __init__(self, keys: list[KeyT], mh: ModelHandler[ExampleT, PredictionT, ModelT]) -> None:
         self.keys = keys if isinstance(keys, str) else list(keys)  # a string is rejected later
@@ -29,7 +29,7 @@ class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
 
 
 class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
-    """Routes elements ``(key, example)`` to the handler of their key.
+    """A handler of elements ``(key, example)``, which routes each to the handler of its key.
 
     Its model is a cache, which loads the model of each handler on first use.
 
@@ -116,11 +116,6 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         for handler in self._each():
             getattr(handler, "validate_whole_results", lambda: None)()
 
-    def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        if self.gives_whole_results():
-            return super().get_num_bytes(split_pair(batch)[1])
-        return super().get_num_bytes([example for _, example in batch])
-
     def get_resource_hints(self) -> dict[str, Any]:
         """Return the hints of all handlers; raise `OptionError` if two disagree."""
         hints: dict[str, Any] = {}
@@ -129,8 +124,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
                 if hints.setdefault(name, value) != value:
                     raise OptionError(
                         f"The handlers of a KeyedModelHandler set the resource hint {name} to {hints[name]!r} and "
-                        f"{value!r}. To fix this, override KeyedModelHandler.get_resource_hints() and return one "
-                        "value."
+                        f"{value!r}. To fix this, override KeyedModelHandler.get_resource_hints()."
                     )
         return hints
 
@@ -141,8 +135,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
     def update_model_path(self, model_path: str | None = None) -> None:
         if model_path is not None:
             raise OptionError(
-                "One path cannot update the models of several keys. To fix this, emit a list of "
-                "KeyModelPathMapping."
+                "One path cannot update per-key models. To fix this, emit a list of KeyModelPathMapping."
             )
 
     def set_environment_vars(self) -> None:
@@ -184,8 +177,7 @@ def reject_functions(unkeyed: Any, wrapper: str) -> None:
         if functions:
             raise OptionError(
                 f"{wrapper} wraps a {type(unkeyed).__name__} that already has {kind}ing functions. To fix this, "
-                "add the function to the outer handler, where it receives key and example: "
-                f"{wrapper}(handler).with_{kind}_fn(fn)."
+                f"add the function to the outer handler, with its key: {wrapper}(handler).with_{kind}_fn(fn)."
             )
 
 
@@ -193,8 +185,7 @@ def check_mappings(mappings: Sequence[Any]) -> None:
     """Raise `OptionError` unless each key has one model, and each handler takes examples and has no functions."""
     if not mappings:
         raise OptionError(
-            "KeyedModelHandler got an empty list. To fix this, give it a handler, or a list of "
-            "KeyModelMapping(keys, handler)."
+            "KeyedModelHandler got an empty list. Give it a handler, or a list of KeyModelMapping(keys, handler)."
         )
     owners: dict[Any, int] = {}
     for number, mapping in enumerate(mappings):

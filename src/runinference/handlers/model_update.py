@@ -12,7 +12,7 @@ KeyT = TypeVar("KeyT")
 
 
 class ModelMetadata(NamedTuple):
-    """Names the model to use from now on.
+    """A model update: the model to use from now on.
 
     Attributes:
         model_id: The path or address that the handler loads the model from.
@@ -25,7 +25,7 @@ class ModelMetadata(NamedTuple):
 
 @dataclass(frozen=True)
 class KeyModelPathMapping(Generic[KeyT]):
-    """Names the model to use from now on for some keys.
+    """A model update for some keys.
 
     Attributes:
         keys: The keys.

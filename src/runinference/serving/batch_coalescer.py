@@ -13,7 +13,7 @@ from runinference.handlers.error_policy import Call
 
 
 class BatchCoalescer:
-    """Calls one model for all threads of a process, one call at a time.
+    """Dynamic batching of one model for all threads of a process, one call at a time.
 
     A thread that finds the model idle calls it at once, so a single thread has no overhead. Batches that arrive
     during the call are queued. When it ends, the first thread in the queue calls the model with as many queued
@@ -32,13 +32,7 @@ class BatchCoalescer:
         self._busy = False
 
     def call(self, batch: list[Any], max_size: int, call: Call) -> list[Any]:
-        """Return the results of a batch.
-
-        Args:
-            batch: The elements of this thread.
-            max_size: The maximum number of elements in a combined call.
-            call: Calls the model with this batch, or with a combined one.
-        """
+        """Return the results of ``call`` for a batch, alone or in a combined batch of at most ``max_size``."""
         with self._lock:
             queued = _QueuedBatch(batch) if self._busy else None
             if queued is None:

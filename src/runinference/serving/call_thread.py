@@ -1,4 +1,4 @@
-"""Run a model call in a thread of its own, so that it can be abandoned after a timeout."""
+"""Run a model call in a separate thread, so that it can be abandoned after a timeout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CallProgress:
 
 
 class CallThread(threading.Thread):
-    """Makes a call that can be abandoned."""
+    """A thread that makes one call, which can be abandoned."""
 
     def __init__(self, call: Callable[[], CallOutcome]) -> None:
         super().__init__(daemon=True, name="runinference-call")

@@ -27,11 +27,7 @@ def dumps_outcome(call: Callable[[], Any], caught: type[BaseException] = Excepti
 
 
 def loads(outcome: bytes) -> Any:
-    """Return the result that ``dumps_outcome`` serialized, or raise the exception.
-
-    Raises:
-        Exception: The exception of the other process. Its cause shows the traceback there.
-    """
+    """Return the result that ``dumps_outcome`` serialized, or raise the exception with its traceback as cause."""
     result, remote = pickle.loads(outcome)
     if remote is not None:
         raise remote.restore()
@@ -40,15 +36,9 @@ def loads(outcome: bytes) -> Any:
 
 @dataclass(frozen=True)
 class RemoteException:
-    """An exception in a form that can always be serialized.
+    """An exception in a form that can always be serialized, with its formatted traceback."""
 
-    Attributes:
-        pickled: The pickled exception; empty if it can't be pickled.
-        message: Its type and message.
-        formatted: Its formatted traceback.
-    """
-
-    pickled: bytes
+    pickled: bytes  # empty if the exception can't be pickled
     message: str
     formatted: str
 

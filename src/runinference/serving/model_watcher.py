@@ -19,7 +19,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """What to watch, and how often.
+    """The configuration of a `ModelWatcher`.
 
     Attributes:
         pattern: A path on any file system that Beam supports, with ``*``, ``?`` and ``[...]``.
@@ -35,7 +35,7 @@ class WatchConfig:
 
 
 class ModelWatcher:
-    """Finds the newest file of a pattern. Thread-safe: one thread checks while the others use the last result."""
+    """A thread-safe poll for the newest file of a pattern: one thread checks, the others use the last result."""
 
     def __init__(self, watch: WatchConfig, now: Callable[[], float] = time.time) -> None:
         self._watch = watch
@@ -48,9 +48,7 @@ class ModelWatcher:
     def poll_latest(self) -> ModelMetadata | None:
         """Return the newest file since the pipeline began; the same object until there is a newer one."""
         now = self._now()
-        if self._next_check <= now <= self._watch.until and self._check_lock.acquire(
-            blocking=False
-        ):
+        if self._next_check <= now <= self._watch.until and self._check_lock.acquire(False):
             try:
                 self._next_check = now + self._watch.interval
                 self._check()

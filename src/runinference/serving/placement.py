@@ -1,4 +1,4 @@
-"""Where a model is loaded: in this process, in a subprocess, or in a process that shares it."""
+"""The places where a model can be loaded: in this process, in a subprocess, or in a process that shares it."""
 
 from __future__ import annotations
 

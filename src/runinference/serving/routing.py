@@ -33,7 +33,7 @@ class ModelVersion:
 
 
 class Router(Protocol):
-    """Finds the model version for an element. Immutable."""
+    """An immutable mapping of elements to model versions."""
 
     def route(self, element: Any) -> ModelVersion:
         """Return the model version that serves an element."""
@@ -50,7 +50,7 @@ def make_router(handler: Any) -> Router:
 
 
 class SingleModelRouter:
-    """Routes all elements to one model."""
+    """The router of a handler with one model."""
 
     def __init__(self, handler: Any, name: str = "", prefix: str = "") -> None:
         self._handler = handler
@@ -66,7 +66,7 @@ class SingleModelRouter:
 
 
 class PerKeyRouter:
-    """Routes each element to the model of its key."""
+    """The router of a handler with per-key models."""
 
     def __init__(self, handler: Any, versions: dict[Any, ModelVersion]) -> None:
         self._handler = handler

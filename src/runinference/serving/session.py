@@ -32,7 +32,7 @@ RETRY_REFRESH_SECS = 30
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """How a session loads and calls models.
+    """The configuration of a `ModelSession`.
 
     Attributes:
         models: Opens the registry of models of the worker process.
@@ -54,7 +54,7 @@ class SessionConfig:
 
 
 class ModelSession:
-    """Loads and calls models for one thread.
+    """The models of one thread.
 
     After a model refresh, the new model replaces the old one once it is loaded. If it can't be loaded, the old one
     stays in use.
@@ -73,24 +73,13 @@ class ModelSession:
     def call(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
     ) -> CallOutcome:
-        """Return the results of a batch, and the model calls that this thread made.
-
-        If threads share a call, it is returned to the thread that made it, with the elements of all of them.
-
-        Raises:
-            ModelUnavailableError: If the model can't be loaded.
-            InferenceTimeoutError: If loading and calling the model exceeds the timeout.
-        """
+        """Return the results of a batch, and the model calls that this thread made, for other threads too."""
         timeout, progress = self._config.timeout, CallProgress(version)
         run = partial(self._run, version, batch, inference_args, progress)
         return run() if timeout is None else self._run_with_timeout(run, progress, timeout)
 
     def preload(self, version: ModelVersion) -> None:
-        """Load a model before the first call.
-
-        Raises:
-            Exception: The error of the handler.
-        """
+        """Load a model before the first call, or raise the error of its handler."""
         try:
             with self._acquire(version):
                 pass
@@ -186,8 +175,7 @@ class ModelSession:
         except ModelUnavailableError as error:
             self._retry_at[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
             self._events["failed_model_refreshes"] += 1
-            message = "The new model %r is not used, the old one stays in use: %s"
-            _LOGGER.error(message, version.name, error)
+            _LOGGER.error("The old model stays in use instead of %r: %s", version.name, error)
             return None
         self._events["model_refreshes"] += 1
         return model
@@ -218,13 +206,12 @@ class ModelSession:
         yield self._bundle_models[name]
 
     def _load(self, version: ModelVersion) -> Model:
-        clock = self._config.clock
-        start = clock.time_ns()
+        start = self._config.clock.time_ns()
         try:
             model = self._config.placement(version)
         except Exception as error:
             raise ModelUnavailableError(f"The model cannot be loaded: {error}") from error
-        self._loads.append((version, clock.time_ns() - start, model.n_bytes))
+        self._loads.append((version, self._config.clock.time_ns() - start, model.n_bytes))
         return model
 
     def _cache_name(self, name: str) -> str:
@@ -248,9 +235,8 @@ class ModelSession:
         if progress.model is not None:
             progress.model.terminate()
         raise InferenceTimeoutError(
-            f"Loading the model and calling it took more than {timeout} seconds. The call was abandoned, and the "
-            "model is loaded again for the next batch. If the model is slow but not stuck, pass "
-            "with_exception_handling a longer timeout."
+            f"Loading and calling the model took more than {timeout} seconds. The call was abandoned, and the "
+            "model is reloaded for the next batch. If it is only slow, set a longer timeout."
         )
 
     def _invalidate(self, version: ModelVersion, model: Model | None) -> None:

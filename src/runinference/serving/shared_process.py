@@ -31,9 +31,8 @@ class SharedProcessModel:
     Calls go to the replicas in turn. Each call pickles the batch and the results.
     """
 
-    terminated = (
-        False  # a call that fails because its server was terminated is repeated by the replica
-    )
+    # A call that fails because its server was terminated is repeated by the replica.
+    terminated = False
 
     def __init__(self, version: ModelVersion, tag: str) -> None:
         name = hashlib.sha256(f"{tag}/{version.name}".encode()).hexdigest()[:32]
@@ -66,7 +65,7 @@ def default_placement(version: ModelVersion, tag: str) -> Model:
 
 
 class _Replica:
-    """A replica, which is loaded in another process if the one that holds it ends."""
+    """A replica of a model, reloaded in another process if the one that holds it ends."""
 
     def __init__(self, tag: str, handler: bytes) -> None:
         self._acquire = partial(ModelClient, tag, handler)
@@ -92,7 +91,7 @@ class _Replica:
 
 
 class ModelClient:
-    """Acquires the model of a tag, and sends batches to the process that holds it.
+    """A client of the process that holds the model of a tag.
 
     Beam's MultiProcessShared decides which process holds the model, and counts its users. Batches use separate
     connections, one for each thread at a time. Beam's proxies use TCP, where Nagle's algorithm delays messages of
@@ -113,11 +112,7 @@ class ModelClient:
         self._idle.append(connection)
 
     def send(self, request: bytes) -> bytes:
-        """Send a request, and wait for the serialized outcome.
-
-        Raises:
-            EOFError, OSError: If the process ended, or no longer holds the model.
-        """
+        """Return the serialized outcome; raise EOFError or OSError if the process no longer holds the model."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -157,7 +152,7 @@ _DISCONNECTED = (EOFError, OSError, AuthenticationError)
 
 
 class ModelServer:
-    """Loads a model, and serves it to other processes until this object is deleted.
+    """A model that this process serves to others until this object is deleted.
 
     Only Beam keeps a reference to this object. Threads that serve connections find it by its ID.
     """
@@ -206,15 +201,15 @@ def _accept(listener: Listener) -> None:
 
 def _serve(connection: Connection) -> None:
     """Answer the requests of one connection until the client closes it, or the model is deleted."""
-    with connection, suppress(EOFError, OSError, ReferenceError):
+    with connection, suppress(EOFError, OSError, KeyError):  # KeyError: no such server
         server_id, handler = pickle.loads(connection.recv_bytes())
-        connection.send_bytes(dumps_outcome(partial(_find_server(server_id).add_handler, handler)))
+        connection.send_bytes(dumps_outcome(partial(_SERVERS[server_id].add_handler, handler)))
         while True:
             connection.send_bytes(_answer(server_id, handler, connection.recv_bytes()))
 
 
 def _answer(server_id: str, pickled: bytes, request: bytes) -> bytes:
-    server = _find_server(server_id)
+    server = _SERVERS[server_id]
     model, handler = server.model, server.handlers[pickled]
     del server  # a call that hangs must not keep a deleted server alive
 
@@ -223,10 +218,3 @@ def _answer(server_id: str, pickled: bytes, request: bytes) -> bytes:
         return model.run(handler, batch, inference_args)
 
     return dumps_outcome(run, caught=BaseException)
-
-
-def _find_server(server_id: str) -> ModelServer:
-    server = _SERVERS.get(server_id)
-    if server is None:
-        raise ReferenceError("The model was deleted.")
-    return server

@@ -19,23 +19,23 @@ from runinference.serving.ipc import dumps, dumps_outcome, loads
 from runinference.serving.placement import InProcessModel
 from runinference.serving.routing import ModelVersion
 
-#: How long to wait for the exit code of a process that closed its connection.
+#: The time to wait for the exit code of a process that closed its connection.
 _EXIT_TIMEOUT_SECS = 5
 
 _PROGRAM = "from runinference.serving.subprocess_model import serve; serve()"
 
 
 class SubprocessModel:
-    """A model in its own process, which runs one call at a time."""
+    """A model in a subprocess, which runs one call at a time."""
 
     terminated = False
 
     def __init__(self, version: ModelVersion) -> None:
-        self._connection, theirs = Pipe()
-        with theirs:
+        self._connection, child = Pipe()
+        with child:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-c", _PROGRAM, str(child.fileno())],
+                pass_fds=[child.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self._lock = threading.Lock()
@@ -47,11 +47,7 @@ class SubprocessModel:
             raise
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        """Return the results of a batch.
-
-        Raises:
-            ChildDiedError: If the process ends before it answers.
-        """
+        """Return the results of a batch, or raise `ChildDiedError` if the process ends before it answers."""
         results: list[Any] = self._ask(dumps((batch, inference_args)))
         return results
 
@@ -87,10 +83,10 @@ class SubprocessModel:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return ChildDiedError(
-            f"The subprocess that held the model ended {how} while it worked on a batch. An element may have "
-            "crashed the framework below Python."
+            f"The subprocess that held the model ended {reason} during a batch. An element may have crashed "
+            "native code of the framework."
         )
 
 

@@ -1,9 +1,10 @@
-"""How the elements of a bundle become batches."""
+"""Form batches from the elements of a bundle."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from apache_beam.transforms.window import WindowedValue
 
@@ -15,23 +16,26 @@ from runinference.serving.routing import ModelVersion
 from runinference.transforms.engine import InferenceEngine
 
 
-class BatchSource(Protocol):
-    """Decides which batches of a bundle the engine runs. There is one for each bundle."""
-
-    def __init__(self, engine: InferenceEngine) -> None: ...
-
-    def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
-        """Take an element with its window and timestamp, and return the outputs of full batches, if any."""
-
-    def flush(self) -> Iterable[Any]:
-        """Return the outputs of all remaining elements."""
-
-
-class BundleBatches:
-    """Batches the elements of a bundle, separately for each model version."""
+class BatchSource(ABC):
+    """The batches of one bundle. A source chooses which batches the engine runs."""
 
     def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine
+
+    @abstractmethod
+    def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
+        """Add an element with its window and timestamp, and return the outputs of full batches, if any."""
+
+    def flush(self) -> Iterable[Any]:
+        """Return the outputs of all remaining elements."""
+        return ()
+
+
+class BundleBatches(BatchSource):
+    """Batches of the elements of a bundle, separate for each model version."""
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        super().__init__(engine)
         self._batchers: dict[str, Batcher[WindowedValue]] = {}
         self._versions: dict[str, ModelVersion] = {}
         self._opened: dict[str, int] = {}
@@ -68,35 +72,23 @@ class BundleBatches:
             yield from engine.make_outputs(version, origins, outcomes)
 
 
-class UnsplitBatches:
-    """Takes each element as a batch, with one result for all of its rows."""
-
-    def __init__(self, engine: InferenceEngine) -> None:
-        self._engine = engine
+class UnsplitBatches(BatchSource):
+    """Elements that are batches, with one result for all of their rows."""
 
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
         engine = self._engine
         version = engine.router.route(element)
         return engine.make_outputs(version, [origin], engine.infer_unsplit(version, element))
 
-    def flush(self) -> Iterable[Any]:
-        return ()
 
-
-class PrebatchedBatches:
-    """Takes each element as a batch, with one result per row."""
-
-    def __init__(self, engine: InferenceEngine) -> None:
-        self._engine = engine
+class PrebatchedBatches(BatchSource):
+    """Elements that are batches, with one result per row."""
 
     def add(self, element: Any, origin: WindowedValue) -> Iterator[Any]:
         version = self._engine.only_version
         if version is None:
             return self._run_per_model(list(element), origin)
         return self._run(version, element, origin)
-
-    def flush(self) -> Iterable[Any]:
-        return ()
 
     def _run_per_model(self, examples: list[Any], origin: WindowedValue) -> Iterator[Any]:
         engine = self._engine

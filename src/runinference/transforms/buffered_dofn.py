@@ -8,13 +8,8 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders import FastPrimitivesCoder
+from apache_beam.transforms import userstate
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import (
-    BagStateSpec,
-    ReadModifyWriteStateSpec,
-    TimerSpec,
-    on_timer,
-)
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -30,7 +25,7 @@ _PROCESS = uuid.uuid4().hex
 
 
 class AssignShardKey(beam.DoFn):  # type: ignore[misc]
-    """Adds the same key to elements that may share a batch: those of a process, a model and a length bucket."""
+    """Add the same key to elements that may share a batch: those of a process, a model and a length bucket."""
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
@@ -48,13 +43,13 @@ class AssignShardKey(beam.DoFn):  # type: ignore[misc]
 
 
 class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
-    """Buffers elements in state until a batch is full, its oldest has waited long enough, or the window ends."""
+    """Buffer elements in state until a batch is full, its oldest has waited long enough, or the window ends."""
 
-    BUFFER = BagStateSpec("buffer", FastPrimitivesCoder())
-    ARGUMENTS = ReadModifyWriteStateSpec("arguments", FastPrimitivesCoder())
-    TOTALS = ReadModifyWriteStateSpec("totals", FastPrimitivesCoder())
-    MAX_WAIT = TimerSpec("max_wait", TimeDomain.REAL_TIME)
-    WINDOW_END = TimerSpec("window_end", TimeDomain.WATERMARK)
+    BUFFER = userstate.BagStateSpec("buffer", FastPrimitivesCoder())
+    ARGUMENTS = userstate.ReadModifyWriteStateSpec("arguments", FastPrimitivesCoder())
+    TOTALS = userstate.ReadModifyWriteStateSpec("totals", FastPrimitivesCoder())
+    MAX_WAIT = userstate.TimerSpec("max_wait", TimeDomain.REAL_TIME)
+    WINDOW_END = userstate.TimerSpec("window_end", TimeDomain.WATERMARK)
 
     def __init__(self, config: InferenceConfig, max_wait_secs: float) -> None:
         self._config = config
@@ -92,7 +87,7 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
             yield engine.make_dead_letter(origin.with_value(element), Failure(error))
             return
         before = totals.read()
-        after = tuple(a + b for a, b in zip(before or _EMPTY, sizes, strict=True))
+        after = tuple(a + b for a, b in zip(before or (0, 0, 0, 0), sizes, strict=True))
         if before and _exceeds_limit(version, after):
             yield from self.flush(window, buffer, totals, buffered_arguments)
             before, after = None, sizes
@@ -107,8 +102,8 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
             max_wait.clear()
             yield from self.flush(window, buffer, totals, buffered_arguments)
 
-    @on_timer(MAX_WAIT)  # type: ignore[untyped-decorator]
-    @on_timer(WINDOW_END)  # type: ignore[untyped-decorator]
+    @userstate.on_timer(MAX_WAIT)  # type: ignore[untyped-decorator]
+    @userstate.on_timer(WINDOW_END)  # type: ignore[untyped-decorator]
     def flush(
         self,
         window: Any = beam.DoFn.WindowParam,
@@ -150,11 +145,8 @@ def get_max_wait_secs(handler: Any) -> float | None:
     return min((secs for secs in waits if secs is not None), default=None)
 
 
-_EMPTY = (0, 0, 0, 0)
-
-
 def _exceeds_limit(version: ModelVersion, totals: tuple[Any, ...]) -> bool:
-    """Whether the last element does not fit into the batch."""
+    """Return whether the last element does not fit into the batch."""
     _, n_bytes, weight, _ = totals
     policy = version.policy
     return n_bytes > policy.max_batch_bytes or (
@@ -163,7 +155,7 @@ def _exceeds_limit(version: ModelVersion, totals: tuple[Any, ...]) -> bool:
 
 
 def _measure(version: ModelVersion, element: Any) -> tuple[int, int, float, int]:
-    """Return what an element adds to the totals of a batch: 1, its bytes, its weight and its length."""
+    """Return the terms of an element in the totals of a batch: 1, its bytes, its weight and its length."""
     policy = version.policy
     weight = policy.element_size_fn(element) if policy.element_size_fn is not None else 1
     return 1, size_in_bytes(element), weight, policy.length(element)

@@ -16,14 +16,14 @@ from runinference.handlers.keyed import KeyedModelHandler
 from runinference.results import PredictionResult
 
 #: The version of the wire format, and the first byte of each encoded value. Increase it with each change
-#: of the format, and keep decoding what tests/transforms/test_coders.py has of the earlier versions.
+#: of the format, and keep decoding the examples of earlier versions in tests/transforms/test_coders.py.
 WIRE_VERSION = 1
 
 _ARRAY, _SCALAR, _TENSOR, _OTHER = range(4)
 
 
 class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
-    """Encodes values that Beam's coder of primitives has no format for.
+    """A coder of values that Beam's coder of primitives has no format for.
 
     Arrays, NumPy scalars and tensors become a short header and their raw bytes. Everything else is pickled.
     """
@@ -53,21 +53,19 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
             return self._fallback.decode_from_stream(stream, nested)
         dtype = stream.read_all(True).decode()
         shape = _read_shape(stream)
+        data = bytearray(stream.read_all(True))
         if kind == _TENSOR:
             import torch
 
-            data = bytearray(stream.read_all(True))
             if not data:
                 return torch.empty(shape, dtype=getattr(torch, dtype))
             return torch.frombuffer(data, dtype=getattr(torch, dtype)).reshape(shape)
-        array = np.frombuffer(bytearray(stream.read_all(True)), dtype=np.dtype(dtype)).reshape(
-            shape
-        )
+        array = np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)
         return array if kind == _ARRAY else array[()]
 
 
 class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
-    """Encodes the version, then whether the value is a ``PredictionResult``, then its fields or the value."""
+    """A coder of the version, then whether the value is a ``PredictionResult``, then its fields or the value."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -110,12 +108,6 @@ class PredictionResultCoder(beam.coders.coders.FastCoder):  # type: ignore[misc]
     def to_type_hint(self) -> type:
         return PredictionResult
 
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
-
 
 beam.coders.registry.register_coder(PredictionResult, PredictionResultCoder)
 
@@ -130,8 +122,8 @@ def result_type(handler: Any, element_type: Any) -> Any:
     returned = _get_return_annotation(handler)
     if returns_unsplit_results(handler) and not isinstance(handler, KeyedModelHandler):
         # A user's handler may return a list of results for each array.
-        ours = type(handler).run_inference.__module__.startswith("runinference.")
-        return PredictionResult if ours or returned is PredictionResult else Any
+        is_known = type(handler).run_inference.__module__.startswith("runinference.")
+        return PredictionResult if is_known or returned is PredictionResult else Any
     if typing.get_args(returned) == (PredictionResult,):
         return PredictionResult
     if isinstance(handler, KeyedModelHandler):

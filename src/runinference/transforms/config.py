@@ -35,11 +35,7 @@ class InferenceConfig:
 
 
 def validate_handler(handler: Any) -> None:
-    """Check that a handler is an object with the methods that the transform calls.
-
-    Raises:
-        OptionError: It is a class, or has no ``load_model`` or no ``run_inference``.
-    """
+    """Raise `OptionError` if a handler is a class, or has no ``load_model`` or no ``run_inference``."""
     if isinstance(handler, type):
         raise OptionError(
             f"model_handler is the class {handler.__name__}. To fix this, pass an instance: "

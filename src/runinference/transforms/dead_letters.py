@@ -31,7 +31,7 @@ class RunInferenceDLQ(NamedTuple):
 
 @dataclass(frozen=True)
 class ExceptionHandling:
-    """How failing records become dead letters.
+    """The options of ``with_exception_handling``.
 
     Attributes:
         exc_class: The errors that become dead letters. Others fail the pipeline.

@@ -1,4 +1,4 @@
-"""Call models on batches, and turn results and failures into outputs. Knows nothing of Beam's parameters."""
+"""Call models on batches, and turn results and failures into outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_ROUTERS = 16
 
 
 class InferenceEngine:
-    """Runs batches for one thread: routes elements to model versions, calls models, counts.
+    """The inference of one thread: it routes elements to model versions, calls models and counts.
 
     Attributes:
         router: Finds the model version of an element, after the latest model update.
@@ -39,9 +39,7 @@ class InferenceEngine:
         self.clock = config.session.clock
         self.metrics = StepMetrics(config.handler, config.namespace)
         self.session = ModelSession(config.session)
-        self.watcher = (
-            None if config.watch is None else self.session.models.watcher_for(config.watch)
-        )
+        self.watcher = self.session.models.watcher_for(config.watch) if config.watch else None
         self.update: Any = None
         self.arguments: Any = None
         self._config = config
@@ -52,7 +50,7 @@ class InferenceEngine:
             self.session.preload(self.router.route(None))
 
     def start_bundle(self) -> None:
-        self.session.end_bundle()  # a bundle that failed did not end its own
+        self.session.end_bundle()  # a bundle that failed was not finished
 
     def finish_bundle(self) -> None:
         self.session.end_bundle()
@@ -97,7 +95,7 @@ class InferenceEngine:
         n_failed = sum(type(outcome) is Failure for outcome in outcomes)
         n_splits = next(calls) - 1
         for metrics in self.metrics.for_version(version):
-            metrics.inferred(len(outcomes) - n_failed)
+            metrics.count("num_inferences", len(outcomes) - n_failed)
             if n_splits > 0:
                 metrics.count("batch_splits", n_splits)
         return outcomes
@@ -108,7 +106,7 @@ class InferenceEngine:
         if type(outcome) is Failure:
             return [outcome]
         for metrics in self.metrics.for_version(version):
-            metrics.inferred(len(outcome))
+            metrics.count("num_inferences", len(outcome))
         return list(outcome)
 
     def infer_unsplit(self, version: ModelVersion, element: Any) -> list[Any]:
@@ -142,7 +140,7 @@ class InferenceEngine:
             size.record_out_of_memory(len(batch), version.policy.padded_size(batch))
 
         call = partial(self._call, version)
-        return list(halved_on_out_of_memory(call, batch, record_out_of_memory))
+        return halved_on_out_of_memory(call, batch, record_out_of_memory)
 
     def _call_unsplit(self, version: ModelVersion, elements: list[Any]) -> list[Any]:
         [element] = elements
@@ -150,7 +148,7 @@ class InferenceEngine:
         n_rows = 1 if n_rows is None else n_rows
         results = self._call(version, element, n_rows)
         for metrics in self.metrics.for_version(version):
-            metrics.inferred(n_rows)
+            metrics.count("num_inferences", n_rows)
         return results
 
     def _call(self, version: ModelVersion, batch: Any, n_elements: int | None = None) -> list[Any]:
@@ -159,7 +157,7 @@ class InferenceEngine:
             results, calls = self.session.call(version, batch, self._inference_args())
         except BaseException as error:
             for metrics in self.metrics.for_version(version):
-                metrics.batch_failed()
+                metrics.count("failed_batches_counter")
             kept = error.succeeded(batch) if isinstance(error, PartialBatchError) else []
             if kept:
                 self._record_size(version, kept, len(kept))

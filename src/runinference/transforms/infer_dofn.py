@@ -16,7 +16,7 @@ from runinference.transforms.side_inputs import are_same_arguments
 
 
 class InferDoFn(beam.DoFn):  # type: ignore[misc]
-    """Runs the batches that a batch source forms from the elements of a bundle.
+    """Run the batches that a batch source forms from the elements of a bundle.
 
     Each element travels with its ``WindowedValue``, which holds its window and timestamp and costs half as much
     as asking Beam for both. It must have one window: see ``ExplodeWindows``.
@@ -65,7 +65,7 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
 
 
 class ExplodeWindows(beam.DoFn):  # type: ignore[misc]
-    """Emits an element once in each of its windows: Beam does so for a DoFn that asks for the window."""
+    """Emit an element once in each of its windows, as Beam does for a DoFn with a window parameter."""
 
     def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[Any]:
         return [element]

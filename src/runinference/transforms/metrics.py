@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from apache_beam.metrics import Metrics
 
 from runinference.serving.routing import ModelVersion
 
-#: Counters that Beam has no names for.
+#: Beam's counters, and those that Beam has no names for.
 _COUNTERS = (
+    "num_inferences",
+    "failed_batches_counter",
     "failed_elements",
     "batch_splits",
     "model_refreshes",
@@ -23,19 +26,15 @@ class InferenceMetrics:
     """The metrics of one model in one step, as described in docs/metrics.md."""
 
     def __init__(self, namespace: str, prefix: str = "") -> None:
-        def name(metric: str) -> str:
-            return f"{prefix}_{metric}" if prefix else metric
-
-        counter, distribution = Metrics.counter, Metrics.distribution
-        self._inferences = counter(namespace, name("num_inferences"))
-        self._failed_batches = counter(namespace, name("failed_batches_counter"))
-        self._batch_size = distribution(namespace, name("inference_request_batch_size"))
-        self._batch_bytes = distribution(namespace, name("inference_request_batch_byte_size"))
-        self._latency = distribution(namespace, name("inference_batch_latency_micro_secs"))
-        self._load_latency = distribution(namespace, name("load_model_latency_milli_secs"))
-        self._model_bytes = distribution(namespace, name("model_byte_size"))
-        self._queue_time = distribution(namespace, name("queue_time_micro_secs"))
-        self._counters = {metric: counter(namespace, name(metric)) for metric in _COUNTERS}
+        start = f"{prefix}_" if prefix else ""
+        distribution = partial(Metrics.distribution, namespace)
+        self._batch_size = distribution(f"{start}inference_request_batch_size")
+        self._batch_bytes = distribution(f"{start}inference_request_batch_byte_size")
+        self._latency = distribution(f"{start}inference_batch_latency_micro_secs")
+        self._load_latency = distribution(f"{start}load_model_latency_milli_secs")
+        self._model_bytes = distribution(f"{start}model_byte_size")
+        self._queue_time = distribution(f"{start}queue_time_micro_secs")
+        self._counters = {name: Metrics.counter(namespace, start + name) for name in _COUNTERS}
 
     def batch_sized(self, n_elements: int, n_bytes: int) -> None:
         self._batch_size.update(n_elements)
@@ -44,17 +43,11 @@ class InferenceMetrics:
     def batch_timed(self, nanoseconds: int) -> None:
         self._latency.update(nanoseconds // 1000)
 
-    def inferred(self, n_elements: int) -> None:
-        self._inferences.inc(n_elements)
-
     def queued(self, nanoseconds: int) -> None:
         self._queue_time.update(nanoseconds // 1000)
 
     def count(self, metric: str, n: int = 1) -> None:
         self._counters[metric].inc(n)
-
-    def batch_failed(self) -> None:
-        self._failed_batches.inc()
 
     def model_loaded(self, nanoseconds: int, n_bytes: int) -> None:
         self._load_latency.update(nanoseconds // 1_000_000)
@@ -62,7 +55,7 @@ class InferenceMetrics:
 
 
 class StepMetrics:
-    """The metrics of all models of a step. Has none if the handler reports its own."""
+    """The metrics of all models of a step; none if the handler reports metrics itself."""
 
     def __init__(self, handler: Any, namespace: str | None) -> None:
         namespace = namespace or handler.get_metrics_namespace()

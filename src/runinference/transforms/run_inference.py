@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import AsSideInput
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
@@ -40,7 +41,7 @@ from runinference.transforms.dead_letters import (
 )
 from runinference.transforms.engine import FAILED
 from runinference.transforms.infer_dofn import ExplodeWindows, InferDoFn
-from runinference.transforms.side_inputs import AsLatest, is_side_input
+from runinference.transforms.side_inputs import AsLatest
 
 #: Windowing that puts each element in one window.
 _SINGLE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
@@ -65,7 +66,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         self,
         model_handler: Any,
         clock: Any = time,
-        inference_args: dict[str, Any] | beam.pvalue.AsSideInput | None = None,
+        inference_args: dict[str, Any] | AsSideInput | None = None,
         metrics_namespace: str | None = None,
         *,
         model_metadata_pcoll: beam.PCollection | None = None,
@@ -156,9 +157,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         Raises:
             OptionError: A value is out of range.
         """
-        return self._copy(
-            _handling=ExceptionHandling(exc_class, use_subprocess, threshold, timeout)
-        )
+        handling = ExceptionHandling(exc_class, use_subprocess, threshold, timeout)
+        return self._copy(_handling=handling)
 
     def with_monitoring_transform(self, monitoring_transform: beam.PTransform) -> RunInference:
         """Return a copy that also passes predictions to a transform, before they are postprocessed."""
@@ -176,7 +176,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examples: beam.PCollection) -> Any:
         handler, handling = self._model_handler, self._handling
-        if not is_side_input(self._inference_args):
+        if not isinstance(self._inference_args, AsSideInput):
             handler.validate_inference_args(self._inference_args)
         preprocessed, failed_preprocessing = apply_functions(
             examples, handler.get_preprocess_fns(), "Preprocess", handling
@@ -229,7 +229,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     def _side_inputs(self) -> dict[str, Any]:
         update = {} if self._metadata is None else {"update": AsLatest(self._metadata)}
         arguments = self._inference_args
-        return update | ({"arguments": arguments} if is_side_input(arguments) else {})
+        return update | ({"arguments": arguments} if isinstance(arguments, AsSideInput) else {})
 
     def _config(self) -> InferenceConfig:
         handler, handling, arguments = self._model_handler, self._handling, self._inference_args
@@ -255,7 +255,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         )
         return InferenceConfig(
             handler=handler,
-            inference_args=None if is_side_input(arguments) else arguments,
+            inference_args=None if isinstance(arguments, AsSideInput) else arguments,
             namespace=self._metrics_namespace,
             errors=FailFastPolicy() if handling is None else DeadLetterPolicy(handling.exc_class),
             session=session,
@@ -264,18 +264,17 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         )
 
     def _allows_dynamic_batching(self) -> bool:
-        """Whether threads may share a call: with the same arguments, in this process, and without a timeout."""
+        """Return whether threads may share a call: with equal arguments, in this process, without a timeout."""
         handler, handling = self._model_handler, self._handling
         if handler.should_skip_batching() or handler.share_model_across_processes():
             return False
         if handling is not None and (handling.use_subprocess or handling.timeout):
             return False
-        if is_side_input(self._inference_args):
+        if isinstance(self._inference_args, AsSideInput):
             return False
         return bool(getattr(handler, "may_join_threads", bool)())
 
     def _copy(self, **changes: Any) -> RunInference:
         changed = copy.copy(self)
-        for name, value in changes.items():
-            setattr(changed, name, value)
+        changed.__dict__.update(changes)
         return changed

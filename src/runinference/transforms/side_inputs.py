@@ -11,13 +11,8 @@ from apache_beam.pvalue import AsSideInput
 from runinference.errors import OptionError
 
 
-def is_side_input(inference_args: Any) -> bool:
-    """Whether ``inference_args`` is a side input, such as ``AsDict``."""
-    return isinstance(inference_args, AsSideInput)
-
-
 def are_same_arguments(one: Any, other: Any) -> bool:
-    """Whether two values of a side input are equal; False if they hold arrays, which have no truth value."""
+    """Return whether two values of a side input are equal; False for arrays, which have no truth value."""
     try:
         return bool(one == other)
     except ValueError:
@@ -25,12 +20,7 @@ def are_same_arguments(one: Any, other: Any) -> bool:
 
 
 def validate_inference_args(handler: Any, arguments: Any) -> dict[str, Any]:
-    """Return the value of a side input as the arguments of a call.
-
-    Raises:
-        OptionError: The value is not a dictionary.
-        Exception: What the handler's ``validate_inference_args`` raises.
-    """
+    """Return the value of a side input as the arguments of a call, or raise if the handler refuses it."""
     if not isinstance(arguments, Mapping):
         raise OptionError(
             f"inference_args from the pipeline must be a dictionary, but the side input has {arguments!r:.60}. To "

@@ -42,14 +42,10 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         self.stop_timestamp = stop_timestamp
 
     def expand(self, begin: Any) -> beam.PCollection:
+        impulse = PeriodicImpulse(Timestamp.now(), self.stop_timestamp, self.interval)
         return (
             begin
-            | "EachInterval"
-            >> PeriodicImpulse(
-                start_timestamp=Timestamp.now(),
-                stop_timestamp=self.stop_timestamp,
-                fire_interval=self.interval,
-            )
+            | "EachInterval" >> impulse
             | "Poll" >> beam.FlatMap(lambda _: newest_file(self.file_pattern))
             | "SingleKey" >> beam.WithKeys("").with_output_types(tuple[str, Any])
             | "KeepNewest" >> beam.ParDo(KeepNewest(Timestamp.now()))
@@ -57,7 +53,7 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
 
 class KeepNewest(beam.DoFn):  # type: ignore[misc]
-    """Emits a file that is newer than the pipeline and than all files before it."""
+    """Emit a file that is newer than the pipeline and than all files before it."""
 
     NEWEST = ReadModifyWriteStateSpec("newest", beam.coders.FastPrimitivesCoder())
 

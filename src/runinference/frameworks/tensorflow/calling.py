@@ -38,12 +38,8 @@ def get_signature(model: Any) -> Any:
 
 def _call_signature(signature: Any, batch: Sequence[Any], more_inputs: Mapping[str, Any]) -> Any:
     specs = signature.structured_input_signature[1]
-    inputs = [
-        InputSpec(
-            name, _get_numpy_type(spec), tuple(spec.shape) if spec.shape.rank is not None else ()
-        )
-        for name, spec in specs.items()
-    ]
+    shapes = {n: () if spec.shape.rank is None else tuple(spec.shape) for n, spec in specs.items()}
+    inputs = [InputSpec(n, _get_numpy_type(spec), shapes[n]) for n, spec in specs.items()]
     arrays = bind_inputs(batch, inputs, more_inputs)
     typed = {name: tf.convert_to_tensor(array, specs[name].dtype) for name, array in arrays.items()}
     output = _call(lambda tensors: signature(**tensors), typed, specs.values(), {})

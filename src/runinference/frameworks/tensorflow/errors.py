@@ -20,10 +20,8 @@ def cannot_load(
     if isinstance(error, TypeError) and "unexpected keyword" in message:
         hint = "Check the keywords in load_model_args."
     elif _parse_version(keras_version) > _parse_version(tf.keras.__version__):
-        hint = (
-            f"Keras {keras_version} wrote it, but Keras {tf.keras.__version__} is installed: install a later "
-            "TensorFlow."
-        )
+        installed = tf.keras.__version__
+        hint = f"Keras {keras_version} wrote it, but Keras {installed} is installed: install a later TensorFlow."
     elif unknown := re.search(r"Could not locate [^.]*|Unknown layer[^.]*", str(error)):
         message = unknown[0]
         hint = "Pass the missing objects: load_model_args={'custom_objects': {'Name': Name}}."

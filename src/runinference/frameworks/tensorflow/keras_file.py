@@ -48,9 +48,7 @@ def read_metadata(local: str, path: str) -> dict[str, Any]:
         return {**attributes, "config": json.loads(attributes["model_config"])}
     try:
         with zipfile.ZipFile(local) as archive:
-            config, metadata = (
-                json.loads(archive.read(f"{name}.json")) for name in ("config", "metadata")
-            )
+            config, metadata = map(json.loads, map(archive.read, ("config.json", "metadata.json")))
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise cannot_load(path, error) from error
     return {**metadata, "config": config}
