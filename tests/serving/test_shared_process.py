@@ -292,7 +292,7 @@ def test_no_batch_is_sent_over_tcp():
             return model.run(handler, [n], None)
 
         assert list(threads.map(call, range(4))) == [[n] for n in range(4)]
-    assert tcp_connections() == connected
+    assert len(tcp_connections()) <= len(connected)
     model.close()
     assert len(connected) > len(before)  # those of Beam
 

@@ -9,21 +9,21 @@ from apache_beam.utils.shared import Shared
 
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.caching.model_cache import CacheLimits, ModelCache
-from runinference.serving.batch_coalescer import BatchCoalescer
+from runinference.serving.dynamic_batching import DynamicBatcher
 from runinference.serving.model_watcher import ModelWatcher, WatchConfig
 from runinference.serving.routing import ModelVersion
 
 
 class ModelRegistry:
-    """The model cache of a process, with the batch size, coalescer and watcher of each model.
+    """The model cache of a process, with the batch size, dynamic_batcher and watcher of each model.
 
-    Steps that share a cache have separate batch sizes and coalescers, because their batching options may differ.
+    Steps that share a cache have separate batch sizes and dynamic batchers, because their batching options may differ.
     """
 
     def __init__(self, limits: CacheLimits) -> None:
         self.cache = ModelCache(limits)
         self._sizes: dict[tuple[str, str], AdaptiveSize] = {}
-        self._coalescers: dict[tuple[str, str], BatchCoalescer] = {}
+        self._dynamic_batchers: dict[tuple[str, str], DynamicBatcher] = {}
         self._watchers: dict[WatchConfig, ModelWatcher] = {}
         self._lock = threading.Lock()
 
@@ -32,13 +32,13 @@ class ModelRegistry:
         with self._lock:
             return self._watchers.setdefault(watch, ModelWatcher(watch))
 
-    def coalescer_for(self, step: str, version: ModelVersion) -> BatchCoalescer:
-        """Return the coalescer that all threads of a step share."""
+    def dynamic_batcher_for(self, step: str, version: ModelVersion) -> DynamicBatcher:
+        """Return the dynamic_batcher that all threads of a step share."""
         key = step, version.name
         with self._lock:
-            if key not in self._coalescers:
-                self._coalescers[key] = BatchCoalescer(version.policy)
-            return self._coalescers[key]
+            if key not in self._dynamic_batchers:
+                self._dynamic_batchers[key] = DynamicBatcher(version.policy)
+            return self._dynamic_batchers[key]
 
     def size_for(self, step: str, version: ModelVersion) -> AdaptiveSize:
         """Return the batch size that all threads of a step share. It is kept when the model is evicted."""

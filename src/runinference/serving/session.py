@@ -121,14 +121,16 @@ class ModelSession:
                     return results
 
                 try:
-                    return self._coalesce(used, batch, run), calls
+                    return self._call_with_dynamic_batching(used, batch, run), calls
                 except ChildDiedError:
                     self._invalidate(used, model)
                     if progress.timed_out or not model.terminated:
                         raise
             # Another thread's call timed out and terminated the model. Repeat this one with a new model.
 
-    def _coalesce(self, version: ModelVersion, batch: Any, run: Call) -> list[Any]:
+    def _call_with_dynamic_batching(
+        self, version: ModelVersion, batch: Any, run: Call
+    ) -> list[Any]:
         """Run a batch; a small one may share its call with those of other threads."""
         if not (self._config.dynamic_batching and version.policy.has_only_size_limits):
             return run(batch)
@@ -144,8 +146,8 @@ class ModelSession:
                     size.record_out_of_memory(len(combined))
                 raise
 
-        coalescer = self.models.coalescer_for(self._config.models.name, version)
-        return coalescer.call(batch, size.max_size, run_combined)
+        dynamic_batcher = self.models.dynamic_batcher_for(self._config.models.name, version)
+        return dynamic_batcher.call(batch, size.max_size, run_combined)
 
     @contextmanager
     def _acquire(self, version: ModelVersion) -> Iterator[tuple[ModelVersion, Model]]:

@@ -12,7 +12,7 @@ from runinference.errors import is_out_of_memory
 from runinference.handlers.error_policy import Call
 
 
-class BatchCoalescer:
+class DynamicBatcher:
     """Dynamic batching of one model for all threads of a process, one call at a time.
 
     A thread that finds the model idle calls it at once, so a single thread has no overhead. Batches that arrive
@@ -20,8 +20,8 @@ class BatchCoalescer:
     batches as fit into one. If a combined call fails, each thread calls the model with its own batch and gets its
     own error. If it runs out of memory, it is repeated in halves first.
 
-    >>> coalescer = BatchCoalescer(BatchPolicy(max_batch_size=64))
-    >>> coalescer.call([1, 2], 64, lambda numbers: [2 * n for n in numbers])
+    >>> dynamic_batcher = DynamicBatcher(BatchPolicy(max_batch_size=64))
+    >>> dynamic_batcher.call([1, 2], 64, lambda numbers: [2 * n for n in numbers])
     [2, 4]
     """
 

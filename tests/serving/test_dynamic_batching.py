@@ -10,7 +10,7 @@ import pytest
 from common import RUNNER, linear_regression
 from runinference import ModelHandler, RunInference
 from runinference.batching.policy import BatchPolicy
-from runinference.serving.batch_coalescer import BatchCoalescer
+from runinference.serving.dynamic_batching import DynamicBatcher
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.engine import InferenceEngine
 
@@ -38,12 +38,12 @@ class Model:
 
 def call_together(batches, max_size=64, policy=None, memory=1_000):
     """Call a model with the first batch, and with the others while it is busy. Return it and the outcomes."""
-    model, coalescer = Model(memory), BatchCoalescer(policy or BatchPolicy())
+    model, dynamic_batcher = Model(memory), DynamicBatcher(policy or BatchPolicy())
     outcomes = {}
 
     def work(batch):
         try:
-            outcomes[tuple(batch)] = coalescer.call(batch, max_size, model)
+            outcomes[tuple(batch)] = dynamic_batcher.call(batch, max_size, model)
         except (ValueError, MemoryError) as error:
             outcomes[tuple(batch)] = str(error) or type(error).__name__
 
@@ -52,7 +52,7 @@ def call_together(batches, max_size=64, policy=None, memory=1_000):
     assert model.entered.wait(30)
     for number, thread in enumerate(threads[1:], start=1):
         thread.start()
-        while len(coalescer._queue) < number:
+        while len(dynamic_batcher._queue) < number:
             pass
     model.resume.set()
     for thread in threads:
@@ -63,9 +63,9 @@ def call_together(batches, max_size=64, policy=None, memory=1_000):
 
 def test_a_single_thread_makes_its_own_calls():
     calls = []
-    coalescer = BatchCoalescer(BatchPolicy())
+    dynamic_batcher = DynamicBatcher(BatchPolicy())
     for _ in range(3):
-        assert coalescer.call([1], 64, lambda batch: calls.append(batch) or batch) == [1]
+        assert dynamic_batcher.call([1], 64, lambda batch: calls.append(batch) or batch) == [1]
     assert calls == [[1], [1], [1]]
 
 
@@ -100,25 +100,25 @@ def test_an_error_is_raised_only_in_the_thread_whose_batch_fails():
 
 
 def test_can_be_called_again_after_an_error():
-    coalescer = BatchCoalescer(BatchPolicy())
+    dynamic_batcher = DynamicBatcher(BatchPolicy())
 
     def fail(batch):
         raise ValueError("no")
 
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
-            coalescer.call([1], 64, fail)
-    assert coalescer.call([1], 64, list) == [1]
+            dynamic_batcher.call([1], 64, fail)
+    assert dynamic_batcher.call([1], 64, list) == [1]
 
 
 def test_many_threads_get_their_own_results():
-    coalescer = BatchCoalescer(BatchPolicy())
+    dynamic_batcher = DynamicBatcher(BatchPolicy())
     wrong = []
 
     def work(thread):
         for number in range(200):
             batch = [(thread, number), (thread, -number)]
-            results = coalescer.call(batch, 8, list)
+            results = dynamic_batcher.call(batch, 8, list)
             if results != batch:
                 wrong.append((batch, results))
 
@@ -181,7 +181,7 @@ def threads_of_a_step(n, memory=1_000):
             outcomes = [pool.submit(threads[0].infer, version, [0, 0, 0, 0])]
             assert Gated.entered.wait(30)
             registry = threads[0].session.models
-            queue = registry.coalescer_for(step.session.models.name, version)._queue
+            queue = registry.dynamic_batcher_for(step.session.models.name, version)._queue
             for number, thread in enumerate(threads[1:], start=1):
                 outcomes.append(pool.submit(thread.infer, version, [number] * 4))
                 while len(queue) < number:
