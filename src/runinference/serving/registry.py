@@ -15,9 +15,9 @@ from runinference.serving.routing import ModelVersion
 
 
 class ModelRegistry:
-    """The model cache of a process, with the batch size, dynamic_batcher and watcher of each model.
+    """The model cache of a process, with the batch size, dynamic batcher and watcher of each model.
 
-    Steps that share a cache have separate batch sizes and dynamic batchers, because their batching options may differ.
+    Steps that share a cache have separate batch sizes and dynamic batchers, because their options may differ.
     """
 
     def __init__(self, limits: CacheLimits) -> None:
@@ -33,7 +33,7 @@ class ModelRegistry:
             return self._watchers.setdefault(watch, ModelWatcher(watch))
 
     def dynamic_batcher_for(self, step: str, version: ModelVersion) -> DynamicBatcher:
-        """Return the dynamic_batcher that all threads of a step share."""
+        """Return the dynamic batcher that all threads of a step share."""
         key = step, version.name
         with self._lock:
             if key not in self._dynamic_batchers:
