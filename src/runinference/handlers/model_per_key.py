@@ -177,7 +177,8 @@ def reject_functions(unkeyed: Any, wrapper: str) -> None:
         if functions:
             raise OptionError(
                 f"{wrapper} wraps a {type(unkeyed).__name__} that already has {kind}ing functions. To fix this, "
-                f"add the function to the outer handler, with its key: {wrapper}(handler).with_{kind}_fn(fn)."
+                "add the function to the outer handler, where it receives key and example: "
+                f"{wrapper}(handler).with_{kind}_fn(fn)."
             )
 
 
