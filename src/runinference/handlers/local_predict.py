@@ -14,7 +14,7 @@ from runinference.batching.policy import resolve_policy
 from runinference.handlers.call import run_batch
 
 
-def predict(
+def predict_locally(
     handler: Any, examples: Iterable[Any], inference_args: dict[str, Any] | None
 ) -> list[Any]:
     """Return one result per example, in the same order; see ``ModelHandler.predict``."""

@@ -13,7 +13,7 @@ from typing_extensions import Self, Unpack
 from runinference.batching.policy import resolve_policy, size_in_bytes
 from runinference.collate.unbatch import to_results
 from runinference.collate.unsplit import unsplit_result
-from runinference.handlers.local_predict import predict
+from runinference.handlers.local_predict import predict_locally
 from runinference.handlers.options import (
     HandlerOptions,
     KeywordsChecked,
@@ -130,7 +130,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         Returns:
             One result per example, in the same order.
         """
-        return predict(self, examples, inference_args)
+        return predict_locally(self, examples, inference_args)
 
     def get_num_bytes(self, batch: Sequence[ExampleT]) -> int:
         """Return the bytes of a batch: buffers of arrays and tensors, and Python's object sizes for the rest."""

@@ -17,7 +17,7 @@ from runinference.serving.routing import ModelVersion, Router, SingleModelRouter
 from runinference.serving.session import ModelSession
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.metrics import StepMetrics
-from runinference.transforms.side_inputs import validate_inference_args
+from runinference.transforms.side_inputs import to_inference_args
 
 FAILED = "failed_inferences"
 _MAX_ROUTERS = 16
@@ -179,4 +179,4 @@ class InferenceEngine:
     def _inference_args(self) -> dict[str, Any] | None:
         if self.arguments is None:
             return self._config.inference_args
-        return validate_inference_args(self._config.handler, self.arguments)
+        return to_inference_args(self._config.handler, self.arguments)

@@ -19,8 +19,8 @@ def are_same_arguments(one: Any, other: Any) -> bool:
         return False
 
 
-def validate_inference_args(handler: Any, arguments: Any) -> dict[str, Any]:
-    """Return the value of a side input as the arguments of a call, or raise if the handler refuses it."""
+def to_inference_args(handler: Any, arguments: Any) -> dict[str, Any]:
+    """Return the value of a side input as the arguments of a call, or raise if the handler rejects them."""
     if not isinstance(arguments, Mapping):
         raise OptionError(
             f"inference_args from the pipeline must be a dictionary, but the side input has {arguments!r:.60}. To "
