@@ -50,7 +50,7 @@ class HTTPModelHandler(EndpointModelHandler):
 
     _metrics_namespace = "BeamML_HTTP"
 
-    @accepts(EndpointOptions)
+    @accepts(EndpointModelHandler.__init__)
     def __init__(
         self,
         base_url: str,

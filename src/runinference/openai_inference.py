@@ -42,7 +42,7 @@ class OpenAIModelHandler(EndpointModelHandler):
     _input = ""
     _default_request_size = 1
 
-    @accepts(EndpointOptions)
+    @accepts(EndpointModelHandler.__init__)
     def __init__(
         self,
         base_url: str,

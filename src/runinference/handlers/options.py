@@ -53,20 +53,28 @@ class HandlerOptions(TypedDict, total=False):
     env_vars: Mapping[str, str] | None
 
 
-def accepts(options: type) -> Callable[[FunctionT], FunctionT]:
-    """Decorate a constructor so that its signature lists the keys of a ``TypedDict`` in place of ``**options``."""
+def accepts(options: type | Callable[..., None]) -> Callable[[FunctionT], FunctionT]:
+    """Decorate a constructor so that its signature lists the options that it takes as ``**options``.
+
+    Args:
+        options: A ``TypedDict`` of options, or the base constructor that gets them.
+    """
 
     def decorate(function: FunctionT) -> FunctionT:
         signature = inspect.signature(function)
         *named, _ = signature.parameters.values()
-        names = [name for name in options.__annotations__ if name not in signature.parameters]
-        keywords = [
-            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names
-        ]
+        keywords = [p for p in _keywords(options) if p.name not in signature.parameters]
         function.__signature__ = signature.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
         return function
 
     return decorate
+
+
+def _keywords(options: type | Callable[..., None]) -> list[inspect.Parameter]:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    if isinstance(options, type):
+        return [inspect.Parameter(n, keyword, default=None) for n in options.__annotations__]
+    return [p.replace(kind=keyword) for p in inspect.signature(options).parameters.values()]
 
 
 class _ConstructorSignature:

@@ -84,7 +84,7 @@ class EndpointOptions(RemoteOptions, total=False):
 class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
     """The base class of handlers that send JSON to an endpoint."""
 
-    @accepts(RemoteOptions)
+    @accepts(RemoteModelHandler.__init__)
     def __init__(
         self,
         base_url: str,
