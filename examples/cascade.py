@@ -1,4 +1,4 @@
-"""Cascade two models: the second one only sees images that the first is unsure about.
+"""Cascade two models: the second only processes images that the first is unsure about.
 
     python examples/cascade.py \\
         --input images.csv --output digits --quick_model quick.pickle \\

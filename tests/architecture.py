@@ -1,6 +1,6 @@
 """Read the structure of the library from its source: modules, packages, layers and imports.
 
-``python -m architecture`` (with ``tests`` on the path) redraws the picture on the architecture page.
+``python -m architecture`` (with ``tests`` on the path) updates the diagram on the architecture page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAYERS = [
 ]
 FACADE = {"runinference", "runinference.base", "runinference.utils"}
 SHARED = {f"runinference.{name}" for name in ("errors", "results", "extras", "model_file")}
-#: What the boxes of the picture contain, for packages that are not folders.
+#: What the boxes of the diagram contain, for packages that are not folders.
 CONTENTS = {
     "facade": "runinference, base, utils",
     "public handlers": "*_inference",
@@ -110,11 +110,11 @@ def _label(name: str) -> str:
     return f"{name}<br>{CONTENTS[name]}" if name in CONTENTS else f"{name}/"
 
 
-def redrawn(page: str) -> str:
-    """Return the text of the architecture page with an up-to-date picture."""
+def update_diagram(page: str) -> str:
+    """Return the text of the architecture page with an up-to-date diagram."""
     block = f"<!-- packages -->\n```mermaid\n{diagram()}\n```"
     return re.sub(r"<!-- packages -->\n```mermaid\n.*?\n```", lambda _: block, page, flags=re.S)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(redrawn(PAGE.read_text()))
+    PAGE.write_text(update_diagram(PAGE.read_text()))

@@ -16,7 +16,7 @@ from architecture import (
     internal_imports,
     layer,
     package,
-    redrawn,
+    update_diagram,
 )
 
 #: Packages that import neither Beam nor a framework.
@@ -55,7 +55,7 @@ def test_no_modules_import_each_other():
         pytest.fail(" imports ".join(error.args[1]))
 
 
-def test_the_top_level_holds_the_facade_the_shared_modules_and_the_public_handlers():
+def test_the_top_level_contains_only_public_modules():
     top_level = sorted(path.stem for path in SOURCES.glob("*.py"))
     assert len(top_level) <= 22
     allowed = {"__init__", "base", "utils", "errors", "results", "extras", "model_file"}
@@ -88,9 +88,9 @@ def test_importing_the_package_imports_no_framework():
     assert not (set(loaded.stdout.split()) - set(before.stdout.split())) & FRAMEWORKS
 
 
-def test_the_picture_on_the_architecture_page_is_up_to_date():
+def test_the_diagram_on_the_architecture_page_is_up_to_date():
     page = PAGE.read_text()
-    assert redrawn(page) == page, "To update the picture, run: make docs-update"
+    assert update_diagram(page) == page, "To update the diagram, run: make docs-update"
 
 
 def test_the_architecture_page_names_every_module():

@@ -147,7 +147,7 @@ def test_returns_the_predictions_of_an_onnx_model_over_kserve(triton):
             ElementError,
             "no input 'x'. Did you mean|no input 'x'. Its inputs are X",
         ),
-        (np.full(64, np.nan), EndpointError, "answered 400: there is a NaN in it"),
+        (np.full(64, np.nan), EndpointError, "returned 400: there is a NaN in it"),
     ],
     ids=["shape", "dtype", "name", "refused by the server"],
 )

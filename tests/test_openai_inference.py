@@ -211,8 +211,8 @@ def test_a_rejected_request_is_a_dead_letter_with_the_servers_message():
     errors = {element: (kind, message) for element, (kind, message, _) in bad}
     assert errors.keys() == {"bad", "worse"}
     assert errors["bad"][0] is EndpointError
-    assert "answered 400: the text is bad" in errors["bad"][1]
-    assert "answered 500: out of order" in errors["worse"][1]
+    assert "returned 400: the text is bad" in errors["bad"][1]
+    assert "returned 500: out of order" in errors["worse"][1]
 
 
 def test_only_the_bad_text_of_a_request_is_a_dead_letter():

@@ -140,11 +140,11 @@ def test_completions_of_transformers_serve_return_the_models_output(chat_server)
 def test_errors_quote_transformers_serve(chat_server):
     url, name, _, _ = chat_server
     many = OpenAICompletionsModelHandler(url, name, None, max_request_size=2, num_retries=0)
-    with pytest.raises(EndpointError, match="answered 400: prompt must be a string"):
+    with pytest.raises(EndpointError, match="returned 400: prompt must be a string"):
         many.predict(["a", "b"])
-    with pytest.raises(EndpointError, match="answered 400: Server is pinned to"):
+    with pytest.raises(EndpointError, match="returned 400: Server is pinned to"):
         OpenAIChatModelHandler(url, "other", None).predict(["a"])
-    with pytest.raises(EndpointRefusedError, match="answered 404: Not Found"):
+    with pytest.raises(EndpointRefusedError, match="returned 404: Not Found"):
         OpenAIEmbeddingsModelHandler(url, name, None).predict(["a"])
 
 
@@ -179,5 +179,5 @@ def test_embeddings_of_a_fastapi_server_are_the_models_output(embeddings_server)
 def test_errors_quote_fastapi(embeddings_server):
     url, _ = embeddings_server
     handler = OpenAIChatModelHandler(url, "minilm", None)
-    with pytest.raises(EndpointRefusedError, match="answered 404: Not Found"):
+    with pytest.raises(EndpointRefusedError, match="returned 404: Not Found"):
         handler.predict(["a"])

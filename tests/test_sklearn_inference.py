@@ -117,7 +117,7 @@ def test_rejects_a_frame_with_several_rows(tmp_path):
 def test_rejects_frames_with_different_columns_and_names_both(tmp_path):
     handler = SklearnModelHandlerPandas(linear_regression(tmp_path / "m.pickle"), min_batch_size=2)
     with pytest.raises(
-        BatchShapeError, match=r"Element 1 .* columns \['y'\], and element 0 has \['x'\]"
+        BatchShapeError, match=r"Element 1 .* columns \['y'\], but element 0 has \['x'\]"
     ):
         handler.predict([pd.DataFrame({"x": [1.0]}), pd.DataFrame({"y": [1.0]})])
 
@@ -156,7 +156,7 @@ def test_rejects_a_truncated_file(files, tmp_path):
 def test_rejects_an_object_without_predict(tmp_path):
     path = tmp_path / "dict.pickle"
     path.write_bytes(pickle.dumps({"not": "a model"}))
-    with pytest.raises(ModelLoadError, match=r"holds a dict, which has no predict\(\)"):
+    with pytest.raises(ModelLoadError, match=r"contains a dict, which has no predict\(\)"):
         SklearnModelHandlerNumpy(str(path)).predict(ROWS)
 
 

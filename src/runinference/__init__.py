@@ -1,6 +1,6 @@
 """Machine-learning inference as one step of an Apache Beam pipeline.
 
-Handlers of a framework live in modules of their own, which import it:
+Each framework's handlers are in a separate module, which imports the framework:
 ``runinference.sklearn_inference``, ``runinference.pytorch_inference``.
 """
 

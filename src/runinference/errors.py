@@ -1,4 +1,4 @@
-"""The exceptions of this library. Each message says what happened and how to fix it.
+"""The exceptions of this library. Each message describes what happened and how to fix it.
 
 An exception that replaces one of Beam or Python also derives from it, so existing ``except`` clauses still match.
 Each takes a single message, because Beam rebuilds errors as ``type(error)(message)`` to add the step name.
@@ -44,11 +44,11 @@ class ResultMismatchError(RunInferenceError, ValueError):
 
 
 class OutOfMemoryError(RunInferenceError, MemoryError):
-    """Memory was exhausted by an element that is a whole batch and is never split. See ``__cause__``."""
+    """Out of memory for an element that is itself a batch and cannot be split. See ``__cause__``."""
 
 
 class ModelUnavailableError(RunInferenceError, RuntimeError):
-    """A model could not be loaded, whatever the batch. See ``__cause__``."""
+    """The model could not be loaded, which affects every batch. See ``__cause__``."""
 
 
 class InferenceTimeoutError(RunInferenceError, TimeoutError):

@@ -96,7 +96,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 convert results back to float32.
             channels_last: Whether an image model computes in the channels-last memory format, which is faster
                 for convolutions. Elements may have any memory format.
-            padding: How tensors of different lengths become one batch. Without it, they must have one shape. It
+            padding: How to pad tensors of different lengths. If None, all tensors must have the same shape. It
                 also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
                 pass a ``batch_length_fn``.
             **options: The options of every handler, see ``HandlerOptions``.

@@ -113,7 +113,7 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
         Raises:
             ModelNotFoundError: The file doesn't exist.
-            ModelLoadError: The file has another format or another digest, or holds no estimator.
+            ModelLoadError: The file has another format or another digest, or contains no estimator.
         """
         need("sklearn", extra="sklearn")
         with open_model(self._model_uri, "model_uri", self._model_sha256) as file:
@@ -124,7 +124,7 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
         is_default = self._model_inference_fn is type(self)._default_inference_fn
         if is_default and not hasattr(model, "predict"):
             raise ModelLoadError(
-                f"The file {self._model_uri!r} holds a {type(model).__name__}, which has no predict(). Save a "
+                f"The file {self._model_uri!r} contains a {type(model).__name__}, which has no predict(). Save a "
                 "fitted estimator, or pass an inference_fn that calls this object."
             )
         return model
@@ -206,7 +206,7 @@ def _check_frames(batch: Sequence[Any]) -> None:
             )
         if not frame.columns.equals(columns):
             raise BatchShapeError(
-                f"Element {index} of the batch has the columns {list(frame.columns)}, and element 0 has "
+                f"Element {index} of the batch has the columns {list(frame.columns)}, but element 0 has "
                 f"{list(columns)}. Select the same columns in the same order before RunInference."
             )
 
@@ -230,7 +230,7 @@ def _load_skops(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) 
         raise _wrong_file_type(file, path, ModelFileType.SKOPS) from error
     if missing := sorted(set(unknown) - set(trusted_types or ())):
         raise ModelLoadError(
-            f"The skops file {path!r} holds types that are not trusted: {', '.join(missing)}. If you know "
+            f"The skops file {path!r} contains types that are not trusted: {', '.join(missing)}. If you know "
             f"and trust them, pass trusted_types={missing!r}."
         )
     return skops_io.loads(data, trusted=unknown)

@@ -98,7 +98,7 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
             create_model_fn: For weights only: a function that builds the model.
             load_model_args: Keyword arguments for ``keras.models.load_model``, such as ``custom_objects``, or
                 for ``tf.saved_model.load``, such as ``tags``. By default, Keras files with Python code are
-                refused (``safe_mode=True``), and training state isn't loaded (``compile=False``).
+                rejected (``safe_mode=True``), and training state isn't loaded (``compile=False``).
             custom_weights: The path of weights that replace those of the Keras model.
             inference_fn: A function ``(model, batch, inference_args, model_id)`` that calls the model and
                 returns the results, instead of the default.

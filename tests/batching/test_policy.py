@@ -21,7 +21,7 @@ def test_a_maximum_padded_size_has_no_buckets_by_default():
     assert BatchPolicy.from_options({**options, "bucket_boundaries": [4]}).bucket_boundaries == (4,)
 
 
-def test_options_unknown_to_beam_stay_out_of_its_keywords_and_apply_to_wrappers():
+def test_options_unknown_to_beam_are_not_passed_to_batch_elements_and_apply_to_wrappers():
     handler = Doubler("budget", max_padded_size=10, batch_length_fn=int, max_batch_bytes=100)
     assert handler.batch_elements_kwargs() == {"length_fn": int}
     for one in (handler, handler.with_preprocess_fn(float), KeyedModelHandler(handler)):

@@ -321,7 +321,7 @@ def test_the_error_for_another_ragged_dimension_names_the_element(tagger):
     rows = [torch.ones(2, 3), torch.ones(4, 3), torch.ones(2, 5)]
     with pytest.raises(
         BatchShapeError,
-        match=r"Element 2 of the batch has shape \(2, 5\), and element 0 has \(2, 3\)",
+        match=r"Element 2 of the batch has shape \(2, 5\), but element 0 has \(2, 3\)",
     ):
         on_rows(tagger, min_batch_size=3).predict(rows)
 
@@ -330,7 +330,7 @@ def test_the_error_for_another_ragged_dimension_names_the_element(tagger):
     ("example", "message"),
     [
         (np.array(1), r"shape \(\) has no dimension 0"),
-        ({"a": np.ones(1), "b": np.ones(2)}, r"lengths \{'a': 1, 'b': 2\}.*which keys to pad"),
+        ({"a": np.ones(1), "b": np.ones(2)}, r"lengths \{'a': 1, 'b': 2\}.*list the keys to pad"),
     ],
 )
 def test_an_example_without_one_length_raises_an_error(example, message):
@@ -348,8 +348,8 @@ def test_the_error_for_a_missing_key_names_it():
     [
         ({"value": "0"}, "must be a number, or a dictionary"),
         ({"value": {}}, "must be a number, or a dictionary"),
-        ({"dim": -1}, "0 or greater, and is -1"),
-        ({"side": "top"}, "'right' or 'left', and is 'top'"),
+        ({"dim": -1}, "0 or greater, but is -1"),
+        ({"side": "top"}, "'right' or 'left', but is 'top'"),
     ],
 )
 def test_invalid_padding_raises_an_error(fields, message):

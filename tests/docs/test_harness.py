@@ -59,7 +59,7 @@ GOOD_PAGE = """
     print("two")
     ```
 
-    Prose may stand here.
+    You can put text here.
 
     ```text title="Output"
     one

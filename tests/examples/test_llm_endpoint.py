@@ -51,7 +51,7 @@ def test_accepts_a_file_a_server_and_a_key_and_reports_failed_lines(
     first, long, last = read_lines(tmp_path / "out.jsonl")
     assert (first["line"], first["answer"]) == (1, "GOOD")
     assert (last["line"], last["answer"]) == (4, "LAST")
-    assert "answered 400: The context size is 100 words" in long["error"]
+    assert "returned 400: The context size is 100 words" in long["error"]
     assert KEY not in (tmp_path / "out.jsonl").read_text() + capsys.readouterr().out
 
 

@@ -112,7 +112,7 @@ def test_needs_no_namespace_unlike_in_beam():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_retries": -1}, "num_retries must be at least 0, and is -1"),
+        ({"num_retries": -1}, "num_retries must be at least 0, but is -1"),
         ({"max_request_size": 0}, "max_request_size must be at least 1"),
         ({"max_concurrent_requests": 0}, "max_concurrent_requests must be at least 1"),
         ({"window_ms": 10, "bucket_ms": 20}, r"bucket_ms \(20\) must be .* at most window_ms"),

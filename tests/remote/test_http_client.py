@@ -72,16 +72,16 @@ HTML = {"Content-Type": "text/html"}
 FAULTS = [
     (Reply(400, {"error": {"message": "too long"}}), EndpointError, "400: too long", False),
     (Reply(422, {"detail": [{"msg": "bad"}]}), EndpointError, '422: [{"msg": "bad"', False),
-    (Reply(400, {"error": "plain"}), EndpointError, "answered 400: plain", False),
-    (Reply(400, {"code": 400, "message": "torch"}), EndpointError, "answered 400: torch", False),
-    (Reply(400, ""), EndpointError, "answered 400: no message", False),
+    (Reply(400, {"error": "plain"}), EndpointError, "returned 400: plain", False),
+    (Reply(400, {"code": 400, "message": "torch"}), EndpointError, "returned 400: torch", False),
+    (Reply(400, ""), EndpointError, "returned 400: no message", False),
     (Reply(401, {"error": "bad key"}), EndpointRefusedError, "SOME_KEY (api_key_env)", False),
-    (Reply(403, {"error": "flagged"}), EndpointError, "answered 403: flagged", False),
+    (Reply(403, {"error": "flagged"}), EndpointError, "returned 403: flagged", False),
     (Reply(404, {"error": "no such model"}), EndpointRefusedError, "model. Check base_url", False),
     (Reply(413, PAGE), EndpointError, "Lower max_request_size", False),
     (Reply(429, {"error": "slow down"}), EndpointError, "Lower max_concurrent_requests", True),
     (Reply(500, PAGE), EndpointError, "500: Sign in please. Check the server's log", True),
-    (Reply(503, "busy"), EndpointError, "answered 503: busy", True),
+    (Reply(503, "busy"), EndpointError, "returned 503: busy", True),
     (Reply(307, "", {"Location": "http://b.c"}), EndpointRefusedError, "http://b.c. Redir", False),
     (Reply(200, PAGE, HTML), UnusableAnswerError, "an HTML page instead of JSON: Sign in", False),
     (Reply(200, '{"choices": ['), EndpointError, 'incomplete JSON: {"choices": [', True),
@@ -169,7 +169,7 @@ def test_truncates_a_long_error_response(open_client):
 
 def test_rejects_a_body_that_is_not_json_serializable(open_client):
     with scripted_server() as server:
-        with pytest.raises(ElementError, match=r"cannot be written as JSON \(Object of type set"):
+        with pytest.raises(ElementError, match=r"can't be serialized to JSON \(Object of type set"):
             open_client(server.url).post("/", {"a": {1}}, identity)
         assert not server.requests
 

@@ -50,7 +50,7 @@ def test_waits_grow_exponentially_up_to_a_maximum():
     assert [custom.seconds(n, ERROR) for n in range(1, 6)] == [1, 2, 4, 5, 5]
 
 
-def test_waits_in_total_at_least_as_long_as_beam():
+def test_total_wait_is_at_least_as_long_as_in_beam():
     in_beam = sum(5 * 2**n for n in range(5))
     assert sum(Backoff(jitter=0).seconds(n, ERROR) for n in range(1, 6)) >= in_beam
 

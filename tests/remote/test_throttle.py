@@ -55,7 +55,7 @@ def test_delays_new_requests_after_failures(clock):
     assert clock.sleeps == [7]
 
 
-def test_a_single_failure_delays_nothing_unlike_in_beam(clock, monkeypatch):
+def test_a_single_failure_does_not_delay_requests_unlike_in_beam(clock, monkeypatch):
     handler = FunctionEndpoint(ScriptedModel(StatusError(503)), num_retries=0)
     with pytest.raises(StatusError):
         handler.call([1])
@@ -70,7 +70,7 @@ def test_does_not_delay_retries(clock):
     assert clock.sleeps == []
 
 
-def test_rejected_requests_delay_nothing(clock):
+def test_rejected_requests_do_not_delay_requests(clock):
     handler = FunctionEndpoint(ScriptedModel(*[StatusError(400) for _ in range(20)]))
     for _ in range(20):
         with pytest.raises(StatusError):
@@ -78,7 +78,7 @@ def test_rejected_requests_delay_nothing(clock):
     assert clock.sleeps == []
 
 
-def test_requests_in_flight_delay_nothing_unlike_in_beam(clock, monkeypatch):
+def test_requests_in_flight_do_not_delay_requests_unlike_in_beam(clock, monkeypatch):
     model = BarrierModel(16)
     assert FunctionEndpoint(model, max_request_size=1).call(list(range(16))) == double(range(16))
     assert clock.sleeps == []

@@ -55,7 +55,7 @@ def test_returns_the_same_object_until_the_interval_is_over(tmp_path):
     assert model_watcher.poll_latest().model_name == "two"
 
 
-def test_stops_looking_after_the_stop_time(tmp_path):
+def test_stops_polling_after_the_stop_time(tmp_path):
     clock = Clock()
     model_watcher = watcher(tmp_path, clock, until=1_005)
     file(tmp_path / "one.pt", 600)

@@ -53,12 +53,12 @@ def test_any_object_can_be_a_model(model):
     assert run([0], RunInference(Returns(len))) == [model]
 
 
-def managed(name, n_bytes=1, **room):
+def managed(name, n_bytes=1, **limits):
     return RunInference(
         RecordingHandler(name, n_bytes),
         model_identifier=name,
         use_model_manager=True,
-        model_manager_args={**RecordingHandler.budget, **room},
+        model_manager_args={**RecordingHandler.budget, **limits},
     )._config()
 
 
@@ -72,8 +72,8 @@ def test_steps_share_a_budget_and_evict_the_least_recently_used_model():
 
 
 def test_the_budget_can_be_in_bytes():
-    room = {"max_model_bytes": 100 << 20}
-    a, b, c = (Worker(managed(name, 40 << 20, **room)) for name in "abc")
+    limits = {"max_model_bytes": 100 << 20}
+    a, b, c = (Worker(managed(name, 40 << 20, **limits)) for name in "abc")
     for worker, alive in ((a, "a"), (b, "ab"), (c, "bc"), (b, "bc")):
         worker.results(1)
         assert alive_models() == list(alive)

@@ -362,7 +362,7 @@ def server_threads() -> int:
     return sum(thread.name == "runinference-server" for thread in threading.enumerate())
 
 
-def test_reports_an_error_that_is_no_exception():
+def test_reports_an_error_that_is_not_an_exception():
     def interrupt(batch):
         raise KeyboardInterrupt
 

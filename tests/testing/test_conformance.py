@@ -75,56 +75,56 @@ def test_a_keyed_handler_can_be_checked():
 
 
 class LoadsNothing(Good):
-    check, cure = "loading", "Return the model"
+    check, fix = "loading", "Return the model"
 
     def load_model(self):
         pass
 
 
 class FailsToLoad(Good):
-    check, cure = "loading", "predict"
+    check, fix = "loading", "predict"
 
     def load_model(self):
         raise FileNotFoundError(self.path)
 
 
 class DropsResults(Good):
-    check, cure = "splitting", "one result for each element"
+    check, fix = "splitting", "one result for each element"
 
     def run_inference(self, batch, model, inference_args=None):
         return super().run_inference(batch, model, inference_args)[:3]
 
 
-class SeesTheBatch(Good):
-    check, cure = "batching", "no mean over the batch"
+class DependsOnBatch(Good):
+    check, fix = "batching", "no mean over the batch"
 
     def run_inference(self, batch, model, inference_args=None):
         return np.array(batch) - np.mean(batch)
 
 
 class Sorts(Good):
-    check, cure = "order", "in the order of the batch"
+    check, fix = "order", "in the order of the batch"
 
     def run_inference(self, batch, model, inference_args=None):
         return super().run_inference(sorted(batch), model, inference_args)
 
 
-class GivesViews(Good):
-    check, cure = "memory", "row.copy"
+class ReturnsViews(Good):
+    check, fix = "memory", "row.copy"
 
     def run_inference(self, batch, model, inference_args=None):
         rows = np.outer(batch, np.ones(3))
         return [PredictionResult(x, row, self.path) for x, row in zip(batch, rows, strict=True)]
 
 
-class GivesTensorViews(GivesViews):
+class GivesTensorViews(ReturnsViews):
     def run_inference(self, batch, model, inference_args=None):
         rows = torch.outer(torch.tensor(batch), torch.ones(3))
         return [PredictionResult(x, row, self.path) for x, row in zip(batch, rows, strict=True)]
 
 
 class ChangesExamples(Good):
-    check, cure = "examples", "Change a copy"
+    check, fix = "examples", "Change a copy"
     examples = [np.array([x]) for x in NUMBERS]
 
     def run_inference(self, batch, model, inference_args=None):
@@ -136,7 +136,7 @@ class ChangesExamples(Good):
 
 
 class ChangesArguments(Good):
-    check, cure = "arguments", "inference_args"
+    check, fix = "arguments", "inference_args"
 
     def run_inference(self, batch, model, inference_args=None):
         inference_args = inference_args if inference_args is not None else {}
@@ -144,22 +144,22 @@ class ChangesArguments(Good):
         return super().run_inference(batch, model, {})
 
 
-class MeasuresInText(Good):
-    check, cure = "metrics", "number of bytes"
+class ReturnsBytesAsText(Good):
+    check, fix = "metrics", "number of bytes"
 
     def get_num_bytes(self, batch):
         return "8"
 
 
 class SwallowsErrors(Good):
-    check, cure = "errors", "Raise an error"
+    check, fix = "errors", "Raise an error"
 
     def run_inference(self, batch, model, inference_args=None):
         return [x * model if isinstance(x, float) else None for x in batch]
 
 
 class RemembersFailures(Good):
-    check, cure = "errors", "keep nothing of a batch that failed"
+    check, fix = "errors", "keep nothing of a batch that failed"
 
     def load_model(self):
         return []
@@ -172,7 +172,7 @@ class RemembersFailures(Good):
 
 
 class ChangesItself(Good):
-    check, cure = "handler", "return value of load_model()"
+    check, fix = "handler", "return value of load_model()"
 
     def load_model(self):
         self.model = super().load_model()
@@ -180,7 +180,7 @@ class ChangesItself(Good):
 
 
 class ChangesAList(Good):
-    check, cure = "handler", "shared by threads"
+    check, fix = "handler", "shared by threads"
 
     def __init__(self):
         super().__init__()
@@ -192,29 +192,29 @@ class ChangesAList(Good):
 
 
 class HoldsAConnection(Good):
-    check, cure = "pickling", "load_model"
+    check, fix = "pickling", "load_model"
 
     def __init__(self):
         super().__init__()
         self.connection = sqlite3.connect(":memory:")
 
 
-class ForgetsItsPath(Good):
-    check, cure = "pickling", "__getstate__"
+class LosesPathWhenPickled(Good):
+    check, fix = "pickling", "__getstate__"
 
     def __getstate__(self):
         return {**vars(self), "path": "7"}
 
 
 class IgnoresUpdates(Good):
-    check, cure = "updates", "Store the path"
+    check, fix = "updates", "Store the path"
 
     def update_model_path(self, model_path=None):
         pass
 
 
 class NamesTheOldModel(Good):
-    check, cure = "updates", "model_id"
+    check, fix = "updates", "model_id"
 
     def run_inference(self, batch, model, inference_args=None):
         return [PredictionResult(x, x * model, "2") for x in batch]
@@ -224,19 +224,19 @@ FAULTY = [
     LoadsNothing,
     FailsToLoad,
     DropsResults,
-    SeesTheBatch,
+    DependsOnBatch,
     Sorts,
-    GivesViews,
+    ReturnsViews,
     GivesTensorViews,
     ChangesExamples,
     ChangesArguments,
-    MeasuresInText,
+    ReturnsBytesAsText,
     SwallowsErrors,
     RemembersFailures,
     ChangesItself,
     ChangesAList,
     HoldsAConnection,
-    ForgetsItsPath,
+    LosesPathWhenPickled,
     IgnoresUpdates,
     NamesTheOldModel,
 ]
@@ -251,7 +251,7 @@ def test_each_fault_fails_one_check_with_a_fix(faulty):
         check_handler(faulty(), examples, **ARGUMENTS.get(faulty.check, {}))
     [fault] = raised.value.faults
     assert fault.check == faulty.check
-    assert faulty.cure in fault.cure
+    assert faulty.fix in fault.cure
     assert str(raised.value).startswith(f"{faulty.__name__} fails 1 of ")
     assert f"{fault.check}: {fault.wrong}\n    Fix: {fault.cure}" in str(raised.value)
 
@@ -273,8 +273,8 @@ def test_the_error_lists_all_faults():
 
 def test_uses_a_custom_comparison():
     with pytest.raises(HandlerFaultsError, match="batching"):
-        check_handler(SeesTheBatch(), NUMBERS)
-    check_handler(SeesTheBatch(), NUMBERS, same=lambda a, b: np.shape(a) == np.shape(b))
+        check_handler(DependsOnBatch(), NUMBERS)
+    check_handler(DependsOnBatch(), NUMBERS, same=lambda a, b: np.shape(a) == np.shape(b))
 
 
 def test_too_few_examples_raise_an_error():

@@ -203,7 +203,7 @@ def test_an_array_that_runs_out_of_memory_is_not_split():
     def predict(batch):
         calls.append(len(batch))
         if len(batch) > 3:
-            raise MemoryError("no room")
+            raise MemoryError("out of memory")
         return batch
 
     handler = unsplit(FunctionHandler(predict))

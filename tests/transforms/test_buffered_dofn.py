@@ -133,13 +133,13 @@ def test_models_per_key_have_separate_buffers():
 
 @pytest.mark.parametrize("bad", [2, "not a number"])
 def test_an_element_that_fails_does_not_affect_the_buffered_ones(bad):
-    def refuse(batch):
+    def fail(batch):
         if 2 in batch:
             raise ValueError("two")
         return batch
 
     handler = FunctionHandler(
-        refuse,
+        fail,
         min_batch_size=4,
         max_batch_size=4,
         max_batch_weight=1000,

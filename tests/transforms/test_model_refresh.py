@@ -158,7 +158,7 @@ def test_the_old_model_stays_in_use_if_the_new_one_cannot_be_loaded(caplog):
     worker = make_worker(FromPath("first"))
     worker.bundle((1, A))
     assert get_inferences(worker.bundle((2, ModelMetadata("broken", "")))) == ["a"]
-    assert "The old model stays in use" in caplog.text
+    assert "the previous model stays in use" in caplog.text
     assert get_inferences(worker.bundle((3, ModelMetadata("broken", "")))) == ["a"]
     assert FromPath.loads == ["a", "broken"]
     assert get_inferences(worker.bundle((4, B))) == ["b"]
@@ -261,7 +261,7 @@ def test_a_key_keeps_its_old_model_if_its_new_one_cannot_be_loaded():
     ("update", "message"),
     [
         (mappings(k1="x"), "Missing: 'k2', 'k3'"),
-        (mappings(k1="x", k2="x", k3="x", k4="x"), "Not mapped to a model: 'k4'"),
+        (mappings(k1="x", k2="x", k3="x", k4="x"), "Unknown keys: 'k4'"),
         ([*mappings(k1="x", k2="x", k3="x"), *mappings(k1="y")], "names the key 'k1' twice"),
         (mappings(k1="", k2="x", k3="x"), "empty path"),
         (ModelMetadata("x", ""), "list of KeyModelPathMapping"),
@@ -279,7 +279,7 @@ def test_accepts_the_metadata_class_of_beam():
 
 
 def test_two_sources_of_new_models_raise():
-    with pytest.raises(OptionError, match="give one of them"):
+    with pytest.raises(OptionError, match="pass only one of them"):
         RunInference(FromPath("x"), model_metadata_pcoll=object(), watch_model_pattern="*")
     with pytest.raises(OptionError, match="are for watch_model_pattern"):
         RunInference(FromPath("x"), interval=3)

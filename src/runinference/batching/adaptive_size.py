@@ -26,7 +26,7 @@ class AdaptiveSize:
     Each size is measured with three calls, of which the fastest counts, or with one call if it is much cheaper.
     The first call is not measured, because it warms up the model.
 
-    Then the smallest size within 5% of the best cost is exploited. On a CPU, large models are often fastest in
+    Then the smallest size within 5% of the best cost is used. On a CPU, large models are often fastest in
     small batches. A slow call may have other reasons, so exploring restarts at half the size after 64 calls,
     then after twice as many calls, and so on.
 
@@ -35,7 +35,7 @@ class AdaptiveSize:
     Attributes:
         current: The current maximum number of elements in a batch.
         max_padded_size: The current maximum padded size, or None if the policy has none.
-        converged: Whether the size is exploited, and not explored.
+        converged: Whether exploration has finished.
     """
 
     def __init__(self, policy: BatchPolicy) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from runinference.errors import OptionError, UnknownOptionError, suggest
 
-#: Beam's bucket boundaries, for a length function without boundaries.
+#: Beam's default bucket boundaries.
 DEFAULT_BUCKET_BOUNDARIES = (16, 32, 64, 128, 256, 512)
 #: Beam's maximum number of elements.
 DEFAULT_MAX_BATCH_SIZE = 10_000
-#: Input bytes of a batch. Activations take a multiple of this.
+#: Input bytes of a batch. Activations need several times as much memory.
 DEFAULT_MAX_BATCH_BYTES = 64 << 20
 
 # Beam uses these to tune BatchElements. They are accepted so that handlers written for Beam run, and ignored.
@@ -116,7 +116,7 @@ class BatchPolicy:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name.startswith(("min_", "max_")) and value is not None and value <= 0:
-                raise OptionError(f"{name} must be greater than 0, and is {value!r}.")
+                raise OptionError(f"{name} must be greater than 0, but is {value!r}.")
         self._check_sizes()
         self._check_lengths()
 

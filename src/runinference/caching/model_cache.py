@@ -1,4 +1,4 @@
-"""A cache of loaded models: least recently used (LRU) eviction, within limits of number and memory."""
+"""A cache of loaded models: least recently used (LRU) eviction, with limits on count and memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ModelCache:
     def acquire(
         self, name: str, load: Callable[[], Any], *, exceed_limits: bool = False
     ) -> Iterator[Any]:
-        """Provide a model for the length of a ``with`` block, and load it if the cache does not hold it.
+        """Provide a model for the duration of a ``with`` block, and load it if the cache does not hold it.
 
         With ``exceed_limits``, load it at once even if no other model can be evicted. A model refresh needs this,
         because the old model stays in use until the new one is loaded.
@@ -89,16 +89,17 @@ class ModelCache:
             self._end_use(entry)
 
     def expire(self, name: str) -> None:
-        """Close a model when it is released, unless it is acquired again before."""
+        """Close a model when it is released, unless it is acquired again first."""
         with self._changed:
             if entry := self._entries.get(name):
                 entry.expired = True
         self._close(self._remove_while(self._next_expired))
 
     def invalidate(self, name: str, model: Any) -> None:
-        """Forget a model that hangs (None: while it loads), so that the next thread to acquire it reloads it.
+        """Remove a model that hangs. Pass None if it hangs while loading.
 
-        If the cache already holds another model under the name, that one stays.
+        The next thread to acquire it reloads it. If the cache already holds another model under the
+        name, that one stays.
         """
         with self._changed:
             entry = self._entries.get(name)

@@ -36,7 +36,7 @@ def to_tables(examples: Sequence[Any]) -> list[Any]:
     for index, name in enumerate(types):
         if name != types[0]:
             raise BatchShapeError(
-                f"Element {index} of the batch is {name}, and element 0 is {types[0]}. To fix this, use one type "
+                f"Element {index} of the batch is {name}, but element 0 is {types[0]}. To fix this, use one type "
                 "for all elements."
             )
     return tables
@@ -71,12 +71,12 @@ def concat_tables(tables: Sequence[Any]) -> Any:
     for index, table in enumerate(tables):
         if is_dataframe(table) and not table.columns.equals(first.columns):
             raise BatchShapeError(
-                f"Element {index} of the batch has the columns {list(table.columns)}, and element 0 has "
+                f"Element {index} of the batch has the columns {list(table.columns)}, but element 0 has "
                 f"{list(first.columns)}. {_SELECT}"
             )
         if table.shape[1] != width:
             raise BatchShapeError(
-                f"Element {index} of the batch has {table.shape[1]} features, and element 0 has {width}. {_SELECT}"
+                f"Element {index} of the batch has {table.shape[1]} features, but element 0 has {width}. {_SELECT}"
             )
     if len(tables) == 1:
         return first
@@ -123,7 +123,7 @@ def _format_other_columns(index: int, found: list[str], names: list[str]) -> str
     }
     difference = "; ".join(f"{k}: {', '.join(v[:5])}" for k, v in differences.items() if v)
     return (
-        f"Element {index} of the batch has other columns than the model was trained with "
+        f"Element {index} of the batch has different columns than the training data "
         f"({difference or 'the same in another order'}). To fix this, select them before RunInference, for "
         f"example frame[{names[:5]!r}{' + ...' if len(names) > 5 else ''}]."
     )

@@ -1,4 +1,4 @@
-"""Pad examples of different lengths to the longest one in the batch, and cut the padding off the results."""
+"""Pad examples of different lengths to the longest one in the batch, and remove the padding from the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Padding"]
 
-#: For each leaf of a model's output, whether its length follows the length of the input.
+#: For each leaf of a model's output, whether its length depends on the input length.
 UnpadCache = dict[Path, bool]
 #: Stacks arrays of one shape. The arguments are those of `runinference.collate.stack.stack_arrays`.
 StackFn = Callable[..., Any]
@@ -34,9 +34,9 @@ class Padding:
     of an example is its size in dimension ``dim``. For a dictionary, it is the length of its arrays, or of the
     first key in ``value`` if ``value`` names keys.
 
-    A part of a result is cut to the length of its example if its size in dimension ``dim`` follows the length of
-    the input. To determine this, the model is called once more with two copies of a shorter example, for each new
-    part of an output. So the scores of ten classes are not cut, even in a batch padded to length ten.
+    A part of a result is cut to the length of its example if its size in dimension ``dim`` depends on the
+    input length. To determine this, the model is called once more with two copies of a shorter example, for each
+    new part of an output. So the scores of ten classes are not cut, even in a batch padded to length ten.
 
     >>> from runinference import Padding
     >>> padding = Padding(value=-1, mask="real")
@@ -54,7 +54,7 @@ class Padding:
             padded with 0. For arrays and tensors, it is passed as a keyword argument of the model.
         dim: The dimension of an example to pad. Sizes in all other dimensions must be equal.
         side: The side to pad. Models that generate text usually need ``"left"``.
-        unpad: Whether to cut the padding off the results.
+        unpad: Whether to remove the padding from the results.
 
     Raises:
         OptionError: ``value``, ``dim`` or ``side`` is invalid.
@@ -71,15 +71,15 @@ class Padding:
         if not values or not all(isinstance(value, (int, float)) for value in values):
             raise OptionError(
                 "The value of Padding must be a number, or a dictionary with a number for each key to pad, "
-                f"and is {self.value!r}."
+                f"but is {self.value!r}."
             )
         if not isinstance(self.dim, int) or self.dim < 0:
             raise OptionError(
-                f"The dim of Padding is a dimension of one example, 0 or greater, and is {self.dim!r}."
+                f"The dim of Padding is a dimension of one example, 0 or greater, but is {self.dim!r}."
             )
         if self.side not in ("right", "left"):
             raise OptionError(
-                f"The side of Padding must be 'right' or 'left', and is {self.side!r}."
+                f"The side of Padding must be 'right' or 'left', but is {self.side!r}."
             )
 
     def length(self, example: Any) -> int:
@@ -102,8 +102,8 @@ class Padding:
         lengths = {key: shape[self.dim] for key, shape in shapes.items() if len(shape) > self.dim}
         if len(set(lengths.values())) != 1:
             raise BatchShapeError(
-                f"An example has the lengths {lengths} in dimension {self.dim}. To fix this, specify which keys "
-                "to pad, and first the key that has the example's length: Padding(value={'input_ids': 0})."
+                f"An example has the lengths {lengths} in dimension {self.dim}. To fix this, list the keys to "
+                "pad, starting with the key that determines the length: Padding(value={'input_ids': 0})."
             )
         return next(iter(lengths.values()))
 
@@ -137,14 +137,14 @@ class Padding:
         return {self.mask: mask}
 
     def rows(
-        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], cache: UnpadCache
+        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], known: UnpadCache
     ) -> list[Any]:
         """Return the output of the model for each example, without padding.
 
         Args:
             batch: The examples.
             call: Joins examples and calls the model.
-            cache: Which parts of the output follow the length of the input. New parts are added to it.
+            known: Which parts of the output depend on the input length. New parts are added to it.
         """
         rows = unbatch(call(batch), len(batch))
         lengths = [self.length(example) for example in batch]
@@ -153,14 +153,14 @@ class Padding:
         if not self.unpad or not shorter:
             return rows
         leaves = leaves_with_path(rows[0])
-        new = [p for p, leaf in leaves if self._has_length(leaf, longest) and p not in cache]
+        new = [p for p, leaf in leaves if self._has_length(leaf, longest) and p not in known]
         if new:
             example = batch[lengths.index(shorter)]
             output = dict(leaves_with_path(unbatch(call([example, example]), 2)[0]))
-            cache.update({path: self._has_length(output.get(path), shorter) for path in new})
+            known.update({path: self._has_length(output.get(path), shorter) for path in new})
 
         def unpad(length: int, path: Path, leaf: Any) -> Any:
-            follows = cache.get(path, False) and self._has_length(leaf, longest)
+            follows = known.get(path, False) and self._has_length(leaf, longest)
             if not follows or length == longest:
                 return leaf
             view = leaf[self._slices(length, longest, self.dim)]
@@ -204,7 +204,7 @@ class Padding:
             shape = get_array_shape(array)
             if shape[:dim] + shape[dim + 1 :] != first[:dim] + first[dim + 1 :]:
                 raise BatchShapeError(
-                    f"Element {index} of {name} has shape {shape}, and element 0 has {first}. Padding applies to "
+                    f"Element {index} of {name} has shape {shape}, but element 0 has {first}. Padding applies to "
                     f"dimension {dim}, and all other dimensions must be equal. To fix this, pad another "
                     "dimension with Padding(dim=…), or resize the examples with with_preprocess_fn."
                 )
@@ -239,7 +239,7 @@ class NoPadding:
         return {}
 
     def rows(
-        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], cache: UnpadCache
+        self, batch: Sequence[Any], call: Callable[[Sequence[Any]], Any], known: UnpadCache
     ) -> list[Any]:
         return unbatch(call(batch), len(batch))
 
@@ -252,7 +252,7 @@ class Unsplit(NoPadding):
             return super().join_keys(batch, stack)
         return {key: stack(array, f"the batch's {key!r}") for key, array in batch.items()}
 
-    def rows(self, batch: Any, call: Callable[[Any], Any], cache: UnpadCache) -> Any:
+    def rows(self, batch: Any, call: Callable[[Any], Any], known: UnpadCache) -> Any:
         return call(batch)
 
 

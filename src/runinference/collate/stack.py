@@ -25,7 +25,7 @@ def stack_batch(
     name: str = "the batch",
     hint: Callable[[int], str] | None = None,
 ) -> Any:
-    """Return ``stack(batch)``, with an error message that names the example that does not fit.
+    """Return ``stack(batch)``, with an error message that identifies the mismatched example.
 
     Args:
         stack: Stacks examples of one shape.

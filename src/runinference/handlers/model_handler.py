@@ -168,11 +168,11 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return list(self._postprocess_fns)
 
     def should_skip_batching(self) -> bool:
-        """Return whether elements are batches already."""
+        """Return whether elements are already batches."""
         return self._skips_batching
 
     def gives_whole_results(self) -> bool:
-        """Return whether elements are batches already and each gets a single, unsplit result."""
+        """Return whether elements are already batches and each gets a single, unsplit result."""
         return self._whole_results
 
     def validate_whole_results(self) -> None:
@@ -219,7 +219,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     def with_no_batching(
         self, *, whole_results: bool = False
     ) -> ModelHandler[Any, PredictionT, ModelT]:
-        """Return a copy whose elements are batches already: lists of examples, or arrays of rows.
+        """Return a copy whose elements are already batches: lists of examples, or arrays of rows.
 
         Functions given to ``with_preprocess_fn`` then receive a batch. There is still one result per example.
 
@@ -233,8 +233,8 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
         Args:
             whole_results: Whether to keep results unsplit: one ``PredictionResult`` per element, with the whole
-                array and the model's whole output for it. With keys, elements are ``(key, array)``. A handler
-                that doesn't use ``results_of`` returns the output of ``run_inference`` for each element.
+                array and the complete model output. With keys, elements are ``(key, array)``. A handler that
+                doesn't use ``results_of`` returns the output of ``run_inference`` for each element.
 
         Raises:
             OptionError: This handler does not support unsplit results.

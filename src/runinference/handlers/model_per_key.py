@@ -162,7 +162,7 @@ class _LoadedModel:
 
 
 def with_unsplit_results(handler: Any, whole_results: bool) -> Any:
-    """Return a handler with unsplit results, or with split ones; a handler of another library as it is."""
+    """Return a handler with unsplit or split results. Handlers of other libraries are returned unchanged."""
     if returns_unsplit_results(handler) == whole_results or not isinstance(handler, ModelHandler):
         return handler
     return handler.with_no_batching(whole_results=whole_results)

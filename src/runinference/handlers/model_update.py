@@ -71,7 +71,7 @@ def paths_by_key(update: Any, known: set[Any]) -> dict[Any, Any]:
         unknown = sorted(map(repr, found.keys() - known))
         raise OptionError(
             f"A model refresh must name each key once. Missing: {', '.join(missing) or 'none'}. "
-            f"Not mapped to a model: {', '.join(unknown) or 'none'}."
+            f"Unknown keys: {', '.join(unknown) or 'none'}."
         )
     return found
 

@@ -37,7 +37,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _normalize_url(self.base_url))
         if self.timeout <= 0:
-            raise OptionError(f"timeout must be greater than 0 seconds, and is {self.timeout!r}.")
+            raise OptionError(f"timeout must be greater than 0 seconds, but is {self.timeout!r}.")
         if secret := next(filter(_SECRET_HEADER.search, self.headers), None):
             raise OptionError(
                 f"headers has {secret!r}, whose value would be stored in the pipeline. Put the key into an "

@@ -1,4 +1,4 @@
-"""A JSON client for HTTP endpoints. Its errors state the server's answer, and never contain the key."""
+"""A JSON client for HTTP endpoints. Its errors include the server's response, and never contain the key."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class HttpClient:
             content = json.dumps(body, separators=(",", ":")).encode()
         except (TypeError, ValueError) as error:
             raise ElementError(
-                f"A request cannot be written as JSON ({error}). Convert elements with with_preprocess_fn, and "
+                f"A request can't be serialized to JSON ({error}). Convert elements with with_preprocess_fn, and "
                 "use only numbers, strings, lists and dictionaries in inference_args."
             ) from error
         response = self._request_json("POST", path, content)
@@ -150,7 +150,7 @@ class HttpClient:
         redirected = 300 <= status < 400
         text = headers.get("location", "no location") if redirected else _extract_message(body)
         message = self._quote(text) or "no message"
-        error = kind(f"{url} answered {status}: {message}{'.' * bool(hint)} {hint}".strip())
+        error = kind(f"{url} returned {status}: {message}{'.' * bool(hint)} {hint}".strip())
         error.status_code, error.retry_after = status, headers.get("retry-after")
         return error
 
@@ -185,7 +185,7 @@ class HttpClient:
             return UnusableAnswerError(
                 f"{url} returned an HTML page instead of JSON: {start}. Correct base_url."
             )
-        return EndpointError(f"{url} answered {status} with invalid or incomplete JSON: {start}.")
+        return EndpointError(f"{url} returned {status} with invalid or incomplete JSON: {start}.")
 
     def _quote(self, text: str) -> str:
         """Return the start of a text on one line, without HTML tags and without the key."""

@@ -19,7 +19,7 @@ class RateLimiter(Protocol):
     """A limit on the rate of requests, like Beam's ``EnvoyRateLimiter``. Called from several threads."""
 
     def allow(self, *, hits_added: int) -> bool:
-        """Return whether this many examples may be sent now. May block until they may."""
+        """Return whether this many examples may be sent now. Can block until the limit allows it."""
 
 
 class RequestPool:
@@ -40,7 +40,7 @@ class RequestPool:
             )
 
     def run(self, send: Callable[[Any], list[Any]], parts: Sequence[Any]) -> list[PartialResult]:
-        """Send the parts of a batch, several at a time, and return the outcome of each in order.
+        """Send the parts of a batch, concurrently, and return the outcome of each in order.
 
         After the first failure, requests in flight are awaited, and no others are sent.
         """
@@ -68,7 +68,7 @@ def _get_outcome(part: Any, get_results: Callable[[], list[Any] | None]) -> Part
 
 
 def _with_metrics_of_caller(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a function that updates metrics of the calling thread's step, whichever thread runs it."""
+    """Bind a function to the metrics of the calling thread's step."""
     tracker = get_current_tracker()
 
     def call(argument: Any) -> Any:

@@ -55,7 +55,7 @@ class Backoff:
             check_at_least(0, f"Backoff: {name}", getattr(self, name))
         check_at_least(1, "Backoff: multiplier", self.multiplier)
         if not 0 <= self.jitter <= 1:
-            raise OptionError(f"Backoff: jitter must be from 0 to 1, and is {self.jitter!r}.")
+            raise OptionError(f"Backoff: jitter must be from 0 to 1, but is {self.jitter!r}.")
 
     def seconds(self, retry: int, error: BaseException) -> float:
         """Return the seconds to wait before a retry (1 is the first), at least the error's ``retry_after``."""
@@ -196,4 +196,4 @@ class RetryPolicy:
 def check_at_least(minimum: float, name: str, value: float) -> None:
     """Raise ``OptionError`` if an option is below its minimum."""
     if value < minimum:
-        raise OptionError(f"{name} must be at least {minimum}, and is {value!r}.")
+        raise OptionError(f"{name} must be at least {minimum}, but is {value!r}.")

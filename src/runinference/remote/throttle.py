@@ -42,7 +42,7 @@ class Throttle:
         check_at_least(0, "throttle_delay_secs", throttle_delay_secs)
         if throttle_delay_secs != int(throttle_delay_secs):
             raise OptionError(
-                f"throttle_delay_secs must be a whole number of seconds, and is {throttle_delay_secs!r}."
+                f"throttle_delay_secs must be a whole number of seconds, but is {throttle_delay_secs!r}."
             )
         namespace = namespace or "RunInference"
         self.throttle_delay_secs = int(throttle_delay_secs)

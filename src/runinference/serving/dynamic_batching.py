@@ -90,7 +90,7 @@ class _QueuedBatch:
 
 
 def _call_combined(group: list[_QueuedBatch], call: Call) -> None:
-    """Call the model once for a group of batches; in halves if it runs out of memory."""
+    """Call the model once for a group of batches. Split the group in half if memory runs out."""
     combined = [element for queued in group for element in queued.batch]
     try:
         results = iter(call(combined))

@@ -1,4 +1,4 @@
-"""The places where a model can be loaded: in this process, in a subprocess, or in a process that shares it."""
+"""Model placements: how a model is loaded in this process, in a subprocess or in a shared process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Model(Protocol):
 
     Attributes:
         n_bytes: The memory that the model takes.
-        terminated: Whether ``terminate`` ended a call of another thread, which should repeat it.
+        terminated: Whether ``terminate`` interrupted a call in another thread, which should be retried.
     """
 
     n_bytes: int
@@ -31,7 +31,7 @@ class Model(Protocol):
         """Free what can be freed while a call hangs."""
 
     def is_running(self, thread_id: int | None) -> bool:
-        """Return whether the call of a thread runs now. If not, it waits for a call of another thread."""
+        """Return whether a thread's call is running, and not queued behind another thread's call."""
 
 
 Placement = Callable[[ModelVersion], Model]

@@ -131,7 +131,7 @@ class ModelSession:
     def _call_with_dynamic_batching(
         self, version: ModelVersion, batch: Any, run: Call
     ) -> list[Any]:
-        """Run a batch; a small one may share its call with those of other threads."""
+        """Run a batch; small batches may be combined with those of other threads."""
         if not (self._config.dynamic_batching and version.policy.has_only_size_limits):
             return run(batch)
         size = self.size_for(version)
@@ -177,7 +177,9 @@ class ModelSession:
         except ModelUnavailableError as error:
             self._retry_at[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
             self._events["failed_model_refreshes"] += 1
-            _LOGGER.error("The old model stays in use instead of %r: %s", version.name, error)
+            _LOGGER.error(
+                "Can't load model %r, so the previous model stays in use: %s", version.name, error
+            )
             return None
         self._events["model_refreshes"] += 1
         return model
@@ -228,7 +230,7 @@ class ModelSession:
             thread.join(timeout)
             if not thread.is_alive():
                 return thread.outcome.result()
-            # A call that waits for one of another thread does not time out: that thread measures the time.
+            # Queued calls don't time out, because the thread that runs the call enforces the timeout.
             if progress.model is None or progress.model.is_running(thread.ident):
                 break
         self._events["inference_timeouts"] += 1

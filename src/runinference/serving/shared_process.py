@@ -1,4 +1,4 @@
-"""A model that all processes of a machine share. The process that acquires it first holds it."""
+"""A model that all processes of a machine share. The process that acquires it first hosts it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def default_placement(version: ModelVersion, tag: str) -> Model:
 
 
 class _Replica:
-    """A replica of a model, reloaded in another process if the one that holds it ends."""
+    """A replica of a model, reloaded in another process if the one that hosts it ends."""
 
     def __init__(self, tag: str, handler: bytes) -> None:
         self._acquire = partial(ModelClient, tag, handler)
@@ -91,9 +91,9 @@ class _Replica:
 
 
 class ModelClient:
-    """A client of the process that holds the model of a tag.
+    """A client of the process that hosts the model of a tag.
 
-    Beam's MultiProcessShared decides which process holds the model, and counts its users. Batches use separate
+    Beam's MultiProcessShared decides which process hosts the model, and counts its users. Batches use separate
     connections, one for each thread at a time. Beam's proxies use TCP, where Nagle's algorithm delays messages of
     16 to 64 kB by 40 ms. Neither Beam 2.77 nor ``multiprocessing.managers`` has a public option to prevent that.
     """
@@ -112,7 +112,7 @@ class ModelClient:
         self._idle.append(connection)
 
     def send(self, request: bytes) -> bytes:
-        """Return the serialized outcome; raise EOFError or OSError if the process no longer holds the model."""
+        """Return the serialized outcome; raise EOFError or OSError if the process no longer hosts the model."""
         try:
             connection = self._idle.pop()
         except IndexError:

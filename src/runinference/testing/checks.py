@@ -83,7 +83,7 @@ def _check_batching(context: CheckContext) -> None:
             expected = context.single_results[start : start + size]
             if not (context.all_same(found, expected) or context.is_permutation(found, expected)):
                 raise CheckFailed(
-                    f"A batch of {size} has other results than its elements have one by one: "
+                    f"Results in a batch of {size} differ from the results of single elements: "
                     f"{format_value(found)}, not {format_value(expected)}.",
                     "Make results independent of the other elements of the batch: no mean over the batch, and no "
                     "padding without a mask. If the difference does not matter, pass same=…",
@@ -98,7 +98,7 @@ def _check_order(context: CheckContext) -> None:
         found, expected = context.run(context.examples[::step]), context.single_results[::step]
         if not context.all_same(found, expected) and context.is_permutation(found, expected):
             raise CheckFailed(
-                "The results are in another order than the elements: "
+                "The results are not in the order of the elements: "
                 f"{format_value(found)}, not {format_value(expected)}.",
                 "Return the results in the order of the batch. If you sort, restore the order.",
             )
@@ -186,7 +186,7 @@ def _check_updates(context: CheckContext) -> None:
     results = context.run(context.examples, updated, updated.load_model())
     if context.all_same(results, context.batch_results):
         raise CheckFailed(
-            f"After update_model_path({path!r}), the results are those of the old model.",
+            f"After update_model_path({path!r}), the results still come from the old model.",
             "Store the path in update_model_path(), and load it in load_model().",
         )
     names = {part.model_id for result in results for part in _get_predictions(result)}
@@ -206,7 +206,7 @@ def _check_errors(context: CheckContext) -> None:
         found = policy.attempt(context.run, batch)
         if not isinstance(found.pop(index), Failure):
             raise CheckFailed(
-                "The bad example does not fail: it has a result.",
+                "bad_example was expected to fail, but returned a result.",
                 "Raise an error for an example that the model cannot process. It becomes a dead letter.",
             )
         if not context.all_same(found, context.single_results):

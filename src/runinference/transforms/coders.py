@@ -23,9 +23,9 @@ _ARRAY, _SCALAR, _TENSOR, _OTHER = range(4)
 
 
 class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
-    """A coder of values that Beam's coder of primitives has no format for.
+    """A coder for values that Beam's FastPrimitivesCoder doesn't support.
 
-    Arrays, NumPy scalars and tensors become a short header and their raw bytes. Everything else is pickled.
+    Arrays, NumPy scalars and tensors are encoded as a short header and raw bytes. Everything else is pickled.
     """
 
     def __init__(self, fallback: Any) -> None:
@@ -65,7 +65,7 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
 
 
 class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
-    """A coder of the version, then whether the value is a ``PredictionResult``, then its fields or the value."""
+    """Encode the format version, a flag for ``PredictionResult``, and then its fields or the value."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -95,7 +95,8 @@ class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
 class PredictionResultCoder(beam.coders.coders.FastCoder):  # type: ignore[misc]
     """The coder of ``PredictionResult``, registered when this module is imported.
 
-    A result of 768 float32 values takes about 3.1 kB. A row that is a view of a batch is encoded alone.
+    A result of 768 float32 values takes about 3.1 kB. A row that is a view of a batch is encoded
+    without the rest of the batch.
     """
 
     def _create_impl(self) -> _ResultCoderImpl:

@@ -9,7 +9,7 @@ from apache_beam.metrics import Metrics
 
 from runinference.serving.routing import ModelVersion
 
-#: Beam's counters, and those that Beam has no names for.
+#: Beam's counters, and additional ones.
 _COUNTERS = (
     "num_inferences",
     "failed_batches_counter",

@@ -104,7 +104,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         validate_handler(model_handler)
         if model_metadata_pcoll is not None and watch_model_pattern:
             raise OptionError(
-                "model_metadata_pcoll and watch_model_pattern both name new models. To fix this, give one of them."
+                "model_metadata_pcoll and watch_model_pattern both provide new models. "
+                "To fix this, pass only one of them."
             )
         if not watch_model_pattern and (interval is not None or stop_timestamp is not None):
             raise OptionError("interval and stop_timestamp are for watch_model_pattern.")
@@ -165,7 +166,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         return self._copy(_monitoring_transform=monitoring_transform)
 
     def annotations(self) -> dict[str, Any]:
-        """Return the names of the handler and the model for tools that display pipelines, equal in each run."""
+        """Return the handler and model names for tools that display pipelines, identical in every run."""
         kind = type(self._model_handler)
         return {
             "model_handler": kind.__qualname__,
@@ -216,7 +217,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         return outputs.results, outputs[FAILED]
 
     def _make_dofn(self) -> InferDoFn | BufferedInferDoFn:
-        """Choose how elements become batches: as they are, within a bundle, or across bundles."""
+        """Choose how elements become batches: prebatched, within a bundle, or across bundles."""
         handler, config = self._model_handler, self._config()
         if handler.should_skip_batching():
             unsplit = returns_unsplit_results(handler)

@@ -12,7 +12,7 @@ from runinference.errors import OptionError
 
 
 def are_same_arguments(one: Any, other: Any) -> bool:
-    """Return whether two values of a side input are equal; False for arrays, which have no truth value."""
+    """Return whether two side-input values are equal. False for arrays, because their comparison is ambiguous."""
     try:
         return bool(one == other)
     except ValueError:

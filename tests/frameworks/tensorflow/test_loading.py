@@ -82,12 +82,12 @@ def test_errors_for_wrong_paths_say_what_to_pass(folder, tmp_path):
         Numpy(str(folder / "n.keras")).load_model()
     with pytest.raises(ModelLoadError, match="a file inside a SavedModel: pass its folder"):
         Numpy(str(folder / "m" / "saved_model.pb")).load_model()
-    with pytest.raises(ModelLoadError, match="holds no saved_model.pb. .* model.export"):
+    with pytest.raises(ModelLoadError, match="contains no saved_model.pb. .* model.export"):
         Numpy(str(folder / "m" / "variables")).load_model()
     shutil.copytree(folder / "m", tmp_path / "served" / "3")
     with pytest.raises(ModelLoadError, match=r"Pass the one inside: '.*served/3'"):
         Numpy(str(tmp_path / "served")).load_model()
-    with pytest.raises(ModelLoadError, match=r"web address. .* kagglehub.model_download"):
+    with pytest.raises(ModelLoadError, match=r"is a URL. .* kagglehub.model_download"):
         Numpy("https://tfhub.dev/google/nnlm/1").load_model()
     with pytest.raises(ModelLoadError, match="holds weights alone. .*ModelType.SAVED_WEIGHTS"):
         Numpy(str(folder / "m.weights.h5")).load_model()

@@ -86,7 +86,7 @@ def check_no_random_weights(uri: str, option: str, name: str, info: Any, hint: s
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
     if not missing and not mismatched:
         return
-    problem = "has no weights for" if missing else "has weights of another shape for"
+    problem = "has no weights for" if missing else "has weights with a different shape for"
     saved_from = read_json(uri, "config.json", {}).get("architectures")
     origin = f"It was saved from {', '.join(saved_from)}. " if saved_from else ""
     raise ModelLoadError(

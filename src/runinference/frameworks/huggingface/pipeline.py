@@ -58,7 +58,7 @@ def load_pipeline(task: str, model: str, load_pipeline_args: Mapping[str, Any]) 
     if getattr(pipeline, "tokenizer", None) is not None:
         prepare_tokenizer(pipeline.tokenizer, name, "model")
         if pipeline.task == "text-generation":
-            # A text that the model continues must end where the batch ends.
+            # Prompts must be padded on the left.
             pipeline.tokenizer.padding_side = "left"
     return pipeline
 

@@ -55,7 +55,7 @@ class _TensorModelHandler(PretrainedModelHandler):
                 model, its device, the inference arguments and the model ID, and returns the results.
             load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
                 only if they include ``trust_remote_code``.
-            padding: How tensors of different lengths become one batch. Without it, they must have one shape. It
+            padding: How to pad tensors of different lengths. If None, all tensors must have the same shape. It
                 also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
                 pass a ``batch_length_fn``.
             **options: The options of every handler, see ``HandlerOptions``.
@@ -149,7 +149,7 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
                 model, its device, the inference arguments and the model ID, and returns the results.
             load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
                 only if they include ``trust_remote_code``.
-            padding: How tensors of different lengths become one batch. Without it, they must have one shape. It
+            padding: How to pad tensors of different lengths. If None, all tensors must have the same shape. It
                 also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
                 pass a ``batch_length_fn``.
             **options: The options of every handler, see ``HandlerOptions``.

@@ -28,7 +28,7 @@ def prepare_tokenizer(tokenizer: Any, uri: str, option: str) -> Any:
     # Transformers 5 creates such a tokenizer if a model has no tokenizer files.
     if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
         raise ModelLoadError(
-            f"{uri!r} ({option}) has no tokenizer files, so every word would be unknown. To fix this, save the "
+            f"{uri!r} ({option}) has no tokenizer files, so every token would be unknown. To fix this, save the "
             "tokenizer to the model's directory: tokenizer.save_pretrained(path)."
         )
     if tokenizer.pad_token_id is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from runinference.errors import ModelLoadError
 
-# The fields of a tree by the count of numbers that LightGBM expects in them. Optional fields may be missing.
+# Tree fields, grouped by expected length. Optional fields may be missing.
 _PER_SPLIT = ("left_child", "right_child", "split_feature", "threshold")
 _OPTIONAL_PER_SPLIT = (
     "decision_type",

@@ -83,8 +83,8 @@ def _wrong_input(arrays: Any, specs: Iterable[Any], error: Exception) -> Excepti
     # Keras raises ValueError for a wrong shape.
     error_type = BatchShapeError if isinstance(error, ValueError) else ElementError
     return error_type(
-        f"The model refuses elements of {found} ({summarize(error)}). "
-        + (f"It takes {expected}. " if expected else "")
+        f"The model rejected elements of {found}: {summarize(error)}. "
+        + (f"It expects {expected}. " if expected else "")
         + "Reshape or convert them with with_preprocess_fn."
     )
 

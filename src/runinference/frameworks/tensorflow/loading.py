@@ -27,7 +27,7 @@ def load_keras_or_saved_model(path: str, load_model_args: Mapping[str, Any]) -> 
     """Load a Keras model from a ``.keras`` or HDF5 file, or a SavedModel with ``tf.saved_model.load``."""
     if path.startswith(("http://", "https://")):
         raise ModelLoadError(
-            f"{path!r} (model_uri) is a web address. Download the model before the pipeline runs, for example "
+            f"{path!r} (model_uri) is a URL. Download the model before the pipeline runs, for example "
             "with tensorflow_hub.resolve or kagglehub.model_download, and pass its folder."
         )
     files = ("saved_model.pb", "saved_model.pbtxt")
@@ -53,7 +53,7 @@ def load_weights(model: Any, path: str, option: str) -> Any:
     """Load weights from an HDF5 or ``.keras`` file into a Keras model, and return the model."""
     if not hasattr(model, "load_weights"):
         raise ModelLoadError(
-            f"A {type(model).__name__} takes no weights ({option}): only Keras models have load_weights. A "
+            f"A {type(model).__name__} can't load weights ({option}). Only Keras models have load_weights. A "
             "SavedModel contains its weights."
         )
     if exists(f"{path}.index"):
@@ -66,7 +66,7 @@ def load_weights(model: Any, path: str, option: str) -> Any:
             model.load_weights(local)
         except Exception as error:
             raise ModelLoadError(
-                f"The file {path!r} ({option}) holds no weights for this model ({summarize(error)}). Before it "
+                f"The file {path!r} ({option}) contains no weights for this model ({summarize(error)}). Before it "
                 "gets its weights, the model must be built with the architecture of the model that was saved."
             ) from error
     return model
@@ -98,5 +98,5 @@ def _not_a_saved_model(folder: str) -> ModelLoadError:
     if versions:
         hint = f"Pass the one inside: {os.path.join(folder, versions[-1])!r}."
     return ModelLoadError(
-        f"The folder {folder!r} (model_uri) is not a SavedModel: it holds no saved_model.pb. {hint}"
+        f"The folder {folder!r} (model_uri) is not a SavedModel: it contains no saved_model.pb. {hint}"
     )
