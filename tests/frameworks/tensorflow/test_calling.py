@@ -79,7 +79,7 @@ def test_rejects_a_wrong_shape_or_dtype_and_names_both(folder, name):
 def test_summarizes_errors_of_the_model_in_one_line(folder, name):
     handler = Numpy(str(folder / name))
     with pytest.raises(
-        ElementError, match=r"int32 \(2,\).*\(indices\[0,1\] = 100 is not in \[0, 10\)\)"
+        ElementError, match=r"int32 \(2,\).*: indices\[0,1\] = 100 is not in \[0, 10\)"
     ):
         handler.predict([[1, 100]])
     with pytest.raises(ElementError, match="takes int32, and the elements are float64"):
