@@ -91,7 +91,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_xgboost_inference.py::test_calls_the_model_once_per_batch",
     ),
     "a call of a shared model is an RPC": (
-        "serving/test_shared_process.py::test_a_batch_is_sent_without_delay",
+        "serving/test_shared_process.py::test_no_batch_is_sent_over_tcp",
     ),
     "remote retries take seconds, and requests are sequential": (
         "transient",

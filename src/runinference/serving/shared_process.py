@@ -102,6 +102,9 @@ class ModelClient:
         self._handler = handler
         self._share = MultiProcessShared(partial(ModelServer, handler), tag=tag, always_proxy=True)
         self._proxy = self._share.acquire()
+        # A model that is still cached when the pipeline ends is released with the last reference to this client.
+        self._finalizer = weakref.finalize(self, _release_in_thread, self._share, self._proxy)
+        self._finalizer.atexit = False
         self._idle: list[Connection] = []
         try:
             self._address, self._authkey, self._server_id = self._proxy()
@@ -129,8 +132,8 @@ class ModelClient:
     def release(self) -> None:
         while self._idle:
             self._idle.pop().close()
-        with suppress(ConnectionError, EOFError):  # the process ended, which freed the model
-            self._share.release(self._proxy)
+        if self._finalizer.detach():
+            _release(self._share, self._proxy)
 
     def delete(self) -> None:
         """Delete the model for all processes, which then load it again."""
@@ -146,6 +149,18 @@ class ModelClient:
         except BaseException:
             connection.close()
             raise
+
+
+def _release(share: Any, proxy: Any) -> None:
+    with suppress(ConnectionError, EOFError):  # the process ended, which freed the model
+        share.release(proxy)
+
+
+def _release_in_thread(share: Any, proxy: Any) -> None:
+    # The garbage collector may run while this thread holds a lock that the release needs, so don't wait forever.
+    thread = threading.Thread(target=_release, args=(share, proxy), daemon=True)
+    thread.start()
+    thread.join(5)
 
 
 _DISCONNECTED = (EOFError, OSError, AuthenticationError)
