@@ -76,6 +76,7 @@ def retry_after(error: BaseException) -> float | None:
     Reads the error's attribute ``retry_after``, or the header ``Retry-After`` of ``error.response.headers`` or
     ``error.headers``. The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3).
 
+    >>> from runinference import retry_after
     >>> class Busy(Exception):
     ...     retry_after = "2"
     >>> retry_after(Busy())
