@@ -25,12 +25,12 @@ LAYERS = [
     ["shared modules"],
 ]
 FACADE = {"runinference", "runinference.base", "runinference.utils"}
-SHARED = {f"runinference.{name}" for name in ("errors", "results", "extras", "model_file")}
+SHARED = {f"runinference.{name}" for name in ("errors", "checks", "results", "extras", "model_file")}
 #: What the boxes of the diagram contain, for packages that are not folders.
 CONTENTS = {
     "facade": "runinference, base, utils",
     "public handlers": "*_inference",
-    "shared modules": "errors, results, extras, model_file",
+    "shared modules": "errors, checks, results, extras, model_file",
 }
 
 

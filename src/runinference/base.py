@@ -14,11 +14,15 @@ from runinference.handlers.model_per_key import KeyModelMapping, KeyT
 from runinference.handlers.model_update import KeyModelPathMapping, ModelMetadata
 from runinference.handlers.options import HandlerOptions
 from runinference.remote.handler import RemoteModelHandler
-from runinference.remote.request_pool import RateLimiter
 from runinference.remote.retry import Backoff, retry_after, worth_retrying
 from runinference.results import PredictionResult
 from runinference.transforms.dead_letters import RunInferenceDLQ
 from runinference.transforms.run_inference import RunInference
+
+try:
+    from apache_beam.io.components.rate_limiter import RateLimiter
+except ImportError:  # needs packages that Beam doesn't install by default
+    from runinference.remote.request_pool import RateLimiter
 
 __all__ = [
     "Backoff",

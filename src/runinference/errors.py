@@ -7,6 +7,7 @@ Each takes a single message, because Beam rebuilds errors as ``type(error)(messa
 from __future__ import annotations
 
 import difflib
+import pickle
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,24 +20,49 @@ class UnknownOptionError(RunInferenceError, TypeError):
     """A keyword argument is not known."""
 
 
-class OptionError(RunInferenceError, ValueError):
-    """Options conflict with each other, or an option has an invalid value."""
+class OptionError(RunInferenceError, ValueError, RuntimeError):
+    """Options conflict with each other, or an option has an invalid value.
+
+    Beam raises a ``ValueError`` for some of these options, and a ``RuntimeError`` for others.
+    """
 
 
-class ModelNotFoundError(RunInferenceError, FileNotFoundError):
-    """The model file does not exist."""
+class ModelFileTypeError(OptionError, AssertionError):
+    """``model_file_type`` is not a ``ModelFileType``."""
 
 
-class ModelLoadError(RunInferenceError, RuntimeError):
+class ModelNotFoundError(RunInferenceError, FileNotFoundError, RuntimeError, ValueError):
+    """The model file does not exist.
+
+    In Beam, this stops a pipeline with a ``RuntimeError``, or with a ``ValueError`` for TensorFlow.
+    """
+
+
+class ModelLoadError(RunInferenceError, RuntimeError, ValueError):
     """A model file exists but cannot be loaded as the given type."""
+
+
+class ModelUnpicklingError(ModelLoadError, pickle.UnpicklingError, EOFError):
+    """A model file is not a pickle, is truncated, or contains objects that are not allowed."""
+
+
+class PretrainedModelError(ModelLoadError, OSError):
+    """A directory doesn't contain what ``from_pretrained`` loads, for which Transformers raises an ``OSError``."""
 
 
 class ElementError(RunInferenceError, ValueError):
     """The handler does not accept an element, for example because it has no key."""
 
 
-class BatchShapeError(RunInferenceError, ValueError):
-    """The elements of a batch cannot be stacked."""
+class BatchShapeError(RunInferenceError, ValueError, RuntimeError):
+    """The elements of a batch cannot be stacked.
+
+    NumPy raises a ``ValueError`` for this, and PyTorch a ``RuntimeError``.
+    """
+
+
+class BatchTypeError(BatchShapeError, TypeError):
+    """An element of a batch has a type that cannot be stacked."""
 
 
 class ResultMismatchError(RunInferenceError, ValueError):

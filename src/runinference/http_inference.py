@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from runinference.collate.named_inputs import InputSpec
 from runinference.collate.unbatch import unbatch
-from runinference.errors import EndpointRefusedError, UnusableAnswerError
+from runinference.errors import EndpointRefusedError, OptionError, UnusableAnswerError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.http_client import HttpClient
@@ -76,6 +76,12 @@ class HTTPModelHandler(EndpointModelHandler):
             OptionError: A value is out of range, the URL contains a secret, or the key would be sent unencrypted.
             ImportError: httpx or tenacity isn't installed.
         """
+        if isinstance(protocol, type) or not all(
+            hasattr(protocol, name) for name in ("path", "request_size", "body", "output")
+        ):
+            raise OptionError(
+                f"protocol must be an object such as KServeV2('name'), but is {protocol!r}."
+            )
         size = protocol.request_size if max_request_size is None else max_request_size
         super().__init__(base_url, api_key_env, max_request_size=size, **options)
         self._protocol = protocol

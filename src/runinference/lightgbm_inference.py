@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable, check_path
 from runinference.collate.frames import check_columns
 from runinference.errors import ModelLoadError
 from runinference.extras import need
@@ -78,7 +79,8 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
             **options: The options of every handler, see ``HandlerOptions``.
         """
         super().__init__(**options)
-        self._model_uri = model_uri
+        check_callable("inference_fn", inference_fn)
+        self._model_uri = check_path("model_uri", model_uri)
         self._inference_fn = inference_fn
 
     def load_model(self) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable, check_names, check_path
 from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.errors import OptionError, suggest
 from runinference.frameworks.onnx import session as onnx_session
@@ -95,6 +96,15 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
                 function, or ``output_names`` is combined with ``inference_fn``.
         """
         super().__init__(**options)
+        check_callable("inference_fn", inference_fn)
+        if output_names is not None:
+            check_names(
+                "output_names", [output_names] if isinstance(output_names, str) else output_names
+            )
+            if not output_names:
+                raise OptionError(
+                    "output_names is empty. To fix this, name outputs, or leave it out."
+                )
         onnx_session.check_session_options(session_options)
         onnx_session.check_providers(providers, provider_options)
         if output_names is not None and inference_fn is not default_numpy_inference_fn:
@@ -102,7 +112,7 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
                 "output_names has no effect on your own inference_fn, which runs the model itself. Leave it "
                 "out, and call session.run(output_names, inputs) in the function."
             )
-        self._model_uri = model_uri
+        self._model_uri = check_path("model_uri", model_uri)
         self._session_options = session_options
         self._providers = providers
         self._provider_options = provider_options

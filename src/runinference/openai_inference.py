@@ -10,6 +10,7 @@ from typing import Any
 from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
+from runinference.checks import check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
@@ -80,6 +81,9 @@ class OpenAIModelHandler(EndpointModelHandler):
                 f"base_url ends in {self._path}, which is appended to it. To fix this, set "
                 f"base_url={url.removesuffix(self._path)!r}."
             )
+        check_text("model", model)
+        if parameters is not None:
+            check_mapping("parameters", parameters)
         self._model = model
         self._parameters = dict(parameters or {})
         self._check_fields("parameters", self._parameters)

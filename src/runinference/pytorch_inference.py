@@ -7,10 +7,19 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import (
+    check_bool,
+    check_callable,
+    check_mapping,
+    check_path,
+    check_sha256,
+)
 from runinference.collate.padding import Padding
 from runinference.errors import OptionError
+from runinference.extras import need
 from runinference.frameworks.torch.calling import (
     check_no_padding,
+    check_padding,
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
     make_keyed_tensor_model_fn,
@@ -34,6 +43,8 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
+torch = need("torch", extra="torch")
+
 __all__ = [
     "PytorchModelHandlerKeyedTensor",
     "PytorchModelHandlerTensor",
@@ -44,6 +55,15 @@ __all__ = [
 ]
 
 _InferenceArgs = dict[str, Any] | None
+
+#: Types of ``inference_fn``: ``(batch, model, device, inference_args, model_id)`` to the results.
+TensorInferenceFn = Callable[
+    [Sequence[Any], Any, Any, "dict[str, Any] | None", "str | None"], Iterable[PredictionResult]
+]
+KeyedTensorInferenceFn = Callable[
+    [Sequence["dict[str, Any]"], Any, Any, "dict[str, Any] | None", "str | None"],
+    Iterable[PredictionResult],
+]
 
 
 class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
@@ -106,11 +126,16 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 unknown device, mode or precision, ``padding`` with your own ``inference_fn``, or ``compile``
                 with TorchScript.
         """
+        check_padding(padding)
         super().__init__(**with_length_fn(options, padding.length if padding else None))
         _check_sources(
             state_dict_path, model_class, torch_script_model_path, torch_export_model_path
         )
-        self._state_dict_path = state_dict_path
+        _check_types(model_params, load_model_args, inference_fn, model_sha256)
+        check_bool("channels_last", channels_last)
+        if model_params is not None and model_class is None:
+            raise OptionError("model_params are for model_class. To fix this, leave them out.")
+        self._state_dict_path = state_dict_path and check_path("state_dict_path", state_dict_path)
         self._model_class = model_class
         self._model_params = model_params or {}
         self._device = parse_device(device)
@@ -118,9 +143,13 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._padding = padding
         if padding is not None:
             self._inference_fn = with_padding(self._inference_fn, padding)
-        self._torch_script_model_path = torch_script_model_path
+        self._torch_script_model_path = torch_script_model_path and check_path(
+            "torch_script_model_path", torch_script_model_path
+        )
         self._load_model_args = load_model_args or {}
-        self._torch_export_model_path = torch_export_model_path
+        self._torch_export_model_path = torch_export_model_path and check_path(
+            "torch_export_model_path", torch_export_model_path
+        )
         self._model_sha256 = model_sha256
         self._compile = parse_compile_option(compile)
         self._autocast = parse_autocast_dtype(autocast)
@@ -228,6 +257,18 @@ class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
 
 
+def _check_types(
+    model_params: Any, load_model_args: Any, inference_fn: Any, model_sha256: Any
+) -> None:
+    for name, value in (("model_params", model_params), ("load_model_args", load_model_args)):
+        if value is not None:
+            check_mapping(name, value)
+    if inference_fn is not None:
+        check_callable("inference_fn", inference_fn)
+    if model_sha256 is not None:
+        check_sha256("model_sha256", model_sha256)
+
+
 def _check_sources(path: Any, model_class: Any, script_path: Any, program_path: Any) -> None:
     if (script_path and program_path) or ((script_path or program_path) and (path or model_class)):
         raise OptionError(
@@ -241,3 +282,13 @@ def _check_sources(path: Any, model_class: Any, script_path: Any, program_path: 
         )
     if model_class is not None and not path:
         raise OptionError("model_class needs state_dict_path, the path of its weights.")
+    if model_class is not None and not callable(model_class):
+        raise OptionError(
+            "model_class must be a class or function that creates the module, but is a "
+            f"{type(model_class).__name__}."
+        )
+    if isinstance(model_class, torch.nn.Module):
+        raise OptionError(
+            f"model_class is a module, an object of the class {type(model_class).__name__}. To fix this, pass the "
+            "class, and the arguments of its constructor as model_params."
+        )

@@ -9,10 +9,17 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable, check_names, check_path, check_sha256
 from runinference.collate.frames import is_dataframe, split_examples
 from runinference.collate.stack import stack_arrays
 from runinference.collate.unbatch import unbatch
-from runinference.errors import BatchShapeError, ModelLoadError, OptionError
+from runinference.errors import (
+    BatchShapeError,
+    ModelFileTypeError,
+    ModelLoadError,
+    ModelUnpicklingError,
+    OptionError,
+)
 from runinference.extras import need
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
@@ -20,6 +27,11 @@ from runinference.model_file import open_model
 from runinference.results import PredictionResult
 
 __all__ = ["ModelFileType", "SklearnModelHandlerNumpy", "SklearnModelHandlerPandas"]
+
+
+#: Types of ``inference_fn``: ``(model, batch, inference_args)`` to the predictions; for frames also their rows.
+NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
+PandasInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
 
 
 class ModelFileType(enum.Enum):
@@ -93,12 +105,19 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
         super().__init__(**options)
         if not isinstance(model_file_type, ModelFileType):
             names = ", ".join(map(str, ModelFileType))
-            raise OptionError(
-                f"model_file_type must be one of {names}, but is {model_file_type!r}."
+            raise ModelFileTypeError(
+                f"Unsupported serialization type: model_file_type must be one of {names}, but is "
+                f"{model_file_type!r}."
             )
-        if trusted_types is not None and model_file_type is not ModelFileType.SKOPS:
-            raise OptionError("trusted_types requires model_file_type=ModelFileType.SKOPS.")
-        self._model_uri = model_uri
+        if trusted_types is not None:
+            check_names("trusted_types", trusted_types)
+            if model_file_type is not ModelFileType.SKOPS:
+                raise OptionError("trusted_types requires model_file_type=ModelFileType.SKOPS.")
+        if inference_fn is not None:
+            check_callable("inference_fn", inference_fn)
+        if model_sha256 is not None:
+            check_sha256("model_sha256", model_sha256)
+        self._model_uri = check_path("model_uri", model_uri)
         self._model_file_type = model_file_type
         self._model_inference_fn = inference_fn or type(self)._default_inference_fn
         self._trusted_types = trusted_types
@@ -236,7 +255,7 @@ def _load_skops(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) 
     return skops_io.loads(data, trusted=unknown)
 
 
-def _wrong_file_type(file: BinaryIO, path: str, file_type: ModelFileType) -> ModelLoadError:
+def _wrong_file_type(file: BinaryIO, path: str, file_type: ModelFileType) -> ModelUnpicklingError:
     file.seek(0)
     start = file.read(64)
     if not start:
@@ -249,4 +268,4 @@ def _wrong_file_type(file: BinaryIO, path: str, file_type: ModelFileType) -> Mod
         hint = "It starts like a pickle: pass model_file_type=ModelFileType.PICKLE; otherwise it may be truncated"
     else:
         hint = f"It starts with {start[:12]!r}"
-    return ModelLoadError(f"The file {path!r} cannot be loaded as {file_type}. {hint}.")
+    return ModelUnpicklingError(f"The file {path!r} cannot be loaded as {file_type}. {hint}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable, check_mapping, check_path
 from runinference.collate.unbatch import to_results
 from runinference.errors import ModelLoadError, OptionError
 from runinference.frameworks.tensorflow.calling import call_model, get_signature
@@ -108,8 +109,14 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
             OptionError: Options conflict with ``model_type``.
         """
         super().__init__(**options)
+        if inference_fn is not None:
+            check_callable("inference_fn", inference_fn)
+        if load_model_args is not None:
+            check_mapping("load_model_args", load_model_args)
+        if custom_weights:
+            custom_weights = check_path("custom_weights", custom_weights)
         _check_model_type(model_type, create_model_fn, load_model_args or custom_weights)
-        self._model_uri = model_uri
+        self._model_uri = check_path("model_uri", model_uri)
         self._model_type = model_type
         self._inference_fn = inference_fn or type(self)._default_inference_fn
         self._create_model_fn = create_model_fn

@@ -8,6 +8,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable, check_path
 from runinference.collate.frames import check_columns, is_dataframe
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
@@ -62,6 +63,10 @@ def default_xgboost_inference_fn(
     )
 
 
+class XGBoostLoadError(ModelLoadError, xgboost.core.XGBoostError):  # type: ignore[misc, name-defined]
+    """A model file cannot be loaded by XGBoost."""
+
+
 class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
     """The base class of all XGBoost handlers."""
 
@@ -93,8 +98,9 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
         """
         super().__init__(**options)
         _check_model_class(model_class)
+        check_callable("inference_fn", inference_fn)
         self._model_class = model_class
-        self._model_state = model_state
+        self._model_state = check_path("model_state", model_state)
         self._inference_fn = inference_fn
 
     def load_model(self) -> ModelT:
@@ -195,15 +201,15 @@ def _check_model_class(model_class: Any) -> None:
 def _check_complete(state: bytes, path: str) -> None:
     """Raise `ModelLoadError` for a truncated JSON or UBJ file, which would crash XGBoost."""
     if not state:
-        raise ModelLoadError(f"The file {path!r} (model_state) is empty.")
+        raise XGBoostLoadError(f"The file {path!r} (model_state) is empty.")
     if state.startswith(b"{") and not state.rstrip().endswith(b"}"):
-        raise ModelLoadError(
+        raise XGBoostLoadError(
             f"The file {path!r} (model_state) is truncated: it starts like an XGBoost model, but does not end "
             "like one. Copy it again."
         )
 
 
-def _cannot_load(path: str, make: Any, state: bytes, error: Exception) -> ModelLoadError:
+def _cannot_load(path: str, make: Any, state: bytes, error: Exception) -> XGBoostLoadError:
     message = re.sub(r"^\[[\d:]+\]\s+\S+:\d+:\s*", "", str(error).partition("\n")[0])[:200]
     name = getattr(make, "__name__", repr(make))
     if isinstance(error, TypeError):
@@ -215,6 +221,6 @@ def _cannot_load(path: str, make: Any, state: bytes, error: Exception) -> ModelL
             f"It starts with {state[:8]!r}: it is neither JSON nor UBJ as written by XGBoost. Write it with "
             'model.save_model("model.ubj").'
         )
-    return ModelLoadError(
+    return XGBoostLoadError(
         f"The file {path!r} (model_state) cannot be loaded by {name} ({message}). {hint}"
     )

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
+from runinference.checks import (
+    check_callable,
+    check_int,
+    check_mapping,
+    check_number,
+    check_positive,
+)
 from runinference.errors import OptionError, UnknownOptionError, suggest
 
 #: Beam's default bucket boundaries.
@@ -89,7 +96,7 @@ class BatchPolicy:
     max_batch_weight: float | None = None
     element_size_fn: Callable[[Any], float] | None = None
     length_fn: Callable[[Any], int] | None = None
-    bucket_boundaries: tuple[int, ...] = ()
+    bucket_boundaries: tuple[float, ...] = ()
     max_padded_size: int | None = None
     max_batch_duration_secs: float | None = None
 
@@ -105,18 +112,29 @@ class BatchPolicy:
         if "length_fn" in given and "max_padded_size" not in given:
             given.setdefault("bucket_boundaries", DEFAULT_BUCKET_BOUNDARIES)
         if "bucket_boundaries" in given:
-            given["bucket_boundaries"] = tuple(given["bucket_boundaries"])
-        if given.get("min_batch_size", 0) > DEFAULT_MAX_BATCH_SIZE:
-            given.setdefault("max_batch_size", given["min_batch_size"])
+            given["bucket_boundaries"] = _check_boundaries(given["bucket_boundaries"])
+        if "min_batch_size" in given:
+            check_int("min_batch_size", given["min_batch_size"])
+            given.setdefault("max_batch_size", max(given["min_batch_size"], DEFAULT_MAX_BATCH_SIZE))
         policy = cls(**given)
         if policy.element_size_fn is None or policy.max_batch_weight:
             return policy
         return policy._limited_by_weight()
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name.startswith(("min_", "max_")) and value is not None and value <= 0:
-                raise OptionError(f"{name} must be greater than 0, but is {value!r}.")
+        for name in ("min_batch_size", "max_batch_size", "max_batch_bytes", "max_padded_size"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), -sys.maxsize)
+                check_positive(name, getattr(self, name))
+        for name in ("max_batch_weight", "max_batch_duration_secs"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        for name, function in (
+            ("element_size_fn", self.element_size_fn),
+            ("batch_length_fn", self.length_fn),
+        ):
+            if function is not None:
+                check_callable(name, function)
         self._check_sizes()
         self._check_lengths()
 
@@ -137,10 +155,6 @@ class BatchPolicy:
             option = "batch_bucket_boundaries" if boundaries else "max_padded_size"
             raise OptionError(
                 f"{option} needs batch_length_fn, which returns the length of an element."
-            )
-        if any(b <= a for a, b in pairwise((0, *boundaries))):
-            raise OptionError(
-                f"batch_bucket_boundaries must be positive and ascending, and are {list(boundaries)}."
             )
 
     def _limited_by_weight(self) -> BatchPolicy:
@@ -174,12 +188,28 @@ class BatchPolicy:
         return len(batch) * max(map(self.length, batch), default=0)
 
 
+def _check_boundaries(boundaries: Any) -> tuple[float, ...]:
+    """Return the boundaries of length buckets, or raise `OptionError` unless they are positive and ascending."""
+    is_list = isinstance(boundaries, Iterable) and not isinstance(boundaries, (str, Mapping))
+    values = tuple(boundaries) if is_list else ()
+    for value in values:
+        check_number("Each of batch_bucket_boundaries", value)
+    if not values or any(b <= a for a, b in pairwise((0, *values))):
+        raise OptionError(
+            "batch_bucket_boundaries must be a list of positive, ascending lengths, but is "
+            f"{list(values) if is_list else boundaries!r}."
+        )
+    return values
+
+
 def resolve_policy(handler: Any) -> BatchPolicy:
     """Return the batch policy of any object with Beam's handler methods.
 
     A wrapper around another handler has the options of that handler, unless it sets them.
     """
-    options = dict(handler.batch_elements_kwargs())
+    given = handler.batch_elements_kwargs()
+    check_mapping("The result of batch_elements_kwargs()", given)
+    options = dict(given)
     wrapped = getattr(handler, "_unkeyed", None)  # Beam's wrappers use this name, too
     # BatchElements has no such parameters, so batch_elements_kwargs() leaves them out.
     for name in ("max_batch_bytes", "max_padded_size"):

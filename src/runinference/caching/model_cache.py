@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from runinference.errors import OptionError
+from runinference.checks import check_int, check_number
 
 
 class CachedModel(Protocol):
@@ -39,9 +39,9 @@ class CacheLimits:
 
     def __post_init__(self) -> None:
         for name in ("max_models", "max_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"The {name} of a model cache must be at least 1, not {value!r}.")
+            if getattr(self, name) is not None:
+                check_int(f"The {name} of a model cache", getattr(self, name))
+        check_number("The wait_timeout_seconds of a model cache", self.wait_secs)
 
 
 class ModelCache:

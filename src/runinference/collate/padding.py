@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from runinference.checks import check_bool, check_text
 from runinference.collate.pytree import Path, leaves_with_path, map_with_path
 from runinference.collate.rows import get_array_shape
 from runinference.collate.unbatch import unbatch
@@ -73,10 +74,13 @@ class Padding:
                 "The value of Padding must be a number, or a dictionary with a number for each key to pad, "
                 f"but is {self.value!r}."
             )
-        if not isinstance(self.dim, int) or self.dim < 0:
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 0:
             raise OptionError(
                 f"The dim of Padding is a dimension of one example, 0 or greater, but is {self.dim!r}."
             )
+        check_bool("The unpad of Padding", self.unpad)
+        if self.mask is not None:
+            check_text("The mask of Padding", self.mask)
         if self.side not in ("right", "left"):
             raise OptionError(
                 f"The side of Padding must be 'right' or 'left', but is {self.side!r}."

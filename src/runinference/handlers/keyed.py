@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from runinference.caching.model_cache import CacheLimits
+from runinference.checks import check_int
 from runinference.collate.unbatch import unbatch
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, PartialResult
@@ -16,6 +17,7 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_per_key import (
     KeyModelMapping,
     PerKeyModelHandler,
+    check_handler_object,
     reject_functions,
     split_pair,
     with_unsplit_results,
@@ -26,6 +28,7 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     """A handler that adds keys to another one, and delegates everything else to it."""
 
     def __init__(self, unkeyed: Any) -> None:
+        check_handler_object(unkeyed, type(self).__name__)
         reject_functions(unkeyed, type(self).__name__)
         self._unkeyed = unkeyed
         self._per_key = isinstance(unkeyed, PerKeyModelHandler)
@@ -160,6 +163,12 @@ class KeyedModelHandler(_KeyWrapper):
             OptionError: A wrapped handler has preprocessing or postprocessing functions, a key has two models,
                 or a mapping has no key.
         """
+        for name, limit in (
+            ("max_models_per_worker_hint", max_models_per_worker_hint),
+            ("max_model_bytes_per_worker", max_model_bytes_per_worker),
+        ):
+            if limit is not None:
+                check_int(name, limit)
         limits = CacheLimits(max_models_per_worker_hint, max_model_bytes_per_worker)
         if isinstance(unkeyed, (list, tuple)):
             unkeyed = PerKeyModelHandler(unkeyed, limits, KeyedModelHandler)

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from runinference.batching.policy import resolve_policy, size_in_bytes
+from runinference.batching.policy import BatchPolicy, size_in_bytes
+from runinference.checks import check_bool, check_callable, check_env_vars, check_int
 from runinference.collate.unbatch import to_results
 from runinference.collate.unsplit import unsplit_result
 from runinference.handlers.local_predict import predict_locally
@@ -84,6 +85,10 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         unknown = [name for name in options if name not in HandlerOptions.__annotations__]
         reject_unknown(type(self), unknown, constructor_keywords(type(self)))
         given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+        check_env_vars(given.get("env_vars", {}))
+        check_bool("large_model", given.get("large_model", False))
+        if "model_copies" in given:
+            check_int("model_copies", given["model_copies"])
         self._env_vars = given.get("env_vars", {})
         self._batching_kwargs = {beam: given[k] for k, beam in _BEAM_BATCHING.items() if k in given}
         self._max_batch_bytes: int | None = given.get("max_batch_bytes")
@@ -91,7 +96,11 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         self._large_model: bool = given.get("large_model", False)
         self._model_copies = given.get("model_copies")
         self._share_across_processes = self._large_model or self._model_copies is not None
-        resolve_policy(self)
+        # A subclass may override batch_elements_kwargs(), and set what it needs after this constructor.
+        not_in_beam: dict[str, Any] = {
+            k: given[k] for k in ("max_batch_bytes", "max_padded_size") if k in given
+        }
+        BatchPolicy.from_options({**self._batching_kwargs, **not_in_beam})
 
     def load_model(self) -> ModelT:
         """Load and return the model. Called once per process and model."""
@@ -206,6 +215,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         self, fn: Callable[[PreProcessT], ExampleT]
     ) -> ModelHandler[PreProcessT, PredictionT, ModelT]:
         """Return a copy that applies ``fn`` to each element, before existing preprocessing functions."""
+        check_callable("fn of with_preprocess_fn", fn)
         functions = (fn, *self.get_preprocess_fns())
         return self._with_functions("preprocess_fns", functions)  # type: ignore[no-any-return]
 
@@ -213,6 +223,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         self, fn: Callable[[PredictionT], PostProcessT]
     ) -> ModelHandler[ExampleT, PostProcessT, ModelT]:
         """Return a copy that applies ``fn`` to each result, after existing postprocessing functions."""
+        check_callable("fn of with_postprocess_fn", fn)
         functions = (*self.get_postprocess_fns(), fn)
         return self._with_functions("postprocess_fns", functions)  # type: ignore[no-any-return]
 
@@ -239,6 +250,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         Raises:
             OptionError: This handler does not support unsplit results.
         """
+        check_bool("whole_results", whole_results)
         if whole_results:
             self.validate_whole_results()
         return self._replace(_skips_batching=True, _whole_results=whole_results)

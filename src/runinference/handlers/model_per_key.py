@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +24,7 @@ class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
     """A mapping of keys to a model: elements with one of ``keys`` use the handler ``mh``."""
 
     def __init__(self, keys: list[KeyT], mh: ModelHandler[ExampleT, PredictionT, ModelT]) -> None:
-        self.keys = keys if isinstance(keys, str) else list(keys)  # a string is rejected later
+        self.keys = list(keys) if _is_list(keys) else keys  # other values are rejected later
         self.mh = mh
 
 
@@ -168,6 +168,21 @@ def with_unsplit_results(handler: Any, whole_results: bool) -> Any:
     return handler.with_no_batching(whole_results=whole_results)
 
 
+def check_handler_object(handler: Any, wrapper: str) -> None:
+    """Raise `OptionError` unless an object has the methods of a model handler."""
+    if isinstance(handler, type):
+        raise OptionError(
+            f"{wrapper} got the class {handler.__name__}. To fix this, pass an instance: {handler.__name__}(...)."
+        )
+    if not all(
+        hasattr(handler, name) for name in ("load_model", "run_inference", "get_preprocess_fns")
+    ):
+        raise OptionError(
+            f"{wrapper} takes a model handler, such as SklearnModelHandlerNumpy(model_uri=...), but got a "
+            f"{type(handler).__name__}."
+        )
+
+
 def reject_functions(unkeyed: Any, wrapper: str) -> None:
     """Raise `OptionError` if a handler has functions: when wrapped, they would not receive the key."""
     for functions, kind in (
@@ -210,10 +225,11 @@ def _check_mapping(number: int, mapping: Any) -> None:
             f"KeyedModelHandler takes a list of KeyModelMapping(keys, handler), but item {number} is a "
             f"{type(mapping).__name__}."
         )
-    if isinstance(mapping.keys, str) or not list(mapping.keys):
+    if not _is_list(mapping.keys) or not list(mapping.keys):
         raise OptionError(
             f"KeyModelMapping number {number} needs a list of one or more keys, but has {mapping.keys!r}."
         )
+    check_handler_object(mapping.mh, f"KeyModelMapping number {number}")
     reject_functions(mapping.mh, "KeyedModelHandler")
     if mapping.mh.should_skip_batching():
         argument = "whole_results=True" if returns_unsplit_results(mapping.mh) else ""
@@ -221,6 +237,10 @@ def _check_mapping(number: int, mapping: Any) -> None:
             "A handler inside a KeyModelMapping cannot skip batching for its keys alone. To fix this, skip it for "
             f"all keys: KeyedModelHandler([...]).with_no_batching({argument})."
         )
+
+
+def _is_list(keys: Any) -> bool:
+    return isinstance(keys, Iterable) and not isinstance(keys, (str, bytes))
 
 
 def _not_hashable(key: Any, error: TypeError) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_bool, check_mapping, check_positive, check_text
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handlers.options import accepts
@@ -36,8 +37,10 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _normalize_url(self.base_url))
-        if self.timeout <= 0:
-            raise OptionError(f"timeout must be greater than 0 seconds, but is {self.timeout!r}.")
+        check_positive("timeout", self.timeout, " seconds")
+        check_bool("key_over_http", self.key_over_http)
+        if self.api_key_env is not None:
+            check_text("api_key_env", self.api_key_env)
         if secret := next(filter(_SECRET_HEADER.search, self.headers), None):
             raise OptionError(
                 f"headers has {secret!r}, whose value would be stored in the pipeline. Put the key into an "
@@ -113,6 +116,8 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             ImportError: httpx or tenacity isn't installed.
         """
         need("httpx", extra="remote")
+        if headers is not None:
+            check_mapping("headers", headers)
         super().__init__(max_request_size=max_request_size, **options)
         self._endpoint = Endpoint(
             base_url,

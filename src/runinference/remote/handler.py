@@ -11,6 +11,7 @@ from typing import Any
 from typing_extensions import Self, Unpack
 
 from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE
+from runinference.checks import check_callable, check_int
 from runinference.collate.unbatch import unbatch
 from runinference.errors import OptionError, PartialBatchError, PartialResult
 from runinference.extras import need
@@ -25,7 +26,7 @@ from runinference.remote.request_batch import (
     split_batch,
 )
 from runinference.remote.request_pool import ProcessRequestPool, RateLimiter, RequestPool
-from runinference.remote.retry import Backoff, RetryPolicy, check_at_least, worth_retrying
+from runinference.remote.retry import Backoff, RetryPolicy, worth_retrying
 from runinference.remote.throttle import Throttle
 
 
@@ -129,10 +130,19 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
                 "The client of a remote model can't be shared across processes. To fix this, remove large_model "
                 "and model_copies."
             )
-        check_at_least(0, "num_retries", num_retries)
-        check_at_least(1, "max_concurrent_requests", max_concurrent_requests)
+        check_int("num_retries", num_retries, 0)
+        check_int("max_concurrent_requests", max_concurrent_requests)
+        check_callable("retry_filter", retry_filter)
+        if not isinstance(namespace, str):
+            raise OptionError(f"namespace must be text, but is {namespace!r}.")
+        if not isinstance(backoff, (Backoff, type(None))):
+            raise OptionError(f"backoff must be a Backoff, but is {backoff!r}.")
+        if rate_limiter is not None and not callable(getattr(rate_limiter, "allow", None)):
+            raise OptionError(
+                f"rate_limiter must be an object with allow(hits_added=n), but is {rate_limiter!r}."
+            )
         if max_request_size is not None:
-            check_at_least(1, "max_request_size", max_request_size)
+            check_int("max_request_size", max_request_size)
             if options.get("min_batch_size") is None:
                 size = min(
                     max_request_size * max_concurrent_requests * _REQUESTS_PER_SLOT,

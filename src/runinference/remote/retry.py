@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from runinference.checks import check_number
 from runinference.errors import (
     BatchShapeError,
     ElementError,
@@ -51,10 +52,10 @@ class Backoff:
     max_retry_after_secs: float = 600
 
     def __post_init__(self) -> None:
-        for name in ("initial_secs", "max_secs", "max_retry_after_secs"):
-            check_at_least(0, f"Backoff: {name}", getattr(self, name))
-        check_at_least(1, "Backoff: multiplier", self.multiplier)
-        if not 0 <= self.jitter <= 1:
+        for name in ("initial_secs", "max_secs", "max_retry_after_secs", "jitter"):
+            check_number(f"Backoff: {name}", getattr(self, name))
+        check_number("Backoff: multiplier", self.multiplier, 1)
+        if self.jitter > 1:
             raise OptionError(f"Backoff: jitter must be from 0 to 1, but is {self.jitter!r}.")
 
     def seconds(self, retry: int, error: BaseException) -> float:
@@ -192,9 +193,3 @@ class RetryPolicy:
             state.next_action.sleep,
             state.outcome.exception(),
         )
-
-
-def check_at_least(minimum: float, name: str, value: float) -> None:
-    """Raise ``OptionError`` if an option is below its minimum."""
-    if value < minimum:
-        raise OptionError(f"{name} must be at least {minimum}, but is {value!r}.")

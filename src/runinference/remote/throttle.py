@@ -10,8 +10,8 @@ import time
 from apache_beam.io.components.util import MovingSum
 from apache_beam.metrics import Metrics
 
+from runinference.checks import check_number, check_positive
 from runinference.errors import OptionError
-from runinference.remote.retry import check_at_least
 
 
 class Throttle:
@@ -34,12 +34,14 @@ class Throttle:
         throttle_delay_secs: int = 5,
     ) -> None:
         """Set the options that ``RemoteModelHandler`` describes."""
+        for name, milliseconds in (("window_ms", window_ms), ("bucket_ms", bucket_ms)):
+            check_positive(name, milliseconds)
         if not 0 < bucket_ms <= window_ms:
             raise OptionError(
                 f"bucket_ms ({bucket_ms}) must be greater than 0 and at most window_ms ({window_ms})."
             )
-        check_at_least(0, "overload_ratio", overload_ratio)
-        check_at_least(0, "throttle_delay_secs", throttle_delay_secs)
+        check_number("overload_ratio", overload_ratio)
+        check_number("throttle_delay_secs", throttle_delay_secs)
         if throttle_delay_secs != int(throttle_delay_secs):
             raise OptionError(
                 f"throttle_delay_secs must be a whole number of seconds, but is {throttle_delay_secs!r}."

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from runinference.batching.policy import resolve_policy
+from runinference.checks import check_int
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
+from runinference.handlers.keyed import per_key_mappings
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.session import SessionConfig
 
@@ -47,3 +50,9 @@ def validate_handler(handler: Any) -> None:
             f"model_handler is a {type(handler).__name__} without {' and '.join(missing)}. To fix this, pass a "
             "ModelHandler, such as SklearnModelHandlerNumpy(model_uri=...)."
         )
+    # The values of Beam's handlers, and of subclasses that override these methods, aren't checked before.
+    wrapped = getattr(handler, "_unkeyed", None)  # Beam's wrappers use this name, too
+    inner = [mapping.mh for mapping in per_key_mappings(handler)] or ([wrapped] if wrapped else [])
+    for each in (*inner, handler):
+        resolve_policy(each)
+        check_int("The result of model_copies()", each.model_copies())

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.transforms import window
 
+from runinference.checks import check_bool, check_number, check_positive
 from runinference.errors import OptionError, TooManyFailuresError
 
 
@@ -46,12 +47,21 @@ class ExceptionHandling:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
+        classes = self.exc_class if isinstance(self.exc_class, tuple) else (self.exc_class,)
+        if not classes or not all(
+            isinstance(each, type) and issubclass(each, BaseException) for each in classes
+        ):
+            raise OptionError(
+                f"exc_class must be an exception class or a tuple of them, but is {self.exc_class!r}."
+            )
+        check_bool("use_subprocess", self.use_subprocess)
+        check_number("threshold", self.threshold)
+        if self.threshold > 1:
             raise OptionError(
                 f"threshold is the share of records that may fail, from 0 to 1, but is {self.threshold!r}."
             )
-        if self.timeout is not None and self.timeout <= 0:
-            raise OptionError(f"timeout must be greater than 0 seconds, but is {self.timeout!r}.")
+        if self.timeout is not None:
+            check_positive("timeout", self.timeout, " seconds")
 
 
 def apply_functions(

@@ -14,6 +14,13 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
 from runinference.caching.memory_budget import limits_from_args
 from runinference.caching.model_cache import CacheLimits
+from runinference.checks import (
+    check_bool,
+    check_callable,
+    check_mapping,
+    check_positive,
+    check_text,
+)
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
@@ -42,6 +49,7 @@ from runinference.transforms.dead_letters import (
 from runinference.transforms.engine import FAILED
 from runinference.transforms.infer_dofn import ExplodeWindows, InferDoFn
 from runinference.transforms.side_inputs import AsLatest
+from runinference.transforms.watch_file_pattern import check_timestamp
 
 #: Windowing that puts each element in one window.
 _SINGLE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
@@ -102,6 +110,16 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         """
         super().__init__()
         validate_handler(model_handler)
+        _check_types(
+            inference_args, model_metadata_pcoll, monitoring_transform, metrics_namespace, clock
+        )
+        for name, text in (
+            ("watch_model_pattern", watch_model_pattern),
+            ("model_identifier", model_identifier),
+        ):
+            if text is not None:
+                check_text(name, text)
+        check_bool("use_model_manager", use_model_manager)
         if model_metadata_pcoll is not None and watch_model_pattern:
             raise OptionError(
                 "model_metadata_pcoll and watch_model_pattern both provide new models. "
@@ -109,6 +127,12 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             )
         if not watch_model_pattern and (interval is not None or stop_timestamp is not None):
             raise OptionError("interval and stop_timestamp are for watch_model_pattern.")
+        if interval is not None:
+            check_positive("interval", interval, " seconds")
+        if stop_timestamp is not None:
+            check_timestamp("stop_timestamp", stop_timestamp)
+        if model_manager_args is not None:
+            check_mapping("model_manager_args", model_manager_args)
         if model_manager_args and not use_model_manager:
             raise OptionError("model_manager_args needs use_model_manager=True.")
         self._model_handler = model_handler
@@ -132,6 +156,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     @classmethod
     def from_callable(cls, model_handler_provider: Any, **kwargs: Any) -> RunInference:
         """Create a transform for cross-language pipelines. Its handler is ``model_handler_provider(**kwargs)``."""
+        check_callable("model_handler_provider", model_handler_provider)
         return cls(model_handler_provider(**kwargs))
 
     def with_exception_handling(
@@ -163,6 +188,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def with_monitoring_transform(self, monitoring_transform: beam.PTransform) -> RunInference:
         """Return a copy that also passes predictions to a transform, before they are postprocessed."""
+        _check_monitoring_transform(monitoring_transform)
         return self._copy(_monitoring_transform=monitoring_transform)
 
     def annotations(self) -> dict[str, Any]:
@@ -279,3 +305,30 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         changed = copy.copy(self)
         changed.__dict__.update(changes)
         return changed
+
+
+def _check_types(
+    inference_args: Any, metadata: Any, monitoring_transform: Any, namespace: Any, clock: Any
+) -> None:
+    """Raise `OptionError` if an option of ``RunInference`` has the wrong type."""
+    if inference_args is not None and not isinstance(inference_args, AsSideInput):
+        check_mapping("inference_args", inference_args)
+    if not isinstance(metadata, (beam.PCollection, type(None))):
+        raise OptionError(
+            "model_metadata_pcoll must be a PCollection of ModelMetadata or KeyModelPathMapping, but is a "
+            f"{type(metadata).__name__}."
+        )
+    if monitoring_transform is not None:
+        _check_monitoring_transform(monitoring_transform)
+    if namespace is not None and not isinstance(namespace, str):
+        raise OptionError(f"metrics_namespace must be text, but is {namespace!r}.")
+    if not callable(getattr(clock, "time_ns", None)):
+        raise OptionError(f"clock must be an object with time_ns(), but is {clock!r}.")
+
+
+def _check_monitoring_transform(transform: Any) -> None:
+    if not isinstance(transform, beam.PTransform):
+        raise OptionError(
+            f"monitoring_transform must be a PTransform, but is {transform!r}. To fix this, wrap a function in "
+            "beam.Map."
+        )

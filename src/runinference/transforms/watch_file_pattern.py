@@ -10,6 +10,8 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
+from runinference.checks import check_positive, check_text
+from runinference.errors import OptionError
 from runinference.handlers.model_update import ModelMetadata
 from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import metadata_for_path, newest_file
@@ -37,6 +39,9 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             stop_timestamp: When to poll for the last time.
         """
         super().__init__()
+        check_text("file_pattern", file_pattern)
+        check_positive("interval", interval, " seconds")
+        check_timestamp("stop_timestamp", stop_timestamp)
         self.file_pattern = file_pattern
         self.interval = interval
         self.stop_timestamp = stop_timestamp
@@ -50,6 +55,16 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             | "SingleKey" >> beam.WithKeys("").with_output_types(tuple[str, Any])
             | "KeepNewest" >> beam.ParDo(KeepNewest(Timestamp.now()))
         )
+
+
+def check_timestamp(name: str, value: Any) -> None:
+    """Raise `OptionError` unless a value is a Beam ``Timestamp`` or a number of seconds since the epoch."""
+    try:
+        Timestamp.of(value)
+    except (TypeError, ValueError, OverflowError):
+        raise OptionError(
+            f"{name} must be a Timestamp or a number of seconds since the epoch, but is {value!r}."
+        ) from None
 
 
 class KeepNewest(beam.DoFn):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast, get_args
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_bool
 from runinference.collate.padding import Padding
 from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
@@ -94,6 +95,10 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
                 f"pooling must be one of {', '.join(_POOLINGS)}, but is {pooling!r}."
                 f"{suggest(str(pooling), _POOLINGS)}"
             )
+        if normalize is not None:
+            check_bool("normalize", normalize)
+        if not isinstance(prompt, (str, type(None))):
+            raise OptionError(f"prompt must be text, but is {prompt!r}.")
         self._pooling = pooling
         self._normalize = normalize
         self._prompt = prompt

@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runinference.errors import ModelLoadError, ModelNotFoundError, suggest
+from runinference.errors import (
+    ModelLoadError,
+    ModelNotFoundError,
+    PretrainedModelError,
+    suggest,
+)
 from runinference.extras import need
 from runinference.frameworks.torch.loading import first_sentence, get_name, shorten
 
@@ -105,7 +110,7 @@ def explain_load_errors(uri: str, option: str, loader: str) -> Iterator[None]:
         raise
     except OSError as error:
         if os.path.isdir(uri):
-            raise ModelLoadError(
+            raise PretrainedModelError(
                 f"The directory {uri!r} ({option}) cannot be loaded by {loader} ({first_sentence(error)}). It "
                 "must hold what save_pretrained wrote: the configuration, the weights and, for texts, the "
                 "tokenizer."

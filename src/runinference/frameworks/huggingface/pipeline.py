@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable, check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.loading import (
@@ -141,11 +143,18 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
             OptionError: Neither a task nor a model, or a device that is unknown or given twice.
         """
         super().__init__(**options)
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if not task and not model:
             raise OptionError(
                 "HuggingFacePipelineModelHandler needs a task, such as PipelineTask.TextClassification, or a "
                 "model whose configuration names one."
             )
+        for name, text in (("task", task), ("model", model)):
+            if text:
+                check_text(name, text)
+        check_callable("inference_fn", inference_fn)
+        if load_pipeline_args is not None:
+            check_mapping("load_pipeline_args", load_pipeline_args)
         self._task = task
         self._model = model
         self._inference_fn = inference_fn

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_mapping
 from runinference.errors import OptionError
 from runinference.frameworks.huggingface.loading import load_pretrained
 from runinference.frameworks.torch.devices import get_model_device, parse_device, resolve_device
@@ -31,6 +33,7 @@ class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
         **options: Unpack[HandlerOptions],
     ) -> None:
         super().__init__(**options)
+        model_uri = os.fspath(model_uri) if isinstance(model_uri, os.PathLike) else model_uri
         if not isinstance(model_uri, str) or not model_uri:
             raise OptionError(
                 "model_uri must be a directory that save_pretrained wrote, or the name of a model on the Hub, but "
@@ -42,6 +45,8 @@ class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 f"{model_class!r}, which has no from_pretrained."
             )
         parse_device(device)
+        if load_model_args is not None:
+            check_mapping("load_model_args", load_model_args)
         self._model_uri = model_uri
         self._model_class = model_class
         self._device = device

@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable
 from runinference.collate.padding import Padding
 from runinference.errors import OptionError
 from runinference.extras import need
@@ -15,6 +16,7 @@ from runinference.frameworks.huggingface.loading import VERSION
 from runinference.frameworks.huggingface.pretrained import PretrainedModelHandler, no_cache_args
 from runinference.frameworks.torch.calling import (
     check_no_padding,
+    check_padding,
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
     with_length_fn,
@@ -63,6 +65,9 @@ class _TensorModelHandler(PretrainedModelHandler):
         Raises:
             OptionError: ``model_uri``, ``model_class``, ``framework``, ``device`` or ``padding`` is invalid.
         """
+        check_padding(padding)
+        if inference_fn is not None:
+            check_callable("inference_fn", inference_fn)
         options = with_length_fn(options, padding.length if padding else None)
         super().__init__(model_uri, model_class, device, load_model_args, **options)
         if framework not in ("", "pt", "tf"):

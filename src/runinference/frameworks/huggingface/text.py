@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_mapping, check_text
 from runinference.collate.padding import Padding
 from runinference.collate.unbatch import to_results
 from runinference.errors import OptionError
@@ -89,6 +90,15 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         """
         options = with_length_fn(options, self._count_tokens)
         super().__init__(model_uri, model_class, device, load_model_args, **options)
+        for name, value in (
+            ("tokenizer_args", tokenizer_args),
+            ("load_tokenizer_args", load_tokenizer_args),
+        ):
+            if value is not None:
+                check_mapping(name, value)
+        for name, text in (("method", method), ("tokenizer", tokenizer)):
+            if text is not None:
+                check_text(name, text)
         check_tokenizer_args(tokenizer_args or {})
         self._method = method
         self._tokenizer = tokenizer

@@ -55,6 +55,10 @@ def check_session_options(session_options: Any) -> None:
 def check_providers(providers: Sequence[Any], provider_options: Sequence[Any] | None) -> None:
     """Raise `OptionError` if a provider is unknown, or ``provider_options`` don't match ``providers``."""
     known = ort.get_all_providers()
+    if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
+        raise OptionError(
+            f"providers must be a list of one or more execution providers, but is {providers!r}."
+        )
     for name in map(_get_provider_name, providers):
         if name not in known:
             raise OptionError(
@@ -76,7 +80,9 @@ def check_providers(providers: Sequence[Any], provider_options: Sequence[Any] | 
 
 
 def _get_provider_name(provider: Any) -> str:
-    return provider if isinstance(provider, str) else str(provider[0])
+    if isinstance(provider, (tuple, list)) and provider:
+        provider = provider[0]
+    return str(provider)
 
 
 def _select_providers(providers: Sequence[Any], options: Sequence[Any] | None) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
 from runinference.collate.stack import reject_keyed_examples, stack_batch
 from runinference.collate.unbatch import to_results
-from runinference.errors import BatchShapeError, OptionError, suggest
+from runinference.errors import BatchShapeError, BatchTypeError, OptionError, suggest
 from runinference.extras import need
 from runinference.frameworks.torch.devices import get_stack_fn, to_cpu, to_device
 from runinference.handlers.options import HandlerOptions
@@ -131,6 +131,14 @@ def without_splitting(inference_fn: InferenceFn, make_results: MakeResults) -> I
     return replace(stacked, padding=Unsplit(), make_results=make_results)
 
 
+def check_padding(padding: Any) -> None:
+    """Raise `OptionError` unless padding is a `Padding` or None."""
+    if not isinstance(padding, (Padding, type(None))):
+        raise OptionError(
+            f"padding must be a Padding, such as Padding(value=0), but is {padding!r}."
+        )
+
+
 def check_no_padding(padding: Padding | None) -> None:
     """Raise `OptionError` if there is padding, which doesn't apply to unsplit results."""
     if padding is not None:
@@ -169,7 +177,7 @@ def _stack(
     for index, example in enumerate(batch):
         if not isinstance(example, torch.Tensor):
             reject_keyed_examples(batch)
-            raise BatchShapeError(
+            raise BatchTypeError(
                 f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. To fix this, "
                 "convert it, for example with_preprocess_fn(torch.as_tensor)."
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runinference.collate.rows import get_shape
-from runinference.errors import ModelLoadError
+from runinference.errors import ModelLoadError, ModelUnpicklingError
 from runinference.extras import need
 from runinference.model_file import open_model
 
@@ -97,7 +97,7 @@ def _read_safetensors(data: bytes, path: str) -> dict[str, Any]:
         ) from error
 
 
-def _unreadable_weights_error(path: str, error: Exception) -> ModelLoadError:
+def _unreadable_weights_error(path: str, error: Exception) -> ModelUnpicklingError:
     message = str(error)
     if "TorchScript" in message:
         hint = "It is a TorchScript file: pass it as torch_script_model_path, without model_class."
@@ -111,7 +111,7 @@ def _unreadable_weights_error(path: str, error: Exception) -> ModelLoadError:
         )
     else:
         hint = "It may be truncated, or not written by torch.save(model.state_dict(), path)."
-    return ModelLoadError(
+    return ModelUnpicklingError(
         f"The file {path!r} (state_dict_path) cannot be loaded as weights ({first_sentence(error)}). {hint}"
     )
 

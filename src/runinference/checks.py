@@ -1,0 +1,118 @@
+"""Checks of option values. Each raises an `OptionError` that names the option, its value and the valid values."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from runinference.errors import OptionError
+
+
+def check_int(name: str, value: Any, minimum: int = 1) -> None:
+    """Check a whole number, such as a number of elements. A ``bool`` is not one.
+
+    >>> check_int("model_copies", -1)
+    Traceback (most recent call last):
+    runinference.errors.OptionError: model_copies must be at least 1, but is -1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionError(f"{name} must be an integer, but is {_describe(value)}.")
+    if value < minimum:
+        raise OptionError(f"{name} must be at least {minimum}, but is {value!r}.")
+
+
+def check_number(name: str, value: Any, minimum: float = 0, unit: str = "") -> None:
+    """Check a finite number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise OptionError(f"{name} must be a number, but is {_describe(value)}.")
+    if not math.isfinite(value):
+        raise OptionError(f"{name} must be a finite number, but is {value!r}.")
+    if value < minimum:
+        raise OptionError(f"{name} must be at least {minimum}{unit}, but is {value!r}.")
+
+
+def check_positive(name: str, value: Any, unit: str = "") -> None:
+    """Check a finite number greater than 0."""
+    check_number(name, value, -math.inf)
+    if value <= 0:
+        raise OptionError(f"{name} must be greater than 0{unit}, but is {value!r}.")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Check a ``bool``. The text ``"False"`` would count as true."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False, but is {_describe(value)}.")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Check a text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise OptionError(f"{name} must be a text that is not empty, but is {_describe(value)}.")
+
+
+def check_path(name: str, value: Any) -> str:
+    """Check the path of a file or folder, and return it as text."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path:
+        raise OptionError(f"{name} must be a path, but is {_describe(value)}.")
+    return path
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Check a function."""
+    if not callable(value):
+        raise OptionError(f"{name} must be a function, but is {_describe(value)}.")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Check a dictionary whose keys are names."""
+    # The values aren't shown, because they can be secrets.
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{name} must be a dictionary, but is of type {type(value).__name__}.")
+    for key in value:
+        if not isinstance(key, str):
+            raise OptionError(f"The keys of {name} must be names, but one is {_describe(key)}.")
+
+
+def check_names(name: str, value: Any) -> None:
+    """Check a list of names. A single text is not a list."""
+    is_list = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    if not is_list or not all(isinstance(item, str) and item for item in value):
+        raise OptionError(f"{name} must be a list of names, but is {_describe(value)}.")
+
+
+def check_sha256(name: str, value: Any) -> None:
+    """Check a SHA-256 digest in hexadecimal digits."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise OptionError(
+            f"{name} must be a SHA-256 digest of 64 hexadecimal digits, but is {_describe(value)}."
+        )
+
+
+def check_env_vars(value: Any) -> None:
+    """Check environment variables: names and values as text."""
+    check_mapping("env_vars", value)
+    for variable, text in value.items():
+        if not variable or "=" in variable or "\0" in variable:
+            raise OptionError(f"env_vars has {variable!r}, which is not the name of a variable.")
+        if not isinstance(text, str) or "\0" in text:
+            raise OptionError(
+                f"The value of {variable} in env_vars must be text, but is of type {type(text).__name__}. To fix "
+                "this, convert it with str()."
+            )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    short = text if len(text) <= 60 else f"{text[:57]}…"
+    return (
+        short
+        if isinstance(value, (str, int, float)) or value is None
+        else f"{short} ({type(value).__name__})"
+    )
