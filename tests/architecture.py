@@ -25,7 +25,9 @@ LAYERS = [
     ["shared modules"],
 ]
 FACADE = {"runinference", "runinference.base", "runinference.utils"}
-SHARED = {f"runinference.{name}" for name in ("errors", "checks", "results", "extras", "model_file")}
+SHARED = {
+    f"runinference.{name}" for name in ("errors", "checks", "results", "extras", "model_file")
+}
 #: What the boxes of the diagram contain, for packages that are not folders.
 CONTENTS = {
     "facade": "runinference, base, utils",
