@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import pytest
@@ -49,6 +50,33 @@ def test_explores_again_after_a_few_slow_calls():
     for _ in range(100):
         size.record(size.current, 0.003 + 0.0003 * size.current)
     assert size.current == 32
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
+def test_finds_a_good_size_although_the_durations_of_calls_vary(sigma):
+    """On shared machines, the duration of a call varies by a lognormal factor."""
+
+    def cost(n: int) -> float:
+        return 5e-3 / n + 5e-5
+
+    ratios = []
+    for seed in range(200):
+        noise, size = random.Random(seed), AdaptiveSize(BatchPolicy())
+        for _ in range(200):
+            n = size.current
+            size.record(n, n * cost(n) * noise.lognormvariate(0, sigma))
+        ratios.append(cost(size.current) / cost(10_000))
+    assert sum(ratio <= 2 for ratio in ratios) >= 0.95 * len(ratios)
+    assert max(ratios) < 5
+
+
+def test_slow_outliers_do_not_stop_the_search():
+    """Every fourth call waits for something else, 20 times as long."""
+    noise, size = random.Random(7), AdaptiveSize(BatchPolicy(max_batch_size=256))
+    for _ in range(200):
+        n = size.current
+        size.record(n, (5e-3 + 5e-6 * n) * (20 if noise.random() < 0.25 else 1))
+    assert size.current >= 64
 
 
 def test_doubles_after_one_call_if_the_larger_size_is_much_cheaper():

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import threading
-from math import inf
+from bisect import insort
+from math import log, sqrt
+from statistics import fmean
 
 from runinference.batching.policy import BatchPolicy
 
-_CALLS_PER_SIZE = 3
-#: The cost per element, relative to smaller sizes, at which one call is enough to try the next size.
-_CLEAR_GAIN = 0.7
-_GAIN = 0.9
-_NEAR_BEST = 1.05
+_MIN_CALLS_PER_SIZE = 3
+_MAX_CALLS_PER_SIZE = 14
+#: Costs are compared as logarithms: a size is a gain if it makes an element 10% cheaper.
+_GAIN = -log(0.9)
+#: The gain at which one call is enough to try the next size.
+_CLEAR_GAIN = -log(0.7)
+#: How many standard errors a gain must differ from ``_GAIN`` before it is decided.
+_CONFIDENCE = 2.0
+_NEAR_BEST = log(1.05)
 _MAX_SIZES_WITHOUT_GAIN = 2
 _FIRST_EXPLOIT_CALLS = 64
 _MAX_EXPLOIT_CALLS = 8_192
@@ -23,8 +29,9 @@ class AdaptiveSize:
     """The batch size of a model in this process, adapted to the measured cost per element and to memory.
 
     Exploring starts at the minimum size. The size doubles while this makes an element at least 10% cheaper.
-    Each size is measured with three calls, of which the fastest counts, or with one call if it is much cheaper.
-    The first call is not measured, because it warms up the model.
+    The first call is not measured, because it warms up the model. If calls of the same size take equally long,
+    each size is measured with three calls, or with one call if it is much cheaper. The more these times vary,
+    the more calls are made, up to 14, alternately of the new size and of the best smaller one.
 
     Then the smallest size within 5% of the best cost is used. On a CPU, large models are often fastest in
     small batches. A slow call may have other reasons, so exploring restarts at half the size after 64 calls,
@@ -46,8 +53,7 @@ class AdaptiveSize:
         self._target = self._min if budget is None else self._max
         self._elements = _MemoryLimit(self._max)
         self._padded = None if budget is None else _MemoryLimit(budget)
-        self._costs: dict[int, float] = {}  # seconds per element, by size
-        self._calls = 0
+        self._costs: dict[int, _Cost] = {}
         self._warmed_up = False
         self._sizes_without_gain = 0
         self._exploit_calls = self._exploit_calls_left = _FIRST_EXPLOIT_CALLS
@@ -106,33 +112,69 @@ class AdaptiveSize:
             if self._exploit_calls_left == 0:
                 self._explore_again()
             return
-        self._costs[self._target] = min(cost, self._costs.get(self._target, cost))
-        self._calls += 1
-        clear = self._costs[self._target] < _CLEAR_GAIN * self._min_cost_of_smaller_sizes()
-        if clear or self._calls >= _CALLS_PER_SIZE:
-            self._explore_next_size()
+        self._costs.setdefault(self._target, _Cost()).add(log(max(cost, 1e-12)))
+        self._target = self._next_target()
 
     def _explore_again(self) -> None:
         self._exploit_calls = min(2 * self._exploit_calls, _MAX_EXPLOIT_CALLS)
         self._exploit_calls_left = self._exploit_calls
         self._costs.clear()
-        self._calls = self._sizes_without_gain = 0
+        self._sizes_without_gain = 0
         self._target = max(self._min, self._target // 2)
         self.converged = False
 
-    def _explore_next_size(self) -> None:
-        self._calls = 0
-        gained = self._costs[self._target] < _GAIN * self._min_cost_of_smaller_sizes()
-        self._sizes_without_gain = 0 if gained else self._sizes_without_gain + 1
-        if self._sizes_without_gain < _MAX_SIZES_WITHOUT_GAIN and self._target < self._max:
-            self._target = min(2 * self._target, self._max)
-        else:
-            limit = _NEAR_BEST * min(self._costs.values())
-            self._target = min(size for size, cost in self._costs.items() if cost <= limit)
-            self.converged = True
+    def _next_target(self) -> int:
+        """Return the size to measure next: the largest so far, the best smaller one, or a larger one."""
+        largest = max(self._costs)
+        smaller = [size for size in self._costs if size < largest]
+        if not smaller:
+            return self._explore_larger_size(largest, gained=True)
+        best = min(smaller, key=lambda size: self._costs[size].mean)
+        new, old = self._costs[largest], self._costs[best]
+        gain = old.mean - new.mean
+        error = _CONFIDENCE * self._deviation() * sqrt(1 / new.n + 1 / old.n)
+        if gain - error > _CLEAR_GAIN:
+            return self._explore_larger_size(largest, gained=True)
+        if new.n < _MIN_CALLS_PER_SIZE:
+            return largest
+        if abs(gain - _GAIN) < error and min(new.n, old.n) < _MAX_CALLS_PER_SIZE:
+            return largest if new.n <= old.n else best
+        return self._explore_larger_size(largest, gained=gain > _GAIN)
 
-    def _min_cost_of_smaller_sizes(self) -> float:
-        return min((cost for size, cost in self._costs.items() if size < self._target), default=inf)
+    def _explore_larger_size(self, largest: int, gained: bool) -> int:
+        self._sizes_without_gain = 0 if gained else self._sizes_without_gain + 1
+        if self._sizes_without_gain < _MAX_SIZES_WITHOUT_GAIN and largest < self._max:
+            return min(2 * largest, self._max)
+        self.converged = True
+        limit = min(cost.mean for cost in self._costs.values()) + _NEAR_BEST
+        return min(size for size, cost in self._costs.items() if cost.mean <= limit)
+
+    def _deviation(self) -> float:
+        """Return the standard deviation of calls of the same size, larger while there are few of them."""
+        freedom = sum(cost.n - 1 for cost in self._costs.values())
+        squares = sum(cost.squares for cost in self._costs.values())
+        return sqrt(squares / freedom) * (1 + 2 / freedom) if freedom else 0.0
+
+
+class _Cost:
+    """The measured costs of one size: logarithms of seconds per element.
+
+    Attributes:
+        n: The number of calls.
+        mean: The mean of the middle half, which a few slow calls don't change.
+        squares: The sum of the squared deviations from the mean.
+    """
+
+    def __init__(self) -> None:
+        self.n, self.mean, self.squares = 0, 0.0, 0.0
+        self._sorted: list[float] = []
+
+    def add(self, cost: float) -> None:
+        insort(self._sorted, cost)
+        self.n += 1
+        cut = (self.n + 1) // 4
+        self.mean = fmean(self._sorted[cut : self.n - cut])
+        self.squares = sum((each - self.mean) ** 2 for each in self._sorted)
 
 
 class _MemoryLimit:
