@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
+
+import pytest
 
 from runinference.serving.model_watcher import ModelWatcher, WatchConfig
 
@@ -72,3 +75,35 @@ def test_logs_file_system_errors_and_tries_again(tmp_path, caplog):
     assert "Cannot look for 'nowhere://models/*'" in caplog.text
     clock.now += 10
     assert model_watcher.poll_latest() is None
+
+
+@pytest.mark.parametrize("stamp", [400, 600, 700])
+def test_a_file_that_appears_later_is_used_whenever_it_was_last_changed(tmp_path, stamp):
+    """Moving a file keeps the time of its last change."""
+    clock = Clock()
+    model_watcher = watcher(tmp_path, clock)
+    file(tmp_path / "first.pt", 600)
+    assert model_watcher.poll_latest().model_name == "first"
+    file(tmp_path / "away", stamp)
+    (tmp_path / "away").rename(tmp_path / "a.pt")
+    clock.now += 10
+    assert model_watcher.poll_latest().model_name == "a"
+
+
+def test_a_file_that_existed_when_the_pipeline_was_built_is_used_after_it_changed(tmp_path):
+    clock = Clock()
+    file(tmp_path / "old.pt", 2e9)
+    model_watcher = ModelWatcher(WatchConfig.create(str(tmp_path / "*.pt"), 10), clock)
+    assert model_watcher.poll_latest() is None
+    file(tmp_path / "old.pt", 1e9)
+    clock.now += 10
+    assert model_watcher.poll_latest().model_name == "old"
+
+
+def test_all_workers_agree_on_which_files_are_new(tmp_path):
+    """A worker that starts later must not take a file for an old one that others use."""
+    watch = WatchConfig.create(str(tmp_path / "*.pt"), 10)
+    file(tmp_path / "moved.pt", 400)
+    early = ModelWatcher(watch, Clock()).poll_latest()
+    late = ModelWatcher(pickle.loads(pickle.dumps(watch)), Clock()).poll_latest()
+    assert early == late == (str(tmp_path / "moved.pt"), "moved")

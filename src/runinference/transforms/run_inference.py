@@ -10,7 +10,6 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsSideInput
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
-from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
 from runinference.caching.memory_budget import limits_from_args
 from runinference.caching.model_cache import CacheLimits
@@ -96,17 +95,18 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             metrics_namespace: Namespace of the metrics. By default, the handler's.
             model_metadata_pcoll: New models while the pipeline runs: one ``ModelMetadata`` at a time, or a list
                 of ``KeyModelPathMapping`` if there is a model per key.
-            watch_model_pattern: A file pattern whose newest file is the model. Each worker process polls it.
+            watch_model_pattern: A file pattern. A file that appears under it while the pipeline runs is the new
+                model. Each worker process polls it.
             model_identifier: Steps with the same identifier share their model. By default, each step has its own.
             use_model_manager: Whether this step shares a memory budget for models with other such steps.
             model_manager_args: The budget: ``max_model_bytes``, ``max_models``, ``wait_timeout_seconds``.
             monitoring_transform: A transform that also gets the predictions, before they are postprocessed.
-            interval: Seconds between polls of ``watch_model_pattern``. Default: 360.
+            interval: Seconds between polls of ``watch_model_pattern``; greater than 0. Default: 360.
             stop_timestamp: When to poll ``watch_model_pattern`` for the last time.
 
         Raises:
             UnknownOptionError: A keyword is unknown. The message suggests the closest one.
-            OptionError: The handler is not a model handler, or options conflict.
+            OptionError: The handler is not a model handler, options conflict, or a value is out of range.
         """
         super().__init__()
         validate_handler(model_handler)
@@ -140,11 +140,10 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         self._inference_args = inference_args
         self._metrics_namespace = metrics_namespace
         self._metadata = model_metadata_pcoll
-        self._watch = watch_model_pattern and WatchConfig(
-            watch_model_pattern,
-            interval=360 if interval is None else interval,
-            began=time.time(),
-            until=float(MAX_TIMESTAMP if stop_timestamp is None else stop_timestamp),
+        self._watch = (
+            WatchConfig.create(watch_model_pattern, interval, stop_timestamp)
+            if watch_model_pattern
+            else None
         )
         self._model_identifier = model_identifier
         self._manager_limits = (
@@ -260,7 +259,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def _config(self) -> InferenceConfig:
         handler, handling, arguments = self._model_handler, self._handling, self._inference_args
-        refreshed = self._metadata is not None or bool(self._watch)
+        refreshed = self._metadata is not None or self._watch is not None
         per_key = bool(per_key_mappings(handler))
         managed = self._manager_limits is not None
         timeout = handling.timeout if handling else None
@@ -287,7 +286,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             errors=FailFastPolicy() if handling is None else DeadLetterPolicy(handling.exc_class),
             session=session,
             load_in_setup=not (refreshed or per_key or managed or timeout),
-            watch=self._watch or None,
+            watch=self._watch,
         )
 
     def _allows_dynamic_batching(self) -> bool:

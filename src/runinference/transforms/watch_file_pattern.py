@@ -8,13 +8,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
-from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 
 from runinference.checks import check_positive, check_text
 from runinference.errors import OptionError
-from runinference.handlers.model_update import ModelMetadata
 from runinference.handlers.options import KeywordsChecked
-from runinference.serving.model_watcher import metadata_for_path, newest_file
+from runinference.serving.model_watcher import WatchConfig, find_new_files
 
 
 class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
@@ -24,8 +24,10 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     themselves.
 
     Give each new model a new file name. Write the file elsewhere, and move it into place when it is complete.
-    Files that are older than the pipeline are not emitted. Until a new file appears, the handler's own model is
-    used.
+    Files that exist when the pipeline is built are not emitted, unless they change later. Until a new file
+    appears, the handler's own model is used. If several files appear between two polls, the one that changed last
+    is emitted last. If the files cannot be listed, the error is logged, and they are listed again at the next
+    poll.
     """
 
     def __init__(
@@ -35,8 +37,12 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
         Args:
             file_pattern: A path on any file system that Beam reads, with ``*``, ``?`` and ``[...]``.
-            interval: Seconds between polls.
+            interval: Seconds between polls; greater than 0.
             stop_timestamp: When to poll for the last time.
+
+        Raises:
+            OptionError: The interval is not greater than 0, the stop time is over, or no file system has the
+                pattern.
         """
         super().__init__()
         check_text("file_pattern", file_pattern)
@@ -45,15 +51,16 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         self.file_pattern = file_pattern
         self.interval = interval
         self.stop_timestamp = stop_timestamp
+        self._watch = WatchConfig.create(file_pattern, interval, stop_timestamp)
 
     def expand(self, begin: Any) -> beam.PCollection:
-        impulse = PeriodicImpulse(Timestamp.now(), self.stop_timestamp, self.interval)
+        watch = self._watch
+        impulse = PeriodicImpulse(Timestamp.of(watch.began), self.stop_timestamp, watch.interval)
         return (
             begin
             | "EachInterval" >> impulse
-            | "Poll" >> beam.FlatMap(lambda _: newest_file(self.file_pattern))
             | "SingleKey" >> beam.WithKeys("").with_output_types(tuple[str, Any])
-            | "KeepNewest" >> beam.ParDo(KeepNewest(Timestamp.now()))
+            | "EmitNewFiles" >> beam.ParDo(EmitNewFiles(watch))
         )
 
 
@@ -67,20 +74,23 @@ def check_timestamp(name: str, value: Any) -> None:
         ) from None
 
 
-class KeepNewest(beam.DoFn):  # type: ignore[misc]
-    """Emit a file that is newer than the pipeline and than all files before it."""
+class EmitNewFiles(beam.DoFn):  # type: ignore[misc]
+    """Emit the files that appeared since the last poll, oldest first, each with a timestamp of its own."""
 
-    NEWEST = ReadModifyWriteStateSpec("newest", beam.coders.FastPrimitivesCoder())
+    KNOWN = ReadModifyWriteStateSpec("known", beam.coders.FastPrimitivesCoder())
 
-    def __init__(self, began: Timestamp) -> None:
-        self._began = float(began.micros) / 1e6
+    def __init__(self, watch: WatchConfig) -> None:
+        self._watch = watch
 
     def process(
-        self, element: Any, newest: Any = beam.DoFn.StateParam(NEWEST)
-    ) -> Iterator[ModelMetadata]:
-        _, metadata = element
-        stamp = (metadata.last_updated_in_seconds, metadata.path)
-        if stamp <= (newest.read() or (self._began, "")):
-            return
-        newest.write(stamp)
-        yield metadata_for_path(metadata.path)
+        self,
+        _: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        known: Any = beam.DoFn.StateParam(KNOWN),
+    ) -> Iterator[TimestampedValue]:
+        before = known.read()
+        new, after = find_new_files(self._watch, before)
+        if after is not before:
+            known.write(after)
+        for index, metadata in enumerate(new):
+            yield TimestampedValue(metadata, timestamp + Duration(micros=index))
