@@ -92,7 +92,7 @@ def watch_in_run_inference(pattern, **options):
     [
         ("/m/*", {"interval": 0}, "interval must be greater than 0 seconds, but is 0"),
         ("/m/*", {"interval": -5}, "interval must be greater than 0"),
-        ("/m/*", {"interval": float("nan")}, "interval must be greater than 0"),
+        ("/m/*", {"interval": float("nan")}, "interval must be a finite number"),
         ("/m/*", {"stop_timestamp": 1.0}, "would never be polled"),
         ("nowhere://m/*", {}, "'nowhere://m/\\*' has no known file system"),
     ],
