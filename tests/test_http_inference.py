@@ -96,8 +96,8 @@ def onnx_server():
         ] > 8:
             raise ErrorResponse(400, {"error": f"unexpected input {one['name']} {one['shape']}"})
         array = np.array(one["data"], np.float32).reshape(one["shape"])
-        if np.isnan(array).any():
-            raise ErrorResponse(400, {"error": "there is a NaN in it"})
+        if (array < 0).any():
+            raise ErrorResponse(400, {"error": "a pixel is negative"})
         found = zip(session.get_outputs(), session.run(None, {"X": array}), strict=True)
         return {
             "model_name": "digits",
@@ -147,9 +147,10 @@ def test_returns_the_predictions_of_an_onnx_model_over_kserve(triton):
             ElementError,
             "no input 'x'. Did you mean|no input 'x'. Its inputs are X",
         ),
-        (np.full(64, np.nan), EndpointError, "returned 400: there is a NaN in it"),
+        (np.full(64, np.nan), ElementError, r"contains nan \(at inputs\[0\].data\[0\]\)"),
+        (np.full(64, -1.0), EndpointError, "returned 400: a pixel is negative"),
     ],
-    ids=["shape", "dtype", "name", "refused by the server"],
+    ids=["shape", "dtype", "name", "NaN", "refused by the server"],
 )
 def test_rejects_an_element_that_the_model_does_not_accept(triton, element, kind, message):
     url, _, _ = triton
@@ -166,7 +167,7 @@ def test_an_unknown_model_is_an_error(triton, digits):
 
 def test_one_bad_element_becomes_a_dead_letter_and_the_others_get_results(triton):
     url, _, rows = triton
-    bad = np.full(64, np.nan)
+    bad = np.full(64, -1.0)
     transform = RunInference(make_handler(url, KServeV2("digits"), max_request_size=8))
 
     class Both(beam.PTransform):
@@ -179,7 +180,7 @@ def test_one_bad_element_becomes_a_dead_letter_and_the_others_get_results(triton
     messages = [each for each in found if isinstance(each, str)]
     assert len(found) == 61
     assert len(messages) == 1
-    assert "there is a NaN in it" in messages[0]
+    assert "a pixel is negative" in messages[0]
 
 
 # --- responses of the server

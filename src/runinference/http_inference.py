@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from typing_extensions import Unpack
 
 from runinference.collate.named_inputs import InputSpec
 from runinference.collate.unbatch import unbatch
-from runinference.errors import EndpointRefusedError, OptionError, UnusableAnswerError
+from runinference.errors import (
+    BatchShapeError,
+    ElementError,
+    EndpointError,
+    EndpointRefusedError,
+    OptionError,
+    UnusableAnswerError,
+)
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.http_client import HttpClient
+from runinference.remote.retry import worth_retrying
 from runinference.remote.tensor_protocols import (
     KServeV2,
     TensorProtocol,
@@ -70,7 +80,7 @@ class HTTPModelHandler(EndpointModelHandler):
                 None if the server needs no key.
             max_request_size: Maximum number of examples in a request. By default 32, and 1 for TorchServe.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
-                ``headers`` and ``key_over_http``, see ``EndpointModelHandler``.
+                ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
 
         Raises:
             OptionError: A value is out of range, the URL contains a secret, or the key would be sent unencrypted.
@@ -83,11 +93,13 @@ class HTTPModelHandler(EndpointModelHandler):
                 f"protocol must be an object such as KServeV2('name'), but is {protocol!r}."
             )
         size = protocol.request_size if max_request_size is None else max_request_size
+        if isinstance(protocol, TorchServe):
+            protocol.check_request(size, {})
         super().__init__(base_url, api_key_env, max_request_size=size, **options)
         self._protocol = protocol
 
     def create_client(self) -> Any:
-        return _ModelClient(super().create_client(), self._protocol)
+        return _ModelClient(super().create_client())
 
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
@@ -105,12 +117,28 @@ class HTTPModelHandler(EndpointModelHandler):
             EndpointError: The server is unreachable, or its response is an error or invalid.
             ResultMismatchError: The server returned the wrong number of results.
         """
-        protocol = self._protocol
-        body = protocol.body(batch, model.inputs(), inference_args or {})
-        rows = model.client.post(
-            protocol.path, body, lambda answer: unbatch(protocol.output(answer, batch), len(batch))
-        )
+        protocol, fields = self._protocol, inference_args or {}
+
+        def send(inputs: Sequence[InputSpec]) -> Any:
+            body = protocol.body(batch, inputs, fields)
+            return model.client.post(
+                protocol.path,
+                body,
+                lambda answer: unbatch(protocol.output(answer, batch), len(batch)),
+            )
+
+        rows = model.send(protocol, send)
         return [PredictionResult(x, y, protocol.model_id) for x, y in zip(batch, rows, strict=True)]
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        """Check that arguments can be fields of a request.
+
+        Raises:
+            OptionError: An argument can't be written as JSON, or the protocol has no fields for arguments.
+        """
+        super().validate_inference_args(inference_args)
+        if isinstance(self._protocol, TorchServe):
+            self._protocol.check_request(1, inference_args or {})
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Set the model to call: ``"name"`` or ``"name/version"``."""
@@ -119,31 +147,76 @@ class HTTPModelHandler(EndpointModelHandler):
 
 
 class _ModelClient:
-    """A client that requests the model's metadata once."""
+    """A client that requests a model's metadata before the first request, and after each error.
 
-    def __init__(self, client: HttpClient, protocol: Any) -> None:
+    A server that is still loading the model has no metadata yet, and one that restarts may have other metadata.
+    """
+
+    def __init__(self, client: HttpClient) -> None:
         self.client = client
-        self._protocol = protocol
-        self._inputs: list[InputSpec] | None = None
+        self._inputs: dict[str, list[InputSpec]] = {}
+        self._fetching: dict[str, Future[list[InputSpec]]] = {}
         self._lock = threading.Lock()
 
-    def inputs(self) -> list[InputSpec]:
-        """Return the inputs of the model. Empty if the server doesn't provide them."""
-        if self._protocol.description_path is None:
-            return []
-        with self._lock:
-            if self._inputs is None:
-                self._inputs = self._fetch_inputs()
-            return self._inputs
+    def send(self, protocol: Any, send: Callable[[Sequence[InputSpec]], Any]) -> Any:
+        """Return ``send(inputs)`` for the inputs of the model, which are empty if the server doesn't provide them.
 
-    def _fetch_inputs(self) -> list[InputSpec]:
+        If the server rejects the request and has new metadata, the request is sent once more.
+        """
+        path = protocol.description_path
+        if path is None:
+            return send([])
+        known = self._inputs.get(path)
+        inputs = self._fetch(path, protocol) if known is None else known
         try:
-            description = self.client.get(self._protocol.description_path)
+            output = send(inputs)
+        except (EndpointError, ElementError, BatchShapeError) as error:
+            if known is None or getattr(error, "status_code", None) == 429:
+                raise
+            if worth_retrying(error):  # the server may be restarting: the retry gets the metadata
+                self._inputs.pop(path, None)
+                raise
+            inputs = self._fetch(path, protocol)
+            if inputs == known:
+                raise
+            output = send(inputs)
+        # Only a request that succeeds shows that a server without metadata has none, and is not just starting.
+        self._inputs[path] = inputs
+        return output
+
+    def _fetch(self, path: str, protocol: Any) -> list[InputSpec]:
+        """Request the metadata. Threads that need them at the same time share a request and its error."""
+        with self._lock:
+            future = self._fetching.get(path)
+            is_first = future is None
+            if future is None:
+                future = self._fetching[path] = Future()
+        if not is_first:
+            try:
+                return future.result()
+            except Exception as error:
+                raise copy.copy(error) from None  # threads must not raise the same object
+        try:
+            inputs = self._request(path, protocol)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        else:
+            if inputs:
+                self._inputs[path] = inputs
+            future.set_result(inputs)
+            return inputs
+        finally:
+            del self._fetching[path]
+
+    def _request(self, path: str, protocol: Any) -> list[InputSpec]:
+        try:
+            description = self.client.get(path)
         except EndpointRefusedError as error:
             if error.status_code not in (404, 405):
                 raise
             return []  # if there is no such model, the request itself fails
         try:
-            return list(self._protocol.inputs(description))
+            return list(protocol.inputs(description))
         except (UnusableAnswerError, KeyError, TypeError, AttributeError):
             return []

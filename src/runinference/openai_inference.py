@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from apache_beam.metrics import Metrics
@@ -12,8 +11,19 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_mapping, check_text
 from runinference.errors import OptionError
+from runinference.handlers.event_loop import resolve
 from runinference.handlers.options import accepts
-from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
+from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions, check_json_fields
+from runinference.remote.handler import RemoteModelHandler, RemoteOptions
+from runinference.remote.openai_client import (
+    ProcessSecret,
+    check_client_options,
+    complete_chats,
+    create_embeddings,
+    create_openai_client,
+    redact_key,
+    resolve_key,
+)
 from runinference.remote.openai_protocol import (
     Generation,
     get_chat_text,
@@ -32,11 +42,14 @@ __all__ = [
     "OpenAICompletionsModelHandler",
     "OpenAIEmbeddingsModelHandler",
     "OpenAIModelHandler",
+    "chat_completion_from_conversation",
+    "chat_completion_from_string",
+    "embedding_from_string",
 ]
 
 
-class OpenAIModelHandler(EndpointModelHandler):
-    """The base class of the OpenAI handlers."""
+class OpenAIEndpointModelHandler(EndpointModelHandler):
+    """The base class of the handlers for chat, completions and embeddings."""
 
     _metrics_namespace = "BeamML_OpenAI"
     _path = ""
@@ -66,7 +79,7 @@ class OpenAIModelHandler(EndpointModelHandler):
             max_request_size: Maximum number of examples in a request. By default a number that every server
                 accepts.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
-                ``headers`` and ``key_over_http``, see ``EndpointModelHandler``.
+                ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
 
         Raises:
             OptionError: A value is out of range, the URL contains a secret, the key would be sent unencrypted,
@@ -145,12 +158,7 @@ class OpenAIModelHandler(EndpointModelHandler):
         for name in fields:
             if name in hints:
                 raise OptionError(f"{option} has {name!r}. {hints[name]}")
-        try:
-            json.dumps(fields)
-        except (TypeError, ValueError) as error:
-            raise OptionError(
-                f"{option} cannot be written as JSON ({error}). Use only numbers, strings, lists and dictionaries."
-            ) from error
+        check_json_fields(option, fields)
 
     def _count_tokens(self, response: Any) -> None:
         usage = get_usage(response) or {}
@@ -159,7 +167,7 @@ class OpenAIModelHandler(EndpointModelHandler):
                 Metrics.counter(self.get_metrics_namespace(), name).inc(n)
 
 
-class OpenAIChatModelHandler(OpenAIModelHandler):
+class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     """A handler for chat models. Each conversation is one request, and its result is a ``Generation``.
 
     An example is a string, which becomes a user message, or a list of messages: dictionaries with ``role`` and
@@ -191,7 +199,7 @@ class OpenAIChatModelHandler(OpenAIModelHandler):
         return parse_generations(response, n, fields.get("n"), get_chat_text)
 
 
-class OpenAICompletionsModelHandler(OpenAIModelHandler):
+class OpenAICompletionsModelHandler(OpenAIEndpointModelHandler):
     """A handler for language models that complete texts. Examples are strings, results are ``Generation``.
 
     By default each text is one request, because some servers don't accept several. If yours does, set
@@ -216,7 +224,7 @@ class OpenAICompletionsModelHandler(OpenAIModelHandler):
         return parse_generations(response, n, fields.get("n"), get_completion_text)
 
 
-class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
+class OpenAIEmbeddingsModelHandler(OpenAIEndpointModelHandler):
     """A handler for embedding models, with 32 texts per request by default. Each result is a float32 vector.
 
     >>> from runinference.samples import servers
@@ -235,4 +243,208 @@ class OpenAIEmbeddingsModelHandler(OpenAIModelHandler):
         return to_strings(batch)
 
     def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Any]:
-        return parse_embeddings(response, n)
+        return parse_embeddings(response, n, fields)
+
+
+RequestFn = Callable[[str, Sequence[Any], Any, dict[str, Any]], Any]
+
+
+class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
+    """A handler that sends requests with a function and a client of the package ``openai``, as in Beam.
+
+    If ``openai`` isn't installed, the function gets a client of this library. It has the methods
+    ``chat.completions.create``, ``completions.create``, ``embeddings.create`` and ``responses.create``, whose
+    results have the same attributes.
+
+    For new programs, ``OpenAIChatModelHandler``, ``OpenAICompletionsModelHandler`` and
+    ``OpenAIEmbeddingsModelHandler`` are simpler.
+
+    >>> from runinference.samples import servers
+    >>> with servers.llm() as base_url:
+    ...     handler = OpenAIModelHandler("shout", chat_completion_from_string, "no key", base_url=base_url)
+    ...     [result] = handler.predict(["Is anybody there?"])
+    >>> result.inference.choices[0].message.content
+    'IS ANYBODY THERE?'
+    """
+
+    _metrics_namespace = "BeamML_OpenAI"
+    _path_attribute = "model_name"
+
+    @accepts(RemoteModelHandler.__init__)
+    def __init__(
+        self,
+        model_name: str,
+        request_fn: RequestFn,
+        api_key: str | Callable[[], str] | None = None,
+        *,
+        organization: str | None = None,
+        project: str | None = None,
+        base_url: str | None = None,
+        client_args: Mapping[str, Any] | None = None,
+        max_request_size: int | None = None,
+        **options: Unpack[RemoteOptions],
+    ) -> None:
+        """Configure the model and the client. This sends nothing.
+
+        Args:
+            model_name: Name of the model.
+            request_fn: Called with the model's name, a batch, the client and a dictionary of ``inference_args``.
+                Returns one response per example. It may be a coroutine function.
+                ``chat_completion_from_string``, ``chat_completion_from_conversation`` and
+                ``embedding_from_string`` are such functions.
+            api_key: The key, or a function that returns it. A function is called on the workers. A key stays in
+                this process: it isn't stored in the pipeline, and other processes read the environment variable
+                ``OPENAI_API_KEY``, as they do by default.
+            organization: ID of the organization. By default the environment variable ``OPENAI_ORG_ID``.
+            project: ID of the project. By default the environment variable ``OPENAI_PROJECT_ID``.
+            base_url: URL of the server's API. By default the environment variable ``OPENAI_BASE_URL``, or that of
+                OpenAI.
+            client_args: Additional arguments for the client, such as ``timeout`` and ``default_headers``. They
+                must not contain secrets.
+            max_request_size: Maximum number of examples in a call of ``request_fn``. By default 1 for the chat
+                functions of this module, 32 for its embedding function, and the whole batch for others.
+            **options: The options of every remote handler, see ``RemoteModelHandler``.
+
+        Raises:
+            OptionError: A value is out of range, or ``base_url`` or ``client_args`` contains a secret.
+            ImportError: tenacity isn't installed, or neither openai nor httpx is.
+        """
+        if max_request_size is None:
+            max_request_size = _REQUEST_SIZES.get(request_fn)
+        options.setdefault("namespace", "OpenAIModelHandler")
+        super().__init__(max_request_size=max_request_size, **options)
+        self.model_name = model_name
+        self.request_fn = request_fn
+        self.organization = organization
+        self.project = project
+        self.base_url = base_url
+        self.client_args = None if client_args is None else dict(client_args)
+        self._secret = ProcessSecret(api_key) if isinstance(api_key, str) else None
+        self._get_key = None if isinstance(api_key, str) else api_key
+        check_client_options(base_url, self.client_args)
+
+    @property
+    def api_key(self) -> str | Callable[[], str] | None:
+        """The key or function that was given. None in other processes, which don't get the key."""
+        return self._secret.value if self._secret is not None else self._get_key
+
+    def create_client(self) -> Any:
+        """Create a client of the package ``openai``, or of this library if it isn't installed.
+
+        Raises:
+            OptionError: There is no key.
+        """
+        return create_openai_client(
+            self._resolve_key(),
+            {
+                "organization": self.organization,
+                "project": self.project,
+                "base_url": self.base_url,
+                **(self.client_args or {}),
+            },
+            max_connections=self.max_concurrent_requests,
+        )
+
+    def request(
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        """Call the request function, and return one ``PredictionResult`` per example.
+
+        Args:
+            batch: The examples.
+            model: The client that ``create_client`` returned.
+            inference_args: Arguments for the request function.
+
+        Raises:
+            Exception: The error of the client. If its message contains the key, an ``EndpointError``.
+        """
+        try:
+            responses = resolve(
+                self.request_fn(self.model_name, batch, model, dict(inference_args or {}))
+            )
+        except Exception as error:
+            redacted = redact_key(error, self._resolve_key())
+            if redacted is error:
+                raise
+        else:
+            if isinstance(responses, Iterator):
+                responses = list(responses)
+            return self.results_of(batch, responses, self.model_name)
+        raise redacted
+
+    def _resolve_key(self) -> str | None:
+        if callable(self._get_key):
+            return self._get_key()
+        return resolve_key(self._secret)
+
+
+def chat_completion_from_string(
+    model_name: str, batch: Sequence[str], client: Any, inference_args: dict[str, Any]
+) -> list[Any]:
+    """Send each string as a user message to the chat completions API, concurrently.
+
+    Args:
+        model_name: Name of the model.
+        batch: The messages.
+        client: A client of the package ``openai``, or one with the same methods.
+        inference_args: Arguments of ``chat.completions.create``. ``system`` is the text of a system message.
+
+    Returns:
+        One ``ChatCompletion`` per string, in order.
+
+    Raises:
+        EndpointError: A response has no choices.
+    """
+    conversations = [to_messages(text) for text in to_strings(batch)]
+    return complete_chats(model_name, conversations, client, inference_args)
+
+
+def chat_completion_from_conversation(
+    model_name: str,
+    batch: Sequence[list[dict[str, Any]]],
+    client: Any,
+    inference_args: dict[str, Any],
+) -> list[Any]:
+    """Send each conversation to the chat completions API, concurrently.
+
+    Args:
+        model_name: Name of the model.
+        batch: The conversations: lists of messages, which are dictionaries with ``role`` and ``content``.
+        client: A client of the package ``openai``, or one with the same methods.
+        inference_args: Arguments of ``chat.completions.create``. ``system`` is the text of a system message.
+
+    Returns:
+        One ``ChatCompletion`` per conversation, in order.
+
+    Raises:
+        EndpointError: A response has no choices.
+    """
+    conversations = [to_messages(messages) for messages in batch]
+    return complete_chats(model_name, conversations, client, inference_args)
+
+
+def embedding_from_string(
+    model_name: str, batch: Sequence[str], client: Any, inference_args: dict[str, Any]
+) -> list[Any]:
+    """Send a batch of strings to the embeddings API in one request.
+
+    Args:
+        model_name: Name of the model.
+        batch: The texts.
+        client: A client of the package ``openai``, or one with the same methods.
+        inference_args: Arguments of ``embeddings.create``.
+
+    Returns:
+        One ``Embedding`` per string, in order.
+
+    Raises:
+        EndpointError: The response does not have one embedding per string.
+    """
+    return create_embeddings(model_name, to_strings(batch), client, inference_args)
+
+
+_REQUEST_SIZES: dict[Any, int] = {
+    chat_completion_from_string: 1,
+    chat_completion_from_conversation: 1,
+    embedding_from_string: 32,
+}

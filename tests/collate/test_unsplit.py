@@ -111,7 +111,7 @@ def test_the_error_for_out_of_memory_suggests_smaller_arrays():
     with pytest.raises(
         OutOfMemoryError, match="an element of 3 rows .*give the model smaller"
     ) as raised:
-        run_unsplit(FunctionHandler(fail), ROWS, fail, None)
+        run_unsplit(FunctionHandler(fail).run_inference, ROWS, fail, None)
     assert isinstance(raised.value, MemoryError)
     assert "CUDA" in str(raised.value.__cause__)
 

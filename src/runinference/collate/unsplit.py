@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,15 @@ def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionR
 
 
 def run_unsplit(
-    handler: Any, element: Any, model: Any, inference_args: dict[str, Any] | None
+    run_inference: Callable[..., Any],
+    element: Any,
+    model: Any,
+    inference_args: dict[str, Any] | None,
 ) -> Any:
-    """Return ``handler.run_inference(element, …)``, with an iterator as a list."""
+    """Return ``run_inference(element, …)``, with an iterator as a list."""
     try:
         args = dict(inference_args) if inference_args else inference_args
-        output = handler.run_inference(element, model, args)
+        output = run_inference(element, model, args)
         return list(output) if isinstance(output, Iterator) else output
     except OutOfMemoryError:
         raise

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
+
+from apache_beam.utils.retry import with_exponential_backoff
 
 from runinference.collate.unbatch import batch_length, unbatch
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import PartialBatchError, PartialResult
+from runinference.handlers.event_loop import resolve
 
 
 class RunsInParts(ABC):
@@ -41,7 +47,7 @@ def run_batch_in_parts(
 ) -> list[Any]:
     """Run a handler like `run_batch`, but raise `PartialBatchError` if some parts of the batch succeeded."""
     if returns_unsplit_results(handler):
-        return [run_unsplit(handler, batch, model, inference_args)]
+        return [run_unsplit(partial(call_model, handler), batch, model, inference_args)]
     inference_args = dict(inference_args) if inference_args else inference_args
     if runs_in_parts(handler):
         parts = handler.run_in_parts(batch, model, inference_args)
@@ -49,9 +55,28 @@ def run_batch_in_parts(
             raise PartialBatchError(parts)
         output: Any = [result for part in parts for result in part.results]
     else:
-        output = handler.run_inference(batch, model, inference_args)
+        output = call_model(handler, batch, model, inference_args)
     size = batch_length(batch)
     return list(output) if size is None else unbatch(output, size)
+
+
+def call_model(handler: Any, batch: Any, model: Any, inference_args: dict[str, Any] | None) -> Any:
+    """Return ``handler.run_inference(…)``, which may be a coroutine function.
+
+    Beam's ``RemoteModelHandler`` retries errors that the call raises, but not those of its coroutine. These are
+    retried here, according to the same options.
+    """
+    output = handler.run_inference(batch, model, inference_args)
+    retry_filter = getattr(handler, "retry_filter", None)
+    if not inspect.isawaitable(output) or not callable(retry_filter):
+        return resolve(output)
+    attempts = chain(
+        [output], iter(lambda: handler.run_inference(batch, model, inference_args), None)
+    )
+    retry = with_exponential_backoff(
+        num_retries=getattr(handler, "num_retries", 0), retry_filter=retry_filter
+    )
+    return retry(lambda: resolve(next(attempts)))()
 
 
 def runs_in_parts(handler: Any) -> bool:

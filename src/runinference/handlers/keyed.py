@@ -12,7 +12,7 @@ from runinference.checks import check_int
 from runinference.collate.unbatch import unbatch
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, PartialResult
-from runinference.handlers.call import RunsInParts, runs_in_parts
+from runinference.handlers.call import RunsInParts, call_model, runs_in_parts
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_per_key import (
     KeyModelMapping,
@@ -118,14 +118,14 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
     ) -> list[tuple[Any, Any]]:
         keys, examples = _unzip(batch)
-        output = self._unkeyed.run_inference(examples, model, inference_args)
+        output = call_model(self._unkeyed, examples, model, inference_args)
         return list(zip(keys, unbatch(output, len(keys)), strict=True))
 
     def _run_keyed_unsplit(
         self, element: Any, model: Any, inference_args: dict[str, Any] | None
     ) -> tuple[Any, Any]:
         key, array = split_pair(element)
-        return key, run_unsplit(self._unkeyed, array, model, inference_args)
+        return key, run_unsplit(partial(call_model, self._unkeyed), array, model, inference_args)
 
 
 class KeyedModelHandler(_KeyWrapper):
@@ -206,7 +206,7 @@ class KeyedModelHandler(_KeyWrapper):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:
         if self._per_key:
-            return self._unkeyed.run_inference(batch, model, inference_args)  # type: ignore[no-any-return]
+            return call_model(self._unkeyed, batch, model, inference_args)  # type: ignore[no-any-return]
         if self.gives_whole_results():
             return self._run_keyed_unsplit(batch, model, inference_args)
         self._are_keyed(batch)
@@ -233,11 +233,15 @@ class MaybeKeyedModelHandler(_KeyWrapper):
     ) -> Iterable[Any]:
         if self.gives_whole_results():
             keyed = isinstance(batch, tuple)
-            run: Any = self._run_keyed_unsplit if keyed else partial(run_unsplit, self._unkeyed)
+            run: Any = (
+                self._run_keyed_unsplit
+                if keyed
+                else partial(run_unsplit, partial(call_model, self._unkeyed))
+            )
             return run(batch, model, inference_args)  # type: ignore[no-any-return]
         if self._are_keyed(batch):
             return self._run_keyed(batch, model, inference_args)
-        return unbatch(self._unkeyed.run_inference(batch, model, inference_args), len(batch))
+        return unbatch(call_model(self._unkeyed, batch, model, inference_args), len(batch))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         unsplit = self.gives_whole_results()

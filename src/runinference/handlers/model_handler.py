@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self, Unpack
@@ -111,8 +111,8 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         batch: Sequence[ExampleT],
         model: ModelT,
         inference_args: dict[str, Any] | None = None,
-    ) -> Iterable[PredictionT]:
-        """Run the model on a batch.
+    ) -> Iterable[PredictionT] | Awaitable[Iterable[PredictionT]]:
+        """Run the model on a batch. A subclass may define it with ``async def``.
 
         Args:
             batch: The examples; at least one.

@@ -15,6 +15,7 @@ from runinference.errors import (
     missing_key_error,
     suggest,
 )
+from runinference.handlers.call import call_model
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 
 KeyT = TypeVar("KeyT")
@@ -101,7 +102,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         self, handler: Any, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
     ) -> Any:
         with cache.acquire(str(id(handler)), partial(_LoadedModel, handler)) as loaded:
-            return handler.run_inference(batch, loaded.model, inference_args)
+            return call_model(handler, batch, loaded.model, inference_args)
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
         changed: Any = super().with_no_batching(whole_results=whole_results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,16 +13,37 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Unpack
 
-from runinference.checks import check_bool, check_mapping, check_positive, check_text
+from runinference.checks import check_bool, check_int, check_mapping, check_positive
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handlers.options import accepts
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
-from runinference.remote.http_client import HttpClient
+from runinference.remote.http_client import MAX_RESPONSE_BYTES, HttpClient
 from runinference.results import PredictionResult
 
 _INVALID_URL = "base_url must be a URL such as http://localhost:8000."
-_SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
+_SECRET_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"\s*(bearer|basic|digest|token|apikey)\s|\s*(sk-|hf_|ghp_|gsk_|xai-|AIza|AKIA|eyJ)[\w-]{12}",
+    re.IGNORECASE,
+)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+# What the client sets for each request, or can't support.
+_RESERVED_HEADERS = frozenset(
+    [
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "expect",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
+)
+_ENVIRONMENT_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
 
 
 @dataclass(frozen=True)
@@ -34,18 +56,15 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     key_over_http: bool = False
     max_connections: int = 16
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", _normalize_url(self.base_url))
+        object.__setattr__(self, "base_url", normalize_url(self.base_url))
         check_positive("timeout", self.timeout, " seconds")
         check_bool("key_over_http", self.key_over_http)
-        if self.api_key_env is not None:
-            check_text("api_key_env", self.api_key_env)
-        if secret := next(filter(_SECRET_HEADER.search, self.headers), None):
-            raise OptionError(
-                f"headers has {secret!r}, whose value would be stored in the pipeline. Put the key into an "
-                "environment variable of the workers, and set api_key_env to its name."
-            )
+        check_int("max_response_bytes", self.max_response_bytes)
+        check_headers(self.headers)
+        _check_variable(self.api_key_env)
         encrypted = urlsplit(self.base_url).scheme == "https"
         if self.api_key_env and not (encrypted or self.is_local or self.key_over_http):
             raise OptionError(
@@ -57,11 +76,7 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Whether the endpoint is on this machine."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost" or host.endswith(".localhost")
+        return is_local(self.base_url)
 
     def create_client(self) -> HttpClient:
         """Create a client with the key in this machine's environment, or raise ``OptionError`` if it has none."""
@@ -73,6 +88,7 @@ class Endpoint:
             timeout=self.timeout,
             max_connections=self.max_connections,
             bypass_proxy=self.is_local,
+            max_response_bytes=self.max_response_bytes,
         )
 
 
@@ -82,6 +98,7 @@ class EndpointOptions(RemoteOptions, total=False):
     timeout: float
     headers: Mapping[str, str] | None
     key_over_http: bool
+    max_response_bytes: int
 
 
 class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
@@ -96,6 +113,7 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         timeout: float = 120,
         headers: Mapping[str, str] | None = None,
         key_over_http: bool = False,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         max_request_size: int | None = None,
         **options: Unpack[RemoteOptions],
     ) -> None:
@@ -105,14 +123,16 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             base_url: URL that the paths of the protocol are appended to.
             api_key_env: Environment variable of the workers that holds the key, which is sent as a bearer token.
                 None if the server needs no key.
-            timeout: Seconds for a request, from connecting to the last byte of the response.
+            timeout: Seconds for a whole request, from connecting to the last byte of the response.
             headers: Additional headers for each request. They must not contain secrets.
             key_over_http: Whether the key may be sent unencrypted to another machine.
+            max_response_bytes: Maximum bytes of a response after decompression. By default 64 MiB.
             max_request_size: Maximum number of examples in a request.
             **options: The options of every remote handler, see ``RemoteModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, the URL contains a secret, or the key would be sent unencrypted.
+            OptionError: A value is out of range, HTTP can't represent a header, the URL or a header contains a
+                secret, or the key would be sent unencrypted.
             ImportError: httpx or tenacity isn't installed.
         """
         need("httpx", extra="remote")
@@ -126,20 +146,90 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             headers=dict(headers or {}),
             key_over_http=key_over_http,
             max_connections=self.max_concurrent_requests,
+            max_response_bytes=max_response_bytes,
         )
 
     def create_client(self) -> Any:
         return self._endpoint.create_client()
 
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        """Check that arguments can be fields of a request.
 
-def _normalize_url(url: Any) -> str:
+        Raises:
+            OptionError: An argument can't be written as JSON.
+        """
+        check_json_fields("inference_args", inference_args or {})
+
+
+def check_json_fields(option: str, fields: Mapping[str, Any]) -> None:
+    """Raise ``OptionError`` if fields of a request can't be written as JSON, which has no NaN or infinity."""
+    try:
+        json.dumps(fields, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(
+            f"{option} cannot be written as JSON ({error}). Use only finite numbers, strings, lists and "
+            "dictionaries."
+        ) from error
+
+
+def check_headers(headers: Mapping[Any, Any]) -> None:
+    """Check the additional headers of requests.
+
+    Raises:
+        OptionError: HTTP can't represent a header, a value may be a secret, or the client sets the header itself.
+    """
+    seen: set[str] = set()
+    for name, value in headers.items():
+        if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
+            raise OptionError(
+                f"headers has the name {name!r}, which isn't valid in HTTP. Use letters, digits and hyphens."
+            )
+        if _SECRET_NAME.search(name) or (isinstance(value, str) and _SECRET_VALUE.match(value)):
+            raise OptionError(
+                f"headers has {name!r}, whose value would be stored in the pipeline. Put the key into an "
+                "environment variable of the workers, and set api_key_env to its name."
+            )
+        if not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
+            raise OptionError(
+                f"The value of {name!r} in headers isn't valid in HTTP: it must be a string of Latin-1 characters "
+                "without line breaks. Encode other values, for example with urllib.parse.quote."
+            )
+        if name.lower() in _RESERVED_HEADERS:
+            raise OptionError(f"headers has {name!r}, which the client sets itself. Remove it.")
+        if name.lower() in seen:
+            raise OptionError(f"headers has {name!r} twice, in upper and lower case. Remove one.")
+        seen.add(name.lower())
+
+
+def _check_variable(variable: Any) -> None:
+    if variable is None:
+        return
+    is_name = isinstance(variable, str) and _ENVIRONMENT_VARIABLE.fullmatch(variable)
+    if not is_name or _SECRET_VALUE.match(variable):
+        raise OptionError(
+            "api_key_env must be the name of an environment variable, such as 'OPENAI_API_KEY', not the key "
+            "itself, which would be stored in the pipeline."
+        )
+
+
+def is_local(url: str) -> bool:
+    """Return whether a URL is on this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def normalize_url(url: Any) -> str:
     """Check a URL, and remove its trailing slashes."""
     try:
         parts = urlsplit(str(url))
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        valid = valid and " " not in str(url) and str(url).isprintable()
     except ValueError:  # invalid port or brackets
         raise OptionError(_INVALID_URL) from None
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in str(url) or parts.query or parts.fragment:
         raise OptionError(
             "base_url has a user name, a password, a query or a fragment, which would be stored in the pipeline. "
             "Remove it. Put a key into an environment variable, and set api_key_env to its name."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from typing_extensions import Self, Unpack
@@ -16,6 +16,7 @@ from runinference.collate.unbatch import unbatch
 from runinference.errors import OptionError, PartialBatchError, PartialResult
 from runinference.extras import need
 from runinference.handlers.call import RunsInParts
+from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.remote.request_batch import (
@@ -26,7 +27,12 @@ from runinference.remote.request_batch import (
     split_batch,
 )
 from runinference.remote.request_pool import ProcessRequestPool, RateLimiter, RequestPool
-from runinference.remote.retry import Backoff, RetryPolicy, worth_retrying
+from runinference.remote.retry import (
+    Backoff,
+    RetryPolicy,
+    describe_error,
+    worth_retrying,
+)
 from runinference.remote.throttle import Throttle
 
 
@@ -52,6 +58,9 @@ _Args = dict[str, Any] | None
 
 class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT]):
     """The base class of handlers for models behind an endpoint. Subclasses create a client and send one request.
+
+    ``create_client`` and ``request`` may be coroutine functions (``async def``). All of a process run in one event
+    loop, so an asynchronous client may be shared. They must not block.
 
     >>> class Doubling(RemoteModelHandler[int, int, object]):
     ...     def create_client(self):
@@ -164,13 +173,13 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         self._rate_limiter = rate_limiter
 
     @abstractmethod
-    def create_client(self) -> ModelT:
+    def create_client(self) -> ModelT | Awaitable[ModelT]:
         """Create the client for ``request``. Called once per process; several threads share the client."""
 
     @abstractmethod
     def request(
         self, batch: Sequence[ExampleT], model: ModelT, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[PredictionT]:
+    ) -> Iterable[PredictionT] | Awaitable[Iterable[PredictionT]]:
         """Send one request, and return one prediction per example, in order.
 
         Args:
@@ -184,7 +193,8 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
 
     def load_model(self) -> ModelT:
         """Create the client. Don't override this method."""
-        return self.create_client()
+        client: ModelT = resolve(self.create_client())
+        return client
 
     def run_inference(
         self, batch: Sequence[ExampleT], model: ModelT, inference_args: dict[str, Any] | None = None
@@ -221,8 +231,8 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         try:
             output = retry.call(self._send_once, pool, part, model, args)
         except Exception as error:
-            message = "A request of %d examples failed and won't be retried: %r"
-            self.logger.error(message, count_examples(part), error)
+            message = "A request of %d examples failed and won't be retried: %s"
+            self.logger.error(message, count_examples(part), describe_error(error))
             raise
         return unbatch(output, len(part)) if is_sequence(part) else list(output)
 
@@ -230,7 +240,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         pool.check_rate_limit(count_examples(part))
         with pool.slots:
             try:
-                output = self.request(copy_list(part), model, copy_arguments(args))
+                output = resolve(self.request(copy_list(part), model, copy_arguments(args)))
                 if isinstance(output, Iterator):
                     output = list(output)
             except Exception as error:

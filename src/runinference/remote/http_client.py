@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote, unquote
 
 from runinference.errors import (
-    ElementError,
     EndpointDisconnectedError,
     EndpointError,
     EndpointRefusedError,
@@ -19,12 +18,29 @@ from runinference.errors import (
     UnusableAnswerError,
 )
 from runinference.extras import need
+from runinference.remote.deadline import Deadline, DeadlineBackend
+from runinference.remote.error_response import (
+    ServerError,
+    find_error,
+    hide_secrets,
+    read_error_body,
+    shorten,
+    strip_tags,
+)
+from runinference.remote.json_text import decode_json, encode_json
+from runinference.remote.response_body import (
+    ACCEPTED_ENCODINGS,
+    BodyError,
+    UnknownEncodingError,
+    read_body,
+)
+
+#: The default maximum of a decompressed response.
+MAX_RESPONSE_BYTES = 64 << 20
 
 _MAX_ERROR_BYTES = 65_536  # read from an error response
-_MAX_QUOTED = 300  # quoted from it in a message
-_CONNECT_TIMEOUT_SECS = 10.0
+_MAX_MESSAGE = 1_000  # characters about a response that doesn't follow the protocol
 _Headers = Mapping[str, str]
-_TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[a-z/!][^>]*>", re.DOTALL | re.IGNORECASE)
 
 
 class HttpClient:
@@ -40,126 +56,222 @@ class HttpClient:
         timeout: float,
         max_connections: int,
         bypass_proxy: bool,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         """Create a client. Connections are opened on demand; ``api_key_env`` is only for error messages."""
         self._httpx: Any = need("httpx", extra="remote")
+        self._core: Any = need("httpcore", extra="remote")
+        core = self._core
+        self._core_errors: tuple[type[Exception], ...] = (
+            *(core.TimeoutException, core.NetworkError, core.ProtocolError, core.ProxyError),
+            OSError,
+        )
         self._base_url = base_url
         self._timeout = timeout
+        self._max_response_bytes = max_response_bytes
         self._api_key = api_key
         self._api_key_env = api_key_env
         self._urls: dict[str, Any] = {}  # parsed URLs by path
-        self._http = self._httpx.Client(
-            headers={
-                **headers,
-                "Content-Type": "application/json",
-                **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-            },
-            timeout=self._httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT_SECS)),
-            limits=self._httpx.Limits(
-                max_connections=max_connections, max_keepalive_connections=max_connections
-            ),
-            mounts=dict.fromkeys(("http://", "https://", "all://")) if bypass_proxy else {},
-            follow_redirects=False,
-        )
+        self._deadline = Deadline()
+        self._headers = self._build_headers(headers)
+        self._pool = self._create_pool(max_connections, bypass_proxy)
 
     def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-        """Send a request, and return the result of ``parse`` for the JSON response."""
+        """Send a request, and return the result of ``parse`` for the JSON response.
+
+        Raises:
+            ElementError: The body can't be written as JSON.
+            EndpointError: The server is unreachable, or its response is an error, too large or invalid.
+            ResultMismatchError: ``parse`` raised it.
+        """
+        answer, retry_after = self._request_json("POST", path, encode_json(body))
         try:
-            content = json.dumps(body, separators=(",", ":")).encode()
-        except (TypeError, ValueError) as error:
-            raise ElementError(
-                f"A request can't be serialized to JSON ({error}). Convert elements with with_preprocess_fn, and "
-                "use only numbers, strings, lists and dictionaries in inference_args."
-            ) from error
-        response = self._request_json("POST", path, content)
-        try:
-            return parse(response)
+            return parse(answer)
         except (UnusableAnswerError, ResultMismatchError) as error:
-            url, message = self._base_url + path, self._redact_key(str(error))
-            invalid = type(error)(f"{url} returned an unexpected response. {message}")
-        raise invalid
+            failed = self._answer_error(path, answer, retry_after, error)
+        except RecursionError:
+            failed = self._answer_error(
+                path, None, None, UnusableAnswerError("It is nested too deeply.")
+            )
+        raise failed
 
     def get(self, path: str) -> Any:
         """Return the JSON response for a path."""
-        return self._request_json("GET", path, None)
+        return self._request_json("GET", path, None)[0]
 
-    def _request_json(self, method: str, path: str, content: bytes | None) -> Any:
-        answer, error = self._try_request_json(method, path, content)
+    def _build_headers(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+        """Return the headers of every request. Those given replace the defaults."""
+        sent = {
+            "host": ("Host", self._httpx.URL(self._base_url).netloc.decode("ascii")),
+            "accept": ("Accept", "application/json, */*;q=0.5"),
+            "accept-encoding": ("Accept-Encoding", ACCEPTED_ENCODINGS),
+            "user-agent": ("User-Agent", "runinference"),
+            "content-type": ("Content-Type", "application/json"),
+        }
+        sent |= {name.lower(): (name, value.strip()) for name, value in headers.items()}
+        if self._api_key:
+            sent["authorization"] = ("Authorization", f"Bearer {self._api_key}")
+        return [(name.encode("ascii"), value.encode("latin-1")) for name, value in sent.values()]
+
+    def _create_pool(self, max_connections: int, bypass_proxy: bool) -> Any:
+        url = self._httpx.URL(self._base_url)
+        options = {
+            "ssl_context": self._httpx.create_ssl_context() if url.scheme == "https" else None,
+            "max_connections": max_connections,
+            "max_keepalive_connections": max_connections,
+            "keepalive_expiry": 5.0,
+            "network_backend": DeadlineBackend(self._core.SyncBackend(), self._deadline),
+        }
+        proxy = None if bypass_proxy else _find_proxy(url)
+        if proxy is None:
+            return self._core.ConnectionPool(**options)
+        proxy = self._httpx.URL(proxy)
+        pool = self._core.SOCKSProxy if proxy.scheme.startswith("socks") else self._core.HTTPProxy
+        auth = (unquote(proxy.username), unquote(proxy.password)) if proxy.username else None
+        address = self._core.URL(
+            scheme=proxy.raw_scheme, host=proxy.raw_host, port=proxy.port, target=b"/"
+        )
+        return pool(address, proxy_auth=auth and tuple(part.encode() for part in auth), **options)
+
+    def _request_json(
+        self, method: str, path: str, content: bytes | None
+    ) -> tuple[Any, str | None]:
+        """Return the JSON response, and the value of its header ``Retry-After``."""
+        answer, retry_after, error = self._try_request_json(method, path, content)
         if error is not None:
             # Raised here, where neither a local variable nor the error's context contains the key.
             raise error
-        return answer
+        return answer, retry_after
 
     def _try_request_json(
         self, method: str, path: str, content: bytes | None
-    ) -> tuple[Any, EndpointError | None]:
+    ) -> tuple[Any, str | None, EndpointError | None]:
         url = self._base_url + path
-        if path not in self._urls:
-            self._urls[path] = self._httpx.URL(url)
         try:
-            status, headers, body = self._exchange(method, self._urls[path], content)
-        except self._httpx.HTTPError as error:
-            return None, self._transport_error(url, error)
+            with self._deadline.within(self._timeout):
+                status, headers, body, complete = self._exchange(method, path, content)
+        except UnknownEncodingError as error:
+            return None, None, self._encoding_error(url, str(error))
+        except BodyError as error:
+            return None, None, EndpointError(f"The response of {url} can't be read ({error}).")
+        except self._core_errors as error:
+            return None, None, self._transport_error(url, error)
         if not 200 <= status < 300:
-            return None, self._status_error(url, status, headers, body)
+            return None, None, self._status_error(url, status, headers, body)
+        if not complete:
+            return None, None, self._size_error(url)
         try:
-            return json.loads(body), None
+            return decode_json(body), headers.get("retry-after"), None
+        except UnusableAnswerError as error:
+            return None, None, UnusableAnswerError(f"{url} returned {status}. {error}")
         except ValueError:
-            return None, self._json_error(url, status, headers, body)
+            return None, None, self._json_error(url, status, headers, body)
 
     def _exchange(
-        self, method: str, url: Any, content: bytes | None
-    ) -> tuple[int, _Headers, bytes]:
-        deadline = time.monotonic() + self._timeout
-        with self._http.stream(method, url, content=content) as response:
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if time.monotonic() > deadline:
-                    raise self._httpx.ReadTimeout("the response is too slow")
-                if not response.is_success and len(body) > _MAX_ERROR_BYTES:
-                    break
-            return response.status_code, response.headers, bytes(body)
+        self, method: str, path: str, content: bytes | None
+    ) -> tuple[int, _Headers, bytes, bool]:
+        """Return status, headers and body of a response, and whether the body is complete."""
+        headers = self._headers
+        if content is not None:
+            headers = [*headers, (b"Content-Length", str(len(content)).encode())]
+        with self._pool.stream(
+            method,
+            self._get_url(path),
+            headers=headers,
+            content=content,
+            extensions={"timeout": {"pool": self._timeout}},
+        ) as response:
+            status = response.status
+            received = {
+                name.decode("latin-1").lower(): value.decode("latin-1")
+                for name, value in response.headers
+            }
+            is_success = 200 <= status < 300
+            limit = self._max_response_bytes if is_success else _MAX_ERROR_BYTES
+            encoding = received.get("content-encoding", "")
+            try:
+                body, complete = read_body(response.iter_stream(), encoding, limit)
+            except BodyError:
+                if is_success:
+                    raise
+                body, complete = b"", False  # the status says enough
+            return status, received, body, complete
+
+    def _get_url(self, path: str) -> Any:
+        if path not in self._urls:
+            url = self._httpx.URL(self._base_url + path)
+            self._urls[path] = self._core.URL(
+                scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+            )
+        return self._urls[path]
 
     def _transport_error(self, url: str, error: Exception) -> EndpointError:
-        httpx, message = self._httpx, self._quote(str(error))
-        if isinstance(error, httpx.ConnectError) and "SSL" in message:
+        core, message = self._core, self._quote(str(error))
+        if isinstance(error, core.ConnectError) and "SSL" in message:
             return EndpointUnreachableError(
                 f"Can't open an encrypted connection to {url} ({message}). If the server doesn't use TLS, start "
                 "base_url with http. If its certificate is from a private authority, set SSL_CERT_FILE."
             )
-        if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
-            return EndpointUnreachableError(
-                f"No server answers at {url} ({message or 'the connection timed out'}). Start the server, or "
-                "correct base_url. Workers on other machines must be able to reach it."
-            )
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, (core.TimeoutException, TimeoutError)) and not isinstance(
+            error, core.ConnectTimeout
+        ):
             return EndpointTimeoutError(
                 f"{url} did not answer within {self._timeout:g} seconds. To fix this, increase timeout, send less "
                 "in a request, or lower max_concurrent_requests."
             )
-        if isinstance(error, httpx.TransportError):
-            return EndpointDisconnectedError(
-                f"{url} closed the connection before the response was complete "
-                f"({message or type(error).__name__}). If this keeps happening, check the server's log."
+        if isinstance(error, (core.ConnectError, core.ConnectTimeout, core.ProxyError, OSError)):
+            return EndpointUnreachableError(
+                f"No server answers at {url} ({message or 'the connection timed out'}). Start the server, or "
+                "correct base_url. Workers on other machines must be able to reach it."
             )
-        return EndpointError(f"The response of {url} can't be read ({message}).")
+        return EndpointDisconnectedError(
+            f"{url} closed the connection before the response was complete "
+            f"({message or type(error).__name__}). If this keeps happening, check the server's log."
+        )
 
     def _status_error(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
-        kind, hint = self._explain_status(status)
-        redirected = 300 <= status < 400
-        text = headers.get("location", "no location") if redirected else _extract_message(body)
-        message = self._quote(text) or "no message"
-        error = kind(f"{url} returned {status}: {message}{'.' * bool(hint)} {hint}".strip())
-        error.status_code, error.retry_after = status, headers.get("retry-after")
+        if 300 <= status < 400:
+            location = hide_secrets(headers["location"]) if "location" in headers else "no location"
+            return self._server_error(
+                f"{url} returned {status}", ServerError(location, status), None
+            )
+        found = read_error_body(body)
+        described = ServerError(found.message, status, found.is_quota, found.retry_after)
+        return self._server_error(f"{url} returned {status}", described, headers.get("retry-after"))
+
+    def _answer_error(
+        self, path: str, answer: Any, retry_after: str | None, error: Exception
+    ) -> Exception:
+        """Return the error for a response of status 200 that does not contain the results."""
+        url, found = self._base_url + path, find_error(answer)
+        if found is not None and found.status is not None:
+            prefix = f"{url} returned 200 with an error that stands for {found.status}"
+            return self._server_error(prefix, found, retry_after)
+        message = shorten(self._redact_key(str(error)), _MAX_MESSAGE)
+        return type(error)(f"{url} returned an unexpected response. {message}.")
+
+    def _server_error(
+        self, prefix: str, found: ServerError, retry_after: str | None
+    ) -> EndpointError:
+        status = found.status or 0
+        kind, hint = self._explain_status(status, found.is_quota)
+        message = self._quote(found.message) or "no message"
+        error = kind(f"{prefix}: {message}{'.' * bool(hint)} {hint}".strip())
+        error.status_code = status
+        error.retry_after = (retry_after or found.retry_after or "")[:100] or None
         return error
 
-    def _explain_status(self, status: int) -> tuple[type[EndpointError], str]:
+    def _explain_status(self, status: int, is_quota: bool) -> tuple[type[EndpointError], str]:
         """Return the error class for a status, and a hint or an empty string."""
         if 300 <= status < 400:
             return EndpointRefusedError, (
                 "Redirects are not followed, because they could send the key to another server. If you trust that "
                 "URL, set base_url to it."
+            )
+        if is_quota:
+            return (
+                EndpointRefusedError,
+                "Retries don't help. Check the plan and the quota of the key.",
             )
         if status >= 500:
             return EndpointError, "Check the server's log."
@@ -181,31 +293,50 @@ class HttpClient:
 
     def _json_error(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
         start = self._quote(body[:_MAX_ERROR_BYTES].decode(errors="replace")) or "an empty body"
-        if "html" in headers.get("content-type", ""):
+        content_type = headers.get("content-type", "").lower()
+        if "html" in content_type:
             return UnusableAnswerError(
                 f"{url} returned an HTML page instead of JSON: {start}. Correct base_url."
             )
+        if "event-stream" in content_type:
+            return UnusableAnswerError(
+                f"{url} returned a stream of events instead of JSON: {start}. Turn off streaming on the server."
+            )
         return EndpointError(f"{url} returned {status} with invalid or incomplete JSON: {start}.")
+
+    def _size_error(self, url: str) -> EndpointError:
+        return UnusableAnswerError(
+            f"The response of {url} is larger than {self._max_response_bytes:,} bytes after decompression. To fix "
+            "this, send fewer examples in a request (max_request_size), or raise max_response_bytes."
+        )
+
+    def _encoding_error(self, url: str, encoding: str) -> EndpointError:
+        return UnusableAnswerError(
+            f"The response of {url} has the content encoding {self._quote(encoding)!r}, which was not requested. "
+            "To fix this, configure the server or its proxy to respect the request header Accept-Encoding: "
+            f"{ACCEPTED_ENCODINGS}."
+        )
 
     def _quote(self, text: str) -> str:
         """Return the start of a text on one line, without HTML tags and without the key."""
-        text = " ".join(_TAGS.sub(" ", self._redact_key(text)).split()).rstrip(" .")
-        return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + " ..."
+        return shorten(strip_tags(self._redact_key(text)))
 
     def _redact_key(self, text: str) -> str:
-        return text.replace(self._api_key, "[the key]") if self._api_key else text
-
-
-def _extract_message(body: bytes) -> str:
-    """Return the message in an error response of a common format, or else the whole body."""
-    text = body.decode(errors="replace")
-    try:
-        value = json.loads(text)
-    except ValueError:
+        if self._api_key:
+            # As it is, in JSON, and in a URL.
+            for key in (
+                self._api_key,
+                json.dumps(self._api_key)[1:-1],
+                quote(self._api_key, safe=""),
+            ):
+                text = text.replace(key, "[the key]")
         return text
-    while isinstance(value, dict):
-        name = next((n for n in ("error", "message", "detail", "msg") if value.get(n)), None)
-        if name is None:
-            break
-        value = value[name]
-    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _find_proxy(url: Any) -> str | None:
+    """Return the proxy that the environment sets for a URL, if any."""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(url.host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"

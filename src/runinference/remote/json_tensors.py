@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runinference.errors import ElementError, UnusableAnswerError
+from runinference.remote.json_text import MAX_DEPTH
 
 #: NumPy dtypes by their names in the Open Inference Protocol. Strings and bytes are its "BYTES".
 DTYPES = {
@@ -18,6 +19,10 @@ DTYPES = {
     **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_OUTPUT_DTYPES = {**DTYPES, "BYTES": np.dtype(object), "BF16": np.dtype("float32")}
+# Limits of what an error message quotes from a response.
+_MAX_NAME = 80  # characters
+_MAX_KEYS = 20
 
 
 def to_json(value: Any) -> Any:
@@ -30,26 +35,38 @@ def to_json(value: Any) -> Any:
         return {"b64": base64.b64encode(value).decode()}
     if value is None or isinstance(value, (str, int, float)):
         return value
-    array = np.asarray(value)
-    if array.dtype.kind not in "biufSUO" or (array.dtype.kind == "O" and array.ndim == 0):
+    try:
+        array = np.asarray(value)
+        kind = array.dtype.kind
+    except Exception:  # a framework's tensor that NumPy can't read
+        kind = "V"
+    if kind not in "biufSUO" or (kind == "O" and array.ndim == 0):
         raise ElementError(
             f"An element contains a {type(value).__name__}, which can't be written as JSON. Convert it to numbers "
             "or strings with with_preprocess_fn."
         )
-    return array.tolist() if array.dtype.kind in "biufU" else to_json(array.tolist())
+    return array.tolist() if kind in "biufU" else to_json(array.tolist())
 
 
-def to_arrays(value: Any) -> Any:
-    """Convert nested lists of numbers to arrays, and leave other values unchanged."""
+def to_arrays(value: Any, depth: int = 0) -> Any:
+    """Convert nested lists of numbers to arrays, and leave other values unchanged.
+
+    Raises:
+        UnusableAnswerError: The value is nested too deeply.
+    """
+    if depth > MAX_DEPTH:
+        raise UnusableAnswerError("The response is nested too deeply.")
     if isinstance(value, Mapping):
-        return {name: to_arrays(item) for name, item in value.items()}
+        return {name: to_arrays(item, depth + 1) for name, item in value.items()}
     if not isinstance(value, list):
         return value
     try:
         array = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        return [to_arrays(item) for item in value]
-    return array if array.dtype.kind in "biuf" else [to_arrays(item) for item in value]
+    except (ValueError, RecursionError):  # rows of different lengths, or too many dimensions
+        return [to_arrays(item, depth + 1) for item in value]
+    if array.dtype.kind not in "biuf":
+        return [to_arrays(item, depth + 1) for item in value]
+    return array
 
 
 def get_field(response: Any, name: str, kind: type | tuple[type, ...]) -> Any:
@@ -67,7 +84,8 @@ def describe_json(value: Any) -> str:
     if not isinstance(value, Mapping):
         return f"{repr(value)[:80]} ({type(value).__name__})"
     error = f", error {str(value['error'])[:200]!r}" if value.get("error") else ""
-    return f"{{{', '.join(map(repr, value))}}}{error}"
+    more = ", ..." if len(value) > _MAX_KEYS else ""
+    return f"{{{', '.join(repr(key)[:_MAX_NAME] for key in list(value)[:_MAX_KEYS])}{more}}}{error}"
 
 
 def encode_tensor(name: str, array: Any) -> dict[str, Any]:
@@ -97,12 +115,41 @@ def _decode_bytes(name: str, value: Any) -> Any:
 
 
 def decode_tensor(tensor: Mapping[str, Any]) -> Any:
-    """Convert a tensor of the Open Inference Protocol to an array."""
+    """Convert a tensor of the Open Inference Protocol to an array. BF16 becomes float32, BYTES become objects.
+
+    Raises:
+        UnusableAnswerError: The data don't have the datatype or the shape that the tensor states.
+    """
     name, shape, datatype = (tensor.get(key) for key in ("name", "shape", "datatype"))
-    dtype = DTYPES.get(str(datatype), np.dtype(object) if datatype == "BYTES" else None)
     try:
-        return np.asarray(tensor["data"], dtype).reshape(shape)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        dtype = _OUTPUT_DTYPES[str(datatype)]
+        return _to_dtype(tensor["data"], dtype).reshape(shape)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        parts = [str(part)[:_MAX_NAME] for part in (repr(name), shape, datatype)]
         raise UnusableAnswerError(
-            f"The output {name!r} is not a tensor of shape {shape} and datatype {datatype}: {error}."
+            f"The output {parts[0]} is not a tensor of shape {parts[1]} and datatype {parts[2]}: "
+            f"{str(error)[:200]}."
         ) from None
+
+
+def _to_dtype(data: Any, dtype: Any) -> Any:
+    """Convert JSON data to an array without changing a value.
+
+    Raises:
+        ValueError: A value is not of this dtype, such as 1.5 for an integer or text for a number.
+    """
+    if dtype.kind == "O":
+        return np.asarray(data, dtype)
+    array = np.asarray(data)
+    if array.dtype.kind == "O" and dtype.kind == "f":
+        array = np.asarray(data, np.float64)  # null stands for NaN, which JSON doesn't have
+    if not array.size:
+        return array.astype(dtype)
+    if array.dtype.kind not in {"b": "b", "f": "iuf"}.get(dtype.kind, "iuf"):
+        raise ValueError(f"the data are of type {array.dtype}")
+    with np.errstate(all="ignore"):
+        converted = array.astype(dtype)
+    is_same = converted == array if dtype.kind != "f" else np.isinf(converted) == np.isinf(array)
+    if not is_same.all():
+        raise ValueError(f"{array[~is_same].flat[0]} is not a value of {dtype}")
+    return converted

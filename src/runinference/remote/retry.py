@@ -125,6 +125,7 @@ NON_RETRYABLE = (
     TypeError,
     UnusableAnswerError,
 )
+_MAX_LOGGED = 2_000  # characters of an error in a log
 _RETRYABLE_CLIENT_ERRORS = {408, 409, 425, 429}
 
 
@@ -134,10 +135,10 @@ def worth_retrying(error: Exception) -> bool:
     False for an HTTP status from 400 to 499 other than 408, 409, 425 and 429, and for bugs and invalid input, such
     as a ``TypeError`` or an ``ElementError``.
     """
+    if isinstance(error, NON_RETRYABLE) or getattr(error, "code", None) == "insufficient_quota":
+        return False
     status = _get_status(error)
-    if status is not None and 400 <= status < 500:
-        return status in _RETRYABLE_CLIENT_ERRORS
-    return not isinstance(error, NON_RETRYABLE)
+    return status is None or not 400 <= status < 500 or status in _RETRYABLE_CLIENT_ERRORS
 
 
 def _get_status(error: Exception) -> int | None:
@@ -187,9 +188,18 @@ class RetryPolicy:
 
     def _log_retry(self, state: Any) -> None:
         self.logger.warning(
-            "A request failed; retry %d of %d in %.2f s: %r",
+            "A request failed; retry %d of %d in %.2f s: %s",
             state.attempt_number,
             self.num_retries,
             state.next_action.sleep,
-            state.outcome.exception(),
+            describe_error(state.outcome.exception()),
         )
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the start of an error's repr, or its type if the repr fails."""
+    try:
+        text = repr(error)
+    except Exception:
+        text = f"{type(error).__name__}, whose repr can't be shown"
+    return text if len(text) <= _MAX_LOGGED else f"{text[:_MAX_LOGGED]} ..."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from typing_extensions import Self
 
@@ -13,11 +15,13 @@ from runinference.errors import OptionError, UnusableAnswerError
 from runinference.remote.json_tensors import (
     DTYPES,
     decode_tensor,
+    describe_json,
     encode_tensor,
     get_field,
     to_arrays,
     to_json,
 )
+from runinference.remote.json_text import MAX_DEPTH
 
 _Fields = Mapping[str, Any]
 
@@ -79,6 +83,11 @@ class _NamedModel:
     def description_path(self) -> str | None:
         return None
 
+    def _get_path(self, prefix: str, infix: str) -> str:
+        """Return a path with the name and the version, in which special characters are escaped."""
+        version = "" if self.version is None else f"{infix}{quote(str(self.version), safe='')}"
+        return f"{prefix}{quote(self.model_name, safe='')}{version}"
+
     def renamed(self, model_id: str) -> Self:
         name, _, version = model_id.partition("/")
         return replace(self, model_name=name, version=version or None)
@@ -110,8 +119,7 @@ class KServeV2(_NamedModel):
 
     @property
     def description_path(self) -> str:
-        version = "" if self.version is None else f"/versions/{self.version}"
-        return f"/v2/models/{self.model_name}{version}"
+        return self._get_path("/v2/models/", "/versions/")
 
     @property
     def path(self) -> str:
@@ -127,14 +135,28 @@ class KServeV2(_NamedModel):
         return body
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        arrays = {
-            str(one.get("name")): decode_tensor(one)
-            for one in get_field(answer, "outputs", list)
-            if isinstance(one, Mapping)
-        }
+        arrays: dict[str, Any] = {}
+        for one in get_field(answer, "outputs", list):
+            if not isinstance(one, Mapping):
+                raise UnusableAnswerError(f"An output is {describe_json(one)}, not a tensor.")
+            name = str(one.get("name"))
+            if name in arrays:
+                raise UnusableAnswerError(f"The response has two outputs {name[:80]!r}.")
+            arrays[name] = decode_tensor(one)
         if not arrays:
             raise UnusableAnswerError("The response has no outputs.")
+        if self.outputs is not None:
+            arrays = self._select(arrays, self.outputs)
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+    @staticmethod
+    def _select(arrays: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        for name in names:
+            if name not in arrays:
+                raise UnusableAnswerError(
+                    f"The response has no output {name!r}. Its outputs are {describe_json(arrays)}."
+                )
+        return {name: arrays[name] for name in names}
 
     @staticmethod
     def inputs(description: Any) -> list[InputSpec]:
@@ -168,15 +190,14 @@ class TFServing(_NamedModel):
 
     @property
     def path(self) -> str:
-        version = "" if self.version is None else f"/versions/{self.version}"
-        return f"/v1/models/{self.model_name}{version}:predict"
+        return f"{self._get_path('/v1/models/', '/versions/')}:predict"
 
     def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         signature = {} if self.signature_name is None else {"signature_name": self.signature_name}
         return {**signature, **fields, **self._encode(batch)}
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        return [to_arrays(one) for one in get_field(answer, "predictions", list)]
+        return [to_arrays(_decode_bytes(one)) for one in get_field(answer, "predictions", list)]
 
     def _encode(self, batch: Sequence[Any]) -> dict[str, Any]:
         return {"instances": [to_json(example) for example in batch]}
@@ -193,7 +214,7 @@ class TFServingColumns(TFServing):
     """
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        return to_arrays(get_field(answer, "outputs", (list, dict)))
+        return to_arrays(_decode_bytes(get_field(answer, "outputs", (list, dict))))
 
     def _encode(self, batch: Sequence[Any]) -> dict[str, Any]:
         by_name = isinstance(batch[0], Mapping)
@@ -219,17 +240,38 @@ class TorchServe(_NamedModel):
 
     @property
     def path(self) -> str:
-        return f"/predictions/{self.model_id}"
+        return self._get_path("/predictions/", "/")
 
     def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
-        if len(batch) != 1 or fields:
+        self.check_request(len(batch), fields)
+        return to_json(batch[0])
+
+    @staticmethod
+    def check_request(n_examples: int, fields: _Fields) -> None:
+        """Raise ``OptionError`` if a request would have several examples, or additional fields."""
+        if n_examples != 1 or fields:
             raise OptionError(
                 "A TorchServe request contains one example only. Remove inference_args and max_request_size."
             )
-        return to_json(batch[0])
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
         return [to_arrays(answer)]
+
+
+def _decode_bytes(value: Any, depth: int = 0) -> Any:
+    """Convert ``{"b64": …}``, which is how TensorFlow Serving writes bytes, back to bytes."""
+    if depth > MAX_DEPTH:
+        raise UnusableAnswerError("The response is nested too deeply.")
+    if isinstance(value, Mapping):
+        if value.keys() == {"b64"} and isinstance(value["b64"], str):
+            try:
+                return base64.b64decode(value["b64"], validate=True)
+            except ValueError as error:
+                raise UnusableAnswerError(f"The response has invalid base64: {error}.") from None
+        return {name: _decode_bytes(item, depth + 1) for name, item in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], (Mapping, list)):
+        return [_decode_bytes(item, depth + 1) for item in value]
+    return value
 
 
 def _infer_inputs(example: Any) -> list[InputSpec]:

@@ -9,7 +9,7 @@ from typing import Any
 from apache_beam.internal import pickler
 
 from runinference.collate.pytree import leaves_with_path
-from runinference.handlers.call import run_batch
+from runinference.handlers.call import call_model, run_batch
 from runinference.handlers.error_policy import DeadLetterPolicy, Failure
 from runinference.testing.compare import format_error, format_value, retained_bytes, same
 
@@ -126,7 +126,7 @@ def _check_examples(context: CheckContext) -> None:
 
 def _check_inference_args(context: CheckContext) -> None:
     arguments = copy.deepcopy(context.inference_args) or {}
-    list(context.handler.run_inference(context.examples, context.model, arguments))
+    list(call_model(context.handler, context.examples, context.model, arguments))
     if not same(arguments, context.inference_args or {}):
         raise CheckFailed(
             "run_inference changes inference_args.",
