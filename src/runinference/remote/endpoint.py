@@ -172,8 +172,17 @@ def check_json_fields(option: str, fields: Mapping[str, Any]) -> None:
         ) from error
 
 
-def check_headers(headers: Mapping[Any, Any]) -> None:
+def check_headers(
+    headers: Mapping[Any, Any],
+    option: str = "headers",
+    key_hint: str = "Put the key into an environment variable of the workers, and set api_key_env to its name.",
+) -> None:
     """Check the additional headers of requests.
+
+    Args:
+        headers: The headers.
+        option: Name of the option, for error messages.
+        key_hint: How to send a key instead.
 
     Raises:
         OptionError: HTTP can't represent a header, a value may be a secret, or the client sets the header itself.
@@ -182,22 +191,21 @@ def check_headers(headers: Mapping[Any, Any]) -> None:
     for name, value in headers.items():
         if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
             raise OptionError(
-                f"headers has the name {name!r}, which isn't valid in HTTP. Use letters, digits and hyphens."
+                f"{option} has the name {name!r}, which isn't valid in HTTP. Use letters, digits and hyphens."
             )
         if _SECRET_NAME.search(name) or (isinstance(value, str) and _SECRET_VALUE.match(value)):
             raise OptionError(
-                f"headers has {name!r}, whose value would be stored in the pipeline. Put the key into an "
-                "environment variable of the workers, and set api_key_env to its name."
+                f"{option} has {name!r}, whose value would be stored in the pipeline. {key_hint}"
             )
         if not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
             raise OptionError(
-                f"The value of {name!r} in headers isn't valid in HTTP: it must be a string of Latin-1 characters "
-                "without line breaks. Encode other values, for example with urllib.parse.quote."
+                f"The value of {name!r} in {option} isn't valid in HTTP: it must be a string of Latin-1 "
+                "characters without line breaks. Encode other values, for example with urllib.parse.quote."
             )
         if name.lower() in _RESERVED_HEADERS:
-            raise OptionError(f"headers has {name!r}, which the client sets itself. Remove it.")
+            raise OptionError(f"{option} has {name!r}, which the client sets itself. Remove it.")
         if name.lower() in seen:
-            raise OptionError(f"headers has {name!r} twice, in upper and lower case. Remove one.")
+            raise OptionError(f"{option} has {name!r} twice, in upper and lower case. Remove one.")
         seen.add(name.lower())
 
 

@@ -79,13 +79,14 @@ def check_client_options(base_url: str | None, client_args: Mapping[str, Any] | 
     """Raise ``OptionError`` if options that are stored in the pipeline contain secrets."""
     if base_url is not None:
         normalize_url(base_url)
+    key_hint = f"Use api_key instead, or the environment variable {_KEY_VARIABLE}."
     for name in client_args or {}:
         if name in _SECRET_ARGUMENTS:
             raise OptionError(
-                f"client_args has {name!r}, which would be stored in the pipeline. Use api_key instead, or the "
-                f"environment variable {_KEY_VARIABLE}."
+                f"client_args has {name!r}, which would be stored in the pipeline. {key_hint}"
             )
-    check_headers((client_args or {}).get("default_headers") or {})
+    headers = (client_args or {}).get("default_headers") or {}
+    check_headers(headers, "client_args['default_headers']", key_hint)
 
 
 def create_openai_client(key: str | None, options: Mapping[str, Any], max_connections: int) -> Any:
