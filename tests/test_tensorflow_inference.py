@@ -17,7 +17,7 @@ from keras_models import ROWS, dense, expected, numbers, save_models
 from model_updates import run_with_model_update
 from runinference import RunInference
 from runinference import tensorflow_inference as ours
-from runinference.batching.policy import size_in_bytes
+from runinference.batching.element_size import size_in_bytes
 from runinference.errors import ModelLoadError, OptionError, is_out_of_memory
 
 pytestmark = pytest.mark.xdist_group("tensorflow")  # one process pays for the import

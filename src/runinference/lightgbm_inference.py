@@ -8,10 +8,10 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
-from runinference.collate.frames import check_columns
+from runinference.collate import frames
 from runinference.errors import ModelLoadError
 from runinference.extras import need
-from runinference.frameworks.boosting import BoostingModelHandler, predict_tables, table_bytes
+from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
 from runinference.frameworks.lightgbm.model_text import check_model_text
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
@@ -47,10 +47,17 @@ def default_lightgbm_inference_fn(
     """
 
     def check(tables: Sequence[Any]) -> None:
-        check_columns(tables, model.num_feature(), _get_feature_names(model), _normalize_name)
+        frames.check_columns(
+            tables, model.num_feature(), _get_feature_names(model), _normalize_name
+        )
 
     return predict_tables(
-        batch, check, lambda table: model.predict(table, **(inference_args or {}))
+        batch,
+        check,
+        lambda table: _merge_classes(
+            model.predict(frames.to_floats(table), **(inference_args or {}))
+        ),
+        (ValueError, lightgbm.basic.LightGBMError),
     )
 
 
@@ -133,9 +140,12 @@ class LightGBMModelHandlerSciPy(_LightGBMModelHandler):
     LightGBM treats values that a sparse matrix doesn't store as zeros.
     """
 
-    def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Return the size in bytes of the stored values and their indices."""
-        return table_bytes(batch)
+
+def _merge_classes(output: Any) -> Any:
+    """Join the matrices of all classes, which LightGBM returns for sparse rows, to one, as it does for arrays."""
+    if not isinstance(output, list):
+        return output
+    return need("scipy.sparse", extra="lightgbm").hstack(output, format="csr")
 
 
 def _get_feature_names(model: Any) -> list[str] | None:

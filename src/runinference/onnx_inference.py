@@ -182,8 +182,9 @@ def _list_outputs(output_names: str | Sequence[str] | None, known: list[str]) ->
     return names
 
 
-#: NumPy dtypes by ONNX type. Strings and bfloat16 are left to onnxruntime.
+#: NumPy dtypes by ONNX type. bfloat16 is left to onnxruntime.
 _NUMPY_TYPES = {
+    "tensor(string)": np.dtype(str),
     "tensor(float)": np.dtype("float32"),
     "tensor(double)": np.dtype("float64"),
     **{f"tensor({name})": np.dtype(name) for name in ("bool", "float16")},

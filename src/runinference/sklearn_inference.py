@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import enum
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any, BinaryIO
 
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path, check_sha256
-from runinference.collate.frames import is_dataframe, split_examples
+from runinference.collate import frames
 from runinference.collate.stack import stack_arrays
 from runinference.collate.unbatch import unbatch
 from runinference.errors import (
     BatchShapeError,
+    ElementError,
     ModelFileTypeError,
     ModelLoadError,
     ModelUnpicklingError,
     OptionError,
+    RunInferenceError,
 )
 from runinference.extras import need
 from runinference.handlers.model_handler import ModelHandler
@@ -54,18 +58,90 @@ class ModelFileType(enum.Enum):
 def _predict_arrays(
     model: Any, batch: Sequence[Any], inference_args: dict[str, Any] | None = None
 ) -> Any:
-    return model.predict(stack_arrays(batch), **(inference_args or {}))
+    if not hasattr(batch, "shape") and frames.is_sparse(batch[0]):
+        rows = frames.concat_tables(frames.to_tables(batch))
+        if rows.shape[0] != len(batch):
+            raise BatchShapeError(
+                f"The {len(batch)} sparse matrices of the batch have {rows.shape[0]} rows. To fix this, emit one "
+                "matrix per row, for example (matrix[[i]] for i in range(matrix.shape[0]))."
+            )
+    else:
+        rows = stack_arrays(batch)
+    return _predict(model, rows, inference_args)
 
 
 def _predict_frames(
     model: Any, batch: Sequence[Any], inference_args: dict[str, Any] | None = None
 ) -> Any:
-    import pandas as pd
+    if frames.is_dataframe(batch):
+        return _predict(model, batch, inference_args), batch
+    predictions: list[Any] = [None] * len(batch)
+    for group in _group_by_index(batch):
+        frame = frames.concat_frames([batch[i] for i in group], ignore_index=False)
+        if not frame.index.is_unique:
+            frame = frame.reset_index(drop=True)
+        output = _predict(model, frame, inference_args)
+        if len(group) == len(batch):
+            return output, batch
+        for i, prediction in zip(group, unbatch(output, len(group)), strict=True):
+            predictions[i] = prediction
+    return predictions, batch
 
-    if is_dataframe(batch):
-        return model.predict(batch, **(inference_args or {})), batch
-    frame = pd.concat(batch, axis=0)
-    return model.predict(frame, **(inference_args or {})), split_examples(frame)
+
+def _group_by_index(batch: Sequence[Any]) -> list[list[int]]:
+    """Return the positions of frames of one row that share a call.
+
+    A frame made from one record has the index 0, which holds no information. Any other index label occurs once in
+    a call, because an estimator may join or select rows by the index.
+    """
+    labels = [frame.index[0] for frame in batch]
+    is_numbered = all(type(label) is int or isinstance(label, Integral) for label in labels)
+    if is_numbered and batch[0].index.name is None:
+        return [[*range(len(batch))]]
+    seen: Counter[Any] = Counter()
+    groups: list[list[int]] = []
+    for position, label in enumerate(labels):
+        n_before = seen[label]
+        seen[label] += 1
+        if n_before == len(groups):
+            groups.append([])
+        groups[n_before].append(position)
+    return groups
+
+
+def _predict(model: Any, rows: Any, inference_args: dict[str, Any] | None) -> Any:
+    """Call ``predict``. Explain the errors that name neither the cause in the batch nor how to fix it."""
+    try:
+        return model.predict(rows, **(inference_args or {}))
+    except RunInferenceError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise _explain(error, model, rows) from error
+    except TypeError as error:
+        if getattr(getattr(rows, "dtype", None), "kind", "") != "O":
+            raise
+        raise _explain(error, model, rows) from error
+
+
+def _explain(error: Exception, model: Any, rows: Any) -> Exception:
+    shape = tuple(rows.shape)
+    n_features = getattr(model, "n_features_in_", None)
+    name = type(model).__name__
+    if len(shape) == 2 and isinstance(n_features, int) and shape[1] != n_features:
+        return BatchShapeError(
+            f"The elements of the batch have {shape[1]} features, and the estimator, a {name}, was trained with "
+            f"{n_features}. To fix this, select the features of the training data with with_preprocess_fn. The "
+            f"error is: {error}"
+        )
+    if len(shape) != 2:
+        return BatchShapeError(
+            f"The estimator, a {name}, rejects elements of shape {shape[1:]}. To fix this, convert them to "
+            f"arrays of shape (features,) with with_preprocess_fn. The error is: {error}"
+        )
+    return ElementError(
+        f"The estimator, a {name}, rejects the batch. To fix this, convert the elements to the columns and types "
+        f"of the training data with with_preprocess_fn. The error is: {error}"
+    )
 
 
 class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
@@ -150,10 +226,10 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
 
 class SklearnModelHandlerNumpy(_SklearnModelHandler):
-    """Run a scikit-learn estimator on NumPy arrays, one array per example.
+    """Run a scikit-learn estimator on NumPy arrays, lists or SciPy sparse matrices, one row per example.
 
     By default, the arrays of a batch are stacked along a new first axis and passed to the estimator's
-    ``predict``. They must have the same shape.
+    ``predict``. They must have the same shape. Sparse matrices of one row are concatenated.
 
     >>> from runinference import samples
     >>> handler = SklearnModelHandlerNumpy(model_uri=samples.digits_classifier())
@@ -170,7 +246,8 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
         """Run the estimator on a batch of arrays.
 
         Raises:
-            BatchShapeError: The arrays differ in shape.
+            BatchShapeError: The arrays differ in shape, or have other features than the training data.
+            ElementError: The estimator rejects the values of an array.
             ResultMismatchError: The number of predictions isn't the number of arrays.
         """
         predictions = self._model_inference_fn(model, batch, inference_args)
@@ -181,7 +258,9 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
     """Run a scikit-learn estimator on pandas data frames, one frame with a single row per example.
 
     By default, the frames of a batch are concatenated and passed to the estimator's ``predict``. They must have
-    the same columns. An ``inference_fn`` returns the predictions and the list of rows that they belong to.
+    the same columns. An example can also be a record with named values: a dictionary, Series, named tuple,
+    dataclass or ``beam.Row``. An ``inference_fn`` gets a list of frames, and returns the predictions and the list
+    of rows that they belong to.
 
     >>> from runinference import samples
     >>> handler = SklearnModelHandlerPandas(model_uri=samples.diabetes_regressor())
@@ -200,34 +279,48 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
 
         Raises:
             BatchShapeError: A frame doesn't have exactly one row, or has other columns than the first.
+            ElementError: An example is neither a frame nor a record, or the estimator rejects its values.
             ResultMismatchError: The number of predictions isn't the number of frames.
         """
         if self.gives_whole_results():
             predictions, _ = self._model_inference_fn(model, batch, inference_args)
             return self.results_of(batch, predictions, self._model_uri)
-        batch = split_examples(batch)
-        _check_frames(batch)
-        predictions, rows = self._model_inference_fn(model, batch, inference_args)
-        inferences = unbatch(predictions, len(batch))
+        examples = frames.split_examples(batch)
+        rows: Any = _to_frames(examples)
+        if self._model_inference_fn is not type(self)._default_inference_fn:
+            rows = frames.split_examples(rows)
+        predictions, rows = self._model_inference_fn(model, rows, inference_args)
+        inferences = unbatch(predictions, len(examples))
+        if frames.is_record(examples[0]):
+            rows = examples
         return [
             PredictionResult(row, inference, self._model_uri)
             for row, inference in zip(rows, inferences, strict=True)
         ]
 
 
-def _check_frames(batch: Sequence[Any]) -> None:
-    columns = batch[0].columns
-    for index, frame in enumerate(batch):
+def _to_frames(examples: Sequence[Any]) -> Any:
+    """Return examples that are frames of one row with the same columns, or a frame made from records."""
+    if frames.is_record(examples[0]):
+        return frames.records_to_frame(examples)
+    for index, frame in enumerate(examples):
+        if not frames.is_dataframe(frame):
+            raise ElementError(
+                f"Element {index} of the batch is a {type(frame).__name__}. This handler takes data frames of "
+                "one row, or records with named values: dictionaries, Series, named tuples, dataclasses or "
+                "beam.Row. To fix this, convert the elements, or use SklearnModelHandlerNumpy for arrays."
+            )
         if frame.shape[0] != 1:
             raise BatchShapeError(
                 f"Element {index} of the batch is a frame of shape {frame.shape}, but only dataframes with single "
                 "rows are supported. Emit one frame per row, for example (df.iloc[[i]] for i in range(len(df)))."
             )
-        if not frame.columns.equals(columns):
+        if not frame.columns.equals(examples[0].columns):
             raise BatchShapeError(
                 f"Element {index} of the batch has the columns {list(frame.columns)}, but element 0 has "
-                f"{list(columns)}. Select the same columns in the same order before RunInference."
+                f"{list(examples[0].columns)}. Select the same columns in the same order before RunInference."
             )
+    return list(examples)
 
 
 def _load_pickle(file: BinaryIO, path: str, file_type: ModelFileType) -> Any:

@@ -12,7 +12,7 @@ from runinference.checks import check_callable, check_path
 from runinference.collate.frames import check_columns, is_dataframe
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
-from runinference.frameworks.boosting import BoostingModelHandler, predict_tables, table_bytes
+from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
 from runinference.handlers.model_handler import ExampleT, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
@@ -155,10 +155,6 @@ class XGBoostModelHandlerSciPy(XGBoostModelHandler[Any, PredictionResult, Any]):
     XGBoost treats values that a sparse matrix doesn't store as missing, not as zeros. The model is called once
     per batch.
     """
-
-    def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Return the size in bytes of the stored values and their indices."""
-        return table_bytes(batch)
 
 
 class XGBoostModelHandlerDatatable(XGBoostModelHandler[Any, PredictionResult, Any]):

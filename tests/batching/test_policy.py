@@ -11,7 +11,8 @@ import torch
 
 from common import Doubler
 from runinference import KeyedModelHandler
-from runinference.batching.policy import BatchPolicy, resolve_policy, size_in_bytes
+from runinference.batching.element_size import size_in_bytes
+from runinference.batching.policy import BatchPolicy, resolve_policy
 from runinference.errors import OptionError, UnknownOptionError
 
 

@@ -10,11 +10,11 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.element_size import size_in_bytes
 from runinference.batching.policy import (
     DEFAULT_MAX_BATCH_BYTES,
     DEFAULT_MAX_BATCH_SIZE,
     BatchPolicy,
-    size_in_bytes,
 )
 
 ItemT = TypeVar("ItemT")

@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from numbers import Integral
 from typing import Any
 
 from runinference.checks import (
@@ -35,42 +34,6 @@ _IGNORED_OPTIONS = (
     "target_batch_overhead",
     "variance",
 )
-
-# Types without parts and without `nbytes`. Most elements and keys have one, so they are looked up first.
-_SCALAR_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
-
-
-def size_in_bytes(value: Any) -> int:
-    """Return the bytes of data in an element: exact for arrays and tensors, ``sys.getsizeof`` for other objects.
-
-    >>> size_in_bytes([np.zeros(8), {1: np.zeros(8)}]) - size_in_bytes(1)
-    128
-    """
-    kind = type(value)
-    if kind in _SCALAR_TYPES:
-        return sys.getsizeof(value)
-    if kind is tuple or kind is list:
-        return sum(map(size_in_bytes, value))
-    try:
-        nbytes = getattr(value, "nbytes", None)
-    except RuntimeError:  # a sparse PyTorch tensor: count its values and indices
-        return int(value._nnz() * (value.element_size() + 8 * value.dim()))
-    if type(nbytes) is int:
-        return nbytes
-    if isinstance(nbytes, Integral):  # otherwise it is a field of a user's class
-        return int(nbytes)
-    num_elements = getattr(getattr(value, "shape", None), "num_elements", None)
-    if num_elements is not None and num_elements() is not None:  # a TensorFlow tensor
-        return int(num_elements() * value.dtype.size)
-    if isinstance(value, (tuple, list)):
-        return sum(map(size_in_bytes, value))
-    if isinstance(value, Mapping):
-        return sum(size_in_bytes(k) + size_in_bytes(v) for k, v in value.items())
-    memory_usage = getattr(value, "memory_usage", None)
-    if callable(memory_usage):
-        usage = memory_usage(deep=True)
-        return int(usage if isinstance(usage, int) else usage.sum())
-    return sys.getsizeof(value)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, KeysView, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from runinference.collate.exact import (
+    cast,
+    changed_value_error,
+    check_integers,
+    to_array,
+    unify_dtypes,
+)
+from runinference.collate.pytree import children
 from runinference.collate.rows import get_array_shape
-from runinference.collate.stack import reject_keyed_examples
+from runinference.collate.stack import reject_keyed_examples, stack_arrays
 from runinference.collate.unbatch import unbatch
-from runinference.errors import BatchShapeError, ResultMismatchError
+from runinference.errors import BatchShapeError, ElementError, ResultMismatchError
 from runinference.extras import need
 
 _SELECT = "To fix this, select the same columns in the same order before RunInference."
@@ -26,11 +35,18 @@ def split_examples(batch: Any) -> list[Any]:
 def to_tables(examples: Sequence[Any]) -> list[Any]:
     """Convert examples to tables of one type: data frames, CSR matrices, or arrays of shape (rows, features).
 
-    Arrays of shape (features,) and one length become one table. Otherwise, each example is a table.
+    Arrays of shape (features,) and one length become one table, and so do records. Otherwise, each example is a
+    table.
+
+    Raises:
+        BatchShapeError: The examples are of several types, or have another number of dimensions.
+        ElementError: An example cannot become a table.
     """
+    if is_record(examples[0]):
+        return [records_to_frame(examples)]
     reject_keyed_examples(examples)
     if _are_rows(examples):
-        return [np.stack(examples)]
+        return [stack_arrays(examples)]
     tables = [_to_table(example, index) for index, example in enumerate(examples)]
     types = [_describe_type(table) for table in tables]
     for index, name in enumerate(types):
@@ -61,11 +77,19 @@ def check_columns(
             )
 
 
-def concat_tables(tables: Sequence[Any]) -> Any:
-    """Concatenate the rows of tables of one type. Raise `BatchShapeError` if their columns differ.
+def concat_tables(tables: Sequence[Any], examples: Sequence[Any] = ()) -> Any:
+    """Concatenate the rows of tables of one type, without changing a value. The index of data frames is not kept.
 
     >>> concat_tables([np.zeros((2, 3)), np.ones((1, 3))]).shape
     (3, 3)
+
+    Args:
+        tables: Data frames, CSR matrices, or arrays of shape (rows, features).
+        examples: The examples that the tables were made from.
+
+    Raises:
+        BatchShapeError: The columns of the tables differ.
+        ElementError: The tables differ in a dtype, and there is none that holds all of their values.
     """
     first, width = tables[0], tables[0].shape[1]
     for index, table in enumerate(tables):
@@ -78,28 +102,85 @@ def concat_tables(tables: Sequence[Any]) -> Any:
             raise BatchShapeError(
                 f"Element {index} of the batch has {table.shape[1]} features, but element 0 has {width}. {_SELECT}"
             )
-    if len(tables) == 1:
-        return first
     if is_dataframe(first):
-        return _concat_frames(tables)
-    if _is_sparse(first):
-        return need("scipy.sparse", extra="xgboost").vstack(tables, format="csr")
-    return np.concatenate(tables)
+        return first if len(tables) == 1 else concat_frames(tables)
+    if is_sparse(first):
+        return _concat_sparse(tables)
+    arrays = unify_dtypes(tables, "the batch")
+    if len(arrays) == len(examples):
+        check_integers(examples, arrays, "the batch")
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def concat_frames(frames: Sequence[Any], ignore_index: bool = True) -> Any:
+    """Concatenate data frames with the same columns, without changing a value.
+
+    Unlike with ``pandas.concat``, columns stay categorical if their categories differ, and a column without
+    values has the dtype that it has in the other frames.
+
+    Args:
+        frames: Data frames.
+        ignore_index: Whether the index of the result is 0, 1, 2, …
+
+    Raises:
+        ElementError: The frames differ in the dtype of a column, and there is none that holds all of its values.
+    """
+    pandas = need("pandas", extra="xgboost")
+    dtypes = [list(frame.dtypes) for frame in frames]
+    if any(found != dtypes[0] for found in dtypes):
+        frames = _unify_columns(frames, dtypes)
+    return pandas.concat(frames, axis=0, ignore_index=ignore_index)
+
+
+def to_floats(table: Any) -> Any:
+    """Convert an array or CSR matrix to float32 or float64, without changing a value. None becomes NaN.
+
+    Raises:
+        ElementError: A value is not a real number, or float64 cannot hold it.
+    """
+    values = table.data if is_sparse(table) else table
+    if is_dataframe(table) or values.dtype in (np.float32, np.float64):
+        return table
+    dtype = np.dtype(np.float64)
+    if values.dtype.kind == "O":
+        floats, changed = values.astype(dtype), None
+        check_integers([values.tolist()], [floats], "the batch")
+    elif values.dtype.kind in "biuf":
+        floats, changed = cast(values, dtype)
+    else:
+        raise ElementError(
+            f"The elements of the batch hold {values.dtype}, and the model takes real numbers. To fix this, "
+            "convert them with with_preprocess_fn."
+        )
+    if changed is not None:
+        raise changed_value_error(int(changed[0]), "the batch", values[changed], dtype)
+    return _replace_values(table, floats) if is_sparse(table) else floats
 
 
 def split_predictions(
     predictions: Any, examples: Sequence[Any], tables: Sequence[Any]
 ) -> list[Any]:
-    """Split predictions by example: one for an example that is a row, and one per row for a table."""
-    lengths = [table.shape[0] for table in tables]
-    if len(predictions) != sum(lengths):
+    """Split an array or sparse matrix of predictions by example: one for a row, and one per row for a table."""
+    if isinstance(predictions, (list, tuple)) and any(np.ndim(part) for part in predictions):
         raise ResultMismatchError(
-            f"The model returned {len(predictions)} predictions for a batch of {sum(lengths)} rows. Each row "
+            f"The model returned a {type(predictions).__name__} of {len(predictions)} arrays, which can be one "
+            "for each row or one for each output. To fix this, return an array of shape (rows, …) from predict()."
+        )
+    if is_sparse(predictions):
+        predictions = predictions.tocsr()
+    elif not hasattr(predictions, "shape"):
+        predictions = np.asarray(predictions)
+    lengths = [table.shape[0] for table in tables]
+    n_found = predictions.shape[0] if predictions.shape else 0
+    if n_found != sum(lengths):
+        raise ResultMismatchError(
+            f"The model returned {n_found} predictions for a batch of {sum(lengths)} rows. Each row "
             "needs exactly one. To fix this, check inference_args."
         )
     if len(tables) == 1 and _is_row(examples[0]):  # the examples are the rows of one table
         return unbatch(predictions, len(examples))
-    parts = np.split(predictions, np.cumsum(lengths)[:-1])
+    ends = np.cumsum(lengths)
+    parts = [predictions[end - n : end] for n, end in zip(lengths, ends, strict=True)]
     return [
         (part[0] if _is_row(example) else part).copy()
         for example, part in zip(examples, parts, strict=True)
@@ -110,10 +191,85 @@ def is_dataframe(value: Any) -> bool:
     return hasattr(value, "iloc") and hasattr(value, "columns")
 
 
-def sparse_bytes(example: Any) -> int:
-    """Return the bytes of the values and indices of a sparse matrix."""
-    parts = (getattr(example, name, None) for name in ("data", "indices", "indptr", "row", "col"))
-    return sum(getattr(part, "nbytes", 0) for part in parts)
+def is_sparse(value: Any) -> bool:
+    return hasattr(value, "tocsr")
+
+
+def is_record(example: Any) -> bool:
+    """Return whether an example is a row of named values, such as a dictionary, Series, named tuple or Beam
+    row."""
+    return _get_fields(example) is not None
+
+
+def records_to_frame(records: Sequence[Any]) -> Any:
+    """Convert records with the same names to a data frame with one row for each.
+
+    >>> records_to_frame([{"a": 1, "b": "x"}, {"a": 2.5, "b": None}])
+         a     b
+    0  1.0     x
+    1  2.5  None
+
+    Raises:
+        BatchShapeError: The records have different names.
+        ElementError: An example is not a record, or has a value that is not a number, text or other scalar.
+    """
+    pandas = need("pandas", extra="xgboost")
+    names = (_get_fields(records[0]) or {}).keys()
+    rows = [_check_record(record, index, names) for index, record in enumerate(records)]
+    frame = pandas.DataFrame(rows)
+    for name in frame.columns:
+        column = frame[name]
+        if column.isna().all():
+            frame[name] = np.full(len(frame), np.nan)
+        elif column.dtype.kind == "f":
+            values = [row[name] for row in rows]
+            check_integers(values, column.to_numpy(), f"the batch (column {name!r})")
+    return frame
+
+
+def _check_record(record: Any, index: int, names: KeysView[Any]) -> Mapping[Any, Any]:
+    """Return the values of a record by name. Raise an error unless it has the given names and scalar values."""
+    row = _get_fields(record)
+    if row is None:
+        raise ElementError(
+            f"Element {index} of the batch is a {type(record).__name__}, but element 0 is a record of named "
+            "values. To fix this, use one type for all elements."
+        )
+    if list(row) != list(names):
+        raise BatchShapeError(
+            f"Element {index} of the batch has the columns {list(row)}, but element 0 has {list(names)}. {_SELECT}"
+        )
+    for name, value in row.items():
+        if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
+            raise ElementError(
+                f"Element {index} of the batch has a {type(value).__name__} in the column {name!r}. To fix this, "
+                "use a record with one number or text for each column, or convert each element to a data frame."
+            )
+    return row
+
+
+def _get_fields(example: Any) -> Mapping[Any, Any] | None:
+    if is_sparse(example):  # SciPy's DOK matrices are dictionaries
+        return None
+    if isinstance(example, Mapping):
+        return example
+    if hasattr(example, "_fields") or dataclasses.is_dataclass(example):
+        return children(example)
+    if hasattr(example, "as_dict"):  # a Beam row
+        return example.as_dict()  # type: ignore[no-any-return]
+    if hasattr(example, "iloc") and hasattr(example, "index") and not is_dataframe(example):
+        return _get_series_fields(example)
+    return None
+
+
+def _get_series_fields(series: Any) -> dict[Any, Any]:
+    if not series.index.is_unique:
+        repeated = series.index[series.index.duplicated()][0]
+        raise ElementError(
+            f"An element of the batch is a Series with several values for the label {repeated!r}. To fix this, "
+            "rename the labels with with_preprocess_fn."
+        )
+    return dict(zip(series.index, series.tolist(), strict=True))
 
 
 def _format_other_columns(index: int, found: list[str], names: list[str]) -> str:
@@ -129,12 +285,8 @@ def _format_other_columns(index: int, found: list[str], names: list[str]) -> str
     )
 
 
-def _is_sparse(value: Any) -> bool:
-    return hasattr(value, "tocsr")
-
-
 def _is_row(example: Any) -> bool:
-    return len(get_array_shape(example)) == 1
+    return is_record(example) or len(get_array_shape(example)) == 1
 
 
 def _are_rows(examples: Sequence[Any]) -> bool:
@@ -145,31 +297,113 @@ def _are_rows(examples: Sequence[Any]) -> bool:
 def _describe_type(table: Any) -> str:
     if is_dataframe(table):
         return "a data frame"
-    return "a sparse matrix" if _is_sparse(table) else "an array"
+    return "a sparse matrix" if is_sparse(table) else "an array"
 
 
 def _to_table(example: Any, index: int) -> Any:
     if is_dataframe(example):
         return example
-    if _is_sparse(example):
+    if is_sparse(example):
         return example.reshape(-1, example.shape[-1]).tocsr()
+    where = f"Element {index} of the batch"
     array = example.to_numpy() if hasattr(example, "to_numpy") else example
-    if np.ma.isMaskedArray(array):
-        array = np.ma.filled(array.astype(float), np.nan)
-    array = np.asarray(array)
+    if np.ma.is_masked(array):
+        array, changed = cast(array, np.dtype(float))
+        if changed is not None:
+            raise changed_value_error(index, "the batch", array[changed], np.dtype(float))
+        array = array.filled(np.nan)
+    array = to_array(array, where)
     if array.ndim not in (1, 2):
         raise BatchShapeError(
-            f"Element {index} of the batch has shape {array.shape}. To fix this, use a row of shape (features,), "
+            f"{where} has shape {array.shape}. To fix this, use a row of shape (features,), "
             "or a table of shape (rows, features)."
         )
     return np.atleast_2d(array)
 
 
-def _concat_frames(frames: Sequence[Any]) -> Any:
-    """Concatenate data frames. Unlike ``pandas.concat``, keep columns categorical if their categories differ."""
+def _concat_sparse(tables: Sequence[Any]) -> Any:
+    """Concatenate CSR matrices, with a dtype that holds all of their values."""
+    if len(tables) == 1:
+        return tables[0]
+    values = unify_dtypes([table.data for table in tables], "the batch")
+    if any(value.dtype != table.dtype for value, table in zip(values, tables, strict=True)):
+        tables = list(map(_replace_values, tables, values))
+    return need("scipy.sparse", extra="xgboost").vstack(tables, format="csr")
+
+
+def _replace_values(table: Any, values: Any) -> Any:
+    return type(table)((values, table.indices, table.indptr), shape=table.shape)
+
+
+def _unify_columns(frames: Sequence[Any], dtypes: Sequence[list[Any]]) -> list[Any]:
+    """Return frames whose columns have the same dtypes."""
+    changed = [frame.copy(deep=False) for frame in frames]
+    for position, found in enumerate(zip(*dtypes, strict=True)):
+        if all(dtype == found[0] for dtype in found):
+            continue
+        columns = [frame.iloc[:, position] for frame in frames]
+        for frame, column in zip(changed, _unify_column(columns), strict=True):
+            frame.isetitem(position, column)
+    return changed
+
+
+def _unify_column(columns: Sequence[Any]) -> list[Any]:
+    """Convert the columns of several frames to one dtype that holds all of their values."""
     pandas = need("pandas", extra="xgboost")
-    table = pandas.concat(frames, axis=0)
-    for column, before, after in zip(table.columns, frames[0].dtypes, table.dtypes, strict=True):
-        if isinstance(before, pandas.CategoricalDtype) and before != after:
-            table[column] = pandas.api.types.union_categoricals([f[column] for f in frames])
-    return table
+    filled = [column for column in columns if column.notna().any()] or columns[:1]
+    is_categorical = [isinstance(c.dtype, pandas.CategoricalDtype) for c in filled]
+    if all(is_categorical):
+        dtype = _unify_categories(pandas, filled)
+    elif any(is_categorical):
+        dtype = np.dtype(object)
+    else:
+        dtype = pandas.concat([column.iloc[:0] for column in filled]).dtype
+        has_bool = any(column.dtype.kind == "b" for column in filled)
+        if dtype.kind == "O" and all(column.dtype.kind in "biuf" for column in filled):
+            dtype = np.result_type(*(column.dtype for column in filled))  # pandas: bool and number
+        if len(filled) < len(columns) and dtype.kind in "biu" and isinstance(dtype, np.dtype):
+            dtype = np.dtype(object if has_bool else float)  # for missing values
+    return [_cast_column(column, dtype, index) for index, column in enumerate(columns)]
+
+
+def _cast_column(column: Any, dtype: Any, index: int) -> Any:
+    if column.dtype == dtype:
+        return column
+    try:
+        converted = column.astype(dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ElementError(
+            f"Element {index} of the batch has {column.dtype} in the column {column.name!r}, which cannot be "
+            f"converted to {dtype}, the dtype of its batch ({error}). To fix this, convert the column with "
+            "with_preprocess_fn."
+        ) from error
+    if column.dtype.kind in "iu" and dtype.kind == "f":
+        known = column.notna()
+        integers = column[known].tolist()
+        floats = converted[known].to_numpy(np.float64 if dtype.itemsize == 8 else dtype)
+        check_integers([integers], [floats], f"the batch (column {column.name!r})", index)
+    return converted
+
+
+def _unify_categories(pandas: Any, columns: Sequence[Any]) -> Any:
+    """Return a categorical dtype with the categories of all columns."""
+    dtypes = [column.dtype for column in columns]
+    if all(dtype == dtypes[0] for dtype in dtypes):
+        return dtypes[0]
+    name = columns[0].name
+    fix = (
+        "To fix this, give the column all of its categories with with_preprocess_fn: "
+        "column.astype(pandas.CategoricalDtype(categories))."
+    )
+    if any(dtype.ordered for dtype in dtypes):
+        raise ElementError(
+            f"The ordered categories of the column {name!r} differ between the elements of a batch. {fix}"
+        )
+    kinds = {dtype.categories.dtype for dtype in dtypes}
+    if len(kinds) > 1:
+        raise ElementError(
+            f"The categories of the column {name!r} have the dtypes {', '.join(sorted(map(str, kinds)))} in the "
+            f"elements of a batch. {fix}"
+        )
+    categories = dtypes[0].categories.append([dtype.categories for dtype in dtypes[1:]])
+    return pandas.CategoricalDtype(categories.unique())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from runinference.collate.stack import stack_arrays
+from runinference.collate.exact import cast, check_integers, check_texts, to_array
+from runinference.collate.stack import CastFn, stack_arrays
 from runinference.errors import BatchShapeError, ElementError, suggest
 
 
@@ -16,7 +18,8 @@ class InputSpec(NamedTuple):
 
     Attributes:
         name: The name of the input.
-        dtype: Its NumPy dtype, or None if NumPy has no such dtype.
+        dtype: Its NumPy dtype, ``np.dtype(str)`` for text, or ``np.dtype(bytes)`` for text or bytes. None if NumPy
+            has no such dtype, or for any dtype.
         shape: Its size in each dimension, with the batch first. A value that is not an integer stands for any
             size. Empty if the shape is unknown.
         required: Whether each call must include the input.
@@ -43,15 +46,24 @@ def bind_inputs(
         others: Values for all examples, by input name.
     """
     specs = {spec.name: spec for spec in inputs}
-    columns = stack_columns(batch)
+    columns = _get_columns(batch)
     if not isinstance(columns, Mapping):
         first = next((name for name in specs if name not in others), inputs[0].name)
         columns = {first: columns}
     check_input_names([*columns, *others], inputs)
-    n_elements = len(next(iter(columns.values()))) if isinstance(batch, Mapping) else len(batch)
-    for name, array in columns.items():
+    is_keyed = isinstance(batch, Mapping) or isinstance(batch[0], Mapping)
+    arrays = {
+        name: stack_arrays(
+            column,
+            f"the batch's {name!r}" if is_keyed else "the batch",
+            cast=_get_cast(specs[name]),
+        )
+        for name, column in columns.items()
+    }
+    n_elements = len(next(iter(arrays.values()))) if isinstance(batch, Mapping) else len(batch)
+    for name, array in arrays.items():
         check_input_shape(array, specs[name], n_elements)
-    return {name: _convert(array, specs[name]) for name, array in {**columns, **others}.items()}
+    return {**arrays, **{name: _bind_value(value, specs[name]) for name, value in others.items()}}
 
 
 def check_input_names(given: Sequence[str], inputs: Sequence[InputSpec]) -> None:
@@ -99,9 +111,17 @@ def stack_columns(batch: Sequence[Any]) -> Any:
     """Stack a batch into one array, or a batch of dictionaries into one array per key."""
     if isinstance(batch, Mapping):
         return dict(batch)
+    columns = _get_columns(batch)
+    if not isinstance(columns, Mapping):
+        return np.asarray(stack_arrays(columns))
+    return {name: stack_arrays(column, f"the batch's {name!r}") for name, column in columns.items()}
+
+
+def _get_columns(batch: Any) -> Any:
+    """Return the values of each key of a batch of dictionaries, or a batch of other values as it is."""
+    if isinstance(batch, Mapping) or not isinstance(batch[0], Mapping):
+        return batch
     first = batch[0]
-    if not isinstance(first, Mapping):
-        return np.asarray(stack_arrays(batch))
     for index, example in enumerate(batch):
         if not isinstance(example, Mapping) or example.keys() != first.keys():
             found = sorted(example) if isinstance(example, Mapping) else type(example).__name__
@@ -109,35 +129,47 @@ def stack_columns(batch: Sequence[Any]) -> Any:
                 f"Element {index} of the batch has the inputs {found}, and element 0 has {sorted(first)}. To fix "
                 "this, give all elements the same inputs."
             )
-    return {
-        name: stack_arrays([example[name] for example in batch], f"the batch's {name!r}")
-        for name in first
-    }
+    return {name: [example[name] for example in batch] for name in first}
 
 
-def _convert(array: Any, spec: InputSpec) -> Any:
-    """Convert an array to the dtype of an input, without turning numbers into another kind or into infinity."""
+def _bind_value(value: Any, spec: InputSpec) -> Any:
+    """Convert a value for all examples to the dtype of an input."""
+    array = to_array(value, f"The value of the input {spec.name!r}")
+    if (convert := _get_cast(spec)) is not None:
+        array = convert(array)
+    check_integers([value], [array], f"the values of {spec.name!r}")
+    return array
+
+
+def _get_cast(spec: InputSpec) -> CastFn | None:
+    return (
+        None if spec.dtype is None else functools.partial(_convert, spec.name, np.dtype(spec.dtype))
+    )
+
+
+def _convert(input_name: str, dtype: Any, array: Any) -> Any:
+    """Convert an array to the dtype of an input without changing a value. Floats may be rounded to other floats.
+
+    Raises:
+        ElementError: The input has another kind of value, or cannot hold a number.
+    """
     array = np.asarray(array)
-    if spec.dtype is None or array.dtype == spec.dtype:
+    if array.dtype == dtype:
         return array
-    name = np.dtype(spec.dtype).name
-    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+    if dtype.kind in "US":
+        return check_texts(array, input_name, allow_bytes=dtype.kind == "S")
+    name = dtype.name
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise ElementError(
-            f"The model's input {spec.name!r} takes {name}, and the elements are {array.dtype}, another kind of "
+            f"The model's input {input_name!r} takes {name}, and the elements are {array.dtype}, another kind of "
             "number. To fix this, convert them with with_preprocess_fn, for example "
             f'lambda x: np.asarray(x).astype("{name}").'
         )
-    with np.errstate(over="ignore"):
-        converted = array.astype(spec.dtype)
-    if not _is_preserved(array, converted):
+    converted, changed = cast(array, dtype)
+    if changed is not None:
         raise ElementError(
-            f"The model's input {spec.name!r} takes {name}, and an element holds {array.dtype} numbers that are "
-            "too large for it. To fix this, scale or clip them with with_preprocess_fn."
+            f"The model's input {input_name!r} takes {name}, and an element holds {array[changed]} "
+            f"({array.dtype}), which is too large for {name} to hold unchanged. To fix this, scale, clip or "
+            "convert it with with_preprocess_fn."
         )
     return converted
-
-
-def _is_preserved(array: Any, converted: Any) -> bool:
-    if np.issubdtype(converted.dtype, np.integer):
-        return np.array_equal(converted, array)
-    return np.array_equal(np.isfinite(converted), np.isfinite(array))

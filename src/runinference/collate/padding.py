@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from runinference.checks import check_bool, check_text
+from runinference.collate.exact import to_array
 from runinference.collate.pytree import Path, leaves_with_path, map_with_path
 from runinference.collate.rows import get_array_shape
 from runinference.collate.unbatch import unbatch
@@ -48,8 +49,8 @@ class Padding:
            [1, 0, 0]])}
 
     Attributes:
-        value: The padding value. For dictionaries, it can also map each key to pad to a value. The tensors of
-            all other keys must have one shape.
+        value: The padding value, a number that the dtype of the examples can hold. For dictionaries, it can also
+            map each key to pad to a value. The tensors of all other keys must have one shape.
         mask: The name of the mask, an int64 array of shape (batch, longest): 1 for values of the example, 0 for
             padding. For dictionaries, it is added as a key. If the examples already have this key, their mask is
             padded with 0. For arrays and tensors, it is passed as a keyword argument of the model.
@@ -116,6 +117,7 @@ class Padding:
 
         Raises:
             BatchShapeError: Their shapes differ in another dimension.
+            OptionError: Their dtype cannot hold the padding value.
         """
         return self._join(batch, self.value, stack)
 
@@ -153,15 +155,14 @@ class Padding:
         rows = unbatch(call(batch), len(batch))
         lengths = [self.length(example) for example in batch]
         longest = max(lengths)
-        shorter = max((n for n in lengths if n < longest), default=0)
-        if not self.unpad or not shorter:
+        if not self.unpad or min(lengths) == longest:
             return rows
         leaves = leaves_with_path(rows[0])
         new = [p for p, leaf in leaves if self._has_length(leaf, longest) and p not in known]
         if new:
-            example = batch[lengths.index(shorter)]
+            example, length = self._find_other_length(batch, lengths)
             output = dict(leaves_with_path(unbatch(call([example, example]), 2)[0]))
-            known.update({path: self._has_length(output.get(path), shorter) for path in new})
+            known.update({path: self._has_length(output.get(path), length) for path in new})
 
         def unpad(length: int, path: Path, leaf: Any) -> Any:
             follows = known.get(path, False) and self._has_length(leaf, longest)
@@ -171,6 +172,33 @@ class Padding:
             return view.clone() if hasattr(view, "clone") else view.copy()
 
         return [map_with_path(row, partial(unpad, n)) for n, row in zip(lengths, rows, strict=True)]
+
+    def _find_other_length(self, batch: Sequence[Any], lengths: Sequence[int]) -> tuple[Any, int]:
+        """Return an example that is shorter than the longest, but not empty, and its length.
+
+        Models may fail on empty examples. If all others are empty, return one that is cut or padded by 1.
+        """
+        longest = max(lengths)
+        shorter = max((n for n in lengths if n < longest), default=0)
+        if shorter:
+            return batch[lengths.index(shorter)], shorter
+        example, length = batch[lengths.index(longest)], longest - 1 or 2
+        if not isinstance(example, Mapping):
+            return self._resize(example, length), length
+        keys = self.value if isinstance(self.value, Mapping) else example
+        same = {
+            key: self._resize(example[key], length)
+            for key in (*keys, *([self.mask] if self.mask in example else []))
+            if self._has_length(example[key], longest)
+        }
+        return {**example, **same}, length
+
+    def _resize(self, array: Any, length: int) -> Any:
+        """Cut an array to a length, or repeat it."""
+        array = array if hasattr(array, "shape") else np.asarray(array)
+        part = slice(length) if length <= array.shape[self.dim] else [0] * length
+        index: tuple[Any, ...] = (*[slice(None)] * self.dim, part)
+        return array[index]
 
     def _has_length(self, leaf: Any, length: int) -> bool:
         shape = getattr(leaf, "shape", ())
@@ -198,9 +226,15 @@ class Padding:
     ) -> Any:
         if hasattr(arrays, "shape"):
             return stack(arrays, name)
+        arrays = [
+            x if hasattr(x, "shape") else to_array(x, f"An element of {name}") for x in arrays
+        ]
         longest = max(map(self._array_length, arrays))
         self._check_other_dimensions(arrays, name)
-        return stack([self._pad(array, value, longest) for array in arrays], name)
+        filled = [array for array in arrays if 0 not in array.shape] or arrays
+        for dtype, array in {array.dtype: array for array in filled}.items():
+            _check_value(value, dtype, array, name)
+        return stack([self._pad(array, value, longest, filled[0]) for array in arrays], name)
 
     def _check_other_dimensions(self, arrays: Sequence[Any], name: str) -> None:
         first, dim = get_array_shape(arrays[0]), self.dim
@@ -213,21 +247,40 @@ class Padding:
                     "dimension with Padding(dim=…), or resize the examples with with_preprocess_fn."
                 )
 
-    def _pad(self, array: Any, value: Any, longest: int) -> Any:
-        array = array if hasattr(array, "shape") else np.asarray(array)
+    def _pad(self, array: Any, value: Any, longest: int, filled: Any) -> Any:
+        """Pad an array. An empty one has no values, so its dtype is that of ``filled``, another array."""
         length = self._array_length(array)
         if length == longest:
             return array
+        source = array if 0 not in array.shape else filled
         shape = list(array.shape)
         shape[self.dim] = longest
-        is_torch = hasattr(array, "new_full")
-        padded = array.new_full(shape, value) if is_torch else np.full(shape, value, array.dtype)
+        is_torch = hasattr(source, "new_full")
+        padded = source.new_full(shape, value) if is_torch else np.full(shape, value, source.dtype)
         padded[self._slices(length, longest, self.dim)] = array
         return padded
 
     def _slices(self, length: int, longest: int, dim: int = 0) -> tuple[slice, ...]:
         start = 0 if self.side == "right" else longest - length
         return (*[slice(None)] * dim, slice(start, start + length))
+
+
+def _check_value(value: float, dtype: Any, array: Any, name: str) -> None:
+    """Raise `OptionError` if arrays of a dtype cannot hold the padding value."""
+    try:
+        with np.errstate(all="ignore"):
+            is_torch = hasattr(array, "new_full")
+            padding = array.new_full((1,), value) if is_torch else np.array([value]).astype(dtype)
+        found = padding[0].item()
+        is_float = isinstance(found, (float, complex)) and isinstance(value, float)
+        is_held = np.isfinite(found) == np.isfinite(value) if is_float else found == value
+    except (ValueError, TypeError, RuntimeError, OverflowError, AttributeError):
+        is_held = False
+    if not is_held:
+        raise OptionError(
+            f"Padding has the value {value!r}, which {dtype}, the dtype of {name}, cannot hold. To fix this, "
+            "choose a value of that dtype, or convert the examples with with_preprocess_fn."
+        )
 
 
 class NoPadding:

@@ -8,15 +8,45 @@ from typing import Any
 
 import numpy as np
 
+from runinference.collate.exact import check_integers, to_array, unify_dtypes
 from runinference.collate.rows import get_array_shape
 from runinference.errors import BatchShapeError, ElementError
 
+#: Converts an array to the dtype of an input, or raises an error.
+CastFn = Callable[[Any], Any]
+
 
 def stack_arrays(
-    batch: Sequence[Any], name: str = "the batch", hint: Callable[[int], str] | None = None
+    batch: Sequence[Any],
+    name: str = "the batch",
+    hint: Callable[[int], str] | None = None,
+    cast: CastFn | None = None,
 ) -> Any:
-    """Stack examples along a new first axis with NumPy. A batch that is an array already is returned as it is."""
-    return stack_batch(np.stack, batch, name, hint)
+    """Stack examples along a new first axis with NumPy, without changing a value.
+
+    A batch that is an array already is returned as it is. Texts and bytes become Python objects, and so do numbers
+    beside texts. Numbers of several dtypes get one that holds all of them.
+
+    Args:
+        batch: Arrays, tensors, numbers, texts or nested lists, or an array of shape (batch, …).
+        name: The name of the batch in error messages.
+        hint: Returns a hint for examples that differ only in the given dimension.
+        cast: Converts arrays to another dtype.
+
+    Raises:
+        BatchShapeError: The examples differ in shape.
+        ElementError: An example cannot become an array, or the dtype of the batch cannot hold it.
+    """
+    if hasattr(batch, "shape"):
+        return batch if cast is None else cast(to_array(batch, name))
+    first = batch[0]
+    is_uniform = type(first) is np.ndarray and all(
+        type(example) is np.ndarray and example.dtype == first.dtype for example in batch
+    )
+    if is_uniform:
+        stacked = stack_batch(np.stack, batch, name, hint)
+        return stacked if cast is None else cast(stacked)
+    return _stack_exactly(batch, name, hint, cast)
 
 
 def stack_batch(
@@ -47,11 +77,54 @@ def stack_batch(
 def reject_keyed_examples(batch: Sequence[Any]) -> None:
     """Raise `ElementError` if the first element looks like ``(key, example)``."""
     first = batch[0]
-    if isinstance(first, tuple) and len(first) == 2 and np.ndim(first[0]) < np.ndim(first[1]):
+    if not isinstance(first, tuple) or len(first) != 2:
+        return
+    key, example = (_count_dimensions(part) for part in first)
+    if key < example:
         raise ElementError(
             f"Element 0 of the batch is a tuple of {type(first[0]).__name__} and {type(first[1]).__name__}. If it "
             "is (key, example), wrap the handler: KeyedModelHandler(handler)."
         )
+
+
+def _count_dimensions(value: Any) -> int:
+    """Return the number of dimensions of an array or nested list; 1 for a list of lists of several lengths."""
+    try:
+        return len(get_array_shape(value))
+    except ValueError:
+        return 1
+
+
+def _stack_exactly(
+    batch: Sequence[Any], name: str, hint: Callable[[int], str] | None, cast: CastFn | None
+) -> Any:
+    """Stack examples that are not all arrays of one dtype."""
+    try:
+        arrays = [to_array(example, f"Element {i} of {name}") for i, example in enumerate(batch)]
+    except ElementError:
+        reject_keyed_examples(batch)
+        raise
+    _check_labels(batch, name)
+    if len({array.shape for array in arrays}) > 1:
+        reject_keyed_examples(batch)
+        raise BatchShapeError(str(_format_odd_shape(arrays, name, hint)))
+    arrays = unify_dtypes(arrays, name) if cast is None else [cast(array) for array in arrays]
+    stacked = np.stack(arrays)
+    check_integers(batch, stacked, name)
+    return stacked
+
+
+def _check_labels(batch: Sequence[Any], name: str) -> None:
+    """Raise `BatchShapeError` if examples are pandas Series with different labels."""
+    first = getattr(batch[0], "index", None) if hasattr(batch[0], "iloc") else None
+    if first is None:
+        return
+    for index, example in enumerate(batch):
+        if not hasattr(example, "iloc") or not first.equals(example.index):
+            raise BatchShapeError(
+                f"Element {index} of {name} has other labels than element 0, {list(first)[:5]}. To fix this, "
+                "select the same labels in the same order before RunInference."
+            )
 
 
 def _format_odd_shape(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from runinference.collate import frames
+from runinference.errors import ElementError, RunInferenceError
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.results import PredictionResult, with_model_id
 
@@ -39,17 +40,57 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
 
 
 def predict_tables(
-    batch: Sequence[Any], check: Callable[[list[Any]], None], predict: Callable[[Any], Any]
+    batch: Sequence[Any],
+    check: Callable[[list[Any]], None],
+    predict: Callable[[Any], Any],
+    errors: tuple[type[Exception], ...] = (ValueError,),
 ) -> list[PredictionResult]:
-    """Join the rows of all examples to one table, predict once, and split the predictions by example."""
+    """Join the rows of all examples to one table, predict once, and split the predictions by example.
+
+    Args:
+        batch: Arrays or lists, data frames, records or sparse matrices.
+        check: Raises an error if the tables do not have the columns of the model.
+        predict: Returns the predictions for a table.
+        errors: The errors of ``predict`` that mean that it rejects the values of the table.
+
+    Raises:
+        BatchShapeError: The examples differ in type or columns.
+        ElementError: The values of the examples have no common dtype, or ``predict`` rejects them.
+    """
     examples = frames.split_examples(batch)
     tables = frames.to_tables(examples)
     check(tables)
-    table = frames.concat_tables(tables)
-    predictions = frames.split_predictions(predict(table), examples, tables)
+    table = frames.concat_tables(tables, examples)
+    try:
+        output = predict(table)
+    except RunInferenceError:
+        raise
+    except errors as error:
+        raise _explain(error, table) from error
+    predictions = frames.split_predictions(output, examples, tables)
     return [PredictionResult(x, y) for x, y in zip(examples, predictions, strict=True)]
 
 
-def table_bytes(batch: Any) -> int:
-    """Return the size in bytes of a sparse matrix, or of a batch of them."""
-    return sum(map(frames.sparse_bytes, [batch] if hasattr(batch, "tocsr") else batch))
+def _explain(error: Exception, table: Any) -> Exception:
+    texts = [name for name, dtype in _list_columns(table) if getattr(dtype, "kind", "") == "O"]
+    example = ""
+    if texts and not any(hasattr(dtype, "categories") for _, dtype in _list_columns(table)):
+        example = f", for example lambda frame: frame.astype({{{texts[0]!r}: 'category'}})"
+    return ElementError(
+        f"The model rejects the batch, {_describe_table(table)}. To fix this, convert the elements to the "
+        f"columns and types of the training data with with_preprocess_fn{example}. The error is: "
+        f"{str(error)[:500]}"
+    )
+
+
+def _list_columns(table: Any) -> list[tuple[Any, Any]]:
+    is_frame = frames.is_dataframe(table)
+    return list(zip(table.columns, table.dtypes, strict=True)) if is_frame else []
+
+
+def _describe_table(table: Any) -> str:
+    """Describe the dtypes of a table for an error message."""
+    if not frames.is_dataframe(table):
+        return f"a table of {table.dtype}"
+    columns = [f"{name}: {dtype}" for name, dtype in _list_columns(table)]
+    return f"a table with the columns {', '.join(columns[:10])}" + ", …" * (len(columns) > 10)

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from runinference.batching.policy import BatchPolicy, size_in_bytes
+from runinference.batching.element_size import batch_size_in_bytes
+from runinference.batching.policy import BatchPolicy
 from runinference.checks import check_bool, check_callable, check_env_vars, check_int
 from runinference.collate.unbatch import to_results
 from runinference.collate.unsplit import unsplit_result
@@ -143,7 +144,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
     def get_num_bytes(self, batch: Sequence[ExampleT]) -> int:
         """Return the bytes of a batch: buffers of arrays and tensors, and Python's object sizes for the rest."""
-        return size_in_bytes(batch)
+        return batch_size_in_bytes(batch)
 
     def get_metrics_namespace(self) -> str:
         """Return the namespace of this handler's metrics."""

@@ -7,7 +7,8 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from runinference.batching.policy import BatchPolicy, size_in_bytes
+from runinference.batching.element_size import batch_size_in_bytes
+from runinference.batching.policy import BatchPolicy
 from runinference.errors import is_out_of_memory
 from runinference.handlers.error_policy import Call
 
@@ -82,7 +83,7 @@ class _QueuedBatch:
 
     def __init__(self, batch: list[Any]) -> None:
         self.batch = batch
-        self.n_bytes = size_in_bytes(batch)
+        self.n_bytes = batch_size_in_bytes(batch)
         self.group: list[_QueuedBatch] = []
         self.results: list[Any] | None = None
         self.ready = threading.Lock()

@@ -13,7 +13,8 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from runinference.batching.policy import resolve_policy, size_in_bytes
+from runinference.batching.element_size import size_in_bytes
+from runinference.batching.policy import resolve_policy
 from runinference.handlers.error_policy import Failure
 from runinference.handlers.keyed import per_key_mappings
 from runinference.serving.routing import ModelVersion, make_router

@@ -74,6 +74,8 @@ _GRAPHS: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
 
 def _get_numpy_type(spec: Any) -> Any:
     dtype = tf.as_dtype(spec.dtype)
+    if dtype == tf.string:
+        return bytes
     return dtype.as_numpy_dtype if dtype.is_floating or dtype.is_integer or dtype.is_bool else None
 
 

@@ -181,7 +181,23 @@ def _stack(
                 f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. To fix this, "
                 "convert it, for example with_preprocess_fn(torch.as_tensor)."
             )
+    if len({example.dtype for example in batch}) > 1:
+        batch = _unify_dtypes(batch, what)
     return stack_batch(stack, batch, what, hint or _suggest_padding)
+
+
+def _unify_dtypes(batch: Sequence[Any], what: str) -> Sequence[Any]:
+    """Convert empty tensors, which have no values, to the dtype of the others."""
+    filled = {index: example.dtype for index, example in enumerate(batch) if example.numel()}
+    index, dtype = next(iter(filled.items()), (0, batch[0].dtype))
+    for other, found in filled.items():
+        if found != dtype:
+            raise BatchShapeError(
+                f"Element {other} of {what} has the dtype {found}, while element {index} has {dtype}. Elements "
+                "of one batch need one dtype. To fix this, convert them with with_preprocess_fn, for example "
+                f"lambda x: x.to({dtype})."
+            )
+    return [example if example.dtype == dtype else example.to(dtype) for example in batch]
 
 
 def _suggest_padding(dim: int) -> str:
