@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import datetime
+import random
 import sqlite3
+import threading
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 
 from runinference import KeyedModelHandler, ModelHandler, PredictionResult
@@ -123,6 +131,95 @@ class GivesTensorViews(ReturnsViews):
         return [PredictionResult(x, row, self.path) for x, row in zip(batch, rows, strict=True)]
 
 
+class SharesAResult(Good):
+    check, fix = "memory", "row.copy"
+
+    def run_inference(self, batch, model, inference_args=None):
+        rows = np.ones(3)
+        return [{"x": x * model, "all": rows} for x in batch]
+
+
+class SharesATensor(SharesAResult):
+    def run_inference(self, batch, model, inference_args=None):
+        scale = torch.ones(())
+        return [{"x": x * model, "scale": scale} for x in batch]
+
+
+class ReusesItsOutput(Good):
+    check, fix = "memory", "new output for each call"
+
+    def load_model(self):
+        return [np.zeros(1) for _ in range(100)]
+
+    def run_inference(self, batch, model, inference_args=None):
+        for x, row in zip(batch, model, strict=False):
+            row[0] = 2 * x
+        return model[: len(batch)]
+
+
+class GivesOutTheModel(Good):
+    check, fix = "memory", "Return a copy"
+
+    def load_model(self):
+        return {x: np.array([x]) for x in NUMBERS}
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [model[x] for x in batch]
+
+
+class DependsOnItsNeighbor(Good):
+    """The longest text of a batch, that is, only some batches of two, changes the result of the others."""
+
+    check, fix = "batching", "padding without a mask"
+    examples = ["a", "bb", "cc", "ddddd"]
+
+    def run_inference(self, batch, model, inference_args=None):
+        longest = max(map(len, batch))
+        return [(x, longest == 5 and len(x) == 1) for x in batch]
+
+
+class DependsOnTheBatchSize(Good):
+    check, fix = "batching", "other elements of the batch"
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [x * model + (len(batch) > 4) for x in batch]
+
+
+class KeepsAState(Good):
+    check, fix = "batching", "independent of earlier calls"
+
+    def load_model(self):
+        return [0]
+
+    def run_inference(self, batch, model, inference_args=None):
+        model[0] += len(batch)
+        return [x + model[0] for x in batch]
+
+
+class ChangesExamplesOfFailures(Good):
+    check, fix = "errors", "Change a copy"
+    examples = [np.array([x]) for x in NUMBERS]
+
+    def run_inference(self, batch, model, inference_args=None):
+        for x in batch:
+            x *= 2
+        results = [float(x[0]) for x in batch]
+        for x in batch:
+            x /= 2
+        return results
+
+
+class ChangesAnAttributeOfExamples(Good):
+    check, fix = "examples", "Change a copy"
+    examples = [collections.Counter({"x": int(x)}) for x in NUMBERS]
+
+    def run_inference(self, batch, model, inference_args=None):
+        results = [x["x"] for x in batch]
+        for x in batch:
+            x["seen"] = 1
+        return results
+
+
 class ChangesExamples(Good):
     check, fix = "examples", "Change a copy"
     examples = [np.array([x]) for x in NUMBERS]
@@ -228,6 +325,15 @@ FAULTY = [
     Sorts,
     ReturnsViews,
     GivesTensorViews,
+    SharesAResult,
+    SharesATensor,
+    ReusesItsOutput,
+    GivesOutTheModel,
+    DependsOnItsNeighbor,
+    DependsOnTheBatchSize,
+    KeepsAState,
+    ChangesExamplesOfFailures,
+    ChangesAnAttributeOfExamples,
     ChangesExamples,
     ChangesArguments,
     ReturnsBytesAsText,
@@ -280,3 +386,171 @@ def test_uses_a_custom_comparison():
 def test_too_few_examples_raise_an_error():
     with pytest.raises(ValueError, match="three examples or more, with different results, not 1"):
         check_handler(Good(), [1.0])
+
+
+def test_a_class_and_other_objects_are_rejected():
+    for wrong in (Good, "model.pkl", None):
+        with pytest.raises(ValueError, match="check_handler"):
+            check_handler(wrong, NUMBERS)
+
+
+class Echo(Good):
+    """Returns what a function makes of each example."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [PredictionResult(x, self.function(x)) for x in batch]
+
+
+class Document:
+    """An object that compares by identity."""
+
+    def __init__(self, text, links=()):
+        self.text = text
+        self.links = list(links)
+
+
+class Slotted:
+    __slots__ = ("__weakref__", "text")
+
+    def __init__(self, text):
+        self.text = text
+
+
+@dataclasses.dataclass
+class Measured:
+    """A dataclass whose comparison is ambiguous."""
+
+    values: Any
+    name: str = "a"
+
+
+def _cyclic(text):
+    document = Document(text)
+    document.links.append(document)
+    return document
+
+
+def _frame(n):
+    missing = np.array(["a", np.nan, None], dtype=object)
+    return pd.DataFrame(
+        {"name": missing, "n": n, "time": pd.NaT, "kind": pd.Categorical(["x", None, "y"])}
+    )
+
+
+def _tensor(n):
+    return torch.tensor([float(n), float("nan")])
+
+
+#: Examples without ``__eq__``, or with one that is ambiguous or not reflexive, and a function of an example.
+EXAMPLES = {
+    "objects": ([Document(x) for x in "abc"], lambda x: x.text),
+    "nested objects": ([Document(x, [Document(x)]) for x in "abc"], lambda x: x.links[0].text),
+    "cyclic objects": ([_cyclic(x) for x in "abc"], lambda x: x.text),
+    "slots": ([Slotted(x) for x in "abc"], lambda x: x.text),
+    "dataclasses of arrays": ([Measured(np.full(2, n)) for n in range(3)], lambda x: x.values[0]),
+    "dataclasses of tensors": ([Measured(_tensor(n)) for n in range(3)], lambda x: x.values[0]),
+    "arrays with nan": ([np.array([n, np.nan]) for n in range(3)], lambda x: x[0]),
+    "arrays of objects": (
+        [np.array([n, None, np.nan, "a", np.zeros(2)], object) for n in range(3)],
+        lambda x: x[0],
+    ),
+    "structured arrays": (
+        [np.array([(n, np.nan)], [("a", "i4"), ("b", "f8")]) for n in range(3)],
+        lambda x: x["a"][0],
+    ),
+    "dates": (
+        [np.array([n, "NaT"], "datetime64[D]") for n in ("2020-01-01", "2021-01-01", "2022-01-01")],
+        lambda x: str(x[0]),
+    ),
+    "texts": ([np.array([x, "b"]) for x in "abc"], lambda x: str(x[0])),
+    "frames": ([_frame(n) for n in range(3)], lambda x: x["n"].sum()),
+    "columns": ([_frame(n)["n"] for n in range(3)], lambda x: x.sum()),
+    "sparse matrices": (
+        [scipy.sparse.csr_matrix(np.eye(2) * n) for n in range(1, 4)],
+        lambda x: x.sum(),
+    ),
+    "tensors": ([_tensor(n) for n in range(3)], lambda x: x[0]),
+    "tensors of half precision": (
+        [torch.tensor([n], dtype=torch.bfloat16) for n in range(3)],
+        lambda x: x * 2,
+    ),
+    "tensors with gradients": (
+        [torch.ones(1, requires_grad=True) * n for n in range(3)],
+        lambda x: float(x),
+    ),
+    "sparse tensors": ([torch.eye(2).to_sparse() * n for n in range(3)], lambda x: x * 1),
+    "nested tensors": (
+        [torch.nested.nested_tensor([torch.ones(1) * n, torch.ones(2)]) for n in range(3)],
+        lambda x: float(x[0]),
+    ),
+    "sets": ([{n, "a", float("nan")} for n in range(3)], lambda x: len(str(x))),
+    "sets of objects": ([{Document(x)} for x in "abc"], lambda x: next(iter(x)).text),
+    "queues": ([collections.deque([x]) for x in "abc"], lambda x: x[0]),
+    "nan": ([float("nan"), 1.0, 2.0], lambda x: x),
+    "locks": ([(threading.Lock(), n) for n in range(3)], lambda x: x[1]),
+    "generators": ([(n, (m for m in range(3))) for n in range(3)], lambda x: x[0]),
+    "timestamps": ([datetime.datetime(2020, 1, n + 1) for n in range(3)], lambda x: x.day),
+    "functions": ([(len, n) for n in range(3)], lambda x: x[1]),
+    "bytes": ([bytes([n, 0]) for n in range(3)], lambda x: x[0]),
+}
+
+
+@pytest.mark.parametrize(("examples", "function"), EXAMPLES.values(), ids=EXAMPLES)
+def test_right_handlers_are_not_blamed_for_their_examples(examples, function):
+    report = check_handler(Echo(function), examples)
+    assert {"batching", "examples", "memory"} <= set(report.passed)
+
+
+#: Results that compare by identity, ambiguously or not reflexively, as functions of a number.
+RESULTS = {
+    "objects": lambda x: Document(str(x)),
+    "slots": lambda x: Slotted(str(x)),
+    "dataclasses of arrays": lambda x: Measured(np.array([x, np.nan])),
+    "frames": lambda x: _frame(x),
+    "columns": lambda x: _frame(x)["n"],
+    "sets of objects": lambda x: {Document(str(x))},
+    "arrays of objects": lambda x: np.array([x, None, np.nan, "a"], object),
+    "structured arrays": lambda x: np.array([(x, np.nan)], [("a", "f4"), ("b", "f8")]),
+    "dates": lambda x: np.array([f"{2000 + int(x)}-01-01", "NaT"], "datetime64[D]"),
+    "sparse tensors": lambda x: torch.eye(2).to_sparse() * x,
+    "tensors of half precision": lambda x: torch.tensor([x], dtype=torch.bfloat16),
+    "tensors with gradients": lambda x: torch.tensor([x], requires_grad=True),
+    "read-only arrays": lambda x: np.broadcast_to(np.array(x), ()),
+    "a constant of the class": lambda x: {"x": x, "names": NAMES},
+    "nothing": lambda x: None,
+}
+NAMES = ["cat", "dog"]
+
+
+@pytest.mark.parametrize("function", RESULTS.values(), ids=RESULTS)
+def test_right_handlers_are_not_blamed_for_their_results(function):
+    assert "batching" in check_handler(Echo(function), NUMBERS).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_in_half_precision_is_not_blamed(dtype):
+    class Rounds(Good):
+        def run_inference(self, batch, model, inference_args=None):
+            step = 1 + torch.finfo(dtype).eps * (len(batch) > 1)
+            return torch.tensor([[x] for x in batch]).to(dtype) * step
+
+    assert "batching" in check_handler(Rounds(), NUMBERS).passed
+
+
+def test_checks_that_compare_results_are_skipped_if_results_are_random():
+    class Samples(Good):
+        def run_inference(self, batch, model, inference_args=None):
+            return [x + random.random() for x in batch]
+
+    report = check_handler(Samples(), NUMBERS, bad_example="x", updated_path="3")
+    compared = {"batching", "order", "errors", "pickling", "updates"}
+    assert report.skipped.keys() == compared
+    assert all("vary from call to call" in reason for reason in report.skipped.values())
+
+
+def test_examples_can_come_from_a_generator():
+    assert "examples" in check_handler(Good(), (x for x in NUMBERS)).passed

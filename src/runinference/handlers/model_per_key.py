@@ -175,9 +175,7 @@ def check_handler_object(handler: Any, wrapper: str) -> None:
         raise OptionError(
             f"{wrapper} got the class {handler.__name__}. To fix this, pass an instance: {handler.__name__}(...)."
         )
-    if not all(
-        hasattr(handler, name) for name in ("load_model", "run_inference", "get_preprocess_fns")
-    ):
+    if not all(hasattr(handler, name) for name in ("load_model", "run_inference")):
         raise OptionError(
             f"{wrapper} takes a model handler, such as SklearnModelHandlerNumpy(model_uri=...), but got a "
             f"{type(handler).__name__}."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from runinference.errors import RunInferenceError
+from runinference.handlers.model_per_key import check_handler_object
 from runinference.testing.checks import CHECKS, CheckContext, CheckFailed, CheckSkipped
 from runinference.testing.compare import format_error
 from runinference.testing.compare import same as same_results
@@ -48,7 +49,7 @@ class HandlerFaultsError(RunInferenceError, AssertionError):
 
 def check_handler(
     handler: Any,
-    examples: Sequence[Any],
+    examples: Iterable[Any],
     *,
     inference_args: dict[str, Any] | None = None,
     bad_example: Any = ...,
@@ -76,20 +77,22 @@ def check_handler(
         bad_example: An example that the model cannot process. Required to check errors.
         updated_path: The path of another model, with other results. Required to check model updates.
         same: Returns whether two results are the same. By default, numbers may differ by a few parts in 100,000,
-            as they do in batches of different sizes, and only the ``inference`` of a ``PredictionResult`` is
-            compared.
+            as they do in batches of different sizes, or a few percent in half precision. Only the ``inference``
+            of a ``PredictionResult`` is compared.
 
     Raises:
         HandlerFaultsError: The handler fails checks. The error is an ``AssertionError`` that lists the faults and
             how to fix them.
-        ValueError: There are fewer than three examples.
+        ValueError: There are fewer than three examples, or ``handler`` is not a handler.
     """
+    check_handler_object(handler, "check_handler")
+    examples = list(examples)
     if len(examples) < 3:
         raise ValueError(
             f"check_handler needs three examples or more, with different results, not {len(examples)}."
         )
     context = CheckContext(
-        handler, list(examples), inference_args, same or same_results, bad_example, updated_path
+        handler, examples, inference_args, same or same_results, bad_example, updated_path
     )
     faults: list[Fault] = []
     passed: list[str] = []
