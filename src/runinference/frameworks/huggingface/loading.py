@@ -68,6 +68,16 @@ def read_json(uri: str, name: str, args: Mapping[str, Any]) -> Any:
     return {} if path is None else json.loads(Path(path).read_bytes())
 
 
+def load_config(uri: str, args: Mapping[str, Any]) -> Any:
+    """Load the configuration of a model's text part; return None if there is none."""
+    try:
+        shared = {"trust_remote_code": False, **select_shared_args(args)}
+        config = transformers.AutoConfig.from_pretrained(uri, **shared)
+    except (OSError, ValueError):
+        return None
+    return config.get_text_config()
+
+
 def select_shared_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords of ``from_pretrained`` that also apply to the model's tokenizer and configuration."""
     return {k: args[k] for k in (*_HUB_ARGS, "trust_remote_code") if k in args}

