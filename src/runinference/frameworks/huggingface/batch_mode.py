@@ -13,6 +13,15 @@ from runinference.frameworks.huggingface.tokenizer import BatchTokenizer
 
 torch = need("torch", extra="transformers")
 
+#: Arguments of a call that return the token scores of one step of generation.
+ONE_STEP = {
+    "max_new_tokens": 1,
+    "do_sample": False,
+    "use_cache": False,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+}
+
 Row = Mapping[str, Any]
 #: Calls a model on a batch of tokenized texts, and returns the output for each of them, without padding.
 CallFn = Callable[[Sequence[Row]], Sequence[Any]]

@@ -13,12 +13,14 @@ from typing_extensions import Unpack
 from runinference.checks import check_callable, check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.extras import need
+from runinference.frameworks.huggingface.batch_mode import BatchMode
 from runinference.frameworks.huggingface.loading import (
     check_no_random_weights,
     explain_load_errors,
     read_json,
     select_shared_args,
 )
+from runinference.frameworks.huggingface.pipeline_batches import prepare_batches
 from runinference.frameworks.huggingface.tasks import PipelineTask, check_task
 from runinference.frameworks.huggingface.tokenizer import prepare_tokenizer
 from runinference.frameworks.torch.devices import parse_device, resolve_device
@@ -37,12 +39,17 @@ def default_pipeline_inference_fn(
 ) -> list[Any]:
     """Run a pipeline on a batch and return one result for each element.
 
-    The batch is one call of the model, unless ``batch_size`` was set when the pipeline was loaded or is in
-    ``inference_args``.
+    Inputs share a call of the model if that doesn't change their results: texts that the model can pad, and images
+    and sounds of one size. All others have their own calls. The number of inputs in a call is at most
+    ``batch_size``, if that was set when the pipeline was loaded or is in ``inference_args``.
     """
-    args = dict(inference_args or {})
+    # Pipelines change the dictionaries in their arguments.
+    args = {k: dict(v) if isinstance(v, dict) else v for k, v in (inference_args or {}).items()}
+    if isinstance(pipeline, transformers.Pipeline):
+        prepare_batches(pipeline, {})
     if getattr(pipeline, "_batch_size", None) is None:
-        args.setdefault("batch_size", len(batch))
+        is_single = getattr(pipeline, "batch_mode", None) is BatchMode.SINGLE
+        args.setdefault("batch_size", 1 if is_single else len(batch))
     # From an iterator, a pipeline returns a list even for one element. From a list, some pipelines don't.
     return list(pipeline((example for example in batch), **args))
 
@@ -62,6 +69,8 @@ def load_pipeline(task: str, model: str, load_pipeline_args: Mapping[str, Any]) 
         if pipeline.task == "text-generation":
             # Prompts must be padded on the left.
             pipeline.tokenizer.padding_side = "left"
+    pipeline.model.eval()
+    prepare_batches(pipeline, load_pipeline_args)
     return pipeline
 
 
@@ -98,7 +107,10 @@ def _define_feature_extraction_pipeline() -> Any:
 
 
 class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """Run a Transformers pipeline; each batch of elements is one batch of the pipeline.
+    """Run a Transformers pipeline on batches, where elements don't change each other's results.
+
+    Texts are padded to the longest if the model ignores padding. Images and sounds share a call if they have one
+    size after preprocessing. All other elements have their own calls.
 
     Elements are anything that the pipeline accepts: texts, paths of images or audio files, images, dictionaries.
 

@@ -14,6 +14,7 @@ from runinference.collate.unbatch import to_results
 from runinference.errors import ElementError, OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import (
+    ONE_STEP,
     BatchMode,
     Row,
     accepts_mask,
@@ -40,14 +41,6 @@ torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
 
 _NO_LIMIT = 10**9  # Tokenizers without a limit have a greater model_max_length.
-#: Arguments of a call that return the token scores of one step of generation.
-_ONE_STEP = {
-    "max_new_tokens": 1,
-    "do_sample": False,
-    "use_cache": False,
-    "output_logits": True,
-    "return_dict_in_generate": True,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +184,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     def _with_tokenizer(self, module: Any, tokenizer: BatchTokenizer) -> TextModel:
         args = {
             **self._get_default_args(module),
-            **(_ONE_STEP if self._method == "generate" else {}),
+            **(ONE_STEP if self._method == "generate" else {}),
         }
 
         def call(rows: Sequence[Row]) -> list[Any]:
