@@ -71,13 +71,12 @@ def depends_on_padded_prompt(model: Any, args: Mapping[str, Any]) -> bool:
     def get(name: str) -> Any:
         return args.get(name, getattr(defaults, name, None))
 
-    if getattr(model.config, "is_encoder_decoder", False):
-        names = _ENCODER_SETTINGS
-    elif get("max_new_tokens") is None:
-        return True
-    else:
-        names = (*_ENCODER_SETTINGS, *_PROMPT_SETTINGS)
-    return any(get(name) not in (None, 0, 1, False) for name in names)
+    names = [*_ENCODER_SETTINGS]
+    if not getattr(model.config, "is_encoder_decoder", False):
+        if get("max_new_tokens") is None:
+            return True
+        names += _PROMPT_SETTINGS
+    return any(get(name) not in (None, 0, 1) for name in names)
 
 
 _ENCODER_SETTINGS = ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty")

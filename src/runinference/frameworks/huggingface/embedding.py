@@ -136,11 +136,10 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
     def _load_tokenizer(self, config: Any, max_tokens: int | None = None) -> BatchTokenizer:
         settings = self._read_settings()
         tokenizer = super()._load_tokenizer(config, max_tokens)
-        if settings.max_length:
+        args = {**tokenizer.args}
+        if settings.max_length and "max_length" not in self._tokenizer_args:
             length = min(settings.max_length, max_tokens or settings.max_length)
-            args = {"truncation": True, "max_length": length, **self._tokenizer_args}
-        else:
-            args = tokenizer.args
+            args.update(truncation=args.get("truncation", True), max_length=length)
         if settings.lowercase:
             use_lowercase(tokenizer.tokenizer, self._model_uri)
         return BatchTokenizer(tokenizer.tokenizer, args, settings.prompt, max_tokens)

@@ -69,7 +69,8 @@ def prepare_batches(pipeline: Any, load_pipeline_args: Mapping[str, Any]) -> Non
             check = functools.partial(_check_tokens, max_tokens, hint or "{'truncation': True}")
             pipeline.model.register_forward_pre_hook(check, with_kwargs=True)
         pipeline.load_pipeline_args = dict(load_pipeline_args)
-        pipeline.__class__ = _define_class(type(pipeline))
+        base: Any = type(pipeline)
+        pipeline.__class__ = _define_class(base)
         pipeline.batch_mode = mode
 
 
@@ -123,14 +124,9 @@ def _check_tokens(
 def _define_class(base: Any) -> type:
     """Define a subclass of a pipeline class that locks its tokenizer and groups its inputs."""
     # Imported late, because it takes seconds.
-    from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
-    from transformers.pipelines.pt_utils import (
-        PipelineChunkIterator,
-        PipelineDataset,
-        PipelineIterator,
-    )
-
-    is_chunked = issubclass(base, ChunkPipeline)
+    pipelines = need("transformers.pipelines.base", extra="transformers")
+    iterators = need("transformers.pipelines.pt_utils", extra="transformers")
+    is_chunked = issubclass(base, pipelines.ChunkPipeline)
 
     class BatchedPipeline(base):  # type: ignore[misc]
         def preprocess(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,20 +152,23 @@ def _define_class(base: Any) -> type:
             if batch_size == 1:
                 return super().get_iterator(inputs, num_workers, batch_size, *params)
             if is_chunked:
-                dataset = PipelineChunkIterator(inputs, self.preprocess, preprocess_params)
+                kind = iterators.PipelineChunkIterator
             elif isinstance(inputs, Sized):
-                dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
+                kind = iterators.PipelineDataset
             else:
-                dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
-            if is_chunked or not isinstance(inputs, Sized):
+                kind = iterators.PipelineIterator
+            if kind is not iterators.PipelineDataset:
                 num_workers = min(num_workers, 1)  # each process would go through all inputs
             items = torch.utils.data.DataLoader(
-                dataset, num_workers=num_workers, batch_size=1, collate_fn=no_collate_fn
+                kind(inputs, self.preprocess, preprocess_params),
+                num_workers=num_workers,
+                batch_size=1,
+                collate_fn=pipelines.no_collate_fn,
             )
             outputs = self.call_on_batches(items, batch_size, forward_params)
             if is_chunked:
                 outputs = _join_chunks(outputs)
-            return PipelineIterator(outputs, self.postprocess, postprocess_params)
+            return iterators.PipelineIterator(outputs, self.postprocess, postprocess_params)
 
         def call_on_batches(self, items: Any, batch_size: int, params: Any) -> Iterator[Any]:
             """Yield the output of the model for each item, in order."""
@@ -191,8 +190,8 @@ def _define_class(base: Any) -> type:
         def call_on_group(self, group: Sequence[Any], is_padded: bool, params: Any) -> list[Any]:
             if len(group) == 1:
                 return [self.forward(group[0], **params)]
-            joined = pad_collate_fn(self.tokenizer, None)(group) if is_padded else _concat(group)
-            return [*PipelineIterator([joined], self.forward, params, len(group))]
+            join = pipelines.pad_collate_fn(self.tokenizer, None) if is_padded else _concat
+            return [*iterators.PipelineIterator([join(group)], self.forward, params, len(group))]
 
     BatchedPipeline.__name__ = base.__name__
     return BatchedPipeline

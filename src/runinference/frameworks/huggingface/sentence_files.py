@@ -52,7 +52,7 @@ def read_settings(
         return read_json(uri, name, load_model_args)
 
     poolings, normalize, include_prompt = _read_modules(uri, read, given)
-    transformer = next(filter(None, map(read, _TRANSFORMER_FILES)), {})
+    transformer: Mapping[str, Any] = next(filter(None, map(read, _TRANSFORMER_FILES)), {})
     _check_transformer(uri, transformer, given)
     model = read("config_sentence_transformers.json")
     if (kind := model.get("model_type") or "SentenceTransformer") != "SentenceTransformer":

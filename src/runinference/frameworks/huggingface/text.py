@@ -161,15 +161,16 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             ElementError: An element is not a text or a pair of texts, or it has no tokens or too many.
         """
         args = {**self._get_default_args(model.model), **(inference_args or {})}
-        rows = self._encode(batch, model.tokenizer)
+        tokenizer: BatchTokenizer = model.tokenizer
+        rows = self._encode(batch, tokenizer)
 
         def call(group: Sequence[Row]) -> list[Any]:
-            outputs = self._call(group, model.model, model.tokenizer, args)
+            outputs = self._call(group, model.model, tokenizer, args)
             if self._method != "generate":
                 return outputs
             longest = max(len(row["input_ids"]) for row in group)
             prompt = longest if _is_decoder_only(model.model) else 0
-            return model.tokenizer.decode([tokens[prompt:] for tokens in outputs])
+            return tokenizer.decode([tokens[prompt:] for tokens in outputs])
 
         inferences = call_in_groups(rows, self._get_mode(model, args), call)
         return to_results(batch, inferences, self._model_uri)
