@@ -312,7 +312,7 @@ def _check_types(
     """Raise `OptionError` if an option of ``RunInference`` has the wrong type."""
     if inference_args is not None and not isinstance(inference_args, AsSideInput):
         check_mapping("inference_args", inference_args)
-    if not isinstance(metadata, (beam.PCollection, type(None))):
+    if isinstance(metadata, (str, bytes, list, tuple, dict, AsSideInput, beam.PTransform)):
         raise OptionError(
             "model_metadata_pcoll must be a PCollection of ModelMetadata or KeyModelPathMapping, but is a "
             f"{type(metadata).__name__}."
