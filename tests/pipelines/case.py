@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import apache_beam as beam
 from apache_beam.transforms import window
 
 from pipelines.rows import UNLIMITED, Row, RowHandler
@@ -100,7 +101,7 @@ class Case:
 
     def transform(self) -> RunInference:
         """Return the transform. With model updates, its side input is a placeholder."""
-        metadata = object() if self.model_updates else None
+        metadata = beam.PCollection(beam.Pipeline()) if self.model_updates else None
         transform = RunInference(self.handler(), model_metadata_pcoll=metadata)
         return transform.with_exception_handling() if self.dead_letters else transform
 

@@ -10,11 +10,10 @@ from apache_beam.internal import pickler
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
+from pipelines.buffered_driver import BufferedDriver
 from pipelines.case import Case, TimestampedElement
 from pipelines.outcome import Outcome
-from runinference.transforms.buffered_dofn import AssignShardKey, BufferedInferDoFn
-
-_STATES = ("buffer", "totals", "buffered_arguments")
+from runinference.transforms.buffered_dofn import BufferedInferDoFn
 
 
 def run(case: Case) -> Outcome:
@@ -35,14 +34,16 @@ def run(case: Case) -> Outcome:
 
 def _process_bundles(case: Case, do_fn: Any, bundles: Any) -> Iterator[Any]:
     do_fn.setup()
-    state = _KeyedState(case, do_fn) if isinstance(do_fn, BufferedInferDoFn) else None
+    state = None
+    if isinstance(do_fn, BufferedInferDoFn):
+        state = BufferedDriver(do_fn, case.handler(), keep_windows=case.window_fn == "sessions")
     for bundle in bundles:
         do_fn.start_bundle()
         for element in bundle:
             side_input = {"update": element.model_update} if case.model_updates else {}
             for windowed in _explode_windows(case, element):
                 if state is not None:
-                    yield from state.process(windowed, side_input)
+                    yield from state.process(windowed, **side_input)
                 else:
                     yield from do_fn.process(windowed.value, windowed, **side_input) or ()
         if state is not None and len(bundle) % 2:
@@ -72,66 +73,3 @@ def _collect_outcome(case: Case, outputs: Iterable[Any]) -> Outcome:
         add = outcome.add_dead_letter if failed else outcome.add_result
         add(case, windowed.value, windowed.timestamp, window)
     return outcome
-
-
-class _KeyedState:
-    """The state and timers of a `BufferedInferDoFn` for each key and window."""
-
-    def __init__(self, case: Case, do_fn: BufferedInferDoFn) -> None:
-        self._do_fn = do_fn
-        self._assign_key = AssignShardKey(case.handler())
-        self._assign_key.setup()
-        self._cells: dict[Any, dict[str, _ValueState | _BagState]] = {}
-
-    def process(self, windowed: WindowedValue, side_input: dict[str, Any]) -> Iterator[Any]:
-        [(key, element)] = self._assign_key.process(windowed.value)
-        [window] = windowed.windows
-        empty = {
-            name: _ValueState()
-            for name in ("totals", "buffered_arguments", "max_wait", "window_end")
-        }
-        cells = self._cells.setdefault((key, window), {"buffer": _BagState(), **empty})
-        yield from self._do_fn.process(
-            (key, element), windowed.with_value((key, element)), window, **cells, **side_input
-        )
-
-    def fire(self, timer: str) -> Iterator[Any]:
-        """Clear a timer of each key and window where it is set, and flush the buffer."""
-        for (_, window), cells in self._cells.items():
-            if cells[timer].read() is not None:
-                cells[timer].clear()
-                yield from self._do_fn.flush(window, **{name: cells[name] for name in _STATES})
-
-
-class _BagState:
-    """A bag state."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def add(self, value: Any) -> None:
-        self._values.append(value)
-
-    def read(self) -> list[Any]:
-        return self._values
-
-    def clear(self) -> None:
-        self._values: list[Any] = []
-
-
-class _ValueState:
-    """A read-modify-write state or a timer."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def write(self, value: Any) -> None:
-        self._value = value
-
-    set = write
-
-    def read(self) -> Any:
-        return self._value
-
-    def clear(self) -> None:
-        self._value: Any = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import apache_beam as beam
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from apache_beam.transforms.window import (
     FixedWindows,
     GlobalWindow,
@@ -13,7 +15,7 @@ from apache_beam.transforms.window import (
 )
 
 from common import RUNNER, CollectElements, FunctionHandler
-from runinference import KeyedModelHandler, ModelMetadata, RunInference
+from runinference import KeyedModelHandler, KeyModelPathMapping, ModelMetadata, RunInference
 from runinference.errors import OptionError
 from runinference.transforms.infer_dofn import InferDoFn
 from runinference.transforms.side_inputs import AsLatest, are_same_arguments
@@ -109,6 +111,68 @@ def test_the_latest_model_refresh_is_used_and_two_with_the_same_timestamp_raise(
         AsLatest._from_runtime_iterable([(1, A), (1, B)], {})
 
 
-def test_arrays_that_cannot_be_compared_are_not_equal():
-    assert not are_same_arguments({"a": np.zeros(2)}, {"a": np.zeros(2)})
-    assert are_same_arguments({"a": 1}, {"a": 1})
+@pytest.mark.parametrize(
+    "make",
+    [
+        dict,
+        lambda: {"a": np.zeros(2)},
+        lambda: {"a": torch.ones(2, 3)},
+        lambda: {"a": float("nan"), "b": np.array([np.nan])},
+        lambda: {"a": [{"b": (1, "c", None)}]},
+        lambda: {"a": pd.DataFrame({"b": [1.0, None]})},
+        lambda: {"a": np.array(["b", None], dtype=object)},
+    ],
+)
+def test_equal_arguments_are_the_same(make):
+    assert are_same_arguments(make(), make())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": np.zeros(2)}, {"a": np.ones(2)}),
+        ({"a": np.zeros(2)}, {"a": np.zeros(2, np.float32)}),
+        ({"a": np.zeros(2)}, {"a": np.zeros((2, 1))}),
+        ({"a": torch.ones(2)}, {"a": torch.zeros(2)}),
+        ({"a": torch.ones(2)}, {"a": np.ones(2)}),
+        ({"a": 1}, {"a": True}),
+        ({"a": 1}, {"a": 1.0}),
+        ({"a": 0.0}, {"a": -0.0}),
+        ({"a": "1"}, {"a": 1}),
+        ({"a": 1}, {"b": 1}),
+        ({}, None),
+        ({"a": lambda: 1}, {"a": lambda: 1}),
+    ],
+)
+def test_arguments_that_a_model_could_tell_apart_are_not_the_same(one, other):
+    assert not are_same_arguments(one, other)
+
+
+class OneRepr:
+    """A value that looks like all others of its class."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return self.value == other.value
+
+    def __hash__(self):
+        return 0
+
+    def __repr__(self):
+        return "OneRepr"
+
+
+def test_refreshes_with_the_same_repr_are_not_the_same():
+    first, second = (KeyModelPathMapping([OneRepr(n)], "path") for n in (1, 2))
+    with pytest.raises(OptionError, match="2 model refreshes have the same timestamp"):
+        AsLatest._from_runtime_iterable([(1, [first]), (1, [second])], {})
+    assert AsLatest._from_runtime_iterable([(1, [first]), (1, [first])], {}) == [first]
+
+
+def test_the_error_about_many_refreshes_with_the_same_timestamp_is_short():
+    updates = [(1, ModelMetadata(f"{n}" * 10_000, "name")) for n in range(1000)]
+    with pytest.raises(OptionError, match="1000 model refreshes") as caught:
+        AsLatest._from_runtime_iterable(updates, {})
+    assert len(str(caught.value)) < 2000

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
@@ -27,23 +28,41 @@ WINDOW_ELEMENTS = 1_024
 WINDOW_BUDGETS = 32
 
 
+class Batch(list[ItemT]):
+    """The items of a batch.
+
+    Attributes:
+        opened: When the first of its items came, in nanoseconds.
+    """
+
+    __slots__ = ("opened",)
+    opened: int
+
+
 class Batcher(Generic[ItemT]):
     """A collector of items that emits a batch when it is full.
 
     An item is any value that belongs to an element, such as the element with its window and timestamp. Each
     length bucket has its own batch, in arrival order, or sorted by length with a maximum padded size.
+
+    Args:
+        policy: The limits of a batch.
+        size: The maximum number of elements.
+        now: Returns the time when the current element came, in nanoseconds.
     """
 
-    def __new__(cls, policy: BatchPolicy, size: AdaptiveSize) -> Batcher[ItemT]:
+    def __new__(cls, policy: BatchPolicy, *_: Any) -> Batcher[ItemT]:
         return super().__new__(_PlainBatcher if policy.has_only_size_limits else cls)
 
-    def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
+    def __init__(
+        self, policy: BatchPolicy, size: AdaptiveSize, now: Callable[[], int] = time.time_ns
+    ) -> None:
         self._policy = policy
         kind = _ArrivalOrderBucket if policy.max_padded_size is None else _LengthSortedBucket
         self._buckets: dict[int, _ArrivalOrderBucket[ItemT] | _LengthSortedBucket[ItemT]]
-        self._buckets = defaultdict(lambda: kind(policy, size))
+        self._buckets = defaultdict(lambda: kind(policy, size, now))
 
-    def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
+    def add(self, element: Any, item: ItemT) -> Sequence[Batch[ItemT]]:
         """Add an element with its item. Return the batches that are full now."""
         policy = self._policy
         length = 0 if policy.length_fn is None else policy.length_fn(element)
@@ -51,7 +70,7 @@ class Batcher(Generic[ItemT]):
         bucket = self._buckets[bisect_right(policy.bucket_boundaries, length)]
         return bucket.add(item, length, size_in_bytes(element), weight)
 
-    def flush(self) -> Sequence[list[ItemT]]:
+    def flush(self) -> Sequence[Batch[ItemT]]:
         """Remove and return the remaining batches."""
         return [batch for bucket in self._buckets.values() for batch in bucket.flush()]
 
@@ -59,64 +78,72 @@ class Batcher(Generic[ItemT]):
 class _PlainBatcher(Batcher[ItemT]):
     """A batcher that limits only elements and bytes. It takes a third of the time per element."""
 
-    def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
+    def __init__(
+        self, policy: BatchPolicy, size: AdaptiveSize, now: Callable[[], int] = time.time_ns
+    ) -> None:
         self._max_bytes = policy.max_batch_bytes
         self._size = size
-        self._items: list[ItemT] = []
+        self._now = now
+        self._items: Batch[ItemT] = Batch()
         self._n_bytes = 0
 
-    def add(self, element: Any, item: ItemT) -> Sequence[list[ItemT]]:
+    def add(self, element: Any, item: ItemT) -> Sequence[Batch[ItemT]]:
         element_bytes = size_in_bytes(element)
         n_bytes = self._n_bytes + element_bytes
-        full: Sequence[list[ItemT]] = ()
+        full: Sequence[Batch[ItemT]] = ()
         if n_bytes > self._max_bytes and self._items:
             full, n_bytes = self.flush(), element_bytes
         items = self._items
+        if not items:
+            items.opened = self._now()
         items.append(item)
         self._n_bytes = n_bytes
         return [*full, *self.flush()] if len(items) >= self._size.current else full
 
-    def flush(self) -> Sequence[list[ItemT]]:
-        items, self._items, self._n_bytes = self._items, [], 0
+    def flush(self) -> Sequence[Batch[ItemT]]:
+        items, self._items, self._n_bytes = self._items, Batch(), 0
         return [items] if items else ()
 
 
 class _ArrivalOrderBucket(Generic[ItemT]):
     """A batch in arrival order. It is full at its size, or if the next item would exceed a limit."""
 
-    __slots__ = ("_max_bytes", "_max_weight", "_n_bytes", "_size", "_weight", "items")
+    __slots__ = ("_max_bytes", "_max_weight", "_n_bytes", "_now", "_size", "_weight", "items")
 
-    def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
+    def __init__(self, policy: BatchPolicy, size: AdaptiveSize, now: Callable[[], int]) -> None:
         self._max_bytes = policy.max_batch_bytes
         self._max_weight = inf if policy.max_batch_weight is None else policy.max_batch_weight
         self._size = size
+        self._now = now
         self._reset()
 
     def _reset(self) -> None:
-        self.items: list[ItemT] = []
+        self.items: Batch[ItemT] = Batch()
         self._n_bytes = 0
         self._weight: float = 0
 
-    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[list[ItemT]]:
-        full: Sequence[list[ItemT]] = ()
+    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[Batch[ItemT]]:
+        full: Sequence[Batch[ItemT]] = ()
         n_bytes += self._n_bytes
         weight += self._weight
         if (n_bytes > self._max_bytes or weight > self._max_weight) and self.items:
             n_bytes -= self._n_bytes
             weight -= self._weight
             full = self.flush()
+        if not self.items:
+            self.items.opened = self._now()
         self.items.append(item)
         self._n_bytes = n_bytes
         self._weight = weight
         return [*full, *self.flush()] if len(self.items) >= self._size.current else full
 
-    def flush(self) -> Sequence[list[ItemT]]:
+    def flush(self) -> Sequence[Batch[ItemT]]:
         items = self.items
         self._reset()
         return [items] if items else ()
 
 
-_Entry = tuple[int, int, float, ItemT]  # length, bytes, weight, and the item
+_Entry = tuple[int, int, float, int, ItemT]  # length, bytes, weight, arrival, and the item
 
 
 class _LengthSortedBucket(Generic[ItemT]):
@@ -125,11 +152,12 @@ class _LengthSortedBucket(Generic[ItemT]):
     The shortest items, fewer than a batch, stay for the next window.
     """
 
-    def __init__(self, policy: BatchPolicy, size: AdaptiveSize) -> None:
+    def __init__(self, policy: BatchPolicy, size: AdaptiveSize, now: Callable[[], int]) -> None:
         self._size = size
+        self._now = now
         self._min_total_length = WINDOW_BUDGETS * (policy.max_padded_size or 0)
         self._max_bytes = max(DEFAULT_MAX_BATCH_BYTES, policy.max_batch_bytes)
-        self._batch: _ArrivalOrderBucket[_Entry[ItemT]] = _ArrivalOrderBucket(policy, size)
+        self._batch: _ArrivalOrderBucket[_Entry[ItemT]] = _ArrivalOrderBucket(policy, size, now)
         self._start_window([])
 
     def _start_window(self, rest: list[_Entry[ItemT]]) -> None:
@@ -137,8 +165,8 @@ class _LengthSortedBucket(Generic[ItemT]):
         self._total_length = sum(length for length, *_ in rest)
         self._n_bytes = sum(n_bytes for _, n_bytes, *_ in rest)
 
-    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[list[ItemT]]:
-        self._window.append((length, n_bytes, weight, item))
+    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[Batch[ItemT]]:
+        self._window.append((length, n_bytes, weight, self._now(), item))
         self._total_length += length
         self._n_bytes += n_bytes
         if not self._is_full():
@@ -147,7 +175,7 @@ class _LengthSortedBucket(Generic[ItemT]):
         self._start_window(rest if full else [])
         return _get_items(full or [rest])
 
-    def flush(self) -> Sequence[list[ItemT]]:
+    def flush(self) -> Sequence[Batch[ItemT]]:
         full, rest = self._divide()
         self._start_window([])
         return _get_items([*full, rest] if rest else full)
@@ -173,5 +201,11 @@ class _LengthSortedBucket(Generic[ItemT]):
         return full, rest[0] if rest else []
 
 
-def _get_items(batches: list[list[_Entry[ItemT]]]) -> list[list[ItemT]]:
-    return [[item for *_, item in batch] for batch in batches]
+def _get_items(batches: list[list[_Entry[ItemT]]]) -> list[Batch[ItemT]]:
+    return [_make_batch(entries) for entries in batches]
+
+
+def _make_batch(entries: list[_Entry[ItemT]]) -> Batch[ItemT]:
+    batch = Batch(item for *_, item in entries)
+    batch.opened = min(arrived for *_, arrived, _ in entries)
+    return batch

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from apache_beam.transforms.window import WindowedValue
 
-from runinference.batching.batcher import Batcher
+from runinference.batching.batcher import Batch, Batcher
 from runinference.collate.rows import get_row
 from runinference.collate.unbatch import batch_length
 from runinference.handlers.error_policy import Failure
@@ -34,40 +34,42 @@ class BatchSource(ABC):
 class BundleBatches(BatchSource):
     """Batches of the elements of a bundle, separate for each model version."""
 
-    def __init__(self, engine: InferenceEngine) -> None:
+    def __init__(self, engine: InferenceEngine, now: Callable[[], int] | None = None) -> None:
+        """Create a source without elements.
+
+        Args:
+            engine: Runs the batches.
+            now: Returns the time when the current element came, in nanoseconds. By default, the current time.
+        """
         super().__init__(engine)
-        self._batchers: dict[str, Batcher[WindowedValue]] = {}
-        self._versions: dict[str, ModelVersion] = {}
-        self._opened: dict[str, int] = {}
+        self._now = now or engine.clock.time_ns
+        self._batchers: dict[ModelVersion, Batcher[WindowedValue]] = {}
         self._last_version: ModelVersion | None = None
 
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
         # Most elements go to one model: this saves a call and a lookup per element.
         version = self._engine.only_version or self._engine.router.route(element)
         if version is not self._last_version:
-            self._last_batcher = self._batchers.get(version.name) or self._new_batcher(version)
+            self._last_batcher = self._batchers.get(version) or self._new_batcher(version)
             self._last_version = version
         full = self._last_batcher.add(element, origin)
         return self._run(version, full) if full else None
 
     def flush(self) -> Iterator[Any]:
-        for name, batcher in self._batchers.items():
-            yield from self._run(self._versions[name], batcher.flush())
+        for version, batcher in self._batchers.items():
+            yield from self._run(version, batcher.flush())
 
     def _new_batcher(self, version: ModelVersion) -> Batcher[WindowedValue]:
-        name, engine = version.name, self._engine
-        self._opened[name] = engine.clock.time_ns()
-        self._versions[name] = version
-        self._batchers[name] = Batcher(version.policy, engine.session.size_for(version))
-        return self._batchers[name]
+        size = self._engine.session.size_for(version)
+        self._batchers[version] = Batcher(version.policy, size, self._now)
+        return self._batchers[version]
 
-    def _run(self, version: ModelVersion, batches: Iterable[list[WindowedValue]]) -> Iterator[Any]:
+    def _run(self, version: ModelVersion, batches: Iterable[Batch[WindowedValue]]) -> Iterator[Any]:
         engine = self._engine
         for origins in batches:
-            now = engine.clock.time_ns()
-            opened, self._opened[version.name] = self._opened[version.name], now
+            queued = max(0, engine.clock.time_ns() - origins.opened)
             for metrics in engine.metrics.for_version(version):
-                metrics.queued(now - opened)
+                metrics.queued(queued)
             outcomes = engine.infer(version, [origin.value for origin in origins])
             yield from engine.make_outputs(version, origins, outcomes)
 
@@ -92,15 +94,15 @@ class PrebatchedBatches(BatchSource):
 
     def _run_per_model(self, examples: list[Any], origin: WindowedValue) -> Iterator[Any]:
         engine = self._engine
-        parts: dict[str, tuple[ModelVersion, list[Any]]] = {}
+        parts: dict[ModelVersion, list[Any]] = {}
         for example in examples:
             try:
                 version = engine.router.route(example)
             except engine.errors.caught as error:
                 yield engine.make_dead_letter(origin.with_value(example), Failure(error))
             else:
-                parts.setdefault(version.name, (version, []))[1].append(example)
-        for version, part in parts.values():
+                parts.setdefault(version, []).append(example)
+        for version, part in parts.items():
             yield from self._run(version, part, origin)
 
     def _run(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterator[Any]:
@@ -118,5 +120,6 @@ class PrebatchedBatches(BatchSource):
 
 
 def _is_divisible(batch: Any) -> bool:
+    """Return whether a batch has rows that can be called by themselves. One without rows fails as a whole."""
     is_sequence = isinstance(batch, (list, tuple)) or hasattr(batch, "shape")
-    return is_sequence and batch_length(batch) is not None
+    return is_sequence and bool(batch_length(batch))

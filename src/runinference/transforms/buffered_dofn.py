@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.coders import FastPrimitivesCoder
@@ -21,33 +23,115 @@ from runinference.serving.routing import ModelVersion, make_router
 from runinference.transforms.batch_sources import BundleBatches
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.engine import InferenceEngine
+from runinference.transforms.side_inputs import decode, encode
 
 _PROCESS = uuid.uuid4().hex
 
 
-class AssignShardKey(beam.DoFn):  # type: ignore[misc]
-    """Add the same key to elements that may share a batch: those of a process, a model and a length bucket."""
+class ElementWithWindow(NamedTuple):
+    """An element that waits in the global window, because its own window may merge with others.
 
-    def __init__(self, handler: Any) -> None:
+    Attributes:
+        element: The element.
+        window: Its window.
+        side_inputs: The encoded side inputs of its window.
+    """
+
+    element: Any
+    window: Any
+    side_inputs: bytes | None
+
+
+class AssignShardKey(beam.DoFn):  # type: ignore[misc]
+    """Add the same key to elements that may share a batch: those of a process, a model and a length bucket.
+
+    Args:
+        handler: The handler of the step.
+        keep_windows: Whether to emit `ElementWithWindow`.
+    """
+
+    def __init__(self, handler: Any, keep_windows: bool = False) -> None:
         self._handler = handler
+        self._keep_windows = keep_windows
 
     def setup(self) -> None:
         self._router = make_router(self._handler)
+        self._side_inputs = SideInputEncoder()
 
-    def process(self, element: Any) -> Iterable[tuple[str, Any]]:
+    def process(
+        self,
+        element: Any,
+        window: Any = beam.DoFn.WindowParam,
+        update: Any = None,
+        arguments: Any = None,
+    ) -> Iterable[tuple[str, Any]]:
         try:
             version = self._router.route(element)
             key = f"{version.name}/{version.policy.bucket(element)}"
         except Exception:  # raised again by BufferedInferDoFn, which handles it
             key = ""
+        if self._keep_windows:
+            element = ElementWithWindow(
+                element, window, self._side_inputs.encode(update, arguments)
+            )
         return [(f"{_PROCESS}/{key}", element)]
 
 
+class InferInWindows(beam.ParDo):  # type: ignore[misc]
+    """A ParDo whose output has another windowing than its input."""
+
+    def __init__(self, do_fn: beam.DoFn, windowing: Any) -> None:
+        super().__init__(do_fn)
+        self._windowing = windowing
+
+    def get_windowing(self, inputs: Any) -> Any:
+        return self._windowing
+
+
+class Totals(NamedTuple):
+    """What waits in the buffer.
+
+    Attributes:
+        n_elements: The number of elements.
+        n_bytes: Their size in bytes.
+        weight: Their weight, in the units of the policy.
+        length: Their total length, in the units of the policy.
+        earliest: The earliest timestamp of an element, in microseconds.
+        window_end: The earliest end of the window of an element, in microseconds.
+        deadline: When they are flushed, in microseconds of processing time.
+        side_inputs: The hash of the side inputs that they came with; empty if there are none.
+    """
+
+    n_elements: int
+    n_bytes: int
+    weight: float
+    length: int
+    earliest: int
+    window_end: int
+    deadline: int
+    side_inputs: bytes
+
+    def add(self, other: Totals) -> Totals:
+        return Totals(
+            self.n_elements + other.n_elements,
+            self.n_bytes + other.n_bytes,
+            self.weight + other.weight,
+            self.length + other.length,
+            min(self.earliest, other.earliest),
+            min(self.window_end, other.window_end),
+            self.deadline,
+            self.side_inputs,
+        )
+
+
 class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
-    """Buffer elements in state until a batch is full, its oldest has waited long enough, or the window ends."""
+    """Buffer elements in state until a batch is full, its oldest has waited long enough, or a window ends.
+
+    All elements in the buffer came with equal side inputs: a change ends the batch, as within a bundle.
+    """
 
     BUFFER = userstate.BagStateSpec("buffer", FastPrimitivesCoder())
-    ARGUMENTS = userstate.ReadModifyWriteStateSpec("arguments", FastPrimitivesCoder())
+    SIDE_INPUTS = userstate.ReadModifyWriteStateSpec("side_inputs", FastPrimitivesCoder())
     TOTALS = userstate.ReadModifyWriteStateSpec("totals", FastPrimitivesCoder())
     MAX_WAIT = userstate.TimerSpec("max_wait", TimeDomain.REAL_TIME)
     WINDOW_END = userstate.TimerSpec("window_end", TimeDomain.WATERMARK)
@@ -58,6 +142,9 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         self._engine = InferenceEngine(self._config)
+        self._side_inputs = SideInputEncoder()
+        self._used_side_inputs: bytes | None = None
+        self._hashed: tuple[bytes | None, bytes] = (None, b"")
 
     def start_bundle(self) -> None:
         self._engine.start_bundle()
@@ -72,36 +159,51 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         window: Any = beam.DoFn.WindowParam,
         buffer: Any = beam.DoFn.StateParam(BUFFER),
         totals: Any = beam.DoFn.StateParam(TOTALS),
-        buffered_arguments: Any = beam.DoFn.StateParam(ARGUMENTS),
+        buffered_side_inputs: Any = beam.DoFn.StateParam(SIDE_INPUTS),
         max_wait: Any = beam.DoFn.TimerParam(MAX_WAIT),
         window_end: Any = beam.DoFn.TimerParam(WINDOW_END),
         update: Any = None,
         arguments: Any = None,
     ) -> Iterator[Any]:
         _, element = keyed
-        engine = self._engine
+        own_window = side_inputs = None
+        if isinstance(element, ElementWithWindow):
+            element, own_window, side_inputs = element
+        origin = WindowedValue(element, origin.timestamp, (own_window or window,))
+        flush = partial(self.flush, window, buffer, totals, buffered_side_inputs, max_wait)
+        before = Totals(*read) if (read := totals.read()) else None
         try:
-            engine.refresh(update)
-            version = engine.router.route(element)
-            sizes = _measure(version, element)
+            if own_window is None:
+                side_inputs = self._side_inputs.encode(update, arguments)
         except self._config.errors.caught as error:
-            yield engine.make_dead_letter(origin.with_value(element), Failure(error))
+            yield self._engine.make_dead_letter(origin, Failure(error))
             return
-        before = totals.read()
-        after = tuple(a + b for a, b in zip(before or (0, 0, 0, 0), sizes, strict=True))
+        if before and before.side_inputs != self._hash(side_inputs):
+            yield from flush()
+            before = None
+        try:
+            self._use_side_inputs(side_inputs)
+            version = self._engine.router.route(element)
+            added = self._measure(version, origin, side_inputs)
+        except self._config.errors.caught as error:
+            yield self._engine.make_dead_letter(origin, Failure(error))
+            return
+        after = before.add(added) if before else added
         if before and _exceeds_limit(version, after):
-            yield from self.flush(window, buffer, totals, buffered_arguments)
-            before, after = None, sizes
-        if not before:
-            if arguments is not None:
-                buffered_arguments.write(arguments)
-            max_wait.set(Timestamp.now() + self._max_wait_secs)
-            window_end.set(window.max_timestamp())
-        buffer.add((element, origin.timestamp.micros))
-        totals.write(after)
+            yield from flush()
+            before, after = None, added
+        if not before and side_inputs is not None:
+            buffered_side_inputs.write(side_inputs)
+        if not before or after.window_end < before.window_end:
+            window_end.set(Timestamp(micros=after.window_end))
+        if not before or after.earliest < before.earliest:
+            # The timer holds the watermark at the timestamp of the element that sets it.
+            max_wait.set(Timestamp(micros=after.deadline))
+        arrived = self._engine.clock.time_ns()
+        buffer.add((element, origin.timestamp.micros, arrived, own_window))
+        totals.write(tuple(after))
         if self._is_full(version, after):
-            max_wait.clear()
-            yield from self.flush(window, buffer, totals, buffered_arguments)
+            yield from flush()
 
     @userstate.on_timer(MAX_WAIT)  # type: ignore[untyped-decorator]
     @userstate.on_timer(WINDOW_END)  # type: ignore[untyped-decorator]
@@ -110,17 +212,20 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         window: Any = beam.DoFn.WindowParam,
         buffer: Any = beam.DoFn.StateParam(BUFFER),
         totals: Any = beam.DoFn.StateParam(TOTALS),
-        buffered_arguments: Any = beam.DoFn.StateParam(ARGUMENTS),
+        buffered_side_inputs: Any = beam.DoFn.StateParam(SIDE_INPUTS),
+        max_wait: Any = beam.DoFn.TimerParam(MAX_WAIT),
     ) -> Iterator[Any]:
         """Run all buffered elements, in batches under the policy of their model."""
-        engine = self._engine
+        engine, arrived = self._engine, 0
         elements = list(buffer.read())
-        engine.arguments = buffered_arguments.read()
+        self._use_side_inputs(buffered_side_inputs.read())
         buffer.clear()
         totals.clear()
-        batches = BundleBatches(engine)
-        for element, micros in elements:
-            origin = WindowedValue(element, Timestamp(micros=micros), (window,))
+        buffered_side_inputs.clear()
+        max_wait.clear()
+        batches = BundleBatches(engine, lambda: arrived)
+        for element, micros, arrived, own_window in elements:  # noqa: B007 - read by the lambda
+            origin = WindowedValue(element, Timestamp(micros=micros), (own_window or window,))
             try:
                 outputs = batches.add(element, origin)
             except self._config.errors.caught as error:
@@ -128,15 +233,66 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
             yield from outputs or ()
         yield from batches.flush()
 
-    def _is_full(self, version: ModelVersion, totals: tuple[Any, ...]) -> bool:
-        n_elements, n_bytes, weight, length = totals
+    def _use_side_inputs(self, side_inputs: bytes | None) -> None:
+        """Use the model and the arguments of encoded side inputs, and a model file that the watcher found."""
+        engine = self._engine
+        if side_inputs == self._used_side_inputs:
+            if engine.watcher is not None:
+                engine.refresh(None)
+            return
+        update, arguments = (None, None) if side_inputs is None else decode(side_inputs)
+        engine.refresh(update)
+        engine.arguments = arguments
+        self._used_side_inputs = side_inputs
+
+    def _measure(
+        self, version: ModelVersion, origin: WindowedValue, side_inputs: bytes | None
+    ) -> Totals:
+        """Return what an element adds to the totals of a buffer, or the totals of a new one."""
+        policy, element, [window] = version.policy, origin.value, origin.windows
+        weight = policy.element_size_fn(element) if policy.element_size_fn is not None else 1
+        deadline = Timestamp.now() + self._max_wait_secs
+        return Totals(
+            n_elements=1,
+            n_bytes=size_in_bytes(element),
+            weight=weight,
+            length=policy.length(element),
+            earliest=origin.timestamp.micros,
+            window_end=window.max_timestamp().micros,
+            deadline=deadline.micros,
+            side_inputs=self._hash(side_inputs),
+        )
+
+    def _hash(self, side_inputs: bytes | None) -> bytes:
+        if side_inputs is not self._hashed[0]:  # most elements come with the same object
+            hashed = b"" if side_inputs is None else hashlib.sha256(side_inputs).digest()
+            self._hashed = (side_inputs, hashed)
+        return self._hashed[1]
+
+    def _is_full(self, version: ModelVersion, totals: Totals) -> bool:
         policy = version.policy
         return (
-            n_elements >= self._engine.session.size_for(version).current
-            or n_bytes >= policy.max_batch_bytes
-            or (policy.max_batch_weight is not None and weight >= policy.max_batch_weight)
-            or (policy.max_padded_size is not None and length >= policy.max_padded_size)
+            totals.n_elements >= self._engine.session.size_for(version).current
+            or totals.n_bytes >= policy.max_batch_bytes
+            or (policy.max_batch_weight is not None and totals.weight >= policy.max_batch_weight)
+            or (policy.max_padded_size is not None and totals.length >= policy.max_padded_size)
         )
+
+
+class SideInputEncoder:
+    """Encodes the side inputs of elements, and keeps the last result, since most elements come with the same."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Any] = (None, None)
+        self._encoded: bytes | None = None
+
+    def encode(self, update: Any, arguments: Any) -> bytes | None:
+        """Return a model update and inference arguments as bytes, or None if there are none."""
+        if update is not self._last[0] or arguments is not self._last[1]:
+            has_any = update is not None or arguments is not None
+            self._encoded = encode((update, arguments)) if has_any else None
+            self._last = (update, arguments)
+        return self._encoded
 
 
 def get_max_wait_secs(handler: Any) -> float | None:
@@ -146,17 +302,9 @@ def get_max_wait_secs(handler: Any) -> float | None:
     return min((secs for secs in waits if secs is not None), default=None)
 
 
-def _exceeds_limit(version: ModelVersion, totals: tuple[Any, ...]) -> bool:
+def _exceeds_limit(version: ModelVersion, totals: Totals) -> bool:
     """Return whether the last element does not fit into the batch."""
-    _, n_bytes, weight, _ = totals
     policy = version.policy
-    return n_bytes > policy.max_batch_bytes or (
-        policy.max_batch_weight is not None and weight > policy.max_batch_weight
+    return totals.n_bytes > policy.max_batch_bytes or (
+        policy.max_batch_weight is not None and totals.weight > policy.max_batch_weight
     )
-
-
-def _measure(version: ModelVersion, element: Any) -> tuple[int, int, float, int]:
-    """Return the terms of an element in the totals of a batch: 1, its bytes, its weight and its length."""
-    policy = version.policy
-    weight = policy.element_size_fn(element) if policy.element_size_fn is not None else 1
-    return 1, size_in_bytes(element), weight, policy.length(element)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
@@ -44,7 +45,7 @@ class InferenceEngine:
         self.arguments: Any = None
         self._config = config
         self._first_router = make_router(config.handler)
-        self._routers: dict[str, Router] = {}
+        self._routers: deque[tuple[Any, Router]] = deque(maxlen=_MAX_ROUTERS)
         self._use_router(self._first_router)
         if config.load_in_setup:
             self.session.preload(self.router.route(None))
@@ -76,12 +77,12 @@ class InferenceEngine:
 
     def _get_router(self, update: Any) -> Router:
         """Return the same router for equal updates, so that they load nothing."""
-        key = repr(update)
-        if key not in self._routers:
-            if len(self._routers) >= _MAX_ROUTERS:
-                del self._routers[next(iter(self._routers))]
-            self._routers[key] = self._first_router.with_update(update)
-        return self._routers[key]
+        for known, router in self._routers:
+            if known == update:
+                return router
+        router = self._first_router.with_update(update)
+        self._routers.append((update, router))
+        return router
 
     def infer(self, version: ModelVersion, batch: Any) -> list[Any]:
         """Return a result or a ``Failure`` for each element of a batch that can be sliced."""

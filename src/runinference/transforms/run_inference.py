@@ -35,6 +35,7 @@ from runinference.transforms.batch_sources import BundleBatches, PrebatchedBatch
 from runinference.transforms.buffered_dofn import (
     AssignShardKey,
     BufferedInferDoFn,
+    InferInWindows,
     get_max_wait_secs,
 )
 from runinference.transforms.coders import result_type
@@ -225,13 +226,23 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     ) -> tuple[beam.PCollection, beam.PCollection | None]:
         """Return the predictions, and the dead letters if there are any."""
         handler, do_fn, element_type = self._model_handler, self._make_dofn(), examples.element_type
+        windowing, side_inputs = examples.windowing, self._side_inputs()
+        infer = beam.ParDo(do_fn, **side_inputs)
         if isinstance(do_fn, BufferedInferDoFn):
-            shard = beam.ParDo(AssignShardKey(handler)).with_output_types(tuple[str, Any])
+            shard = beam.ParDo(AssignShardKey(handler))
+            if (
+                windowing.windowfn.is_merging()
+            ):  # elements wait in the global window, across sessions
+                shard = beam.ParDo(AssignShardKey(handler, keep_windows=True), **side_inputs)
+                infer = InferInWindows(do_fn, windowing)
+            shard = shard.with_output_types(tuple[str, Any])
             examples = examples | "BeamML_RunInference_Shard" >> shard
-        elif not isinstance(examples.windowing.windowfn, _SINGLE_WINDOW):
+            if windowing.windowfn.is_merging():
+                wait = beam.WindowInto(GlobalWindows())
+                examples = examples | "BeamML_RunInference_GlobalWindow" >> wait
+        elif not isinstance(windowing.windowfn, _SINGLE_WINDOW):
             explode = beam.ParDo(ExplodeWindows()).with_output_types(element_type)
             examples = examples | "BeamML_RunInference_ExplodeWindows" >> explode
-        infer = beam.ParDo(do_fn, **self._side_inputs())
         infer = infer.with_output_types(result_type(handler, element_type))
         infer = infer.with_resource_hints(**handler.get_resource_hints())
         if self._handling is None:

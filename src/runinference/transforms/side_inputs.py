@@ -9,13 +9,30 @@ import apache_beam as beam
 from apache_beam.pvalue import AsSideInput
 
 from runinference.errors import OptionError
+from runinference.transforms.coders import PredictionResultCoder
+
+#: Writes arrays and tensors as raw bytes, and pickles what is no primitive.
+_CODER = PredictionResultCoder()
+
+
+def encode(value: Any) -> bytes:
+    """Return the bytes of a side input.
+
+    Equal bytes mean equal values of equal types. ``==`` is ambiguous for arrays, and takes 1 and True as equal.
+    """
+    return bytes(_CODER.encode(value))
+
+
+def decode(encoded: bytes) -> Any:
+    """Return the value that ``encode`` got."""
+    return _CODER.decode(encoded)
 
 
 def are_same_arguments(one: Any, other: Any) -> bool:
-    """Return whether two side-input values are equal. False for arrays, because their comparison is ambiguous."""
+    """Return whether two side inputs have equal values of equal types; False if they cannot be compared."""
     try:
-        return bool(one == other)
-    except ValueError:
+        return one is other or encode(one) == encode(other)
+    except Exception:  # a value that cannot be pickled
         return False
 
 
@@ -46,13 +63,17 @@ class AsLatest(AsSideInput):  # type: ignore[misc]
     def _from_runtime_iterable(stamped: Iterable[tuple[int, Any]], options: Any) -> Any:
         stamped = list(stamped)
         last = max((micros for micros, _ in stamped), default=0)
-        latest = {repr(update): update for micros, update in stamped if micros == last}
+        latest: list[Any] = []
+        for micros, update in stamped:
+            if micros == last and update not in latest:
+                latest.append(update)
         if len(latest) > 1:
+            names = ", ".join(f"{update!r:.200}" for update in latest[:5])
             raise OptionError(
-                f"{len(latest)} model refreshes have the same timestamp: {', '.join(latest)}. To fix this, emit "
+                f"{len(latest)} model refreshes have the same timestamp: {names}. To fix this, emit "
                 "one refresh for each timestamp."
             )
-        return next(iter(latest.values()), None)
+        return latest[0] if latest else None
 
 
 def _with_timestamp(update: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[int, Any]:
