@@ -59,20 +59,40 @@ class NoReply:
         handler.server.stopping.wait(MAX_SECONDS)
 
 
-class SlowReply:
-    """Send a byte every 50 ms and never finish."""
+@dataclass(frozen=True)
+class TrickledReply:
+    """Send the given bytes at once, then a byte every 50 ms until the client closes the connection."""
+
+    start: bytes
+    byte: bytes = b" "
 
     def send(self, handler):
         handler.close_connection = True
-        handler.send_response(200)
-        handler.send_header("Content-Length", "100000")
-        handler.end_headers()
+        handler.wfile.write(self.start)
         while not handler.server.stopping.wait(0.05):
             try:
-                handler.wfile.write(b" ")
+                handler.wfile.write(self.byte)
                 handler.wfile.flush()
             except OSError:
                 return
+
+
+@dataclass(frozen=True)
+class BytesReply:
+    """A complete reply of status 200 whose body is sent as it is."""
+
+    body: bytes
+    headers: dict = field(default_factory=dict)
+
+    def send(self, handler):
+        handler.send_response(200)
+        for name, value in {"Content-Length": str(len(self.body)), **self.headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        try:
+            handler.wfile.write(self.body)
+        except OSError:
+            handler.close_connection = True
 
 
 class ScriptedServer(ThreadingHTTPServer):

@@ -54,6 +54,10 @@ def test_rejects_a_key_over_http_to_another_machine_with_three_hints(url):
         ("ftp://api.example.com", "must be a URL"),
         ("http://localhost:99999", "must be a URL"),
         (f"http://[{KEY}", "must be a URL"),
+        (f"me:{KEY}@api.example.com/v1", "has a user name"),
+        (f"ftp://me:{KEY}@api.example.com/v1", "has a user name"),
+        ("http://api.example.com/v1\r\nX-Other: 1", "must be a URL"),
+        ("http://api.example.com/a b", "must be a URL"),
         (None, "must be a URL"),
         ("", "must be a URL"),
     ],
@@ -79,6 +83,61 @@ def test_rejects_headers_with_secrets_without_showing_them(name):
 def test_rejects_a_timeout_of_zero():
     with pytest.raises(OptionError, match="timeout must be greater than 0"):
         Endpoint("https://a.example.com", timeout=0)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Trace": "a\r\nX-Other: 1"},
+        {"X-Trace": "a\n"},
+        {"X-Trace": "a\0"},
+        {"X-Trace": "\u20ac"},
+        {"X-Trace": b"a"},
+        {"X-Trace": 5},
+        {"X-Trace": None},
+        {"X Trace": "a"},
+        {"X-Trace\r\n": "a"},
+        {"X-Tr\xe4ce": "a"},
+        {"": "a"},
+        {"X-Trace:": "a"},
+        {"Content-Length": "5"},
+        {"transfer-encoding": "chunked"},
+        {"X-Trace": "a", "x-trace": "b"},
+        {"X-Trace": f"Bearer {KEY}"},
+        {"X-Trace": KEY},
+        {"X-Password": "a"},
+    ],
+    ids=repr,
+)
+def test_rejects_headers_that_http_cannot_send_or_that_are_secrets(headers):
+    with pytest.raises(OptionError, match="headers") as raised:
+        Endpoint("https://a.example.com", headers=headers)
+    assert KEY not in str(raised.value)
+
+
+def test_sends_headers_as_given_and_lets_them_replace_the_defaults():
+    headers = {
+        "X-Name": "J\xfcrgen",
+        "content-type": "application/json; v=2",
+        "Host": "model.example.com",
+    }
+    with scripted_server() as server:
+        Endpoint(server.url, headers=headers).create_client().post("/", 1, lambda answer: answer)
+        [sent] = server.request_headers
+    assert {**headers, **sent} == sent
+
+
+@pytest.mark.parametrize("value", [KEY, "hf_abcdefghijklmnopqrst", "a key", "", "A=B", 5])
+def test_rejects_a_key_in_place_of_the_name_of_a_variable(value):
+    with pytest.raises(OptionError, match="name of an environment variable") as raised:
+        Endpoint("https://a.example.com", value)
+    assert str(value) == "" or str(value) not in str(raised.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, None])
+def test_rejects_an_invalid_maximum_of_a_response(size):
+    with pytest.raises(OptionError, match="max_response_bytes"):
+        Endpoint("https://a.example.com", max_response_bytes=size)
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
+import socket
+import threading
 import traceback
+import zlib
 
 import pytest
 
@@ -22,10 +26,11 @@ from runinference.handlers.error_policy import is_transient
 from runinference.remote.endpoint import Endpoint
 from runinference.remote.retry import retry_after, worth_retrying
 from scripted_server import (
+    BytesReply,
     DropConnection,
     NoReply,
     Reply,
-    SlowReply,
+    TrickledReply,
     TruncatedReply,
     scripted_server,
 )
@@ -136,7 +141,26 @@ def test_distinguishes_a_server_without_tls_from_an_unreachable_one(open_client)
         open_client(server.url.replace("http:", "https:")).post("/x", {}, identity)
 
 
-@pytest.mark.parametrize("reply", [NoReply(), SlowReply()], ids=["silent", "trickling"])
+SLOW = {
+    "silent": NoReply(),
+    "status line": TrickledReply(b"HTTP/1.1 2", b"0"),
+    "headers": TrickledReply(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+    "many responses": TrickledReply(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "body": TrickledReply(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"),
+    "chunks": TrickledReply(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"
+    ),
+    "body without an end": TrickledReply(b"HTTP/1.0 200 OK\r\n\r\n"),
+    "error": TrickledReply(b"HTTP/1.1 503 Busy\r\nContent-Length: 100000\r\n\r\n"),
+    "compressed": TrickledReply(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 100000\r\n\r\n"
+        b"\x1f\x8b\x08\x08\0\0\0\0\0\0",
+        b"x",  # of the name of the compressed file
+    ),
+}
+
+
+@pytest.mark.parametrize("reply", SLOW.values(), ids=SLOW)
 def test_times_out_when_the_server_is_too_slow(open_client, reply):
     with (
         scripted_server(reply) as server,
@@ -147,6 +171,101 @@ def test_times_out_when_the_server_is_too_slow(open_client, reply):
         open_client(server.url, timeout=0.3).post("/x", {}, identity)
     assert isinstance(raised.value, TimeoutError)
     assert worth_retrying(raised.value)
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Encoding": "gzip"}, {"Content-Encoding": "deflate"}]
+)
+def test_limits_the_size_of_a_response_after_decompression(open_client, headers):
+    def pack(text):
+        return (
+            zlib.compress(text, wbits=31)
+            if headers.get("Content-Encoding") == "gzip"
+            else (zlib.compress(text) if headers else text)
+        )
+
+    replies = [BytesReply(pack(json.dumps(["x" * n]).encode()), headers) for n in (996, 997)]
+    with scripted_server(*replies) as server:
+        client = open_client(server.url, max_response_bytes=1_000)
+        assert len(client.post("/", {}, identity)[0]) == 996
+        with pytest.raises(UnusableAnswerError, match="than 1,000 bytes.*max_response_bytes"):
+            client.post("/", {}, identity)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "message"),
+    [
+        (BytesReply(b"[1]", {"Content-Encoding": "br"}), UnusableAnswerError, "encoding 'br'"),
+        (BytesReply(b"[1]", {"Content-Encoding": "gzip"}), EndpointError, "can't be read"),
+        (BytesReply(b"[" * 200_000), UnusableAnswerError, "nested too deeply"),
+        (BytesReply(b'{"a": 1, "a": 2}'), UnusableAnswerError, "two values for 'a'"),
+        (BytesReply(b'["\xff"]'), EndpointError, "invalid or incomplete JSON"),
+        (
+            BytesReply(b'data: {"a": 1}', {"Content-Type": "text/event-stream"}),
+            UnusableAnswerError,
+            "a stream of events",
+        ),
+    ],
+)
+def test_rejects_a_body_that_it_cannot_read(open_client, reply, kind, message):
+    with scripted_server(reply) as server, pytest.raises(kind, match=message) as raised:
+        open_client(server.url).post("/", {}, identity)
+    assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        BytesReply(b"\xef\xbb\xbf[1]", {"Content-Type": "text/plain"}),
+        BytesReply("[1]".encode("utf-16")),
+        BytesReply(b"[1]", {"Content-Type": "text/html"}),
+    ],
+    ids=["byte order mark", "UTF-16", "another content type"],
+)
+def test_reads_json_in_any_encoding_and_of_any_content_type(open_client, reply):
+    with scripted_server(reply) as server:
+        assert open_client(server.url).post("/", {}, identity) == [1]
+
+
+def test_reads_what_a_failing_server_says_even_if_it_is_endless_or_unreadable(open_client):
+    page = b"HTTP/1.1 500 X\r\nContent-Length: 100000000\r\n\r\n" + b"<a" * 100_000
+    broken = b"HTTP/1.1 500 X\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc"
+    with scripted_server(TrickledReply(page), TrickledReply(broken)) as server:
+        for message in ("returned 500: <a<a", "returned 500: no message"):
+            with pytest.raises(EndpointError, match=message):
+                open_client(server.url).post("/", {}, identity)
+
+
+def test_tries_all_addresses_of_a_host(open_client, monkeypatch):
+    with scripted_server() as server:
+        port = int(server.url.rpartition(":")[2])
+        addresses = [(0, 0, 0, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+        look_up = socket.getaddrinfo
+        monkeypatch.setattr(
+            "socket.getaddrinfo",
+            lambda host, *args, **options: (
+                addresses if host == "model.localhost" else look_up(host, *args, **options)
+            ),
+        )
+        client = open_client(f"http://model.localhost:{port}")
+        assert client.post("/", 5, identity) == 5
+        assert server.request_headers[0]["Host"] == f"model.localhost:{port}"
+
+
+def test_a_host_that_is_not_found_in_time_is_unreachable(open_client, monkeypatch):
+    stopped = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **options: stopped.wait(30))
+    with pytest.raises(EndpointUnreachableError, match="address of model.localhost was not found"):
+        open_client("http://model.localhost:1", timeout=0.1).post("/", 5, identity)
+    stopped.set()
+
+
+def test_a_redirect_is_quoted_without_its_secrets(open_client):
+    reply = Reply(302, "", {"Location": "https://me:pass@b.c/d?token=pass"})
+    with scripted_server(reply) as server, pytest.raises(EndpointRefusedError) as raised:
+        open_client(server.url).post("/", {}, identity)
+    assert "https://b.c/d" in str(raised.value)
+    assert "pass" not in str(raised.value)
 
 
 def test_keeps_the_retry_after_header_on_the_error(open_client):

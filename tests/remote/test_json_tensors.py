@@ -16,6 +16,7 @@ from runinference.errors import ElementError, UnusableAnswerError
 from runinference.remote.json_tensors import (
     DTYPES,
     decode_tensor,
+    describe_json,
     encode_tensor,
     to_arrays,
     to_json,
@@ -62,11 +63,52 @@ def test_decodes_nested_data_and_null_as_nan():
         {"shape": [2], "datatype": "INT8", "data": [1, 1000]},
         {"shape": [2], "datatype": "FP32"},
         {"shape": "x", "datatype": "FP32", "data": [1, 2]},
+        {"shape": [1], "datatype": "INT64", "data": [1.5]},
+        {"shape": [1], "datatype": "INT64", "data": [2**63]},
+        {"shape": [1], "datatype": "UINT8", "data": [-1]},
+        {"shape": [1], "datatype": "INT32", "data": [True]},
+        {"shape": [1], "datatype": "BOOL", "data": [2]},
+        {"shape": [1], "datatype": "BOOL", "data": ["False"]},
+        {"shape": [1], "datatype": "FP32", "data": ["1.5"]},
+        {"shape": [1], "datatype": "FP16", "data": [1e9]},
+        {"shape": [1], "datatype": "FP32", "data": [{}]},
+        {"shape": [1], "datatype": "COMPLEX", "data": [1]},
+        {"shape": [1], "datatype": None, "data": [1]},
     ],
 )
 def test_rejects_an_inconsistent_tensor(tensor):
     with pytest.raises(UnusableAnswerError, match="is not a tensor of shape"):
         decode_tensor({"name": "x", **tensor})
+
+
+def test_decodes_integers_written_as_floats_and_bfloat16():
+    assert decode_tensor({"shape": [2], "datatype": "INT64", "data": [1.0, 2.0]}).tolist() == [1, 2]
+    decoded = decode_tensor({"shape": [1], "datatype": "BF16", "data": [0.5]})
+    assert (decoded.dtype, decoded.tolist()) == (np.float32, [0.5])
+
+
+def test_an_error_about_a_huge_tensor_is_short():
+    huge = "x" * 1_000_000
+    with pytest.raises(UnusableAnswerError) as raised:
+        decode_tensor({"name": huge, "shape": [huge], "datatype": huge, "data": huge})
+    assert len(str(raised.value)) < 1_000
+    assert len(describe_json({huge: 1, **dict.fromkeys(map(str, range(10_000)))})) < 2_000
+
+
+def test_keeps_integers_that_a_float_cannot_hold():
+    values = {"large": [1, 2**63 + 1], "mixed": [0.5, 2**53 + 1], "float": [0.5, 2.0**60]}
+    converted = to_arrays(values)
+    assert list(converted["large"]) == values["large"]
+    assert list(converted["mixed"]) == values["mixed"]
+    assert converted["float"].dtype == np.float64
+
+
+def test_rejects_deeply_nested_values():
+    value = "leaf"
+    for _ in range(500):
+        value = [value]
+    with pytest.raises(UnusableAnswerError, match="nested too deeply"):
+        to_arrays(value)
 
 
 def test_rejects_bytes_that_are_not_utf8_with_a_hint():
@@ -96,7 +138,17 @@ def test_converts_values_to_json(value, expected):
     assert to_json(value) == expected
 
 
-@pytest.mark.parametrize("value", [1j, object(), datetime.date(2026, 1, 1), [{1}], np.array([1j])])
+@pytest.mark.parametrize(
+    "value",
+    [
+        1j,
+        object(),
+        datetime.date(2026, 1, 1),
+        [{1}],
+        np.array([1j]),
+        torch.ones(1, requires_grad=True),
+    ],
+)
 def test_rejects_values_without_a_json_form(value):
     with pytest.raises(ElementError, match="can't be written as JSON"):
         to_json(value)

@@ -64,9 +64,17 @@ def to_arrays(value: Any, depth: int = 0) -> Any:
         array = np.asarray(value)
     except (ValueError, RecursionError):  # rows of different lengths, or too many dimensions
         return [to_arrays(item, depth + 1) for item in value]
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" or _rounds_integers(array, value):
         return [to_arrays(item, depth + 1) for item in value]
     return array
+
+
+def _rounds_integers(array: Any, value: Any) -> bool:
+    """Return whether NumPy made floats of numbers among which are integers that a float can't hold."""
+    if array.dtype.kind != "f" or not (np.abs(array) >= 2.0**53).any():
+        return False
+    numbers = np.asarray(value, object).flat
+    return any(isinstance(number, int) and int(float(number)) != number for number in numbers)
 
 
 def get_field(response: Any, name: str, kind: type | tuple[type, ...]) -> Any:
@@ -147,6 +155,8 @@ def _to_dtype(data: Any, dtype: Any) -> Any:
         return array.astype(dtype)
     if array.dtype.kind not in {"b": "b", "f": "iuf"}.get(dtype.kind, "iuf"):
         raise ValueError(f"the data are of type {array.dtype}")
+    if array.dtype.kind == "f" and dtype.kind != "f":
+        array = np.asarray(data, object)  # NumPy makes floats of very large integers beside others
     with np.errstate(all="ignore"):
         converted = array.astype(dtype)
     is_same = converted == array if dtype.kind != "f" else np.isinf(converted) == np.isinf(array)

@@ -60,30 +60,40 @@ class _Inflate:
     """Decompresses zlib, raw deflate and gzip data; the latter may have several members."""
 
     def __init__(self, allow_raw: bool) -> None:
-        self._stream: Any = zlib.decompressobj(_ZLIB_OR_GZIP)
         self._allow_raw = allow_raw
-        self._started = False
+        self._stream: Any = None  # of the current member
+        self._header = b""  # the start of a member, until it is long enough
+        self._ended = False
 
     def decompress(self, data: bytes, body: bytearray, max_bytes: int) -> None:
         """Append the decompressed data to a body, until it has ``max_bytes``."""
-        while data and len(body) < max_bytes:
-            if self._stream.eof:
-                if not data.startswith(_GZIP_MAGIC):
-                    return  # padding behind the last member
-                self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
-            body += self._inflate(data, max_bytes - len(body))
+        while data and not self._ended and len(body) < max_bytes:
+            if self._stream is None or self._stream.eof:
+                data = self._header + data
+                self._header = data if len(data) < 2 else b""
+                if self._header or not self._open(data[:2]):
+                    return
+            try:
+                body += self._stream.decompress(data, max_bytes - len(body))
+            except zlib.error as error:
+                raise BodyError(f"the compressed data are invalid: {error}") from None
             data = self._stream.unused_data or self._stream.unconsumed_tail
 
     def check_end(self) -> None:
-        if self._started and not self._stream.eof:
+        """Raise ``BodyError`` if the compressed data are incomplete. An empty body is complete."""
+        is_open = self._header if self._stream is None else not self._stream.eof
+        if is_open:
             raise BodyError("the compressed data end too early")
 
-    def _inflate(self, data: bytes, max_length: int) -> bytes:
-        first, self._started = not self._started, True
-        try:
-            return bytes(self._stream.decompress(data, max_length))
-        except zlib.error as error:
-            if not (first and self._allow_raw):
-                raise BodyError(f"the compressed data are invalid: {error}") from None
-        self._stream = zlib.decompressobj(_RAW_DEFLATE)
-        return self._inflate(data, max_length)
+    def _open(self, header: bytes) -> bool:
+        """Start a member. Return False if the bytes are padding behind the last one."""
+        window_bits = _ZLIB_OR_GZIP
+        if self._stream is None:
+            is_zlib = header[0] & 15 == zlib.DEFLATED and int.from_bytes(header, "big") % 31 == 0
+            if self._allow_raw and not is_zlib and header != _GZIP_MAGIC:
+                window_bits = _RAW_DEFLATE
+        elif header != _GZIP_MAGIC:
+            self._ended = True
+            return False
+        self._stream = zlib.decompressobj(window_bits)
+        return True
