@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import urllib.parse
 
 import apache_beam as beam
 import numpy as np
@@ -297,6 +298,162 @@ def test_requests_metadata_once_and_works_without_it(triton):
         assert results[0].inference.tolist() == [2, 2]
 
 
+class RestartedServer:
+    """A KServe server that describes its input anew after a restart, and rejects other inputs."""
+
+    def __init__(self, *statuses):
+        self.name, self.datatype = "pixels", "FP32"
+        self.statuses = list(statuses)  # of the first requests
+        self.n_descriptions = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, path, headers, body):
+        with self._lock:
+            self.n_descriptions += body is None
+            if self.statuses:
+                raise ErrorResponse(self.statuses.pop(0), {"error": "loading"})
+        if body is None:
+            tensor = {"name": self.name, "datatype": self.datatype, "shape": [-1, 2]}
+            return {"inputs": [tensor]}
+        [one] = body["inputs"]
+        if (one["name"], one["datatype"]) != (self.name, self.datatype):
+            raise ErrorResponse(400, {"error": f"the input is {self.name}"})
+        return {"outputs": [{**one, "name": "y"}]}
+
+
+ROW = np.array([1, 2], np.int64)
+
+
+@pytest.mark.parametrize("status", [404, 405, 401, 500, 503])
+def test_asks_for_the_metadata_again_after_an_error(status):
+    with serving(RestartedServer(status, status)) as url:
+        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        with pytest.raises(EndpointError, match=str(status)):
+            handler.predict([ROW])
+        if status not in (404, 405):  # the request was not sent
+            with pytest.raises(EndpointError, match=str(status)):
+                handler.predict([ROW])
+        assert handler.predict([ROW])[0].inference.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "datatype"), [("image", "FP32"), ("pixels", "INT64"), ("image", "INT64")]
+)
+def test_asks_for_the_metadata_again_if_the_server_rejects_a_request(name, datatype):
+    server = RestartedServer()
+    with serving(server) as url:
+        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        handler.predict([ROW])
+        server.name, server.datatype = name, datatype
+        assert handler.predict([ROW])[0].inference.tolist() == [1, 2]
+        assert handler.predict([ROW])[0].inference.tolist() == [1, 2]
+    assert server.n_descriptions == 2
+
+
+def test_asks_for_the_metadata_again_if_they_do_not_fit_the_elements():
+    server = RestartedServer()
+    server.datatype = "INT64"
+    with serving(server) as url:
+        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        handler.predict([ROW])
+        with pytest.raises(ElementError, match="int64"):
+            handler.predict([np.array([0.5, 1])])
+        server.datatype = "FP32"
+        assert handler.predict([np.array([0.5, 1])])[0].inference.tolist() == [0.5, 1]
+
+
+def test_does_not_ask_for_metadata_more_often_because_requests_are_limited():
+    server = RestartedServer()
+    with serving(server) as url:
+        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        handler.predict([ROW])
+        server.statuses = [429]
+        with pytest.raises(EndpointError, match="429"):
+            handler.predict([ROW])
+        handler.predict([ROW])
+    assert server.n_descriptions == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@PROTOCOLS
+def test_sends_no_number_that_json_cannot_represent(kind, value):
+    with scripted_server(default=doubled) as server:
+        handler = make_handler(server.url, kind("m"))
+        with pytest.raises(ElementError, match=f"contains {float(value)!r}"):
+            handler.predict([np.array([1.0, value])])
+        assert not any(server.requests)
+        if kind is not TorchServe:
+            with pytest.raises(OptionError, match="inference_args cannot be written as JSON"):
+                handler.predict([np.ones(2)], {"x": value})
+
+
+def test_returns_nan_that_a_server_sends():
+    reply = Reply(200, '{"predictions": [NaN, [1.0, Infinity]]}')
+    with scripted_server(reply) as server:
+        first, second = make_handler(server.url, TFServing("m")).predict(np.ones((2, 1)))
+    assert np.isnan(first.inference)
+    assert second.inference.tolist() == [1, np.inf]
+
+
+def test_decodes_the_bytes_of_tensorflow_serving():
+    answer = {"predictions": [{"image": {"b64": "AAE="}, "score": [0.5]}]}
+    with scripted_server(default=lambda body: answer) as server:
+        [result] = make_handler(server.url, TFServing("m")).predict([b"\0\1"])
+        assert server.requests == [{"instances": [{"b64": "AAE="}]}]
+    assert result.inference["image"] == b"\0\1"
+
+
+def tensor(name, *data):
+    return {"name": name, "datatype": "FP32", "shape": [len(data)], "data": list(data)}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ([tensor("a", 1.0), tensor("a", 2.0)], "two outputs 'a'"),
+        ([tensor("b", 1.0)], "no output 'a'"),
+        ([tensor("a", 1.0), None], "An output is None"),
+    ],
+)
+def test_rejects_ambiguous_and_missing_outputs(outputs, message):
+    with (
+        scripted_server(default=lambda body: {"outputs": outputs}) as server,
+        pytest.raises(UnusableAnswerError, match=message),
+    ):
+        make_handler(server.url, KServeV2("m", outputs=("a",))).predict([{"x": ROW}])
+
+
+def test_selects_the_requested_outputs_if_the_server_sends_all():
+    outputs = [tensor("b", 2.0), tensor("a", 1.0)]
+    with scripted_server(default=lambda body: {"outputs": outputs}) as server:
+        [result] = make_handler(server.url, KServeV2("m", outputs=("a",))).predict([{"x": ROW}])
+    assert float(result.inference) == 1
+
+
+@pytest.mark.parametrize("name", ["a b", "a?b=c", "a#b", "ä", "a%2Fb", "a\r\nb"])
+@PROTOCOLS
+def test_escapes_the_name_of_the_model(kind, name):
+    paths = []
+
+    def answer(path, headers, body):
+        paths.append(path)
+        raise ErrorResponse(404, {"error": "no such model"})
+
+    with serving(answer) as url, pytest.raises(EndpointRefusedError):
+        make_handler(url, kind(name)).predict([ROW])
+    quoted = urllib.parse.quote(name, safe="")
+    assert paths
+    for path in paths:
+        assert path.removesuffix("/infer").removesuffix(":predict").endswith(f"/{quoted}")
+
+
+@pytest.mark.parametrize("error", [{"code": 503, "message": "x"}, "the model is overloaded"])
+def test_retries_after_a_transient_error_inside_a_response(error):
+    with scripted_server(Reply(200, {"error": error}), default=doubled) as server:
+        [result] = make_handler(server.url, TFServing("m")).predict([ROW])
+    assert result.inference.tolist() == [2, 4]
+
+
 # --- the handler
 
 
@@ -312,8 +469,11 @@ def test_inference_args_are_fields_of_the_request():
     with scripted_server(default=doubled) as server:
         make_handler(server.url, TFServing("m")).predict(np.ones((1, 2)), {"signature_name": "s"})
         assert server.requests == [{"signature_name": "s", "instances": [[1, 1]]}]
+    handler = make_handler("http://localhost:1", TorchServe("m"))
     with pytest.raises(OptionError, match="Remove inference_args"):
-        make_handler("http://localhost:1", TorchServe("m")).predict([5], {"top": 1})
+        handler.predict([5], {"top": 1})
+    with pytest.raises(OptionError, match="Remove .*max_request_size"):
+        make_handler("http://localhost:1", TorchServe("m"), max_request_size=2)
 
 
 def test_model_refresh_changes_the_version():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 import threading
 
 import apache_beam as beam
@@ -27,6 +28,10 @@ from runinference.openai_inference import (
     OpenAIChatModelHandler,
     OpenAICompletionsModelHandler,
     OpenAIEmbeddingsModelHandler,
+    OpenAIModelHandler,
+    chat_completion_from_conversation,
+    chat_completion_from_string,
+    embedding_from_string,
 )
 from runinference.samples import servers
 from runinference.testing import check_handler
@@ -280,6 +285,90 @@ def test_waits_for_retry_after():
     assert slept == [3]
 
 
+def failing(error):
+    return {"error": error}
+
+
+RETRIED = [
+    failing({"message": "too many requests", "code": 429}),
+    failing({"message": "slow", "type": "rate_limit_error"}),
+    failing({"message": "x", "type": "overloaded_error"}),
+    failing({"message": "x", "code": "server_error"}),
+    failing("Rate limit reached"),
+    [failing({"code": 503, "message": "x", "status": "UNAVAILABLE"})],
+    {
+        "choices": [
+            {**choice("partial"), "finish_reason": "error", "error": {"code": 502, "message": "x"}}
+        ]
+    },
+    {**failing({"code": 500, "message": "x"}), "choices": [choice("partial")]},
+]
+
+
+@pytest.mark.parametrize("answer", RETRIED, ids=repr)
+def test_retries_after_a_transient_error_inside_a_response_of_status_200(answer):
+    with scripted_server(Reply(200, answer), default=shout) as server:
+        [result] = chat(server.url).predict(["a"])
+        assert result.inference.text == "A"
+        assert len(server.requests) == 2
+
+
+NOT_RETRIED = [
+    (failing({"message": "no", "code": "content_filter"}), EndpointError, "stands for 400: no"),
+    (failing({"message": "no", "code": "context_length_exceeded"}), EndpointError, "400: no"),
+    (failing({"message": "no", "code": "invalid_api_key"}), EndpointRefusedError, "401: no"),
+    (failing({"message": "no", "code": 404}), EndpointRefusedError, "404: no"),
+    (failing({"message": "no", "code": "insufficient_quota"}), EndpointRefusedError, "the quota"),
+    (failing({"message": "no", "code": "odd"}), UnusableAnswerError, "no"),
+]
+
+
+@pytest.mark.parametrize(("answer", "kind", "message"), NOT_RETRIED)
+def test_does_not_retry_after_other_errors_inside_a_response(answer, kind, message):
+    with scripted_server(default=lambda body: answer) as server:
+        with pytest.raises(kind, match=message) as raised:
+            chat(server.url).predict(["a"])
+        assert type(raised.value) is kind
+        assert len(server.requests) == 1
+
+
+def test_a_used_up_quota_is_not_retried_although_its_status_is_429():
+    quota = Reply(429, {"error": {"message": "pay", "code": "insufficient_quota"}})
+    with scripted_server(default=lambda body: quota) as server:
+        with pytest.raises(EndpointRefusedError, match="429: pay. Retries don't help"):
+            chat(server.url).predict(["a"])
+        assert len(server.requests) == 1
+
+
+def test_waits_as_long_as_an_error_inside_a_response_says():
+    limited = Reply(200, failing({"message": "x", "code": 429}), {"Retry-After": "3"})
+    with scripted_server(limited, default=shout) as server:
+        handler = chat(server.url, backoff=Backoff(jitter=0))
+        slept = []
+        handler._sleep = slept.append
+        handler.predict(["a"])
+    assert slept == [3]
+
+
+@KINDS
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_rejects_numbers_that_json_cannot_represent(kind, value):
+    with pytest.raises(OptionError, match="parameters cannot be written as JSON"):
+        kind("http://localhost", "m", None, parameters={"temperature": value})
+    handler = kind("http://localhost", "m", None)
+    with pytest.raises(OptionError, match="inference_args cannot be written as JSON"):
+        handler.predict(["a"], {"temperature": [value]})
+
+
+def test_an_error_about_a_huge_response_is_short():
+    huge = {"x" * 100_000: "y" * 100_000, **{f"k{n}": n for n in range(1_000)}}
+    for answer in (huge, {"choices": [{**huge, "index": 0}]}, {"error": huge}):
+        with scripted_server(default=lambda body, answer=answer: answer) as server:
+            with pytest.raises(EndpointError) as raised:
+                chat(server.url).predict(["a"])
+            assert len(str(raised.value)) < 2_000
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
@@ -431,3 +520,116 @@ def test_runs_in_beams_transform_and_in_a_subprocess():
         assert result.inference.text == "A"
         good, _ = letters(chat(url), ["a"], use_subprocess=True)
         assert good[0].inference.text == "A"
+
+
+# --- Beam's form
+
+
+@pytest.fixture(params=["openai", "without openai"])
+def client_package(request, monkeypatch):
+    """The package of the client: ``openai``, or the one of this library."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if request.param == "openai":
+        pytest.importorskip("openai")
+    else:
+        monkeypatch.setitem(sys.modules, "openai", None)
+    return request.param
+
+
+def test_sends_requests_with_the_functions_that_beam_has(client_package):
+    with servers.llm(key=KEY) as url:
+        options = {"api_key": KEY, "base_url": url, "client_args": {"timeout": 30}, **NO_DELAY}
+        handler = OpenAIModelHandler("shout", chat_completion_from_string, **options)
+        results = handler.predict(["a", "b"], {"system": "Shout."})
+        assert [result.inference.choices[0].message.content for result in results] == ["A", "B"]
+        assert results[0].inference.usage.total_tokens == 3
+        assert (results[1].example, results[1].model_id) == ("b", "shout")
+
+        handler = OpenAIModelHandler("shout", chat_completion_from_conversation, **options)
+        [result] = handler.predict([[{"role": "user", "content": "hi"}]])
+        assert result.inference.choices[0].message.content == "HI"
+        assert result.inference.choices[0].message.tool_calls is None
+
+        handler = OpenAIModelHandler("words", embedding_from_string, **options)
+        first, second = handler.predict(["a cat", "a dog"])
+        assert len(first.inference.embedding) == len(second.inference.embedding) > 0
+
+
+def test_runs_in_a_pipeline_and_keeps_the_key_out_of_it(client_package):
+    with servers.llm(key=KEY) as url:
+        handler = OpenAIModelHandler("shout", chat_completion_from_string, KEY, base_url=url)
+        pipeline = beam.Pipeline()
+        _ = pipeline | beam.Create(["a"]) | RunInference(handler)
+        for held in (pickle.dumps(handler), pipeline.to_runner_api().SerializeToString()):
+            assert KEY.encode() not in held
+        assert KEY not in repr(vars(handler))
+        for transform in (RunInference(handler), beam_base.RunInference(handler)):
+            [result] = run(["a"], transform)
+            assert result.inference.choices[0].message.content == "A"
+    assert (handler.model_name, handler.api_key, handler.base_url) == ("shout", KEY, url)
+
+
+def test_another_process_takes_the_key_from_its_environment(client_package, monkeypatch):
+    with servers.llm(key=KEY) as url:
+        handler = OpenAIModelHandler("shout", chat_completion_from_string, KEY, base_url=url)
+        pickled = pickle.dumps(handler)
+    monkeypatch.setattr("runinference.remote.openai_client._secrets", {})  # as in another process
+    with servers.llm(key=KEY) as url:
+        handler = pickle.loads(pickled)
+        handler.base_url = url
+        with pytest.raises(OptionError, match="set the environment variable OPENAI_API_KEY"):
+            handler.predict(["a"])
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert handler.predict(["a"])[0].inference.choices[0].message.content == "A"
+
+
+def test_the_key_may_be_a_function_and_the_request_function_a_coroutine(client_package):
+    async def count_letters(model_name, batch, client, inference_args):
+        assert (model_name, inference_args) == ("m", {"x": 1})
+        return [len(text) for text in batch]
+
+    handler = OpenAIModelHandler("m", count_letters, lambda: KEY, base_url="http://localhost:1")
+    results = handler.predict(["a", "bcd"], {"x": 1})
+    assert [(result.example, result.inference) for result in results] == [("a", 1), ("bcd", 3)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Reply(401, {"error": {"message": f"Incorrect API key: {KEY}"}}), "Incorrect API key"),
+        ({"error": {"message": f"{KEY} is slow", "code": 429}}, "is slow"),
+        ({"choices": []}, "no choices|choices"),
+    ],
+)
+def test_errors_are_raised_without_the_key(client_package, answer, message):
+    with scripted_server(default=lambda body: answer) as server:
+        handler = OpenAIModelHandler(
+            "m", chat_completion_from_string, KEY, base_url=server.url, num_retries=0
+        )
+        with pytest.raises(Exception, match=message) as raised:
+            handler.predict(["a"])
+    assert KEY not in f"{raised.value} {raised.value!r} {raised.value.args}"
+
+
+def test_an_error_inside_a_response_is_retried_in_beams_form_too(client_package):
+    limited = Reply(200, failing({"message": "slow down", "code": 429}))
+    with scripted_server(limited, default=shout) as server:
+        handler = OpenAIModelHandler(
+            "m", chat_completion_from_string, KEY, base_url=server.url, **NO_DELAY
+        )
+        assert handler.predict(["a"])[0].inference.choices[0].message.content == "A"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"client_args": {"api_key": KEY}},
+        {"client_args": {"default_headers": {"Authorization": KEY}}},
+        {"base_url": f"https://me:{KEY}@api.example.com/v1"},
+        {"base_url": f"https://api.example.com/v1?key={KEY}"},
+    ],
+)
+def test_rejects_secrets_that_a_pipeline_would_store(options):
+    with pytest.raises(OptionError, match="would be stored in the pipeline") as raised:
+        OpenAIModelHandler("m", chat_completion_from_string, **options)
+    assert KEY not in str(raised.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -49,6 +50,84 @@ def test_parses_text_finish_reason_choices_and_usage():
     assert (generation.text, generation.finish_reason) == ("Hi", "stop")
     assert generation.choices == response["choices"]
     assert generation.usage == {"total_tokens": 3}
+
+
+TEXT = {"type": "text", "text": "hel"}
+MESSAGES = [
+    ({"content": "hello"}, "hello"),
+    ({"content": ""}, ""),
+    ({"content": [TEXT, {"type": "text", "text": "lo"}]}, "hello"),
+    ({"content": [TEXT, "lo"]}, "hello"),
+    ({"content": [{"type": "output_text", "text": "hello"}]}, "hello"),
+    ({"content": {"type": "text", "text": "hello"}}, "hello"),
+    ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "hi"}]}, "hi"),
+    ({"content": [TEXT, {"type": "image_url", "image_url": {"url": "x"}}]}, "hel"),
+    ({"content": "hello", "reasoning_content": "hm"}, "hello"),
+    ({"content": None, "tool_calls": [{"id": "1"}]}, ""),
+    ({"content": "", "tool_calls": [{"id": "1"}]}, ""),
+    ({"content": None, "function_call": {"name": "f", "arguments": "{}"}}, ""),
+    ({"content": "I call", "function_call": {"name": "f", "arguments": "{}"}}, "I call"),
+    ({"content": None, "audio": {"id": "1", "transcript": "hello"}}, "hello"),
+]
+
+
+@pytest.mark.parametrize(("message", "text"), MESSAGES)
+def test_returns_the_text_of_each_form_of_message(message, text):
+    assert get_chat_text({"index": 0, "finish_reason": "stop", "message": message}) == text
+
+
+NO_TEXT = [
+    ({"content": None}, "stop", "returned no text"),
+    ({}, "stop", "returned no text"),
+    ({"content": None, "refusal": "I can't"}, "stop", 'refusal "I can\'t"'),
+    ({"content": "", "refusal": "no"}, "stop", "refusal 'no'"),
+    ({"content": [{"type": "refusal", "refusal": "no"}]}, "stop", "refusal 'no'"),
+    ({"content": None, "reasoning_content": "hm"}, "length", "only its reasoning"),
+    ({"content": "", "reasoning": "hm"}, "stop", "only its reasoning"),
+    ({"content": [{"type": "thinking", "thinking": "hm"}]}, "length", "only its reasoning"),
+    ({"content": ""}, "length", "increase max_tokens"),
+    ({"content": ""}, "content_filter", "content filter removed it"),
+    ({"content": [{"type": "image_url", "image_url": {}}]}, "stop", "content of type image_url"),
+    ({"content": 5}, "stop", "content of type int"),
+    ({"content": [], "tool_calls": []}, "stop", "returned no text"),
+]
+
+
+@pytest.mark.parametrize(("message", "reason", "expected"), NO_TEXT)
+def test_says_why_a_message_has_no_text(message, reason, expected):
+    with pytest.raises(UnusableAnswerError, match=re.escape(expected)):
+        get_chat_text({"index": 0, "finish_reason": reason, "message": message})
+
+
+@pytest.mark.parametrize(
+    "choice", [{"index": 0, "delta": {"content": "x"}}, {"text": "x"}, {"message": "x"}]
+)
+def test_rejects_a_choice_of_another_api(choice):
+    with pytest.raises(UnusableAnswerError, match="has no message: its fields are"):
+        get_chat_text(choice)
+
+
+def test_rejects_base64_of_another_type_than_float():
+    item = {"index": 0, "embedding": base64.b64encode(bytes(8)).decode()}
+    assert parse_embeddings({"data": [item]}, 1, {})[0].tolist() == [0, 0]
+    with pytest.raises(UnusableAnswerError, match="base64 of type 'int8'.*Remove output_dtype"):
+        parse_embeddings({"data": [item]}, 1, {"output_dtype": "int8"})
+
+
+@pytest.mark.parametrize(
+    "embedding", [["1", "2"], [True], [[1.0]], [1e300], {"float": [1]}, "%%%", "AAA="]
+)
+def test_rejects_an_embedding_that_is_not_a_list_of_float32_numbers(embedding):
+    with pytest.raises(UnusableAnswerError, match="not a list of numbers"):
+        parse_embeddings({"data": [{"index": 0, "embedding": embedding}]}, 1)
+
+
+def test_rejects_choices_that_are_nested_too_deeply_to_be_pickled():
+    deep = 1
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(UnusableAnswerError, match="nested too deeply"):
+        parse_generations({"choices": [chat("Hi", logprobs=deep)]}, 1, None, get_chat_text)
 
 
 def test_assigns_choices_to_examples_by_index():

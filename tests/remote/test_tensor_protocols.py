@@ -36,6 +36,9 @@ def test_renames_a_model_by_name_or_name_and_version(kind):
     assert kind("n", "2").model_id == "n/2"
     with pytest.raises(OptionError, match="is empty or has a slash"):
         kind("n/2")
+    for arguments in ((".",), ("..",), ("n", "..")):
+        with pytest.raises(OptionError, match="is a dot"):
+            kind(*arguments)
 
 
 # --- KServe

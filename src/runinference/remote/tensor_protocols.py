@@ -74,6 +74,10 @@ class _NamedModel:
                 f"model_name is {self.model_name!r}, which is empty or has a slash. Set the version "
                 "separately, for example version='2'."
             )
+        if not {self.model_name, self.version}.isdisjoint((".", "..")):
+            raise OptionError(
+                f"model_name or version is a dot, which a URL can't contain: {self.model_id!r}."
+            )
 
     @property
     def model_id(self) -> str:
