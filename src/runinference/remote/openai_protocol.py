@@ -180,7 +180,8 @@ def _parse_embedding(embedding: Any) -> Any:
         else:
             vector = np.asarray(embedding)
             # Numbers only: NumPy would also read numbers in strings.
-            vector = vector.astype(np.float32) if vector.dtype.kind in "iuf" else np.empty(0)
+            with np.errstate(over="ignore"):
+                vector = vector.astype(np.float32) if vector.dtype.kind in "iuf" else np.empty(0)
     except (TypeError, ValueError, RecursionError, binascii.Error):
         vector = np.empty(0)
     if (
