@@ -74,7 +74,13 @@ class OutOfMemoryError(RunInferenceError, MemoryError):
 
 
 class ModelUnavailableError(RunInferenceError, RuntimeError):
-    """The model could not be loaded, which affects every batch. See ``__cause__``."""
+    """The model could not be loaded, which affects every batch. See ``__cause__``.
+
+    Attributes:
+        stops_pipeline: Whether the step has no other model, so that its elements do not become dead letters.
+    """
+
+    stops_pipeline = False
 
 
 class InferenceTimeoutError(RunInferenceError, TimeoutError):
@@ -82,7 +88,11 @@ class InferenceTimeoutError(RunInferenceError, TimeoutError):
 
 
 class ChildDiedError(RunInferenceError, RuntimeError):
-    """The subprocess of a model ended while it processed a batch."""
+    """The process of a model ended while it processed a batch."""
+
+
+class ModelHostDiedError(ChildDiedError):
+    """The process that hosts a shared model ended during a call. The call is not repeated in another process."""
 
 
 class TooManyFailuresError(RunInferenceError, ValueError):

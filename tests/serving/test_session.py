@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from runinference import ModelHandler, ModelMetadata, RunInference
-from runinference.errors import ChildDiedError
+from runinference.serving.placement import ModelGoneError
 from serving import workers
 
 
@@ -94,9 +94,10 @@ class SerialModel:
     """A model that runs one call at a time."""
 
     n_bytes = 1
+    ends_on_terminate = True
     terminated = False
 
-    def __init__(self, version) -> None:
+    def __init__(self, version, on_start) -> None:
         self.lock, self.ended, self.thread_id = threading.Lock(), threading.Event(), None
 
     def run(self, handler, batch, inference_args):
@@ -105,7 +106,7 @@ class SerialModel:
             if batch == [13]:
                 self.ended.wait(60)
             if self.terminated:
-                raise ChildDiedError("ended")
+                raise ModelGoneError("ended")
             return [(x, 0) for x in batch]
 
     def is_running(self, thread_id) -> bool:

@@ -61,7 +61,7 @@ def test_an_error_has_the_traceback_of_the_subprocess_which_stays_alive(model):
     lines = "".join(traceback.format_exception(caught.value.__cause__))
     assert "in another process" in lines
     assert "in run_inference" in lines
-    with pytest.raises(RuntimeError, match="TwoArgumentError: two words"):
+    with pytest.raises(TwoArgumentError, match="two words"):
         run(model, "fail with two arguments")
     assert run(model, "work") == [("work", pid)]
 

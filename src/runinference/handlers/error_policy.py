@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from runinference.errors import (
+    ChildDiedError,
     InferenceTimeoutError,
+    ModelHostDiedError,
     ModelUnavailableError,
     PartialBatchError,
     PartialResult,
@@ -113,7 +115,13 @@ class DeadLetterPolicy:
                 return self._split_by_part(call, batch, error.parts, budget)
             error = error.first_error
         if isinstance(error, ModelUnavailableError):
+            if error.stops_pipeline:
+                raise error.__cause__ or error
             return [Failure(error.__cause__ or error)] * len(batch)
+        if isinstance(
+            error, ModelHostDiedError
+        ):  # another call could end the next process that hosts it
+            return [Failure(error)] * len(batch)
         if len(batch) == 1 or not budget.spend(error):
             return [Failure(error)] * len(batch)
         middle = (len(batch) + 1) // 2
@@ -167,7 +175,7 @@ class FailureBudget:
 
     def spend(self, error: BaseException) -> bool:
         """Count a slow failure. Return whether more attempts are allowed."""
-        if isinstance(error, InferenceTimeoutError) or is_transient(error):
+        if isinstance(error, (InferenceTimeoutError, ChildDiedError)) or is_transient(error):
             self._left -= 1
         return self._left > 0
 

@@ -52,6 +52,10 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
             for part in self._unkeyed.run_in_parts(examples, model, inference_args)
         ]
 
+    def inner_handlers(self) -> list[Any]:
+        """Return the wrapped handler, or the handlers of all mappings."""
+        return [self._unkeyed]
+
     def load_model(self) -> Any:
         return self._unkeyed.load_model()
 
@@ -199,7 +203,6 @@ class KeyedModelHandler(_KeyWrapper):
         return self._unkeyed.handler_for(key) if self._per_key else self
 
     def inner_handlers(self) -> list[Any]:
-        """Return the wrapped handler, or the handlers of all mappings."""
         return [mapping.mh for mapping in self.mappings] or [self._unkeyed]
 
     def run_inference(

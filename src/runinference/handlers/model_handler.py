@@ -277,8 +277,8 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return False
 
     def should_garbage_collect_on_timeout(self) -> bool:
-        """Return whether a model is dropped and reloaded after a call times out."""
-        return self.share_model_across_processes()
+        """Return whether a model is replaced after a call times out. In a subprocess, it always is."""
+        return True
 
     def _replace(self, **attributes: Any) -> Self:
         """Return a copy with other values of some attributes."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 
+from runinference.errors import InferenceTimeoutError
 from runinference.serving.placement import Model
 from runinference.serving.routing import ModelVersion
 
@@ -27,11 +28,32 @@ CallOutcome = tuple[list[Any], list[ModelCall]]
 
 @dataclass
 class CallProgress:
-    """The model that a call uses, and whether the call timed out."""
+    """What a call is doing, and whether it timed out and was abandoned.
+
+    Attributes:
+        version: The model version that it loads or uses.
+        model: The model that it uses, once it is loaded.
+        loading: A model that it loads, if that can be terminated.
+        refreshing: Whether it loads a new model to replace another one.
+        timed_out: Whether it was abandoned.
+    """
 
     version: ModelVersion
     model: Model | None = None
+    loading: Model | None = None
+    refreshing: bool = False
     timed_out: bool = False
+
+    def start_loading(self, model: Model) -> None:
+        """Record a model that is loaded now, so that it can be terminated."""
+        self.loading = model
+        if self.timed_out:
+            model.terminate()
+
+    def check(self) -> None:
+        """Raise an error, which nobody sees, in the thread of a call that was abandoned."""
+        if self.timed_out:
+            raise InferenceTimeoutError("The call was abandoned.")
 
 
 class CallThread(threading.Thread):

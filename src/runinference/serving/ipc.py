@@ -67,7 +67,9 @@ class RemoteException:
         args = state = b""
         if not pickled and depth <= _MAX_DEPTH:
             args = _try_dumps(error.args, depth)
-            state = _try_dumps({k: v for k, v in vars(error).items() if _try_dumps(v, depth)}, depth)
+            state = _try_dumps(
+                {k: v for k, v in vars(error).items() if _try_dumps(v, depth)}, depth
+            )
         return cls(
             pickled,
             tuple(map(_try_dumps, type(error).__mro__[:-1])),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from runinference.caching.memory_budget import model_bytes, resident_bytes
+from runinference.errors import ChildDiedError
 from runinference.handlers.call import run_batch_in_parts
 from runinference.serving.routing import ModelVersion
 
@@ -15,14 +16,19 @@ class Model(Protocol):
 
     Attributes:
         n_bytes: The memory that the model takes.
-        terminated: Whether ``terminate`` interrupted a call in another thread, which should be retried.
+        ends_on_terminate: Whether ``terminate`` ends calls that hang, so that their model cannot be kept.
     """
 
     n_bytes: int
-    terminated: bool
+    ends_on_terminate: bool
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        """Return one result for each element of a batch."""
+        """Return one result for each element of a batch.
+
+        Raises:
+            ModelGoneError: The process of the model ended before it began this call.
+            ChildDiedError: The process of the model ended during this call, which may be the reason.
+        """
 
     def close(self) -> None:
         """Free the model after its last call."""
@@ -34,13 +40,24 @@ class Model(Protocol):
         """Return whether a thread's call is running, and not queued behind another thread's call."""
 
 
-Placement = Callable[[ModelVersion], Model]
+#: Loads a model. The second argument is called with a model that can be terminated while it is loaded.
+Placement = Callable[[ModelVersion, Callable[[Model], None]], Model]
+
+
+class ModelGoneError(ChildDiedError):
+    """The process of a model ended before a call began, so that the call can be repeated with a new model.
+
+    Attributes:
+        ended_in_call: Whether another call is known to have ended the process.
+    """
+
+    ended_in_call = False
 
 
 class InProcessModel:
     """A model that all threads of this process share."""
 
-    terminated = False
+    ends_on_terminate = False
 
     def __init__(self, handler: Any) -> None:
         handler.set_environment_vars()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import uuid
+import weakref
+from collections import Counter
+from typing import Any
 
 from apache_beam.utils.shared import Shared
 
@@ -12,6 +15,9 @@ from runinference.caching.model_cache import CacheLimits, ModelCache
 from runinference.serving.dynamic_batching import DynamicBatcher
 from runinference.serving.model_watcher import ModelWatcher, WatchConfig
 from runinference.serving.routing import ModelVersion
+
+#: The number of copies of a model whose calls were abandoned and still run. At this limit, the model is kept.
+_MAX_ABANDONED = 2
 
 
 class ModelRegistry:
@@ -25,6 +31,9 @@ class ModelRegistry:
         self._sizes: dict[tuple[str, str], AdaptiveSize] = {}
         self._dynamic_batchers: dict[tuple[str, str], DynamicBatcher] = {}
         self._watchers: dict[WatchConfig, ModelWatcher] = {}
+        self._in_bundles: Counter[str] = Counter()
+        self._abandoned: list[tuple[threading.Thread, int]] = []
+        self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def watcher_for(self, watch: WatchConfig) -> ModelWatcher:
@@ -47,6 +56,51 @@ class ModelRegistry:
             if key not in self._sizes:
                 self._sizes[key] = AdaptiveSize(version.policy)
             return self._sizes[key]
+
+    def forget(self, step: str, name: str) -> None:
+        """Drop the batch size and the dynamic batcher of a model that was replaced."""
+        with self._lock:
+            self._sizes.pop((step, name), None)
+            self._dynamic_batchers.pop((step, name), None)
+
+    def start_use_in_bundle(self, name: str) -> None:
+        """Keep a model that is replaced within a bundle from being closed before the bundle ends."""
+        with self._lock:
+            self._in_bundles[name] += 1
+
+    def end_use_in_bundle(self, name: str) -> bool:
+        """Return whether no bundle of any thread uses the model any more."""
+        with self._lock:
+            self._in_bundles[name] -= 1
+            unused = self._in_bundles[name] <= 0
+            if unused:
+                del self._in_bundles[name]
+            return unused
+
+    def may_abandon(self, thread: threading.Thread, model: Any) -> bool:
+        """Return whether a model whose call hangs in a thread may be replaced by another copy.
+
+        The thread keeps its copy in memory until the call returns, so the number of such copies is limited.
+        """
+        copy = id(thread if model is None else model)
+        with self._lock:
+            self._abandoned = [(t, c) for t, c in self._abandoned if t.is_alive()]
+            copies = {c for _, c in self._abandoned}
+            may_abandon = len(copies | {copy}) <= _MAX_ABANDONED
+            if may_abandon:
+                self._abandoned.append((thread, copy))
+            return may_abandon
+
+    def add_session(self, session: Any) -> None:
+        """Count a session that uses these models."""
+        with self._lock:
+            self._sessions.add(session)
+
+    def remove_session(self, session: Any) -> bool:
+        """Stop counting a session, and return whether there is no other."""
+        with self._lock:
+            self._sessions.discard(session)
+            return not self._sessions
 
 
 class ProcessShared:

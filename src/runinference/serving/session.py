@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from runinference.errors import (
 )
 from runinference.handlers.error_policy import Call
 from runinference.serving.call_thread import CallOutcome, CallProgress, CallThread, ModelCall
-from runinference.serving.placement import Model, Placement
+from runinference.serving.placement import Model, ModelGoneError, Placement
 from runinference.serving.registry import ProcessShared
 from runinference.serving.routing import ModelVersion
 
@@ -28,6 +29,9 @@ _LOGGER = logging.getLogger(__name__)
 
 #: Seconds before a new model that could not be loaded is tried again.
 RETRY_REFRESH_SECS = 30
+
+#: Attempts to begin a call if the process of the model ends each time, without a call that could be the reason.
+_MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,11 @@ class SessionConfig:
         clock: An object with ``time_ns()``.
         timeout: Seconds to load and call a model; None for no limit.
         cache_prefix: Precedes the names of models in a cache that several steps share.
-        keep_until_bundle_end: Whether models stay loaded until the bundle ends.
+        keep_until_bundle_end: Whether a model that is replaced stays in the cache until the bundle ends, in case
+            elements alternate between the old and the new model. The limits of the cache apply.
         dynamic_batching: Whether small batches of several threads may share a call.
+        end_with_step: Whether models are closed when the last thread of the process ends its session.
+        stop_if_not_loaded: Whether a model that can't be loaded stops the pipeline, because there is no other.
     """
 
     models: ProcessShared
@@ -51,6 +58,8 @@ class SessionConfig:
     cache_prefix: str = ""
     keep_until_bundle_end: bool = False
     dynamic_batching: bool = False
+    end_with_step: bool = False
+    stop_if_not_loaded: bool = False
 
 
 class ModelSession:
@@ -63,10 +72,10 @@ class ModelSession:
     def __init__(self, config: SessionConfig) -> None:
         self._config = config
         self.models = config.models.open()
+        self.models.add_session(self)
         self._current: dict[Any, ModelVersion] = {}
         self._retry_at: dict[str, int] = {}
-        self._bundle = ExitStack()
-        self._bundle_models: dict[str, Model] = {}
+        self._used_in_bundle: set[str] = set()
         self._loads: list[tuple[ModelVersion, int, int]] = []
         self._events: Counter[str] = Counter()
 
@@ -74,14 +83,14 @@ class ModelSession:
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
     ) -> CallOutcome:
         """Return the results of a batch, and the model calls that this thread made, for other threads too."""
-        timeout, progress = self._config.timeout, CallProgress(version)
-        run = partial(self._run, version, batch, inference_args, progress)
-        return run() if timeout is None else self._run_with_timeout(run, progress, timeout)
+        if self._config.timeout is None:
+            return self._run(version, batch, inference_args, CallProgress(version))
+        return self._run_with_timeout(version, batch, inference_args, self._config.timeout)
 
     def preload(self, version: ModelVersion) -> None:
         """Load a model before the first call, or raise the error of its handler."""
         try:
-            with self._acquire(version):
+            with self._acquire(version, CallProgress(version)):
                 pass
         except ModelUnavailableError as error:
             raise (error.__cause__ or error) from None
@@ -91,9 +100,19 @@ class ModelSession:
         return self.models.size_for(self._config.models.name, version)
 
     def end_bundle(self) -> None:
-        """Release the models that were kept until the end of the bundle."""
-        self._bundle_models.clear()
-        self._bundle.close()
+        """Close the models that were replaced within the bundle, unless bundles of other threads use them."""
+        current = {version.name for version in self._current.values()}
+        while self._used_in_bundle:
+            name = self._used_in_bundle.pop()
+            if self.models.end_use_in_bundle(self._cache_name(name)) and name not in current:
+                self._expire(name)
+
+    def close(self) -> None:
+        """End the session. If it is the last one of the process, also end the processes of its models."""
+        self.end_bundle()
+        if self.models.remove_session(self) and self._config.end_with_step:
+            for name in self.models.cache.names():
+                self.models.cache.expire(name)
 
     def drain_events(self) -> tuple[list[tuple[ModelVersion, int, int]], Counter[str]]:
         """Return what happened since the last call: loads (version, nanoseconds, bytes) and counts of events."""
@@ -109,10 +128,10 @@ class ModelSession:
         inference_args: dict[str, Any] | None,
         progress: CallProgress,
     ) -> CallOutcome:
-        clock, calls = self._config.clock, list[ModelCall]()
+        clock, calls, attempts = self._config.clock, list[ModelCall](), _MAX_ATTEMPTS
         while True:
-            with self._acquire(version) as (used, model):
-                progress.version, progress.model = used, model
+            with self._acquire(version, progress) as (used, model):
+                progress.version, progress.model, progress.loading = used, model, None
 
                 def run(batch: Any, model: Model = model, handler: Any = used.handler) -> list[Any]:
                     start = clock.time_ns()
@@ -122,11 +141,16 @@ class ModelSession:
 
                 try:
                     return self._call_with_dynamic_batching(used, batch, run), calls
+                except ModelGoneError as error:
+                    # The call did not begin, so it can't be the reason. Repeat it with a new model.
+                    self._invalidate(used, model)
+                    attempts -= not error.ended_in_call
+                    if progress.timed_out or not attempts:
+                        raise
                 except ChildDiedError:
                     self._invalidate(used, model)
-                    if progress.timed_out or not model.terminated:
-                        raise
-            # Another thread's call timed out and terminated the model. Repeat this one with a new model.
+                    raise
+            progress.model = None
 
     def _call_with_dynamic_batching(
         self, version: ModelVersion, batch: Any, run: Call
@@ -150,39 +174,56 @@ class ModelSession:
         return dynamic_batcher.call(batch, size.max_size, run_combined)
 
     @contextmanager
-    def _acquire(self, version: ModelVersion) -> Iterator[tuple[ModelVersion, Model]]:
+    def _acquire(
+        self, version: ModelVersion, progress: CallProgress
+    ) -> Iterator[tuple[ModelVersion, Model]]:
         """Acquire a model version or, if it can't be loaded, the one that it would replace."""
         current = self._current.get(version.keys[0])
         if current is None or current is version:
-            with self._acquire_exactly(version) as model:
+            with self._acquire_exactly(version, progress) as model:
+                progress.check()
                 self._set_current(version)
                 yield version, model
             return
         with ExitStack() as users:
-            old = users.enter_context(self._acquire_exactly(current))
-            new = self._refresh(version, users)
+            old = users.enter_context(self._acquire_exactly(current, progress))
+            new = self._refresh(version, progress, users)
+            progress.check()
             if new is None:
                 yield current, old
             else:
                 self._set_current(version)
                 yield version, new
 
-    def _refresh(self, version: ModelVersion, users: ExitStack) -> Model | None:
+    def _refresh(
+        self, version: ModelVersion, progress: CallProgress, users: ExitStack
+    ) -> Model | None:
         """Return the new model, or None if it can't be loaded."""
-        now = self._config.clock.time_ns()
-        if self._retry_at.get(version.name, now) > now:
+        if self._retry_at.get(version.name, 0) > self._config.clock.time_ns():
             return None
+        progress.refreshing = True
         try:
-            model = users.enter_context(self._acquire_exactly(version, exceed_limits=True))
-        except ModelUnavailableError as error:
-            self._retry_at[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
-            self._events["failed_model_refreshes"] += 1
-            _LOGGER.error(
-                "Can't load model %r, so the previous model stays in use: %s", version.name, error
+            model = users.enter_context(
+                self._acquire_exactly(version, progress, exceed_limits=True)
             )
+        except ModelUnavailableError as error:
+            progress.check()
+            self._postpone_refresh(version, error)
+            progress.refreshing = False
             return None
+        progress.check()
+        progress.refreshing = False
         self._events["model_refreshes"] += 1
         return model
+
+    def _postpone_refresh(self, version: ModelVersion, error: Exception) -> None:
+        now = self._config.clock.time_ns()
+        self._retry_at = {name: at for name, at in self._retry_at.items() if at > now}
+        self._retry_at[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
+        self._events["failed_model_refreshes"] += 1
+        _LOGGER.error(
+            "Can't load model %r, so the previous model stays in use: %s", version.name, error
+        )
 
     def _set_current(self, version: ModelVersion) -> None:
         """Make a version the current one of its keys, and expire versions that have no keys left."""
@@ -191,59 +232,83 @@ class ModelSession:
         replaced = {old.name for key in version.keys if (old := self._current.get(key))}
         self._current.update(dict.fromkeys(version.keys, version))
         for name in replaced - {current.name for current in self._current.values()}:
-            self.models.cache.expire(self._cache_name(name))
+            if name not in self._used_in_bundle:
+                self._expire(name)
+
+    def _expire(self, name: str) -> None:
+        self.models.cache.expire(self._cache_name(name))
+        self.models.forget(self._config.models.name, name)
 
     def _acquire_exactly(
-        self, version: ModelVersion, exceed_limits: bool = False
+        self, version: ModelVersion, progress: CallProgress, exceed_limits: bool = False
     ) -> AbstractContextManager[Model]:
-        name, load = self._cache_name(version.name), partial(self._load, version)
-        if self._config.keep_until_bundle_end:
-            return self._acquire_for_bundle(name, load)
+        name, progress.version = self._cache_name(version.name), version
+        if self._config.keep_until_bundle_end and version.name not in self._used_in_bundle:
+            self._used_in_bundle.add(version.name)
+            self.models.start_use_in_bundle(name)
+        load = partial(self._load, version, progress)
         return self.models.cache.acquire(name, load, exceed_limits=exceed_limits)
 
-    @contextmanager
-    def _acquire_for_bundle(self, name: str, load: Callable[[], Model]) -> Iterator[Model]:
-        # If elements alternate between the old and the new model within a bundle, each is loaded only once.
-        if name not in self._bundle_models:
-            user = self.models.cache.acquire(name, load, exceed_limits=True)
-            self._bundle_models[name] = self._bundle.enter_context(user)
-        yield self._bundle_models[name]
-
-    def _load(self, version: ModelVersion) -> Model:
+    def _load(self, version: ModelVersion, progress: CallProgress) -> Model:
         start = self._config.clock.time_ns()
         try:
-            model = self._config.placement(version)
+            model = self._config.placement(version, progress.start_loading)
         except Exception as error:
-            raise ModelUnavailableError(f"The model cannot be loaded: {error}") from error
+            raise self._unavailable(error) from error
         self._loads.append((version, self._config.clock.time_ns() - start, model.n_bytes))
         return model
+
+    def _unavailable(self, error: Exception) -> ModelUnavailableError:
+        unavailable = ModelUnavailableError(f"The model cannot be loaded: {error}")
+        unavailable.stops_pipeline = self._config.stop_if_not_loaded
+        return unavailable
 
     def _cache_name(self, name: str) -> str:
         return f"{self._config.cache_prefix}{name}"
 
     def _run_with_timeout(
-        self, run: Callable[[], CallOutcome], progress: CallProgress, timeout: float
+        self,
+        version: ModelVersion,
+        batch: Any,
+        inference_args: dict[str, Any] | None,
+        timeout: float,
     ) -> CallOutcome:
-        thread = CallThread(run)
-        thread.start()
         while True:
-            thread.join(timeout)
-            if not thread.is_alive():
+            progress = CallProgress(version)
+            thread = CallThread(partial(self._run, version, batch, inference_args, progress))
+            thread.start()
+            while thread.is_alive() and not progress.timed_out:
+                thread.join(timeout)
+                # Queued calls don't time out, because the thread that runs the call enforces the timeout.
+                model = progress.model
+                progress.timed_out = thread.is_alive() and (
+                    model is None or model.is_running(thread.ident)
+                )
+            if not progress.timed_out:
                 return thread.outcome.result()
-            # Queued calls don't time out, because the thread that runs the call enforces the timeout.
-            if progress.model is None or progress.model.is_running(thread.ident):
-                break
-        self._events["inference_timeouts"] += 1
-        progress.timed_out = True
-        self._invalidate(progress.version, progress.model)
-        if progress.model is not None:
-            progress.model.terminate()
-        raise InferenceTimeoutError(
-            f"Loading and calling the model took more than {timeout} seconds. The call was abandoned, and the "
-            "model is reloaded for the next batch. If it is only slow, set a longer timeout."
-        )
+            self._events["inference_timeouts"] += 1
+            self._abandon(thread, progress)
+            error = InferenceTimeoutError(
+                f"Loading and calling the model took more than {timeout} seconds. The call was abandoned, and the "
+                "model is reloaded for the next batch. If it is only slow, set a longer timeout."
+            )
+            if not progress.refreshing:
+                raise error
+            self._postpone_refresh(version, error)  # now run the batch with the previous model
+
+    def _abandon(self, thread: threading.Thread, progress: CallProgress) -> None:
+        """Replace the model of a call that hangs, unless it has to be kept."""
+        model, loading = progress.model, progress.loading
+        ends_soon = loading is not None or (model is not None and model.ends_on_terminate)
+        if model is not None and not ends_soon:
+            handler = progress.version.handler
+            if not getattr(handler, "should_garbage_collect_on_timeout", lambda: True)():
+                return
+        if ends_soon or self.models.may_abandon(thread, model):
+            self._invalidate(progress.version, model)
+            hanging = model or loading
+            if hanging is not None:
+                hanging.terminate()
 
     def _invalidate(self, version: ModelVersion, model: Model | None) -> None:
-        name = self._cache_name(version.name)
-        self._bundle_models.pop(name, None)
-        self.models.cache.invalidate(name, model)
+        self.models.cache.invalidate(self._cache_name(version.name), model)

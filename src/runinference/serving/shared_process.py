@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
-import pickle
-import secrets
-import sys
-import threading
+import time
 import uuid
-import weakref
-from contextlib import suppress
-from functools import cache, partial
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection
 from typing import Any
 
 from apache_beam.internal import pickler
-from apache_beam.utils.multi_process_shared import MultiProcessShared
 
-from runinference.serving.ipc import dumps, dumps_outcome, loads
-from runinference.serving.placement import InProcessModel, Model
+from runinference.errors import ModelHostDiedError
+from runinference.serving.ipc import dumps, loads
+from runinference.serving.model_host import DELETE, GONE, LOADING, Host, find_host, find_or_host
+from runinference.serving.placement import InProcessModel, Model, ModelGoneError
 from runinference.serving.routing import ModelVersion
+
+_DISCONNECTED = (EOFError, OSError, AuthenticationError)
+
+#: The time to find or become the process that hosts a model, not including the time to load it.
+_CONNECT_TIMEOUT_SECS = 30
+
+#: Processes that may turn out to no longer host the model, one after the other, before a call fails.
+_MAX_HOSTS = 3
 
 
 class SharedProcessModel:
@@ -31,14 +35,18 @@ class SharedProcessModel:
     Calls go to the replicas in turn. Each call pickles the batch and the results.
     """
 
-    # A call that fails because its server was terminated is repeated by the replica.
-    terminated = False
+    ends_on_terminate = False
 
     def __init__(self, version: ModelVersion, tag: str) -> None:
         name = hashlib.sha256(f"{tag}/{version.name}".encode()).hexdigest()[:32]
         handler = pickler.dumps(version.handler)
-        numbers = range(version.handler.model_copies())
-        self._replicas = [_Replica(f"runinference-{name}-{n}", handler) for n in numbers]
+        self._replicas: list[ModelClient] = []
+        try:
+            for n in range(version.handler.model_copies()):
+                self._replicas.append(ModelClient(f"{name}-{n}", handler))
+        except BaseException:
+            self.close()
+            raise
         self._turns = itertools.cycle(self._replicas)
         self.n_bytes = sum(replica.n_bytes for replica in self._replicas)
 
@@ -47,189 +55,145 @@ class SharedProcessModel:
 
     def close(self) -> None:
         for replica in self._replicas:
-            replica.client.release()
+            replica.release()
 
     def terminate(self) -> None:
+        """Delete the model for all processes, which then load it again."""
         for replica in self._replicas:
-            replica.client.delete()
+            replica.delete()
 
     def is_running(self, thread_id: int | None) -> bool:
         return True
 
 
-def default_placement(version: ModelVersion, tag: str) -> Model:
+def default_placement(
+    version: ModelVersion, on_start: Callable[[Model], None] = lambda model: None, *, tag: str
+) -> Model:
     """Load a model in this process or, if its handler asks for it, in one that all processes share."""
     if version.handler.share_model_across_processes():
         return SharedProcessModel(version, tag)
     return InProcessModel(version.handler)
 
 
-class _Replica:
-    """A replica of a model, reloaded in another process if the one that hosts it ends."""
+class ModelClient:
+    """A client of the process that hosts a replica of a model, with one connection for each thread at a time.
 
-    def __init__(self, tag: str, handler: bytes) -> None:
-        self._acquire = partial(ModelClient, tag, handler)
-        self._lock = threading.Lock()
-        self.client = self._acquire()
-        self.n_bytes = self.client.n_bytes
+    If that process ends between calls, the next call finds or becomes another one. If it ends during a call, the
+    call may be the reason, so it fails: repeated elsewhere, it could end one process after the other.
+    """
+
+    def __init__(self, name: str, handler: bytes) -> None:
+        self._name, self._handler, self._id = name, handler, uuid.uuid4().hex
+        self._server_id = ""
+        self._idle: list[Connection] = []
+        connection, self.n_bytes = self._connect()
+        self._idle.append(connection)
 
     def run(self, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
         request = dumps((batch, inference_args))
-        client = self.client
+        for _ in range(_MAX_HOSTS):
+            outcome = self._ask(self._take_connection(), request)
+            if outcome != GONE:
+                results: list[Any] = loads(outcome)
+                return results
+        raise ModelGoneError("The shared model was deleted again and again before a call.")
+
+    def release(self) -> None:
+        """Stop using the model, which is freed before this returns if no other process uses it."""
+        connections = list(iter(self._pop_idle, None))
+        for connection in connections[1:]:
+            connection.close()
+        for connection in connections[:1]:
+            with connection, suppress(*_DISCONNECTED):  # the process ended, which freed the model
+                connection.send_bytes(b"")
+                connection.recv_bytes()
+
+    def delete(self) -> None:
+        """Delete the model for all processes, unless it was already replaced."""
+        with suppress(*_DISCONNECTED):
+            host = find_host(self._name)
+            if host is not None and host.server_id == self._server_id:
+                with _open(host) as connection:
+                    connection.send_bytes(dumps((host.server_id, self._id, DELETE)))
+                    connection.recv_bytes()
+
+    def _pop_idle(self) -> Connection | None:
         try:
-            outcome = client.send(request)
-        except _DISCONNECTED:
-            outcome = self._reconnected(client).send(request)
-        results: list[Any] = loads(outcome)
-        return results
-
-    def _reconnected(self, lost: ModelClient) -> ModelClient:
-        with self._lock:
-            if self.client is lost:
-                self.client = self._acquire()
-            return self.client
-
-
-class ModelClient:
-    """A client of the process that hosts the model of a tag.
-
-    Beam's MultiProcessShared decides which process hosts the model, and counts its users. Batches use separate
-    connections, one for each thread at a time. Beam's proxies use TCP, where Nagle's algorithm delays messages of
-    16 to 64 kB by 40 ms. Neither Beam 2.77 nor ``multiprocessing.managers`` has a public option to prevent that.
-    """
-
-    def __init__(self, tag: str, handler: bytes) -> None:
-        self._handler = handler
-        self._share = MultiProcessShared(partial(ModelServer, handler), tag=tag, always_proxy=True)
-        self._proxy = self._share.acquire()
-        # A model that is still cached when the pipeline ends is released with the last reference to this client.
-        self._finalizer = weakref.finalize(self, _release_in_thread, self._share, self._proxy)
-        self._finalizer.atexit = False
-        self._idle: list[Connection] = []
-        try:
-            self._address, self._authkey, self._server_id = self._proxy()
-            connection, self.n_bytes = self._connect()
-        except BaseException:
-            self.release()
-            raise
-        self._idle.append(connection)
-
-    def send(self, request: bytes) -> bytes:
-        """Return the serialized outcome; raise EOFError or OSError if the process no longer hosts the model."""
-        try:
-            connection = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
+            return None
+
+    def _take_connection(self) -> Connection:
+        while (connection := self._pop_idle()) is not None:
+            if not connection.poll():
+                return connection
+            connection.close()  # the other process closed it
+        try:
             connection, _ = self._connect()
+        except Exception as error:
+            raise ModelGoneError("The process that hosted the shared model ended.") from error
+        return connection
+
+    def _ask(self, connection: Connection, request: bytes) -> bytes:
+        """Return the serialized outcome of a call, or ``GONE`` if the model was deleted before the call began."""
         try:
             connection.send_bytes(request)
             outcome = connection.recv_bytes()
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, (EOFError, OSError)):
+                raise _died("during a call") from error
             raise
-        self._idle.append(connection)
+        if outcome == GONE:
+            connection.close()
+        else:
+            self._idle.append(connection)
         return outcome
 
-    def release(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-        if self._finalizer.detach():
-            _release(self._share, self._proxy)
-
-    def delete(self) -> None:
-        """Delete the model for all processes, which then load it again."""
-        with suppress(ConnectionError, EOFError):
-            self._share.unsafe_hard_delete()
-
     def _connect(self) -> tuple[Connection, int]:
-        """Open a connection, and return it with the size of the model in bytes."""
-        connection = Client(self._address, authkey=self._authkey)
-        try:
-            connection.send_bytes(dumps((self._server_id, self._handler)))
-            return connection, loads(connection.recv_bytes())
-        except BaseException:
-            connection.close()
-            raise
-
-
-def _release(share: Any, proxy: Any) -> None:
-    with suppress(ConnectionError, EOFError):  # the process ended, which freed the model
-        share.release(proxy)
-
-
-def _release_in_thread(share: Any, proxy: Any) -> None:
-    # The garbage collector may run while this thread holds a lock that the release needs, so don't wait forever.
-    thread = threading.Thread(target=_release, args=(share, proxy), daemon=True)
-    thread.start()
-    thread.join(5)
-
-
-_DISCONNECTED = (EOFError, OSError, AuthenticationError)
-
-
-class ModelServer:
-    """A model that this process serves to others until this object is deleted.
-
-    Only Beam keeps a reference to this object. Threads that serve connections find it by its ID.
-    """
-
-    def __init__(self, handler: bytes) -> None:
-        self.model = InProcessModel(pickler.loads(handler))
-        self.handlers: dict[bytes, Any] = {}
-        self._id = uuid.uuid4().hex
-        _SERVERS[self._id] = self
-
-    def __call__(self) -> tuple[Any, bytes, str]:
-        """Return the address and the authentication key of this process, and the ID of this server."""
-        return *_listen(os.getpid()), self._id
-
-    def add_handler(self, pickled: bytes) -> int:
-        """Add the handler of a step, and return the size of the model. Steps may have different handlers."""
-        if pickled not in self.handlers:
-            self.handlers[pickled] = pickler.loads(pickled)
-        return self.model.n_bytes
-
-
-_SERVERS: weakref.WeakValueDictionary[str, ModelServer] = weakref.WeakValueDictionary()
-
-
-@cache
-def _listen(process_id: int) -> tuple[Any, bytes]:
-    """Accept connections from now on, at one address for all models of this process."""
-    authkey = secrets.token_bytes(32)
-    # An abstract socket (Linux only) leaves no file behind, even if the process is killed.
-    address = f"\0runinference-{uuid.uuid4().hex}" if sys.platform == "linux" else None
-    listener = Listener(address, backlog=64, authkey=authkey)
-    threading.Thread(
-        target=_accept, args=(listener,), daemon=True, name="runinference-listener"
-    ).start()
-    return listener.address, authkey
-
-
-def _accept(listener: Listener) -> None:
-    while True:
-        with suppress(*_DISCONNECTED):
-            connection = listener.accept()
-            threading.Thread(
-                target=_serve, args=(connection,), daemon=True, name="runinference-server"
-            ).start()
-
-
-def _serve(connection: Connection) -> None:
-    """Answer the requests of one connection until the client closes it, or the model is deleted."""
-    with connection, suppress(EOFError, OSError, KeyError):  # KeyError: no such server
-        server_id, handler = pickle.loads(connection.recv_bytes())
-        connection.send_bytes(dumps_outcome(partial(_SERVERS[server_id].add_handler, handler)))
+        """Open a connection, and return it with the bytes of the model. Host the model if no process does."""
+        deadline = time.monotonic() + _CONNECT_TIMEOUT_SECS
         while True:
-            connection.send_bytes(_answer(server_id, handler, connection.recv_bytes()))
+            connected = self._try_to_connect(find_or_host(self._name))
+            if connected is not None:
+                connection, size = connected
+                try:
+                    return connection, loads(size)
+                except BaseException:
+                    connection.close()
+                    raise
+            if time.monotonic() > deadline:
+                raise TimeoutError("Can't connect to the process that hosts the shared model.")
+            time.sleep(0.01)  # that process is ending
+
+    def _try_to_connect(self, host: Host) -> tuple[Connection, bytes] | None:
+        """Return a connection and the serialized size of the model, or None if it is not hosted there any more."""
+        state = GONE
+        try:
+            connection = _open(host)
+            with ExitStack() as on_error:
+                on_error.callback(connection.close)
+                connection.send_bytes(dumps((host.server_id, self._id, self._handler)))
+                state = connection.recv_bytes()
+                if state == GONE:
+                    return None
+                self._server_id = host.server_id
+                size = connection.recv_bytes()
+                on_error.pop_all()
+                return connection, size
+        except _DISCONNECTED as error:
+            if state == LOADING:
+                raise _died("while it loaded the model") from error
+            return None
 
 
-def _answer(server_id: str, pickled: bytes, request: bytes) -> bytes:
-    server = _SERVERS[server_id]
-    model, handler = server.model, server.handlers[pickled]
-    del server  # a call that hangs must not keep a deleted server alive
+def _open(host: Host) -> Connection:
+    return Client(host.address, authkey=host.authkey)
 
-    def run() -> list[Any]:
-        batch, inference_args = pickle.loads(request)
-        return model.run(handler, batch, inference_args)
 
-    return dumps_outcome(run, caught=BaseException)
+def _died(when: str) -> ModelHostDiedError:
+    return ModelHostDiedError(
+        f"The process that hosts the shared model ended {when}. An element may have crashed native code of the "
+        "framework, or the machine may be out of memory. The call is not repeated, because it could end the next "
+        "process that hosts the model."
+    )

@@ -146,6 +146,10 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         self._used_side_inputs: bytes | None = None
         self._hashed: tuple[bytes | None, bytes] = (None, b"")
 
+    def teardown(self) -> None:
+        if engine := vars(self).get("_engine"):  # setup may have failed
+            engine.close()
+
     def start_bundle(self) -> None:
         self._engine.start_bundle()
 

@@ -63,6 +63,10 @@ class InferenceEngine:
             for event, n in events.items():
                 metrics.count(event, n)
 
+    def close(self) -> None:
+        """End the session of this thread, and the subprocess of the model with the last one."""
+        self.session.close()
+
     def refresh(self, update: Any) -> None:
         """Route elements by the model update in their window, if there is one, or by what the watcher found."""
         if self.watcher is not None:

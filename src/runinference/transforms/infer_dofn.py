@@ -29,6 +29,10 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._engine = InferenceEngine(self._config)
 
+    def teardown(self) -> None:
+        if engine := vars(self).get("_engine"):  # setup may have failed
+            engine.close()
+
     def start_bundle(self) -> None:
         self._engine.start_bundle()
         self._batches = self._source(self._engine)

@@ -24,6 +24,7 @@ from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.keyed import per_key_mappings
+from runinference.handlers.model_fingerprint import fingerprint
 from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.placement import Placement
@@ -274,21 +275,27 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         per_key = bool(per_key_mappings(handler))
         managed = self._manager_limits is not None
         timeout = handling.timeout if handling else None
+        use_subprocess = bool(handling and handling.use_subprocess)
         models = ProcessShared(
-            self._manager_limits or (handler.cache_limits if per_key else CacheLimits()),
+            self._manager_limits or self._cache_limits(refreshed, per_key),
             "model manager" if managed else self._model_identifier,
         )
-        placement: Placement = partial(default_placement, tag=self._model_identifier or models.name)
-        if handling is not None and handling.use_subprocess:
+        name = self._model_identifier or models.name
+        if self._model_identifier:
+            name += f"/{fingerprint(handler, use_subprocess)}"
+        placement: Placement = partial(default_placement, tag=name)
+        if use_subprocess:
             placement = SubprocessModel
         session = SessionConfig(
             models=models,
             placement=placement,
             clock=self._clock,
             timeout=timeout,
-            cache_prefix=f"{self._model_identifier or models.name}/" if managed else "",
+            cache_prefix=f"{name}/" if managed or self._model_identifier else "",
             keep_until_bundle_end=refreshed and not per_key and not managed,
             dynamic_batching=self._allows_dynamic_batching(),
+            end_with_step=use_subprocess,
+            stop_if_not_loaded=not (refreshed or per_key or managed),
         )
         return InferenceConfig(
             handler=handler,
@@ -299,6 +306,12 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             load_in_setup=not (refreshed or per_key or managed or timeout),
             watch=self._watch,
         )
+
+    def _cache_limits(self, refreshed: bool, per_key: bool) -> CacheLimits:
+        if per_key:
+            return self._model_handler.cache_limits  # type: ignore[no-any-return]
+        # At most the old and the new model, even if a bundle has many updates.
+        return CacheLimits(max_models=2, wait_secs=0) if refreshed else CacheLimits()
 
     def _allows_dynamic_batching(self) -> bool:
         """Return whether threads may share a call: with equal arguments, in this process, without a timeout."""

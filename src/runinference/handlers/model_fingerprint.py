@@ -1,0 +1,94 @@
+"""Fingerprints that tell whether two handlers load the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from apache_beam.internal import pickler
+
+from runinference.handlers.keyed import (
+    KeyedModelHandler,
+    MaybeKeyedModelHandler,
+    per_key_mappings,
+)
+from runinference.handlers.model_handler import ModelHandler
+
+#: Attributes of handlers that say how a model is called, and not which one is loaded.
+_OF_CALLS = frozenset(
+    {
+        "_batching_kwargs",
+        "_inference_fn",
+        "_max_batch_bytes",
+        "_max_padded_size",
+        "_model_inference_fn",
+        "_postprocess_fns",
+        "_preprocess_fns",
+        "_skips_batching",
+        "_whole_results",
+        "get_postprocess_fns",
+        "get_preprocess_fns",
+    }
+)
+
+
+def fingerprint(handler: Any, *more: Any) -> str:
+    """Return a text that is equal for handlers of one class that load the same model, also in other processes.
+
+    It depends on all attributes that may affect the model, such as paths. Options for batching and functions that
+    call the model have no effect.
+
+    >>> from runinference.sklearn_inference import SklearnModelHandlerNumpy
+    >>> small = SklearnModelHandlerNumpy("a.pickle", max_batch_size=2)
+    >>> fingerprint(small) == fingerprint(SklearnModelHandlerNumpy("a.pickle"))
+    True
+    >>> fingerprint(small) == fingerprint(SklearnModelHandlerNumpy("b.pickle"))
+    False
+
+    Args:
+        handler: A handler. Keys that are added to its results have no effect.
+        *more: Other values that must be equal.
+    """
+    while isinstance(handler, (KeyedModelHandler, MaybeKeyedModelHandler)) and not per_key_mappings(
+        handler
+    ):
+        [handler] = handler.inner_handlers()
+    try:
+        with io.BytesIO() as file:
+            _Pickler(file).dump((handler, more))
+            content = file.getvalue()
+    except Exception:  # contains something that only Beam's pickler can write
+        content = pickler.dumps((handler, more))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class _Pickler(pickle.Pickler):
+    """Writes the same bytes for equal values. They are not meant to be loaded."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        # No references between equal parts, which are the same object in one value and copies in another.
+        self.fast = True
+
+    def persistent_id(self, value: Any) -> Any:
+        """Return what is written in place of a value; None for the value itself."""
+        if isinstance(value, (type, ModuleType)):
+            return f"{getattr(value, '__module__', '')}.{value.__name__}"
+        if isinstance(value, FunctionType):
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            name = f"{value.__module__}.{value.__qualname__}"
+            return name, value.__code__, value.__defaults__, value.__kwdefaults__, cells
+        if isinstance(value, CodeType):
+            return value.co_code, value.co_names, value.co_consts
+        if isinstance(value, (set, frozenset)):
+            return sorted(map(repr, value))
+        if isinstance(value, ModelHandler):
+            return type(value), [
+                (name, attribute)
+                for name, attribute in sorted(vars(value).items())
+                if name not in _OF_CALLS and not name.startswith("_runinference")
+            ]
+        return None
