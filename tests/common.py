@@ -27,6 +27,11 @@ def run(elements: Any, transform: beam.PTransform, **options: Any) -> list[Any]:
     return CollectElements.take(collected)
 
 
+def no_updates() -> beam.PCollection:
+    """Return an empty PCollection, for tests that call the DoFn themselves with updates."""
+    return beam.Pipeline(runner=RUNNER) | beam.Create([])
+
+
 class CollectElements(beam.DoFn):
     """Append each element, with its timestamp and window, to a list of the test."""
 

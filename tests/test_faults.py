@@ -15,7 +15,7 @@ from apache_beam.internal import pickler
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
-from common import linear_regression, run
+from common import linear_regression, no_updates, run
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -71,7 +71,7 @@ def test_update_with_a_truncated_file_keeps_the_old_model_until_the_file_is_comp
     old, new = save_model(tmp_path / "old", 2), save_model(tmp_path / "new", 5)
     content = Path(new).read_bytes()
     Path(new).write_bytes(content[:100])
-    transform = RunInference(SklearnModelHandlerNumpy(old), model_metadata_pcoll=object())
+    transform = RunInference(SklearnModelHandlerNumpy(old), model_metadata_pcoll=no_updates())
     transform._clock = Clock()
     worker = Worker(transform.with_exception_handling()._config())
     update = ModelMetadata(new, "")
@@ -129,7 +129,7 @@ def test_concurrent_loads_updates_and_evictions(tmp_path, seed):
         [KeyModelMapping([key], SklearnModelHandlerNumpy(paths[key])) for key in "abc"],
         max_models_per_worker_hint=2,
     )
-    transform = RunInference(keyed, model_metadata_pcoll=object())
+    transform = RunInference(keyed, model_metadata_pcoll=no_updates())
     config = transform.with_exception_handling()._config()
     updates = [
         [KeyModelPathMapping([key], str(tmp_path / name)) for key, name in zip("abc", names)]  # noqa: B905

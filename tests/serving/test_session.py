@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from common import no_updates
 from runinference import ModelHandler, ModelMetadata, RunInference
 from runinference.serving.placement import ModelGoneError
 from serving import workers
@@ -135,7 +136,7 @@ def test_the_timeout_does_not_include_the_wait_for_other_calls(handler):
 
 
 def test_reloads_the_old_model_if_its_call_times_out_after_a_failed_refresh(handler):
-    transform = RunInference(handler, model_metadata_pcoll=object())
+    transform = RunInference(handler, model_metadata_pcoll=no_updates())
     worker = Worker(transform.with_exception_handling(timeout=5)._config())
     assert worker.bundle(1) == ([1], [])
     broken = ModelMetadata("missing", "")

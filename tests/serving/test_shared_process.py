@@ -17,7 +17,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 
-from common import RUNNER, CollectElements, Doubler, FunctionHandler, run
+from common import RUNNER, CollectElements, Doubler, FunctionHandler, no_updates, run
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -197,7 +197,7 @@ def test_an_error_has_the_traceback_of_the_process_that_holds_the_model(tmp_path
 
 def test_a_refresh_frees_a_large_model_after_calls_from_several_threads():
     handler = RecordingHandler("first", large_model=True)
-    step = RunInference(handler, model_metadata_pcoll=object())._config()
+    step = RunInference(handler, model_metadata_pcoll=no_updates())._config()
     with ThreadPoolExecutor(3) as threads:
         workers = [Worker(step) for _ in range(3)]
         for n in range(4):

@@ -208,7 +208,8 @@ def test_a_call_that_exceeds_the_timeout_is_abandoned_and_the_model_is_reloaded(
     assert sorted(element for element, _ in outcome.good) == [10, 11, 12, 14, 15, 16, 17, 18, 19]
     [(element, (kind, _, _))] = outcome.bad
     assert (element, kind) == (13, InferenceTimeoutError)
-    assert len(Sticky.loads) == outcome.counter("inference_timeouts") + 1
+    # Two copies that hang, and the one that serves.
+    assert len(Sticky.loads) == min(2, outcome.counter("inference_timeouts")) + 1
     assert outcome.counter("failed_batches_counter") >= outcome.counter("inference_timeouts") > 0
 
 
