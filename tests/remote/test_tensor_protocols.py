@@ -96,7 +96,7 @@ def test_kserve_reads_inputs_from_metadata():
             {"name": "b", "datatype": "BYTES", "shape": [-1]},
         ]
     }
-    assert KServeV2.inputs(metadata) == [*INPUTS, InputSpec("b", None, (None,))]
+    assert KServeV2.inputs(metadata) == [*INPUTS, InputSpec("b", bytes, (None,))]
     assert KServeV2.inputs({"inputs": []}) == KServeV2.inputs({}) == []
 
 

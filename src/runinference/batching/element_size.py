@@ -16,6 +16,7 @@ import numpy as np
 # An element that holds more values than this is estimated from some of its values.
 _MAX_VALUES = 2_048
 _MAX_DEPTH = 32
+_MAX_SHORT = 16
 
 # Types without parts and without `nbytes`. Most elements and keys have one, so they are looked up first.
 _SCALAR_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
@@ -41,6 +42,8 @@ def size_in_bytes(value: Any) -> int:
         return sys.getsizeof(value)
     if kind is np.ndarray and not value.dtype.hasobject:
         return int(value.nbytes)
+    if (kind is tuple or kind is list) and len(value) <= _MAX_SHORT:
+        return _measure_short(value)
     return _measure(value, _MAX_VALUES, ())
 
 
@@ -49,6 +52,21 @@ def batch_size_in_bytes(batch: Any) -> int:
     return (
         sum(map(size_in_bytes, batch)) if isinstance(batch, (list, tuple)) else size_in_bytes(batch)
     )
+
+
+def _measure_short(value: Any) -> int:
+    """Return the bytes of a tuple or list of few parts, such as a key and an example, without a call for most
+    parts."""
+    total = 0
+    for part in value:
+        kind = type(part)
+        if kind in _SCALAR_TYPES:
+            total += sys.getsizeof(part)
+        elif kind is np.ndarray and not part.dtype.hasobject:
+            total += int(part.nbytes)
+        else:
+            total += _measure(part, _MAX_VALUES // len(value), (id(value),))
+    return total
 
 
 def _measure(value: Any, budget: int, path: _Path) -> int:

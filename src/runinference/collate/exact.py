@@ -16,39 +16,41 @@ _MAX_FLOAT64_INTEGER = 2**53
 _NUMBERS = frozenset("biufc")
 _OBJECTS = frozenset("OUS")
 _CONVERT = (
-    "To fix this, convert all elements to a dtype that holds their values with with_preprocess_fn, for example "
-    'lambda x: np.asarray(x, "float64").'
+    "To fix this, convert all elements to one dtype with with_preprocess_fn, for example "
+    'lambda x: np.asarray(x, "float64"), which rounds large integers.'
 )
 
 
-def to_array(value: Any, where: str) -> Any:
+def to_array(value: Any, name: str, index: int | None = None) -> Any:
     """Return a NumPy array with the values of an array, tensor, number, text or nested list.
 
     A text, or a list with texts, becomes an array of dtype ``object``. NumPy's dtypes for texts and bytes drop
     zeros at the end, and turn numbers beside texts into texts.
 
-    >>> to_array(["red", 3, None], "Element 0").tolist()
+    >>> to_array(["red", 3, None], "the value").tolist()
     ['red', 3, None]
 
     Args:
         value: The value.
-        where: The name of the value at the start of an error message, such as ``"Element 3 of the batch"``.
+        name: The name of the value, or of its batch if there is an index, in error messages.
+        index: The index of the value in its batch.
 
     Raises:
         ElementError: NumPy cannot hold the value in an array.
     """
     if isinstance(value, np.ndarray):
-        return _without_mask(value, where)
+        return _without_mask(value, name, index)
     if isinstance(value, (str, bytes)):
         return _wrap(value)
     try:
         array = np.asanyarray(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise _unconvertible(value, where, f" ({' '.join(str(error).split())[:200]})") from error
+        reason = f" ({' '.join(str(error).split())[:200]})"
+        raise _unconvertible(value, name, index, reason) from error
     if array.dtype.kind in "US" and not hasattr(value, "dtype"):
         return np.array(value, dtype=object)
     if array.ndim == 0 and array.dtype.kind == "O" and getattr(value, "shape", ()) != ():
-        raise _unconvertible(value, where)  # such as a sparse matrix
+        raise _unconvertible(value, name, index)  # such as a sparse matrix
     return array
 
 
@@ -158,7 +160,7 @@ def check_texts(array: Any, spec: str, allow_bytes: bool) -> Any:
     for value in values:
         if not isinstance(value, (str, bytes)):
             raise ElementError(
-                f"The model's input {spec!r} takes text, and an element holds {value!r}, a "
+                f"The model's input {spec!r} takes text, and an element holds {value!r} of type "
                 f"{type(value).__name__}. To fix this, convert it with with_preprocess_fn."
             )
     if allow_bytes or not any(isinstance(value, bytes) for value in values):
@@ -221,22 +223,27 @@ def _wrap(value: Any) -> Any:
     return array
 
 
-def _without_mask(array: Any, where: str) -> Any:
+def _without_mask(array: Any, name: str, index: int | None) -> Any:
     if np.ma.is_masked(array):
         raise ElementError(
-            f"{where} is an array with masked values, and a batch has no mask. To fix this, fill them with "
-            "with_preprocess_fn, for example lambda x: x.filled(np.nan)."
+            f"{_describe_place(name, index)} is an array with masked values, and a batch has no mask. To fix "
+            "this, fill them with with_preprocess_fn, for example lambda x: x.filled(np.nan)."
         )
     is_plain = isinstance(array, (np.ma.MaskedArray, np.matrix))
     return np.asarray(array) if is_plain else array
 
 
-def _unconvertible(value: Any, where: str, reason: str = "") -> ElementError:
+def _unconvertible(value: Any, name: str, index: int | None, reason: str = "") -> ElementError:
     if hasattr(value, "detach"):
-        fix = "x.detach().cpu().numpy()"
+        is_bfloat16 = "bfloat16" in str(value.dtype)  # NumPy has no such dtype
+        fix = f"x.detach(){'.float()' if is_bfloat16 else ''}.cpu().numpy()"
     else:
         fix = "x.toarray()" if hasattr(value, "toarray") else "np.asarray(…)"
     return ElementError(
-        f"{where} is a {type(value).__name__} that cannot be converted to an array{reason}. To fix this, convert "
-        f"it with with_preprocess_fn, for example lambda x: {fix}."
+        f"{_describe_place(name, index)} is a {type(value).__name__} that cannot be converted to an "
+        f"array{reason}. To fix this, convert it with with_preprocess_fn, for example lambda x: {fix}."
     )
+
+
+def _describe_place(name: str, index: int | None) -> str:
+    return name[:1].upper() + name[1:] if index is None else f"Element {index} of {name}"

@@ -126,10 +126,26 @@ def concat_frames(frames: Sequence[Any], ignore_index: bool = True) -> Any:
         ElementError: The frames differ in the dtype of a column, and there is none that holds all of its values.
     """
     pandas = need("pandas", extra="xgboost")
-    dtypes = [list(frame.dtypes) for frame in frames]
-    if any(found != dtypes[0] for found in dtypes):
-        frames = _unify_columns(frames, dtypes)
-    return pandas.concat(frames, axis=0, ignore_index=ignore_index)
+    try:
+        table = pandas.concat(frames, axis=0, ignore_index=ignore_index)
+    except (ValueError, TypeError, OverflowError):  # such as a timestamp out of bounds
+        table = None
+    if table is None or _may_have_changed(frames[0], table):
+        table = pandas.concat(_unify_columns(frames), axis=0, ignore_index=ignore_index)
+    return table
+
+
+def _may_have_changed(first: Any, table: Any) -> bool:
+    """Return whether a table with other dtypes than its first frame, or with large floats, may hold other values.
+
+    This is much faster than a comparison of the dtypes of all frames.
+    """
+    dtypes = list(table.dtypes)
+    if dtypes != list(first.dtypes):
+        return True
+    floats = [i for i, dtype in enumerate(dtypes) if getattr(dtype, "kind", "") == "f"]
+    values = table.iloc[:, floats].to_numpy(np.float64, na_value=np.nan)
+    return bool((np.abs(values) >= 2.0**53).any())  # integers may have been rounded
 
 
 def to_floats(table: Any) -> Any:
@@ -305,17 +321,16 @@ def _to_table(example: Any, index: int) -> Any:
         return example
     if is_sparse(example):
         return example.reshape(-1, example.shape[-1]).tocsr()
-    where = f"Element {index} of the batch"
     array = example.to_numpy() if hasattr(example, "to_numpy") else example
     if np.ma.is_masked(array):
         array, changed = cast(array, np.dtype(float))
         if changed is not None:
             raise changed_value_error(index, "the batch", array[changed], np.dtype(float))
         array = array.filled(np.nan)
-    array = to_array(array, where)
+    array = to_array(array, "the batch", index)
     if array.ndim not in (1, 2):
         raise BatchShapeError(
-            f"{where} has shape {array.shape}. To fix this, use a row of shape (features,), "
+            f"Element {index} of the batch has shape {array.shape}. To fix this, use a row of shape (features,), "
             "or a table of shape (rows, features)."
         )
     return np.atleast_2d(array)
@@ -335,8 +350,9 @@ def _replace_values(table: Any, values: Any) -> Any:
     return type(table)((values, table.indices, table.indptr), shape=table.shape)
 
 
-def _unify_columns(frames: Sequence[Any], dtypes: Sequence[list[Any]]) -> list[Any]:
+def _unify_columns(frames: Sequence[Any]) -> list[Any]:
     """Return frames whose columns have the same dtypes."""
+    dtypes = [list(frame.dtypes) for frame in frames]
     changed = [frame.copy(deep=False) for frame in frames]
     for position, found in enumerate(zip(*dtypes, strict=True)):
         if all(dtype == found[0] for dtype in found):

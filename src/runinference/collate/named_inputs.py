@@ -134,7 +134,7 @@ def _get_columns(batch: Any) -> Any:
 
 def _bind_value(value: Any, spec: InputSpec) -> Any:
     """Convert a value for all examples to the dtype of an input."""
-    array = to_array(value, f"The value of the input {spec.name!r}")
+    array = to_array(value, f"the value of the input {spec.name!r}")
     if (convert := _get_cast(spec)) is not None:
         array = convert(array)
     check_integers([value], [array], f"the values of {spec.name!r}")

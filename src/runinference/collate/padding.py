@@ -227,7 +227,8 @@ class Padding:
         if hasattr(arrays, "shape"):
             return stack(arrays, name)
         arrays = [
-            x if hasattr(x, "shape") else to_array(x, f"An element of {name}") for x in arrays
+            array if hasattr(array, "shape") else to_array(array, name, index)
+            for index, array in enumerate(arrays)
         ]
         longest = max(map(self._array_length, arrays))
         self._check_other_dimensions(arrays, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from runinference.collate.exact import check_integers, to_array, unify_dtypes
 from runinference.collate.rows import get_array_shape
 from runinference.errors import BatchShapeError, ElementError
 
+_PLAIN_TYPES = frozenset({bool, int, float, list, tuple})
+_get_dtype = attrgetter("dtype")
 #: Converts an array to the dtype of an input, or raises an error.
 CastFn = Callable[[Any], Any]
 
@@ -39,14 +42,17 @@ def stack_arrays(
     """
     if hasattr(batch, "shape"):
         return batch if cast is None else cast(to_array(batch, name))
-    first = batch[0]
-    is_uniform = type(first) is np.ndarray and all(
-        type(example) is np.ndarray and example.dtype == first.dtype for example in batch
-    )
-    if is_uniform:
+    types = set(map(type, batch))
+    if types == {np.ndarray} and len(set(map(_get_dtype, batch))) == 1:
         stacked = stack_batch(np.stack, batch, name, hint)
         return stacked if cast is None else cast(stacked)
-    return _stack_exactly(batch, name, hint, cast)
+    stacked = _stack_numbers(batch) if types <= _PLAIN_TYPES else None
+    if stacked is None:
+        stacked = _stack_others(batch, name, hint, cast)
+    if cast is not None:
+        stacked = cast(stacked)
+    check_integers(batch, stacked, name)
+    return stacked
 
 
 def stack_batch(
@@ -95,12 +101,21 @@ def _count_dimensions(value: Any) -> int:
         return 1
 
 
-def _stack_exactly(
+def _stack_numbers(batch: Sequence[Any]) -> Any:
+    """Return an array of numbers or nested lists of numbers, or None for other values."""
+    try:
+        stacked = np.asarray(batch if isinstance(batch, list) else list(batch))
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return stacked if stacked.dtype.kind in "biuf" else None
+
+
+def _stack_others(
     batch: Sequence[Any], name: str, hint: Callable[[int], str] | None, cast: CastFn | None
 ) -> Any:
-    """Stack examples that are not all arrays of one dtype."""
+    """Stack examples that are neither numbers nor arrays of one dtype. If their dtypes differ, cast them first."""
     try:
-        arrays = [to_array(example, f"Element {i} of {name}") for i, example in enumerate(batch)]
+        arrays = [to_array(example, name, index) for index, example in enumerate(batch)]
     except ElementError:
         reject_keyed_examples(batch)
         raise
@@ -108,10 +123,9 @@ def _stack_exactly(
     if len({array.shape for array in arrays}) > 1:
         reject_keyed_examples(batch)
         raise BatchShapeError(str(_format_odd_shape(arrays, name, hint)))
-    arrays = unify_dtypes(arrays, name) if cast is None else [cast(array) for array in arrays]
-    stacked = np.stack(arrays)
-    check_integers(batch, stacked, name)
-    return stacked
+    if len(set(map(_get_dtype, arrays))) > 1:
+        arrays = unify_dtypes(arrays, name) if cast is None else list(map(cast, arrays))
+    return np.stack(arrays)
 
 
 def _check_labels(batch: Sequence[Any], name: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from runinference.collate.exact import check_texts
 from runinference.errors import ElementError, UnusableAnswerError
 from runinference.remote.json_text import MAX_DEPTH
 
@@ -104,9 +105,12 @@ def encode_tensor(name: str, array: Any) -> dict[str, Any]:
         raise ElementError(
             f"The protocol doesn't support {array.dtype} (input {name!r}). Convert it with with_preprocess_fn."
         )
-    data = array.ravel().tolist()
     if datatype == "BYTES":
-        data = [_decode_bytes(name, item) for item in data]
+        data: list[Any] = [
+            _decode_bytes(name, item) for item in check_texts(array, name, True).ravel().tolist()
+        ]
+    else:
+        data = array.ravel().tolist()
     return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
 
 
@@ -149,6 +153,11 @@ def _to_dtype(data: Any, dtype: Any) -> Any:
     if dtype.kind == "O":
         return np.asarray(data, dtype)
     array = np.asarray(data)
+    if array.dtype.kind == "f" and dtype.kind in "iu":
+        # NumPy rounds integers to floats if some of them need uint64 and others int64.
+        objects = np.asarray(data, dtype=object)
+        if all(isinstance(value, int) for value in objects.flat):
+            array = np.asarray(data, dtype)
     if array.dtype.kind == "O" and dtype.kind == "f":
         array = np.asarray(data, np.float64)  # null stands for NaN, which JSON doesn't have
     if not array.size:

@@ -169,7 +169,7 @@ class KServeV2(_NamedModel):
         return [
             InputSpec(
                 one["name"],
-                DTYPES.get(one.get("datatype")),
+                DTYPES.get(one.get("datatype"), bytes if one.get("datatype") == "BYTES" else None),
                 tuple(size if size > 0 else None for size in one.get("shape") or ()),
             )
             for one in tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from runinference.results import PredictionResult
 
 torch = need("torch", extra="torch")
 
+_get_dtype = operator.attrgetter("dtype")
 _InferenceArgs = dict[str, Any] | None
 InferenceFn = Callable[..., Iterable[PredictionResult]]
 MakeResults = Callable[[Any, Any, "str | None"], Iterable[Any]]
@@ -181,7 +183,7 @@ def _stack(
                 f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. To fix this, "
                 "convert it, for example with_preprocess_fn(torch.as_tensor)."
             )
-    if len({example.dtype for example in batch}) > 1:
+    if len(set(map(_get_dtype, batch))) > 1:
         batch = _unify_dtypes(batch, what)
     return stack_batch(stack, batch, what, hint or _suggest_padding)
 
