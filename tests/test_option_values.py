@@ -403,3 +403,47 @@ def test_messages_do_not_show_values_that_can_be_secret():
         with pytest.raises(OptionError) as raised:
             ModelHandler(**options)
         assert "hunter2" not in str(raised.value)
+
+
+def _mapped(**options: Any) -> KeyModelMapping:
+    return KeyModelMapping([str(options)], ModelHandler(**options))
+
+
+class IgnoresUpdates(Service):
+    """A handler that doesn't define update_model_path."""
+
+
+def _refresh(handler: Any) -> Any:
+    transform = RunInference(handler, watch_model_pattern="/tmp/m*")
+    return [1] | transform
+
+
+#: Options without any effect, because of another option or method.
+WITHOUT_EFFECT = {
+    "copies that are not shared": lambda: RunInference(Overridden(copies=2)),
+    "shared model in a subprocess": lambda: RunInference(
+        ModelHandler(large_model=True)
+    ).with_exception_handling(use_subprocess=True),
+    "copies in a subprocess": lambda: RunInference(
+        KeyedModelHandler(ModelHandler(model_copies=2))
+    ).with_exception_handling(use_subprocess=True),
+    "limits of a handler with a model manager": lambda: RunInference(
+        KeyedModelHandler([_mapped()], max_models_per_worker_hint=1), use_model_manager=True
+    ),
+    "updates that the handler ignores": lambda: _refresh(IgnoresUpdates()),
+    "updates that a wrapped handler ignores": lambda: _refresh(KeyedModelHandler(ModelHandler())),
+    "updates that a mapped handler ignores": lambda: _refresh(KeyedModelHandler([_mapped()])),
+    "backoff without retries": lambda: Service(num_retries=0, backoff=Backoff()),
+    "arguments for loading safetensors": lambda: PytorchModelHandlerTensor(
+        "m.safetensors", torch.nn.Linear, load_model_args={"weights_only": False}
+    ),
+    "one variable with two values": lambda: KeyedModelHandler(
+        [_mapped(env_vars={"A": "1"}), _mapped(env_vars={"A": "2"})]
+    ),
+}
+
+
+@pytest.mark.parametrize("create", WITHOUT_EFFECT.values(), ids=WITHOUT_EFFECT)
+def test_options_without_effect_raise_an_error(create):
+    with pytest.raises(OptionError, match="To fix this"):
+        create()

@@ -133,6 +133,11 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         )
         _check_types(model_params, load_model_args, inference_fn, model_sha256)
         check_bool("channels_last", channels_last)
+        if load_model_args and str(state_dict_path).endswith(".safetensors"):
+            raise OptionError(
+                "load_model_args are for torch.load, which doesn't load safetensors files. To fix this, leave "
+                "load_model_args out."
+            )
         if model_params is not None and model_class is None:
             raise OptionError("model_params are for model_class. To fix this, leave them out.")
         self._state_dict_path = state_dict_path and check_path("state_dict_path", state_dict_path)

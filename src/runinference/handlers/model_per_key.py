@@ -202,6 +202,7 @@ def check_mappings(mappings: Sequence[Any]) -> None:
         raise OptionError(
             "KeyedModelHandler got an empty list. Give it a handler, or a list of KeyModelMapping(keys, handler)."
         )
+    _check_variables(mappings)
     owners: dict[Any, int] = {}
     for number, mapping in enumerate(mappings):
         _check_mapping(number, mapping)
@@ -216,6 +217,18 @@ def check_mappings(mappings: Sequence[Any]) -> None:
                     "has one model. To fix this, remove the key from one of them."
                 )
             owners[key] = number
+
+
+def _check_variables(mappings: Sequence[Any]) -> None:
+    """Raise `OptionError` if two handlers set a variable to different values: they share the environment."""
+    found: dict[str, str] = {}
+    for mapping in mappings:
+        for name, value in getattr(getattr(mapping, "mh", None), "_env_vars", {}).items():
+            if found.setdefault(name, value) != value:
+                raise OptionError(
+                    f"Two handlers of a KeyedModelHandler set the environment variable {name} to different "
+                    "values, but they share a process. To fix this, give them the same env_vars."
+                )
 
 
 def _check_mapping(number: int, mapping: Any) -> None:

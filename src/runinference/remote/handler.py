@@ -146,6 +146,10 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             raise OptionError(f"namespace must be text, but is {namespace!r}.")
         if not isinstance(backoff, (Backoff, type(None))):
             raise OptionError(f"backoff must be a Backoff, but is {backoff!r}.")
+        if backoff is not None and num_retries == 0:
+            raise OptionError(
+                "backoff has no effect with num_retries=0. To fix this, leave it out."
+            )
         if rate_limiter is not None and not callable(getattr(rate_limiter, "allow", None)):
             raise OptionError(
                 f"rate_limiter must be an object with allow(hits_added=n), but is {rate_limiter!r}."

@@ -51,8 +51,33 @@ def validate_handler(handler: Any) -> None:
             "ModelHandler, such as SklearnModelHandlerNumpy(model_uri=...)."
         )
     # The values of Beam's handlers, and of subclasses that override these methods, aren't checked before.
-    wrapped = getattr(handler, "_unkeyed", None)  # Beam's wrappers use this name, too
-    inner = [mapping.mh for mapping in per_key_mappings(handler)] or ([wrapped] if wrapped else [])
-    for each in (*inner, handler):
+    for each in (*_get_inner_handlers(handler), handler):
         resolve_policy(each)
-        check_int("The result of model_copies()", each.model_copies())
+        copies = each.model_copies()
+        check_int("The result of model_copies()", copies)
+        if copies > 1 and not each.share_model_across_processes():
+            raise OptionError(
+                f"{type(each).__name__}.model_copies() returns {copies}, which only applies to a model that "
+                "processes share. To fix this, also return True from share_model_across_processes(), or pass "
+                "model_copies to the constructor."
+            )
+
+
+def validate_model_updates(handler: Any) -> None:
+    """Raise `OptionError` if a handler ignores model updates, because it doesn't define ``update_model_path``."""
+    for each in _get_inner_handlers(handler) or [handler]:
+        method = getattr(type(each), "update_model_path", None)
+        # The base classes of this library and of Beam have methods of this name, which do nothing.
+        is_base = getattr(method, "__qualname__", "") == "ModelHandler.update_model_path"
+        if is_base and getattr(each, "_path_attribute", None) is None:
+            raise OptionError(
+                f"{type(each).__name__} ignores new models, because it doesn't define update_model_path(). To fix "
+                "this, store the path there, and load the model from it in load_model()."
+            )
+
+
+def _get_inner_handlers(handler: Any) -> list[Any]:
+    """Return the handlers that a wrapper for keys contains."""
+    wrapped = getattr(handler, "_unkeyed", None)  # Beam's wrappers use this name, too
+    mapped = [mapping.mh for mapping in per_key_mappings(handler)]
+    return mapped or ([] if wrapped is None else [wrapped])

@@ -40,7 +40,7 @@ from runinference.transforms.buffered_dofn import (
     get_max_wait_secs,
 )
 from runinference.transforms.coders import result_type
-from runinference.transforms.config import InferenceConfig, validate_handler
+from runinference.transforms.config import InferenceConfig, validate_handler, validate_model_updates
 from runinference.transforms.dead_letters import (
     ExceptionHandling,
     FailureThreshold,
@@ -137,6 +137,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             check_mapping("model_manager_args", model_manager_args)
         if model_manager_args and not use_model_manager:
             raise OptionError("model_manager_args needs use_model_manager=True.")
+        if use_model_manager and per_key_mappings(model_handler):
+            _check_one_limit(model_handler.cache_limits)
         self._model_handler = model_handler
         self._clock = clock
         self._inference_args = inference_args
@@ -185,6 +187,11 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             OptionError: A value is out of range.
         """
         handling = ExceptionHandling(exc_class, use_subprocess, threshold, timeout)
+        if use_subprocess and self._model_handler.share_model_across_processes():
+            raise OptionError(
+                "use_subprocess=True loads the model in a subprocess of each worker process, so large_model and "
+                "model_copies would have no effect. To fix this, leave one of them out."
+            )
         return self._copy(_handling=handling)
 
     def with_monitoring_transform(self, monitoring_transform: beam.PTransform) -> RunInference:
@@ -204,6 +211,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examples: beam.PCollection) -> Any:
         handler, handling = self._model_handler, self._handling
+        if self._metadata is not None or self._watch:
+            validate_model_updates(handler)
         if not isinstance(self._inference_args, AsSideInput):
             handler.validate_inference_args(self._inference_args)
         preprocessed, failed_preprocessing = apply_functions(
@@ -347,6 +356,14 @@ def _check_types(
         raise OptionError(f"metrics_namespace must be text, but is {namespace!r}.")
     if not callable(getattr(clock, "time_ns", None)):
         raise OptionError(f"clock must be an object with time_ns(), but is {clock!r}.")
+
+
+def _check_one_limit(limits: CacheLimits) -> None:
+    if limits != CacheLimits():
+        raise OptionError(
+            "use_model_manager=True replaces the limits max_models_per_worker_hint and max_model_bytes_per_worker "
+            "of the KeyedModelHandler. To fix this, set them in model_manager_args instead."
+        )
 
 
 def _check_monitoring_transform(transform: Any) -> None:
