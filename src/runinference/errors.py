@@ -11,6 +11,9 @@ import pickle
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+#: The maximum number of characters of an error message in a dead letter.
+MAX_MESSAGE_LENGTH = 10_000
+
 
 class RunInferenceError(Exception):
     """The base class of all errors of this library."""
@@ -93,6 +96,10 @@ class ChildDiedError(RunInferenceError, RuntimeError):
 
 class ModelHostDiedError(ChildDiedError):
     """The process that hosts a shared model ended during a call. The call is not repeated in another process."""
+
+
+class UnrepeatableBatchError(RunInferenceError, RuntimeError):
+    """A call failed and can't be repeated, because it may have modified its elements. See ``__cause__``."""
 
 
 class TooManyFailuresError(RunInferenceError, ValueError):
@@ -200,6 +207,38 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {originals[found[0]]!r}?" if found else ""
 
 
+def describe(error: BaseException, limit: int = MAX_MESSAGE_LENGTH) -> str:
+    """Return the type and the message of an error, shortened. Never raises, unlike ``str`` of some exceptions.
+
+    >>> describe(ValueError("bad row")), describe(KeyError("x" * 100), limit=20)
+    ('ValueError: bad row', "KeyError: 'xx … xx'")
+    """
+    try:
+        message = str(error)
+    except Exception as failure:
+        message = f"(its str() raises {type(failure).__name__})"
+    name = type(error).__name__
+    return shorten_text(f"{name}: {message}" if message else name, limit)
+
+
+def describe_value(value: Any, limit: int = 300) -> str:
+    """Return the ``repr`` of a value from outside, shortened. Never raises."""
+    try:
+        return shorten_text(repr(value), limit)
+    except Exception as error:
+        return f"a {type(value).__name__} (its repr() raises {type(error).__name__})"
+
+
+def shorten_text(text: str, limit: int = MAX_MESSAGE_LENGTH) -> str:
+    """Replace the middle of a text that is longer than ``limit`` characters.
+
+    >>> shorten_text("0123456789", 7)
+    '01 … 89'
+    """
+    half = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that the machine or a GPU is out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
@@ -210,6 +249,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def missing_key_error(element: Any) -> ElementError:
     """Return the error for an element that needs a key but has none."""
     return ElementError(
-        f"KeyedModelHandler takes (key, example), but got {type(element).__name__} {repr(element)[:60]}. "
+        f"KeyedModelHandler takes (key, example), but got {type(element).__name__} {describe_value(element, 60)}. "
         "To fix this, add a key, for example with beam.WithKeys(lambda x: x.name), or leave the wrapper out."
     )

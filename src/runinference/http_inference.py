@@ -98,6 +98,8 @@ class HTTPModelHandler(EndpointModelHandler):
         super().__init__(base_url, api_key_env, max_request_size=size, **options)
         self._protocol = protocol
 
+    _keeps_examples = True
+
     def create_client(self) -> Any:
         return _ModelClient(super().create_client())
 

@@ -66,6 +66,7 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
 
     _metrics_namespace = "BeamML_LightGBM"
     _path_attribute = "_model_uri"
+    _has_native_model = True
     _default_inference_fn = staticmethod(default_lightgbm_inference_fn)
 
     @accepts(HandlerOptions)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -23,7 +23,8 @@ def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
     Args:
         path: A path on any file system that Beam reads.
         option: The name of the parameter that holds the path, for error messages.
-        sha256: The expected SHA-256 digest in hexadecimal, checked before the file is returned.
+        sha256: The expected SHA-256 digest in hexadecimal. If given, the file is copied to a private, temporary
+            file, and the bytes that were checked are returned.
 
     Raises:
         ModelNotFoundError: The file does not exist.
@@ -47,9 +48,7 @@ def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
                 "distributed runner it must be on storage that they can all reach."
             ) from error
         raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
-    if sha256 is not None:
-        _check_digest(file, path, sha256)
-    return file
+    return file if sha256 is None else _verified_copy(file, path, sha256)
 
 
 def read_model(path: str, option: str) -> bytes:
@@ -58,16 +57,25 @@ def read_model(path: str, option: str) -> bytes:
         return file.read()
 
 
-def _check_digest(file: BinaryIO, path: str, sha256: str) -> None:
+def _verified_copy(file: BinaryIO, path: str, sha256: str) -> BinaryIO:
+    """Return a private copy of a file, whose digest is checked: the file itself may change after it was read."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    if digest.hexdigest() != sha256.lower():
-        raise ModelLoadError(
-            f"The file {path!r} has the SHA-256 digest {digest.hexdigest()}, not {sha256}. It is not the model "
-            "that was pinned, and was not loaded. If it was replaced on purpose, pin the new digest."
-        )
-    file.seek(0)
+    copied = cast(BinaryIO, tempfile.TemporaryFile(prefix="model-"))  # noqa: SIM115 - the caller closes it
+    try:
+        with file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                copied.write(block)
+        if digest.hexdigest() != sha256.lower():
+            raise ModelLoadError(
+                f"The file {path!r} has the SHA-256 digest {digest.hexdigest()}, not {sha256}. It is not the "
+                "model that was pinned, and was not loaded. If it was replaced on purpose, pin the new digest."
+            )
+        copied.seek(0)
+    except BaseException:
+        copied.close()
+        raise
+    return copied
 
 
 @contextmanager
@@ -86,7 +94,15 @@ def local_file(path: str, option: str, suffix: str) -> Iterator[str]:
 def download_folder(path: str) -> str:
     """Copy a folder from any file system that Beam reads to a new temporary folder, and return its path."""
     target = tempfile.mkdtemp(prefix="model-")
-    root = path.rstrip("/")
+    try:
+        _copy_files(path.rstrip("/"), target)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return target
+
+
+def _copy_files(root: str, target: str) -> None:
     [match] = FileSystems.match([FileSystems.join(root, "**")])
     for metadata in match.metadata_list:
         relative = metadata.path[len(root) :].lstrip("/")
@@ -97,7 +113,17 @@ def download_folder(path: str) -> str:
         source = FileSystems.open(metadata.path, compression_type=CompressionTypes.UNCOMPRESSED)
         with source, open(local, "wb") as copy:
             shutil.copyfileobj(source, copy)
-    return target
+
+
+def file_bytes(path: str) -> int:
+    """Return the bytes of a file, or of the files in a folder; 0 if it can't be found."""
+    try:
+        if os.path.isfile(path):
+            return os.path.getsize(path)
+        matches = FileSystems.match([path, FileSystems.join(path, "**")])
+        return sum(each.size_in_bytes for match in matches for each in match.metadata_list)
+    except Exception:  # a file system may raise anything for what is not its path
+        return 0
 
 
 def exists(path: str) -> bool:

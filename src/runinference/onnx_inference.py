@@ -61,6 +61,8 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
 
     _metrics_namespace = "BeamML_Onnx"
     _path_attribute = "_model_uri"
+    _has_native_model = True
+    _keeps_examples = True
     _supports_dynamic_batching = True
 
     @accepts(HandlerOptions)
@@ -146,6 +148,10 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         """
         outputs = self._model_inference_fn(inference_session, batch, inference_args)
         return self.results_of(batch, outputs, self._model_uri)
+
+    def may_modify_examples(self) -> bool:
+        function = getattr(self._model_inference_fn, "func", self._model_inference_fn)
+        return function not in (default_numpy_inference_fn, _run) or super().may_modify_examples()
 
 
 def _run(

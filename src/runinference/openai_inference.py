@@ -101,6 +101,8 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         self._parameters = dict(parameters or {})
         self._check_fields("parameters", self._parameters)
 
+    _keeps_examples = True
+
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> list[PredictionResult]:

@@ -22,6 +22,7 @@ from runinference.frameworks.torch.calling import (
     check_padding,
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
+    keeps_examples,
     make_keyed_tensor_model_fn,
     make_tensor_model_fn,
     with_length_fn,
@@ -72,6 +73,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     _metrics_namespace = "BeamML_PyTorch"
     _supports_dynamic_batching = True
     _default_inference_fn: Callable[..., Iterable[PredictionResult]]
+    _keeps_examples = True
 
     @accepts(HandlerOptions)
     def __init__(
@@ -206,6 +208,9 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             call = without_splitting(call, self.results_of)
         with autocast(device, self._autocast):
             return call(batch, model, device, inference_args or {}, self._model_id())
+
+    def may_modify_examples(self) -> bool:
+        return not keeps_examples(self._inference_fn) or super().may_modify_examples()
 
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)

@@ -149,6 +149,7 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
     _metrics_namespace = "BeamML_Sklearn"
     _path_attribute = "_model_uri"
+    _has_native_model = True
     _supports_dynamic_batching = True
     _default_inference_fn: Callable[..., Any]
 
@@ -224,6 +225,10 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
             )
         return model
 
+    def may_modify_examples(self) -> bool:
+        is_default = self._model_inference_fn is type(self)._default_inference_fn
+        return not is_default or super().may_modify_examples()
+
 
 class SklearnModelHandlerNumpy(_SklearnModelHandler):
     """Run a scikit-learn estimator on NumPy arrays, lists or SciPy sparse matrices, one row per example.
@@ -239,6 +244,7 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
     """
 
     _default_inference_fn = staticmethod(_predict_arrays)
+    _keeps_examples = True
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
@@ -271,6 +277,7 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
     """
 
     _default_inference_fn = staticmethod(_predict_frames)
+    _keeps_examples = True
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None

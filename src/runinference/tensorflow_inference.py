@@ -75,6 +75,8 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """The base class of both handlers."""
 
     _path_attribute = "_model_uri"
+    _has_native_model = True
+    _keeps_examples = True
     _supports_dynamic_batching = True
     _default_inference_fn: TensorInferenceFn
 
@@ -154,6 +156,10 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
         if self._inference_fn in (default_numpy_inference_fn, default_tensor_inference_fn):
             return self.results_of(batch, call_model(model, batch, args), self._model_uri)
         return self._inference_fn(model, batch, args, self._model_uri)
+
+    def may_modify_examples(self) -> bool:
+        is_default = self._inference_fn in (default_numpy_inference_fn, default_tensor_inference_fn)
+        return not is_default or super().may_modify_examples()
 
 
 class TFModelHandlerNumpy(_TFModelHandler):

@@ -72,6 +72,7 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
 
     _metrics_namespace = "BeamML_XGBoost"
     _path_attribute = "_model_state"
+    _has_native_model = True
     _default_inference_fn = staticmethod(default_xgboost_inference_fn)
 
     @accepts(HandlerOptions)

@@ -18,8 +18,8 @@ from runinference.caching.memory_budget import (
 
 
 def test_the_default_budget_is_three_quarters_of_the_memory():
-    assert limits_from_args({}).max_bytes == available_memory_bytes() * 3 // 4
-    assert limits_from_args({"max_models": 2}).max_bytes is None
+    assert limits_from_args({}).on_worker().max_bytes == available_memory_bytes() * 3 // 4
+    assert limits_from_args({"max_models": 2}).on_worker().max_bytes is None
 
 
 GIB = 1 << 30
@@ -77,7 +77,7 @@ def test_the_default_budget_is_three_quarters_of_the_gpu_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu = mock.Mock(total_memory=16 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
-    assert limits_from_args({}).max_bytes == 12 << 30
+    assert limits_from_args({}).on_worker().max_bytes == 12 << 30
 
 
 def test_accepts_arguments_of_beams_model_manager():

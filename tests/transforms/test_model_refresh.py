@@ -172,9 +172,11 @@ def test_a_first_model_that_cannot_be_loaded_raises():
 @pytest.mark.parametrize(
     "update", ["a path", 7, {"model_id": "x"}, [KeyModelPathMapping(["k"], "x")]]
 )
-def test_a_refresh_of_the_wrong_type_raises_an_error_with_the_right_one(update):
-    with pytest.raises(OptionError, match=r"ModelMetadata\(model_id, model_name\)"):
-        make_worker(FromPath("first")).bundle((1, update))
+def test_a_refresh_of_the_wrong_type_is_logged_and_the_model_stays_in_use(update, caplog):
+    worker = make_worker(FromPath("first"))
+    assert get_inferences(worker.bundle((1, update))) == ["first"]
+    assert "ModelMetadata(model_id, model_name)" in caplog.text
+    assert get_inferences(worker.bundle((2, A), (3, update))) == ["a", "a"]
 
 
 def test_all_threads_of_a_process_share_the_new_model():
@@ -264,12 +266,88 @@ def test_a_key_keeps_its_old_model_if_its_new_one_cannot_be_loaded():
         (mappings(k1="x", k2="x", k3="x", k4="x"), "Unknown keys: 'k4'"),
         ([*mappings(k1="x", k2="x", k3="x"), *mappings(k1="y")], "names the key 'k1' twice"),
         (mappings(k1="", k2="x", k3="x"), "empty path"),
+        ([KeyModelPathMapping([["k1"]], "x")], "not hashable"),
+        ([KeyModelPathMapping([("k1", [])], "x")], "not hashable"),
+        ([KeyModelPathMapping("k1", "x")], "must be a list"),
+        ([KeyModelPathMapping(["k1", "k2", "k3"], None)], "list of KeyModelPathMapping"),
         (ModelMetadata("x", ""), "list of KeyModelPathMapping"),
     ],
 )
-def test_an_invalid_refresh_of_models_per_key_raises(update, message):
-    with pytest.raises(OptionError, match=message):
-        make_worker(per_key_handler()).bundle((ELEMENTS[0], update))
+def test_an_invalid_refresh_of_models_per_key_is_logged_and_the_models_stay_in_use(
+    update, message, caplog
+):
+    worker = make_worker(per_key_handler())
+    results = worker.bundle(*[(e, update) for e in ELEMENTS])
+    assert keyed(results) == {"k1": "one", "k2": "one", "k3": "two"}
+    assert caplog.text.count(message) == 1
+
+
+def test_a_first_refresh_that_cannot_be_loaded_leaves_the_handlers_own_model(caplog):
+    worker = make_worker(FromPath("first"))
+    broken = ModelMetadata("broken", "")
+    assert get_inferences(worker.bundle((1, broken))) == ["first"]
+    assert "cannot read broken" in caplog.text
+    assert get_inferences(worker.bundle((2, broken))) == ["first"]
+    assert get_inferences(worker.bundle((3, A))) == ["a"]
+    assert FromPath.loads == ["broken", "first", "a"]
+
+
+def test_a_first_refresh_of_one_key_that_cannot_be_loaded_leaves_the_handlers_own_model():
+    worker = make_worker(per_key_handler())
+    update = mappings(k1="broken", k2="y", k3="z")
+    assert keyed(worker.bundle(*[(e, update) for e in ELEMENTS])) == {
+        "k1": "one",
+        "k2": "y",
+        "k3": "z",
+    }
+
+
+def test_the_error_of_the_refresh_is_raised_if_no_model_can_be_loaded():
+    with pytest.raises(OSError, match="cannot read new-broken"):
+        make_worker(FromPath("broken")).bundle((1, ModelMetadata("new-broken", "")))
+
+
+class Key:
+    """A key whose text says nothing."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Key) and self.number == other.number
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __repr__(self) -> str:
+        return "key"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [(Key(1), Key(2)), (1, "1"), ("a", b"a"), ((1, "2"), ("1", 2)), ("a", "a-b")],
+    ids=["equal repr", "number and text", "text and bytes", "tuples", "texts that join"],
+)
+def test_keys_with_similar_texts_have_their_own_models_updates_and_counts(keys):
+    handler = KeyedModelHandler(
+        [KeyModelMapping([key], FromPath(f"m{i}")) for i, key in enumerate(keys)]
+    )
+    elements = [(key, i) for i, key in enumerate(keys)]
+    assert handler.predict(elements) == [
+        (key, PredictionResult(i, f"m{i}", f"m{i}")) for i, key in enumerate(keys)
+    ]
+    worker = make_worker(handler)
+    engine = worker.do_fn._engine
+    names = ("b", "") if keys == ("a", "a-b") else ("", "")
+    one, other = (
+        [KeyModelPathMapping([key], f"{v}{i}", names[i]) for i, key in enumerate(keys)]
+        for v in "xy"
+    )
+    for update, start in ((None, "m"), (one, "x"), (other, "y")):
+        results = worker.bundle(*[(element, update) for element in elements])
+        assert keyed(results) == {key: f"{start}{i}" for i, key in enumerate(keys)}
+        prefixes = [engine.router.route(element).prefix for element in elements]
+        assert len(set(prefixes)) == 2
 
 
 def test_accepts_the_metadata_class_of_beam():

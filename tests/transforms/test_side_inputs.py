@@ -103,12 +103,21 @@ def test_a_batch_runs_before_elements_with_other_arguments_are_batched():
 A, B = ModelMetadata("a", "model-a"), ModelMetadata("b", "model-b")
 
 
-def test_the_latest_model_refresh_is_used_and_two_with_the_same_timestamp_raise():
+def test_the_latest_model_refresh_is_used_and_two_with_the_same_timestamp_are_refused():
     assert AsLatest._from_runtime_iterable([], {}) is None
     assert AsLatest._from_runtime_iterable([(1, A), (3, B), (2, A)], {}) == B
     assert AsLatest._from_runtime_iterable([(1, A), (1, A)], {}) == A
-    with pytest.raises(OptionError, match="2 model refreshes have the same timestamp"):
-        AsLatest._from_runtime_iterable([(1, A), (1, B)], {})
+    conflict = AsLatest._from_runtime_iterable([(1, A), (1, B)], {})
+    assert "2 model refreshes have the same timestamp" in str(conflict.error())
+
+
+def test_model_refreshes_with_one_repr_are_different():
+    class Opaque(str):
+        def __repr__(self):
+            return "path"
+
+    stamped = [(1, ModelMetadata(Opaque(path), "")) for path in ("a", "b", "a")]
+    assert len(AsLatest._from_runtime_iterable(stamped, {}).updates) == 2
 
 
 @pytest.mark.parametrize(

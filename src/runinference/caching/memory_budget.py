@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
 from typing import Any
@@ -36,8 +37,19 @@ _BEAM_ONLY = frozenset(
 )
 
 
-def limits_from_args(arguments: Mapping[str, Any]) -> CacheLimits:
-    """Convert ``model_manager_args`` to cache limits; by default, three quarters of the available memory.
+@dataclass(frozen=True)
+class ManagedLimits(CacheLimits):
+    """The limits of the model manager. Without any, a worker gives models three quarters of its own memory."""
+
+    def on_worker(self) -> CacheLimits:
+        max_bytes = self.max_bytes
+        if self.max_models is None and max_bytes is None:
+            max_bytes = available_memory_bytes() * 3 // 4
+        return CacheLimits(self.max_models, max_bytes, self.wait_secs)
+
+
+def limits_from_args(arguments: Mapping[str, Any]) -> ManagedLimits:
+    """Convert ``model_manager_args`` to cache limits.
 
     >>> limits_from_args({"max_models": 2}).max_models
     2
@@ -46,10 +58,9 @@ def limits_from_args(arguments: Mapping[str, Any]) -> CacheLimits:
         if name not in _LIMITS and name not in _BEAM_ONLY:
             known = [*_LIMITS, *sorted(_BEAM_ONLY)]
             raise UnknownOptionError(f"model_manager_args has no {name!r}.{suggest(name, known)}")
-    fields = {_LIMITS[name]: value for name, value in arguments.items() if name in _LIMITS}
-    if "max_models" not in fields and "max_bytes" not in fields:
-        fields["max_bytes"] = available_memory_bytes() * 3 // 4
-    return CacheLimits(**fields)
+    return ManagedLimits(
+        **{_LIMITS[name]: value for name, value in arguments.items() if name in _LIMITS}
+    )
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:
@@ -87,16 +98,14 @@ def _read(path: Path) -> str:
         return ""
 
 
-def resident_bytes() -> int:
-    """Return the resident memory of this process, or its peak where the system reports only that."""
-    if statm := _read(Path("/proc/self/statm")):
-        return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def estimate_model_bytes(handler: Any, model: Any) -> int:
+    """Estimate the memory of a loaded model: its arrays and objects or, if it is larger, the file it comes from.
+
+    Libraries that are not written in Python hide their memory, and most of it is what the file holds. How much the
+    process grew would count what other threads allocated meanwhile.
+    """
+    estimate = getattr(handler, "get_model_bytes", None)
+    return int(model_bytes(model) if estimate is None else estimate(model))
 
 
 def model_bytes(model: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,6 +37,10 @@ class CacheLimits:
     max_bytes: int | None = None
     wait_secs: float = 300.0
 
+    def on_worker(self) -> CacheLimits:
+        """Return the limits on the worker that calls this."""
+        return self
+
     def __post_init__(self) -> None:
         for name in ("max_models", "max_bytes"):
             if getattr(self, name) is not None:
@@ -64,15 +68,15 @@ class ModelCache:
 
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
-        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, CacheEntry] = OrderedDict()
         self._closing: list[CacheEntry] = []
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[Hashable, int] = {}
         self._changed = threading.Condition()
         self._evictions = 0
 
     @contextmanager
     def acquire(
-        self, name: str, load: Callable[[], Any], *, exceed_limits: bool = False
+        self, name: Hashable, load: Callable[[], Any], *, exceed_limits: bool = False
     ) -> Iterator[Any]:
         """Provide a model for the duration of a ``with`` block, and load it if the cache does not hold it.
 
@@ -88,14 +92,15 @@ class ModelCache:
         finally:
             self._end_use(entry)
 
-    def expire(self, name: str) -> None:
+    def expire(self, name: Hashable) -> None:
         """Close a model when it is released, unless it is acquired again first."""
         with self._changed:
             if entry := self._entries.get(name):
                 entry.expired = True
+            self._sizes.pop(name, None)
         self._close(self._remove_while(self._next_expired))
 
-    def invalidate(self, name: str, model: Any) -> None:
+    def invalidate(self, name: Hashable, model: Any) -> None:
         """Remove a model that hangs. Pass None if it hangs while loading.
 
         The next thread to acquire it reloads it. If the cache already holds another model under the
@@ -117,12 +122,12 @@ class ModelCache:
             evictions, self._evictions = self._evictions, 0
             return evictions
 
-    def names(self) -> list[str]:
+    def names(self) -> list[Hashable]:
         """Return the names of the loaded models, least recently used first."""
         with self._changed:
             return [name for name, entry in self._entries.items() if entry.model is not None]
 
-    def _start_use(self, name: str) -> CacheEntry:
+    def _start_use(self, name: Hashable) -> CacheEntry:
         with self._changed:
             entry = self._entries.setdefault(name, CacheEntry(name))
             entry.users += 1
@@ -222,7 +227,7 @@ class ModelCache:
 class CacheEntry:
     """A model in a cache, with the number of its users."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: Hashable) -> None:
         self.name = name
         self.model: Any = None
         self.users = 0

@@ -69,6 +69,12 @@ def batch_length(batch: Any) -> int | None:
         return None
 
 
+def is_divisible(batch: Any) -> bool:
+    """Return whether a batch has rows that can be called by themselves. One without rows fails as a whole."""
+    is_sequence = isinstance(batch, (list, tuple)) or hasattr(batch, "shape")
+    return is_sequence and bool(batch_length(batch))
+
+
 def describe(value: Any) -> str:
     """Describe a value for an error message, by its shape or type."""
     if (shape := get_shape(value)) is not None:

@@ -15,6 +15,7 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
     """Call an inference function and add the model's path to its results."""
 
     _supports_dynamic_batching = True
+    _keeps_examples = True
     _default_inference_fn: Callable[..., Iterable[Any]]
     _inference_fn: Callable[..., Iterable[Any]]
 
@@ -37,6 +38,10 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
         return [with_model_id(result, path) for result in results]
+
+    def may_modify_examples(self) -> bool:
+        is_default = self._inference_fn is self._default_inference_fn
+        return not is_default or super().may_modify_examples()
 
 
 def predict_tables(

@@ -15,6 +15,7 @@ from runinference.collate.unbatch import batch_length, unbatch
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import PartialBatchError, PartialResult
 from runinference.handlers.event_loop import resolve
+from runinference.handlers.repeatable_batch import SingleBatch
 
 
 class RunsInParts(ABC):
@@ -39,7 +40,8 @@ def run_batch(
     try:
         return run_batch_in_parts(handler, batch, model, inference_args)
     except PartialBatchError as error:
-        raise error.first_error from error.first_error.__cause__
+        failed = error.first_error
+    raise failed  # outside of the except clause, which would set its context
 
 
 def run_batch_in_parts(
@@ -48,7 +50,7 @@ def run_batch_in_parts(
     """Run a handler like `run_batch`, but raise `PartialBatchError` if some parts of the batch succeeded."""
     if returns_unsplit_results(handler):
         return [run_unsplit(partial(call_model, handler), batch, model, inference_args)]
-    inference_args = dict(inference_args) if inference_args else inference_args
+    inference_args = inference_args and copy_containers(dict(inference_args))
     if runs_in_parts(handler):
         parts = handler.run_in_parts(batch, model, inference_args)
         if any(part.error is not None for part in parts):
@@ -66,17 +68,45 @@ def call_model(handler: Any, batch: Any, model: Any, inference_args: dict[str, A
     Beam's ``RemoteModelHandler`` retries errors that the call raises, but not those of its coroutine. These are
     retried here, according to the same options.
     """
-    output = handler.run_inference(batch, model, inference_args)
     retry_filter = getattr(handler, "retry_filter", None)
-    if not inspect.isawaitable(output) or not callable(retry_filter):
-        return resolve(output)
-    attempts = chain(
-        [output], iter(lambda: handler.run_inference(batch, model, inference_args), None)
-    )
+    if not callable(retry_filter):
+        return resolve(handler.run_inference(batch, model, inference_args))
+    repeatable = SingleBatch(batch)
+
+    def run() -> Any:
+        return handler.run_inference(repeatable.take(), model, copy_containers(inference_args))
+
+    output = run()
+    if not inspect.isawaitable(output):
+        return output
+    attempts = chain([output], iter(run, None))
     retry = with_exponential_backoff(
         num_retries=getattr(handler, "num_retries", 0), retry_filter=retry_filter
     )
     return retry(lambda: resolve(next(attempts)))()
+
+
+def copy_containers(value: Any) -> Any:
+    """Copy dictionaries and lists, which a call may modify, and keep all else: a call's arguments may be large.
+
+    >>> arguments = {"stop": ["."]}
+    >>> copied = copy_containers(arguments)
+    >>> copied == arguments, copied["stop"] is arguments["stop"]
+    (True, False)
+    """
+    if type(value) is dict:
+        return {key: copy_containers(part) for key, part in value.items()}
+    return [*map(copy_containers, value)] if type(value) is list else value
+
+
+def may_modify_examples(handler: Any, batch: Any) -> bool:
+    """Return whether a handler may modify the examples of a batch in place.
+
+    A handler that stacks a list of examples passes an array on as it is, so its model may modify the array.
+    """
+    return not isinstance(batch, list) or bool(
+        getattr(handler, "may_modify_examples", lambda: True)()
+    )
 
 
 def runs_in_parts(handler: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from runinference.errors import (
@@ -17,8 +19,11 @@ from runinference.errors import (
     PartialBatchError,
     PartialResult,
     RateLimitExceeded,
+    describe,
     is_out_of_memory,
+    shorten_text,
 )
+from runinference.handlers.repeatable_batch import unrepeatable_error
 
 #: Calls a model on a batch and returns one result per element.
 Call = Callable[[Any], list[Any]]
@@ -27,33 +32,90 @@ Call = Callable[[Any], list[Any]]
 RETRIES = 3
 FIRST_PAUSE_SECS = 0.1
 
+#: The innermost frames, and the most lines, of the traceback in a dead letter.
+_MAX_FRAMES = 50
+_MAX_LINES = 200
+
+UNCHANGED = object()
+
 
 @dataclass(frozen=True)
 class Failure:
-    """The error of an element that has no result."""
+    """The error of an element that has no result.
+
+    Attributes:
+        error: The error.
+        example: The element as it came, if a failed call may have modified it; `UNCHANGED` otherwise.
+    """
 
     error: BaseException
+    example: Any = UNCHANGED
 
     def report(self) -> tuple[type, str, list[str]]:
-        """Return type, message and traceback, in the form of Beam's dead letters."""
-        lines = traceback.format_exception(type(self.error), self.error, self.error.__traceback__)
-        return type(self.error), repr(self.error), lines
+        """Return type, message and traceback, in the form of Beam's dead letters, bounded and picklable.
+
+        A class that can't be pickled is replaced by its closest base class that can. The message names the class.
+        """
+        kind, error = picklable_class(type(self.error)), self.error
+        message = _safe_repr(error)
+        if kind is not type(error):
+            message = f"{type(error).__module__}.{type(error).__qualname__}: {message}"
+        return kind, shorten_text(message), _format_traceback(error)
+
+
+def picklable_class(kind: type[BaseException]) -> type[BaseException]:
+    """Return a class or, if it can't be pickled, its closest base class that can.
+
+    >>> picklable_class(type("MadeAtRunTime", (KeyError,), {}))
+    <class 'KeyError'>
+    """
+    return next(base for base in kind.__mro__ if _can_be_pickled(base))
+
+
+@lru_cache(maxsize=256)
+def _can_be_pickled(kind: type) -> bool:
+    try:
+        return pickle.loads(pickle.dumps(kind)) is kind
+    except Exception:
+        return False
+
+
+def _safe_repr(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception as failure:
+        return f"{describe(error)} (its repr() raises {type(failure).__name__})"
+
+
+def _format_traceback(error: BaseException) -> list[str]:
+    try:
+        lines = traceback.format_exception(
+            type(error), error, error.__traceback__, limit=-_MAX_FRAMES
+        )
+    except Exception as failure:
+        return [f"{describe(error)} (its traceback can't be formatted: {describe(failure, 300)})\n"]
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[: _MAX_LINES // 2], "...\n", *lines[-_MAX_LINES // 2 :]]
+    return [shorten_text(line) for line in lines]
 
 
 class FailFastPolicy:
     """Raise the first error, which stops the pipeline or makes the runner retry the bundle."""
 
     caught: tuple[type[BaseException], ...] = ()
+    repeats_calls = False
 
     def attempt(self, call: Call, batch: Any) -> list[Any]:
         """Return the results of a batch."""
         try:
             return call(batch)
         except (PartialBatchError, ModelUnavailableError) as error:
-            failed = error.first_error if isinstance(error, PartialBatchError) else error
+            failed: BaseException = (
+                error.first_error if isinstance(error, PartialBatchError) else error
+            )
         if isinstance(failed, ModelUnavailableError):
-            raise (failed.__cause__ or failed) from None
-        raise failed from failed.__cause__
+            failed = failed.__cause__ or failed
+        raise failed  # outside of the except clause, which would set its context
 
 
 class DeadLetterPolicy:
@@ -68,6 +130,8 @@ class DeadLetterPolicy:
         caught: The exception types to handle. Others are raised.
         sleep: Waits for a number of seconds.
     """
+
+    repeats_calls = True
 
     def __init__(
         self,
@@ -89,22 +153,24 @@ class DeadLetterPolicy:
             try:
                 results = call(batch)
             except PartialBatchError as error:
-                if not isinstance(error.first_error, self.caught):
-                    raise error.first_error from error.first_error.__cause__
                 failed: BaseException = error
             except self.caught as error:
                 failed = error
             else:
                 budget.reset()
                 return results
-            if not is_transient(
-                failed
-            ):  # the handler retries the parts of a partial failure itself
+            if isinstance(failed, PartialBatchError):  # the handler retries its parts itself
+                break
+            if not is_transient(failed) or unrepeatable_error(batch, failed):
                 break
             if left and retries > 1:
                 self._sleep(pause * random.uniform(0.5, 1.5))
                 pause *= 2
         # Outside of the except clause, so that later errors don't get this one as their context.
+        if isinstance(failed, PartialBatchError):
+            for part in failed.parts:
+                if part.error is not None and not isinstance(part.error, self.caught):
+                    raise part.error
         return self._bisect(call, batch, failed, budget)
 
     def _bisect(
@@ -124,6 +190,8 @@ class DeadLetterPolicy:
             return [Failure(error)] * len(batch)
         if len(batch) == 1 or not budget.spend(error):
             return [Failure(error)] * len(batch)
+        if unrepeatable := unrepeatable_error(batch, error):
+            return [Failure(unrepeatable)] * len(batch)
         middle = (len(batch) + 1) // 2
         halves = batch[:middle], batch[middle:]
         # After retries of the whole batch failed, only single elements are retried, once and without a pause.
@@ -146,6 +214,7 @@ class DeadLetterPolicy:
         unavailable = [p.error for p in sent if isinstance(p.error, ModelUnavailableError)]
         if unavailable and len(unavailable) == len(sent):
             return [Failure(unavailable[0])] * len(batch)
+        first_error = next(part.error for part in sent if part.error is not None)
         outcomes: list[Any] = []
         n_unsent = 0
         for size, results, error in [*parts, PartialResult(0, [], None)]:
@@ -154,7 +223,10 @@ class DeadLetterPolicy:
                 continue
             if n_unsent:
                 unsent = batch[len(outcomes) : len(outcomes) + n_unsent]
-                outcomes += self._call_with_retries(call, unsent, budget, 0)
+                if unrepeatable := unrepeatable_error(unsent, first_error):
+                    outcomes += [Failure(unrepeatable)] * n_unsent
+                else:
+                    outcomes += self._call_with_retries(call, unsent, budget, 0)
                 n_unsent = 0
             if error is not None:
                 failed = batch[len(outcomes) : len(outcomes) + size]
@@ -194,10 +266,17 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, _TRANSIENT):
         return True
-    response = getattr(error, "response", None)
-    names = ("status_code", "code")
-    codes = (getattr(owner, name, None) for owner in (error, response) for name in names)
+    response = _get(error, "response")
+    codes = [_get(owner, name) for owner in (error, response) for name in ("status_code", "code")]
     return any(code in _TRANSIENT_CODES for code in codes if isinstance(code, int))
+
+
+def _get(owner: Any, name: str) -> Any:
+    """Return an attribute, or None if there is none or a property of a user's class raises."""
+    try:
+        return getattr(owner, name, None)
+    except Exception:
+        return None
 
 
 def halved_on_out_of_memory(
@@ -208,7 +287,7 @@ def halved_on_out_of_memory(
         return call(batch)
     except Exception as error:
         cause = error.first_error if isinstance(error, PartialBatchError) else error
-        if len(batch) < 2 or not is_out_of_memory(cause):
+        if len(batch) < 2 or not is_out_of_memory(cause) or unrepeatable_error(batch, cause):
             raise
         on_out_of_memory(batch)
     middle = (len(batch) + 1) // 2

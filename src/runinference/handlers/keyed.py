@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from runinference.caching.memory_budget import estimate_model_bytes
 from runinference.caching.model_cache import CacheLimits
 from runinference.checks import check_int
 from runinference.collate.unbatch import unbatch
@@ -18,6 +19,7 @@ from runinference.handlers.model_per_key import (
     KeyModelMapping,
     PerKeyModelHandler,
     check_handler_object,
+    count_path_updates,
     reject_functions,
     split_pair,
     with_unsplit_results,
@@ -62,6 +64,9 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         return int(self._unkeyed.get_num_bytes(batch))
 
+    def get_model_bytes(self, model: Any) -> int:
+        return estimate_model_bytes(self._unkeyed, model)
+
     def get_metrics_namespace(self) -> str:
         return str(self._unkeyed.get_metrics_namespace())
 
@@ -81,6 +86,9 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
 
     def update_model_path(self, model_path: str | None = None) -> None:
         self._unkeyed.update_model_path(model_path=model_path)
+
+    def update_model_paths(self, model: Any, model_paths: Any = None) -> None:
+        self._unkeyed.update_model_paths(model, model_paths)
 
     def should_skip_batching(self) -> bool:
         return bool(self._unkeyed.should_skip_batching()) or super().should_skip_batching()
@@ -104,6 +112,12 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
 
     def model_copies(self) -> int:
         return int(self._unkeyed.model_copies())
+
+    def may_modify_examples(self) -> bool:
+        return bool(getattr(self._unkeyed, "may_modify_examples", lambda: True)())
+
+    def count_path_updates(self) -> int:
+        return self._n_path_updates + count_path_updates([self._unkeyed])
 
     def may_join_threads(self) -> bool:
         return bool(getattr(self._unkeyed, "may_join_threads", bool)())
@@ -200,7 +214,7 @@ class KeyedModelHandler(_KeyWrapper):
             UnknownKeyError: No model is mapped to the key.
             ElementError: The key is not hashable.
         """
-        return self._unkeyed.handler_for(key) if self._per_key else self
+        return self._unkeyed.model_for(key).handler if self._per_key else self
 
     def inner_handlers(self) -> list[Any]:
         return [mapping.mh for mapping in self.mappings] or [self._unkeyed]
@@ -262,7 +276,15 @@ class MaybeKeyedModelHandler(_KeyWrapper):
 
 def per_key_mappings(handler: Any) -> list[KeyModelMapping[Any, Any, Any, Any]]:
     """Return the mappings of a handler with per-key models; an empty list for any other handler."""
-    return handler.mappings if isinstance(handler, KeyedModelHandler) else []
+    per_key = per_key_handler(handler)
+    return per_key.mappings if per_key else []
+
+
+def per_key_handler(handler: Any) -> PerKeyModelHandler | None:
+    """Return the per-key models of a ``KeyedModelHandler``; None for any other handler."""
+    if isinstance(handler, KeyedModelHandler) and isinstance(handler._unkeyed, PerKeyModelHandler):
+        return handler._unkeyed
+    return None
 
 
 #: Batching options that are functions of one example.

@@ -11,7 +11,11 @@ from typing import Any
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Batcher
 from runinference.batching.policy import resolve_policy
-from runinference.handlers.call import run_batch
+from runinference.collate.unbatch import is_divisible
+from runinference.collate.unsplit import returns_unsplit_results
+from runinference.handlers.call import may_modify_examples, run_batch
+from runinference.handlers.error_policy import halved_on_out_of_memory
+from runinference.handlers.repeatable_batch import RepeatableBatch
 
 
 def predict_locally(
@@ -19,20 +23,34 @@ def predict_locally(
 ) -> list[Any]:
     """Return one result per example, in the same order; see ``ModelHandler.predict``."""
     handler.validate_inference_args(inference_args)
-    model = _get_model(handler)
+    model = LocalModel.of(handler).get(handler)
     for function in handler.get_preprocess_fns():
         examples = map(function, examples)
     if handler.should_skip_batching():
         results = [
             result
             for batch in examples
-            for result in run_batch(handler, batch, model, inference_args)
+            for result in _predict_batch(handler, batch, model, inference_args)
         ]
     else:
         results = _predict_in_batches(handler, examples, model, inference_args)
     for function in handler.get_postprocess_fns():
         results = [function(result) for result in results]
     return results
+
+
+def _predict_batch(
+    handler: Any, batch: Any, model: Any, inference_args: dict[str, Any] | None
+) -> list[Any]:
+    """Return the results of an element that is a batch. Halve it if memory runs out and it can be sliced."""
+
+    def call(batch: RepeatableBatch) -> list[Any]:
+        elements = batch.take(may_modify_examples(handler, batch.elements))
+        return run_batch(handler, elements, model, inference_args)
+
+    if returns_unsplit_results(handler) or not is_divisible(batch):
+        return run_batch(handler, batch, model, inference_args)
+    return halved_on_out_of_memory(call, RepeatableBatch(batch, len(batch) > 1), lambda batch: None)
 
 
 def _predict_in_batches(
@@ -43,12 +61,21 @@ def _predict_in_batches(
     batcher: Batcher[tuple[int, Any]] = Batcher(policy, size)
     results: dict[int, Any] = {}
 
+    def call(batch: RepeatableBatch) -> list[Any]:
+        elements = batch.take(may_modify_examples(handler, batch.elements))
+        start = time.perf_counter()
+        output = run_batch(handler, elements, model, inference_args)
+        size.record(len(batch), time.perf_counter() - start)
+        return output
+
+    def record_out_of_memory(batch: RepeatableBatch) -> None:
+        size.record_out_of_memory(len(batch), policy.padded_size(batch.elements))
+
     def run(numbered: list[tuple[int, Any]]) -> None:
         indices, batch = zip(*numbered, strict=True)
-        start = time.perf_counter()
-        output = run_batch(handler, list(batch), model, inference_args)
+        repeatable = RepeatableBatch(list(batch), copies=len(batch) > 1)
+        output = halved_on_out_of_memory(call, repeatable, record_out_of_memory)
         results.update(zip(indices, output, strict=True))
-        size.record(len(batch), time.perf_counter() - start)
 
     for index, example in enumerate(examples):
         for batch in batcher.add(example, (index, example)):
@@ -58,15 +85,46 @@ def _predict_in_batches(
     return [results[index] for index in range(len(results))]
 
 
-def _get_model(handler: Any) -> Any:
-    """Return the model of a handler, which is loaded once and freed with the handler."""
-    with _lock:
-        if id(handler) not in _models:
-            handler.set_environment_vars()
-            _models[id(handler)] = handler.load_model()
-            weakref.finalize(handler, _models.pop, id(handler), None)
-        return _models[id(handler)]
+class LocalModel:
+    """The model that ``predict`` loaded for a handler. It is an attribute of the handler, and freed with it.
+
+    A copy of the handler gets another one, and it is not pickled. After ``update_model_path`` of the handler or
+    of one that it wraps, the model is loaded again.
+    """
+
+    _attribute = "_runinference_local_model"
+    _create_lock = threading.Lock()
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = weakref.ref(owner)
+        self._lock = threading.RLock()
+        self._n_path_updates: int | None = None  # when the model was loaded
+        self._model: Any = None
+
+    @classmethod
+    def of(cls, handler: Any) -> LocalModel:
+        """Return the local model of a handler, loaded or not."""
+        with cls._create_lock:
+            found: LocalModel | None = vars(handler).get(cls._attribute)
+            if found is None or found._owner() is not handler:
+                found = cls(handler)
+                object.__setattr__(handler, cls._attribute, found)
+            return found
+
+    def get(self, handler: Any) -> Any:
+        """Return the model, which the first call loads. Other handlers may load theirs at the same time."""
+        with self._lock:
+            n_updates = handler.count_path_updates()
+            if self._n_path_updates != n_updates:
+                self._model = None  # free the old model first
+                handler.set_environment_vars()
+                self._model = handler.load_model()
+                self._n_path_updates = n_updates
+            return self._model
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
 
 
-_models: dict[int, Any] = {}
-_lock = threading.Lock()
+def _nothing() -> None:
+    """Return what a pickled copy of a handler holds in place of a local model."""

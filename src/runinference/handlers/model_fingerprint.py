@@ -21,13 +21,17 @@ from runinference.handlers.model_handler import ModelHandler
 _OF_CALLS = frozenset(
     {
         "_batching_kwargs",
+        "_by_key",
         "_inference_fn",
         "_max_batch_bytes",
         "_max_padded_size",
         "_model_inference_fn",
+        "_n_path_updates",
         "_postprocess_fns",
         "_preprocess_fns",
+        "_runinference_local_model",
         "_skips_batching",
+        "_texts",
         "_whole_results",
         "get_postprocess_fns",
         "get_preprocess_fns",

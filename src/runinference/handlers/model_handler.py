@@ -12,6 +12,7 @@ from typing_extensions import Self, Unpack
 
 from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import BatchPolicy
+from runinference.caching.memory_budget import model_bytes
 from runinference.checks import check_bool, check_callable, check_env_vars, check_int
 from runinference.collate.unbatch import to_results
 from runinference.collate.unsplit import unsplit_result
@@ -23,6 +24,7 @@ from runinference.handlers.options import (
     constructor_keywords,
     reject_unknown,
 )
+from runinference.model_file import file_bytes
 
 ExampleT = TypeVar("ExampleT")
 PredictionT = TypeVar("PredictionT")
@@ -40,6 +42,17 @@ _BEAM_BATCHING = {
     "batch_length_fn": "length_fn",
     "batch_bucket_boundaries": "bucket_boundaries",
 }
+
+
+def _counted(update_model_path: Callable[..., None]) -> Callable[..., None]:
+    """Return a method that also counts its calls, so that ``predict`` reloads the model after an override, too."""
+
+    @functools.wraps(update_model_path)
+    def update_and_count(self: Any, *args: Any, **kwargs: Any) -> None:
+        update_model_path(self, *args, **kwargs)
+        object.__setattr__(self, "_n_path_updates", self._n_path_updates + 1)
+
+    return update_and_count
 
 
 class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
@@ -66,11 +79,23 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     _metrics_namespace = "RunInference"
     _path_attribute: str | None = None  # holds the path that update_model_path changes
     _supports_dynamic_batching = False
+    _has_native_model = False  # whether the model keeps its weights where Python can't reach them
+    # Whether run_inference (or request) never modifies the examples of a list.
+    _keeps_examples = False
     # Set on the copies that with_… methods return.
     _preprocess_fns: Sequence[Callable[[Any], Any]] = ()
     _postprocess_fns: Sequence[Callable[[Any], Any]] = ()
     _skips_batching = False
     _whole_results = False
+    # Counts the calls of update_model_path.
+    _n_path_updates = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if {"run_inference", "request"} & vars(cls).keys() and "_keeps_examples" not in vars(cls):
+            cls._keeps_examples = False  # that of a base class is about its own method
+        if "update_model_path" in vars(cls):
+            cls.update_model_path = _counted(cls.update_model_path)  # type: ignore[method-assign]
 
     @accepts(HandlerOptions)
     def __init__(self, **options: Unpack[HandlerOptions]) -> None:
@@ -146,6 +171,16 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         """Return the bytes of a batch: buffers of arrays and tensors, and Python's object sizes for the rest."""
         return batch_size_in_bytes(batch)
 
+    def get_model_bytes(self, model: ModelT) -> int:
+        """Return the memory of a loaded model in bytes, for the metrics and the limits of models.
+
+        By default, that of the parameters, arrays and objects that Python can reach. For libraries that are not
+        written in Python, the handlers of this library take the size of the model's files if it is larger.
+        Override this method if your model keeps its weights elsewhere.
+        """
+        path = getattr(self, self._path_attribute) if self._path_attribute else ""
+        return max(model_bytes(model), file_bytes(path) if self._has_native_model else 0)
+
     def get_metrics_namespace(self) -> str:
         """Return the namespace of this handler's metrics."""
         return self._metrics_namespace
@@ -161,10 +196,18 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         """Raise if the model call doesn't accept these arguments."""
 
+    @_counted
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Set the path that the model is loaded from. Called on a copy of the handler."""
+        """Set the path that the model is loaded from. Called on a copy of the handler.
+
+        The next ``predict`` loads the model again.
+        """
         if model_path and self._path_attribute:
             setattr(self, self._path_attribute, model_path)
+
+    def count_path_updates(self) -> int:
+        """Return how often the path of this handler, or of one that it wraps, was updated."""
+        return self._n_path_updates
 
     def update_model_paths(self, model: ModelT, model_paths: Any = None) -> None:
         """Set the paths that the models of several keys are loaded from."""
@@ -263,6 +306,15 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     def model_copies(self) -> int:
         """Return how many copies of the model the processes of a machine share."""
         return self._model_copies or 1
+
+    def may_modify_examples(self) -> bool:
+        """Return whether ``run_inference`` may modify examples in place.
+
+        If so, which is the default for your own handlers and inference functions, a copy of the examples is kept
+        during a call, for another try if it fails. Override this method to return ``False`` if ``run_inference``
+        never modifies its examples, which saves the copies.
+        """
+        return not self._keeps_examples
 
     def may_join_threads(self) -> bool:
         """Return whether dynamic batching may merge small batches of several threads into one model call.

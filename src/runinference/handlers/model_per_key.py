@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from apache_beam.internal import pickler
+
+from runinference.caching.memory_budget import estimate_model_bytes
 from runinference.caching.model_cache import CacheLimits, ModelCache
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import (
     ElementError,
     OptionError,
     UnknownKeyError,
+    describe_value,
     missing_key_error,
+    shorten_text,
     suggest,
 )
 from runinference.handlers.call import call_model
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
+from runinference.handlers.model_update import paths_by_key, with_model_path
 
 KeyT = TypeVar("KeyT")
+
+#: A key that no model is mapped to is compared with at most this many keys, to suggest the closest.
+_MAX_COMPARED_KEYS = 100
+_PLAIN_TYPES = frozenset({str, bytes, int, bool, type(None)})
 
 
 class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
@@ -27,6 +38,30 @@ class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
     def __init__(self, keys: list[KeyT], mh: ModelHandler[ExampleT, PredictionT, ModelT]) -> None:
         self.keys = list(keys) if _is_list(keys) else keys  # other values are rejected later
         self.mh = mh
+
+
+@dataclass(frozen=True, eq=False)
+class KeyedModel:
+    """One of the models of a handler with per-key models.
+
+    Attributes:
+        mapping: The number of its mapping in the list that the handler was created with.
+        path: The path that a refresh named, or an empty text.
+        keys: The keys whose elements it serves.
+        handler: Loads and calls the model, for elements with keys.
+        labels: The texts for its metrics: that of its first key and, after a refresh, the name in the refresh.
+    """
+
+    mapping: int
+    path: str
+    keys: tuple[Any, ...]
+    handler: Any
+    labels: tuple[str, ...]
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """What identifies the model: mappings and paths, because different keys may have equal texts."""
+        return self.mapping, self.path
 
 
 class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
@@ -53,30 +88,64 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         self.mappings = list(mappings)
         self.cache_limits = cache_limits
         self._keyed = keyed
-        self._handlers: dict[Any, Any] | None = None
+        self._by_key: dict[Any, KeyedModel] | None = None
 
-    def handler_for(self, key: Any) -> Any:
-        """Return the handler of a key's model; see `KeyedModelHandler.handler_for`."""
-        if self._handlers is None:
-            self._handlers = self._handlers_by_key()
+    def models_by_key(self) -> dict[Any, KeyedModel]:
+        """Return the model of each key. Keys of one mapping share a model."""
+        if self._by_key is None:
+            labels = label_keys(key for mapping in self.mappings for key in mapping.keys)
+            by_key = {}
+            for number, mapping in enumerate(self.mappings):
+                handler = self._keyed(mapping.mh)
+                if self.gives_whole_results():
+                    handler = handler.with_no_batching(whole_results=True)
+                keys = tuple(mapping.keys)
+                model = KeyedModel(number, "", keys, handler, (labels[keys[0]],))
+                by_key.update(dict.fromkeys(keys, model))
+            self._by_key = by_key
+        return self._by_key
+
+    def update_models(self, update: Any) -> dict[Any, KeyedModel]:
+        """Return the model of each key after a refresh. Keys that shared a model share a new one with one path.
+
+        Raises:
+            OptionError: The refresh is invalid.
+        """
+        before = self.models_by_key()
+        paths = paths_by_key(update, before)
+        groups: dict[tuple[int, str], list[Any]] = {}
+        for key, (path, _) in paths.items():
+            groups.setdefault((before[key].mapping, path), []).append(key)
+        labels = label_keys(before)
+        after = {}
+        for (number, path), keys in groups.items():
+            handler = with_model_path(before[keys[0]].handler, path)
+            names = labels[keys[0]], paths[keys[0]][1]
+            after.update(dict.fromkeys(keys, KeyedModel(number, path, tuple(keys), handler, names)))
+        return after
+
+    def model_for(self, key: Any) -> KeyedModel:
+        """Return the model of a key; raise `UnknownKeyError` or `ElementError` if it has none."""
+        by_key = self.models_by_key()
         try:
-            return self._handlers[key]
+            return by_key[key]
         except KeyError:
-            hint = suggest(str(key), map(str, self._handlers))
-            raise UnknownKeyError(
-                f"No model is mapped to the key {key!r}.{hint} Add it to the keys of a KeyModelMapping."
-            ) from None
+            raise self._unknown_key_error(key) from None
         except TypeError as error:
             raise ElementError(_not_hashable(key, error)) from None
 
-    def _handlers_by_key(self) -> dict[Any, Any]:
-        handlers = {}
-        for mapping in self.mappings:
-            handler = self._keyed(mapping.mh)
-            if self.gives_whole_results():
-                handler = handler.with_no_batching(whole_results=True)
-            handlers.update(dict.fromkeys(mapping.keys, handler))
-        return handlers
+    def _unknown_key_error(self, key: Any) -> UnknownKeyError:
+        if self._texts is None:
+            self._texts = {_to_text(known).casefold(): known for known in self.models_by_key()}
+        text = _to_text(key).casefold()
+        hint = f" Did you mean {describe_value(self._texts[text])}?" if text in self._texts else ""
+        if not hint and len(self._texts) <= _MAX_COMPARED_KEYS:
+            hint = suggest(text, map(_to_text, self.models_by_key()))
+        return UnknownKeyError(
+            f"No model is mapped to the key {describe_value(key)}.{hint} Add it to the keys of a KeyModelMapping."
+        )
+
+    _texts: dict[str, Any] | None = None
 
     def load_model(self) -> ModelCache:
         return ModelCache(self.cache_limits)
@@ -86,23 +155,24 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
     ) -> Any:
         """Run each model once on its part of a batch. Used by ``predict`` and by Beam's own transform."""
         if self.gives_whole_results():
-            handler = self.handler_for(split_pair(batch)[0])
-            return self._run_one(handler, batch, model, inference_args)
-        indices: dict[Any, list[int]] = {}
+            return self._run_one(self.model_for(split_pair(batch)[0]), batch, model, inference_args)
+        parts: dict[KeyedModel, list[int]] = {}
         for index, element in enumerate(batch):
-            indices.setdefault(self.handler_for(split_pair(element)[0]), []).append(index)
+            parts.setdefault(self.model_for(split_pair(element)[0]), []).append(index)
         results: dict[int, Any] = {}
-        for handler, places in indices.items():
-            part = [batch[index] for index in places]
-            output = self._run_one(handler, part, model, inference_args)
-            results.update(zip(places, output, strict=True))
+        # Loaded models first, because they may be evicted for the others.
+        loaded = set(model.names())
+        for one in sorted(parts, key=lambda one: one.identity not in loaded):
+            part = [batch[index] for index in parts[one]]
+            output = self._run_one(one, part, model, inference_args)
+            results.update(zip(parts[one], output, strict=True))
         return [results[index] for index in range(len(batch))]
 
     def _run_one(
-        self, handler: Any, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
+        self, one: KeyedModel, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
     ) -> Any:
-        with cache.acquire(str(id(handler)), partial(_LoadedModel, handler)) as loaded:
-            return call_model(handler, batch, loaded.model, inference_args)
+        with cache.acquire(one.identity, partial(_LoadedModel, one.handler)) as loaded:
+            return call_model(one.handler, batch, loaded.model, inference_args)
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
         changed: Any = super().with_no_batching(whole_results=whole_results)
@@ -110,7 +180,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
             KeyModelMapping(mapping.keys, with_unsplit_results(mapping.mh, whole_results))
             for mapping in self.mappings
         ]
-        changed._handlers = None
+        changed._by_key = None
         return changed  # type: ignore[no-any-return]
 
     def validate_whole_results(self) -> None:
@@ -139,9 +209,36 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
                 "One path cannot update per-key models. To fix this, emit a list of KeyModelPathMapping."
             )
 
+    def update_model_paths(self, model: ModelCache | None, model_paths: Any = None) -> None:
+        """Set the paths of all models, and expire those in a cache that they replace. Used by Beam's transform.
+
+        Args:
+            model: The cache, or None.
+            model_paths: A list of ``KeyModelPathMapping``, or None for no change.
+
+        Raises:
+            OptionError: The list doesn't name each key once.
+        """
+        if not model_paths:
+            return
+        replaced = {one.identity for one in self.models_by_key().values()}
+        self._by_key = self.update_models(model_paths)
+        self._n_path_updates += 1
+        if model is not None:
+            for identity in replaced - {one.identity for one in self._by_key.values()}:
+                model.expire(identity)
+
+    def count_path_updates(self) -> int:
+        return self._n_path_updates + count_path_updates(self._each())
+
     def set_environment_vars(self) -> None:
         for handler in self._each():
             handler.set_environment_vars()
+
+    def may_modify_examples(self) -> bool:
+        return any(
+            getattr(handler, "may_modify_examples", lambda: True)() for handler in self._each()
+        )
 
     def may_join_threads(self) -> bool:
         return all(getattr(handler, "may_join_threads", bool)() for handler in self._each())
@@ -153,13 +250,42 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
 class _LoadedModel:
     """A model in the cache of a `PerKeyModelHandler`."""
 
-    n_bytes = 0
-
     def __init__(self, handler: Any) -> None:
         self.model = handler.load_model()
+        self.n_bytes = estimate_model_bytes(handler, self.model)
 
     def close(self) -> None:
         self.model = None
+
+
+def count_path_updates(handlers: Iterable[Any]) -> int:
+    """Return how often the paths of several handlers were updated. Handlers of other libraries don't count."""
+    return sum(each.count_path_updates() for each in handlers if isinstance(each, ModelHandler))
+
+
+def label_keys(keys: Iterable[Any]) -> dict[Any, str]:
+    """Return a text for each key: its ``str``, or a longer one if keys share that.
+
+    >>> label_keys(["a", 1, "1"])
+    {'a': 'a', 1: '1', '1': "'1'"}
+    """
+    labels: dict[Any, str] = {}
+    used: set[str] = set()
+    for number, key in enumerate(keys):
+        text = shorten_text(_to_text(key), 200)
+        for label in (text, describe_value(key), f"{text}#{number}"):
+            if label not in used:
+                break
+        labels[key] = label
+        used.add(label)
+    return labels
+
+
+def _to_text(key: Any) -> str:
+    try:
+        return str(key)
+    except Exception:
+        return object.__repr__(key)
 
 
 def with_unsplit_results(handler: Any, whole_results: bool) -> Any:
@@ -213,9 +339,10 @@ def check_mappings(mappings: Sequence[Any]) -> None:
                 raise OptionError(_not_hashable(key, error)) from None
             if owner is not None:
                 raise OptionError(
-                    f"The key {key!r} is in KeyModelMapping number {owner} and number {number}. Each key "
-                    "has one model. To fix this, remove the key from one of them."
+                    f"The key {describe_value(key)} is in KeyModelMapping number {owner} and number {number}. "
+                    "Each key has one model. To fix this, remove the key from one of them."
                 )
+            _check_equality(key)
             owners[key] = number
 
 
@@ -255,10 +382,26 @@ def _is_list(keys: Any) -> bool:
     return isinstance(keys, Iterable) and not isinstance(keys, (str, bytes))
 
 
+def _check_equality(key: Any) -> None:
+    """Raise `OptionError` if the copy of a key, as elements with keys travel between workers, is another key."""
+    if type(key) in _PLAIN_TYPES:
+        return
+    try:
+        copied = pickler.loads(pickler.dumps(key))
+    except Exception:  # building a pipeline raises if the key has to be pickled
+        return
+    if copied not in {key}:
+        raise OptionError(
+            f"The key {describe_value(key)} of type {type(key).__name__} does not equal its pickled copy, so "
+            "no element would find its model. To fix this, use a string, a number other than NaN or a tuple of "
+            "these, or define __eq__ and __hash__."
+        )
+
+
 def _not_hashable(key: Any, error: TypeError) -> str:
     return (
-        f"A key must be hashable, but {repr(key)[:60]} of type {type(key).__name__} is not ({error}). To fix "
-        "this, use a string, a number or a tuple of these, for example with "
+        f"A key must be hashable, but {describe_value(key, 60)} of type {type(key).__name__} is not ({error}). To "
+        "fix this, use a string, a number or a tuple of these, for example with "
         "beam.Map(lambda pair: (tuple(pair[0]), pair[1]))."
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from runinference.errors import OptionError
+from apache_beam.internal import pickler
+
+from runinference.errors import OptionError, describe_value
 
 KeyT = TypeVar("KeyT")
 
@@ -38,49 +40,81 @@ class KeyModelPathMapping(Generic[KeyT]):
     model_id: str = ""
 
 
-def check_metadata(update: Any) -> None:
-    """Raise `OptionError` unless an update is a ``ModelMetadata`` of this library or of Beam."""
-    if not isinstance(getattr(update, "model_id", None), str) or hasattr(update, "keys"):
+def read_metadata(update: Any) -> tuple[str, str]:
+    """Return the path and the name in a ``ModelMetadata`` of this library or of Beam.
+
+    Raises:
+        OptionError: The update is something else, or its path is empty.
+    """
+    path = getattr(update, "model_id", None)
+    if not isinstance(path, str) or hasattr(update, "keys"):
         raise OptionError(
             "A model refresh must be a ModelMetadata(model_id, model_name), or a list of KeyModelPathMapping for "
-            f"per-key models, but is {update!r}."
+            f"per-key models, but is {describe_value(update)}."
         )
+    if not path:
+        raise OptionError(f"The model refresh {describe_value(update)} has an empty path.")
+    return path, str(getattr(update, "model_name", "") or "")
 
 
-def paths_by_key(update: Any, known: set[Any]) -> dict[Any, Any]:
-    """Return the ``KeyModelPathMapping`` of each key in an update, which is one mapping or a list of them.
+def paths_by_key(update: Any, known: Iterable[Any]) -> dict[Any, tuple[str, str]]:
+    """Return the path and the name for each key in an update, which is one ``KeyModelPathMapping`` or several.
 
     Raises:
         OptionError: The update is something else, a path is empty, or it doesn't name each known key once.
     """
     mappings = update if isinstance(update, (list, tuple)) else [update]
-    found: dict[Any, Any] = {}
+    found: dict[Any, tuple[str, str]] = {}
     for mapping in mappings:
-        if not hasattr(mapping, "keys") or not hasattr(mapping, "update_path"):
+        if not hasattr(mapping, "keys") or not isinstance(
+            getattr(mapping, "update_path", None), str
+        ):
             raise OptionError(
                 "A refresh of per-key models must be a list of KeyModelPathMapping(keys, update_path, model_id), "
-                f"but is {update!r}."
+                f"but is {describe_value(update)}."
+            )
+        if isinstance(mapping.keys, str) or not isinstance(mapping.keys, Iterable):
+            raise OptionError(
+                f"The keys of a KeyModelPathMapping must be a list, but are {describe_value(mapping.keys)}."
             )
         if not mapping.update_path:
-            raise OptionError(f"The model refresh has an empty path for the keys {mapping.keys}.")
+            raise OptionError(
+                f"The model refresh has an empty path for the keys {describe_value(mapping.keys)}."
+            )
+        name = str(getattr(mapping, "model_id", "") or "")
         for key in mapping.keys:
             _check_key(key, found)
-            found[key] = mapping
-    if found.keys() != known:
-        missing = sorted(map(repr, known - found.keys()))
-        unknown = sorted(map(repr, found.keys() - known))
+            found[key] = mapping.update_path, name
+    known = dict.fromkeys(known)
+    if found.keys() != known.keys():
         raise OptionError(
-            f"A model refresh must name each key once. Missing: {', '.join(missing) or 'none'}. "
-            f"Unknown keys: {', '.join(unknown) or 'none'}."
+            "A model refresh must name each key once. "
+            f"Missing: {_list_keys(key for key in known if key not in found)}. "
+            f"Unknown keys: {_list_keys(key for key in found if key not in known)}."
         )
     return found
 
 
+def with_model_path(handler: Any, path: str) -> Any:
+    """Return a copy of a handler with another model path. The original stays in use until the model is loaded."""
+    updated = pickler.loads(pickler.dumps(handler))
+    updated.update_model_path(path)
+    return updated
+
+
+def _list_keys(keys: Iterable[Any]) -> str:
+    described = sorted(map(describe_value, keys))
+    more = f" and {len(described) - 20} more" if len(described) > 20 else ""
+    return (", ".join(described[:20]) or "none") + more
+
+
 def _check_key(key: Any, found: dict[Any, Any]) -> None:
-    if not isinstance(key, Hashable):
+    try:
+        is_known = key in found
+    except TypeError:
         raise OptionError(
-            f"The model refresh names the key {key!r}, but a {type(key).__name__} is not hashable. "
+            f"The model refresh names the key {describe_value(key)}, but a {type(key).__name__} is not hashable. "
             "To fix this, name keys of a KeyModelMapping."
-        )
-    if key in found:
-        raise OptionError(f"The model refresh names the key {key!r} twice.")
+        ) from None
+    if is_known:
+        raise OptionError(f"The model refresh names the key {describe_value(key)} twice.")

@@ -15,10 +15,11 @@ from runinference.checks import check_callable, check_int
 from runinference.collate.unbatch import unbatch
 from runinference.errors import OptionError, PartialBatchError, PartialResult
 from runinference.extras import need
-from runinference.handlers.call import RunsInParts
+from runinference.handlers.call import RunsInParts, may_modify_examples
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, accepts
+from runinference.handlers.repeatable_batch import RepeatableBatch, SingleBatch
 from runinference.remote.request_batch import (
     copy_arguments,
     copy_list,
@@ -229,22 +230,30 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
     def _send(self, pool: RequestPool, part: Any, model: ModelT, args: _Args) -> list[PredictionT]:
         """Return the predictions of one request, sent with throttling and retries."""
         self.throttler.throttle()
-        retry = RetryPolicy(
-            self.num_retries, self.retry_filter, self.backoff, self.logger, self._sleep
+        repeatable = (RepeatableBatch if is_sequence(part) else SingleBatch)(
+            part, self.num_retries > 0
         )
+
+        def may_retry(error: Exception) -> bool:
+            return not repeatable.unrepeatable_error(error) and self.retry_filter(error)
+
+        retry = RetryPolicy(self.num_retries, may_retry, self.backoff, self.logger, self._sleep)
         try:
-            output = retry.call(self._send_once, pool, part, model, args)
+            output = retry.call(self._send_once, pool, repeatable, model, args)
         except Exception as error:
             message = "A request of %d examples failed and won't be retried: %s"
             self.logger.error(message, count_examples(part), describe_error(error))
             raise
         return unbatch(output, len(part)) if is_sequence(part) else list(output)
 
-    def _send_once(self, pool: RequestPool, part: Any, model: ModelT, args: _Args) -> Any:
-        pool.check_rate_limit(count_examples(part))
+    def _send_once(
+        self, pool: RequestPool, batch: RepeatableBatch, model: ModelT, args: _Args
+    ) -> Any:
+        pool.check_rate_limit(len(batch))
         with pool.slots:
             try:
-                output = resolve(self.request(copy_list(part), model, copy_arguments(args)))
+                examples = batch.take(may_modify_examples(self, batch.elements))
+                output = resolve(self.request(copy_list(examples), model, copy_arguments(args)))
                 if isinstance(output, Iterator):
                     output = list(output)
             except Exception as error:

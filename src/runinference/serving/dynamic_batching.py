@@ -11,6 +11,7 @@ from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import BatchPolicy
 from runinference.errors import is_out_of_memory
 from runinference.handlers.error_policy import Call
+from runinference.handlers.repeatable_batch import combine_batches, get_elements
 
 
 class DynamicBatcher:
@@ -83,7 +84,7 @@ class _QueuedBatch:
 
     def __init__(self, batch: list[Any]) -> None:
         self.batch = batch
-        self.n_bytes = batch_size_in_bytes(batch)
+        self.n_bytes = batch_size_in_bytes(get_elements(batch))
         self.group: list[_QueuedBatch] = []
         self.results: list[Any] | None = None
         self.ready = threading.Lock()
@@ -92,9 +93,8 @@ class _QueuedBatch:
 
 def _call_combined(group: list[_QueuedBatch], call: Call) -> None:
     """Call the model once for a group of batches. Split the group in half if memory runs out."""
-    combined = [element for queued in group for element in queued.batch]
     try:
-        results = iter(call(combined))
+        results = iter(call(combine_batches([queued.batch for queued in group])))
     except Exception as error:
         if len(group) > 1 and is_out_of_memory(error):
             middle = (len(group) + 1) // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from runinference.caching.memory_budget import model_bytes, resident_bytes
+from runinference.caching.memory_budget import estimate_model_bytes
 from runinference.errors import ChildDiedError
 from runinference.handlers.call import run_batch_in_parts
 from runinference.serving.routing import ModelVersion
@@ -61,9 +61,8 @@ class InProcessModel:
 
     def __init__(self, handler: Any) -> None:
         handler.set_environment_vars()
-        before = resident_bytes()
         self._model = handler.load_model()
-        self.n_bytes = max(model_bytes(self._model), resident_bytes() - before)
+        self.n_bytes = estimate_model_bytes(handler, self._model)
 
     def run(self, handler: Any, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
         return run_batch_in_parts(handler, batch, self._model, inference_args)

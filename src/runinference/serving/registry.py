@@ -6,6 +6,7 @@ import threading
 import uuid
 import weakref
 from collections import Counter
+from collections.abc import Hashable
 from typing import Any
 
 from apache_beam.utils.shared import Shared
@@ -31,7 +32,7 @@ class ModelRegistry:
         self._sizes: dict[tuple[str, str], AdaptiveSize] = {}
         self._dynamic_batchers: dict[tuple[str, str], DynamicBatcher] = {}
         self._watchers: dict[WatchConfig, ModelWatcher] = {}
-        self._in_bundles: Counter[str] = Counter()
+        self._in_bundles: Counter[Hashable] = Counter()
         self._abandoned: list[tuple[threading.Thread, int]] = []
         self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -63,12 +64,12 @@ class ModelRegistry:
             self._sizes.pop((step, name), None)
             self._dynamic_batchers.pop((step, name), None)
 
-    def start_use_in_bundle(self, name: str) -> None:
+    def start_use_in_bundle(self, name: Hashable) -> None:
         """Keep a model that is replaced within a bundle from being closed before the bundle ends."""
         with self._lock:
             self._in_bundles[name] += 1
 
-    def end_use_in_bundle(self, name: str) -> bool:
+    def end_use_in_bundle(self, name: Hashable) -> bool:
         """Return whether no bundle of any thread uses the model any more."""
         with self._lock:
             self._in_bundles[name] -= 1
@@ -108,7 +109,8 @@ class ProcessShared:
 
     Args:
         limits: The limits of the model cache.
-        identifier: Steps with the same identifier and limits share a registry. If None, the step has its own.
+        identifier: Steps with the same identifier and limits share a registry, however long each waits. If None,
+            the step has its own.
     """
 
     def __init__(self, limits: CacheLimits, identifier: str | None = None) -> None:
@@ -121,9 +123,10 @@ class ProcessShared:
         """Return the registry, which lives as long as something refers to it."""
         shared = self._shared
         if self._identifier is not None:
-            shared = _BY_IDENTIFIER.setdefault((self._identifier, self._limits), shared)
-        registry: ModelRegistry = shared.acquire(lambda: ModelRegistry(self._limits))
+            limits = self._limits.max_models, self._limits.max_bytes
+            shared = _BY_IDENTIFIER.setdefault((self._identifier, limits), shared)
+        registry: ModelRegistry = shared.acquire(lambda: ModelRegistry(self._limits.on_worker()))
         return registry
 
 
-_BY_IDENTIFIER: dict[tuple[str, CacheLimits], Shared] = {}
+_BY_IDENTIFIER: dict[tuple[str, tuple[int | None, int | None]], Shared] = {}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from apache_beam.internal import pickler
-
 from runinference.batching.policy import BatchPolicy, resolve_policy
 from runinference.errors import missing_key_error
-from runinference.handlers.keyed import per_key_mappings
-from runinference.handlers.model_update import check_metadata, paths_by_key
+from runinference.handlers.keyed import per_key_handler
+from runinference.handlers.model_per_key import KeyedModel, PerKeyModelHandler
+from runinference.handlers.model_update import paths_by_key, read_metadata, with_model_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,7 @@ class ModelVersion:
         policy: Limits the batches.
         keys: The keys whose elements the model serves; ``(None,)`` for all elements.
         prefix: Precedes the names of its metrics.
+        fallback: The model of the handler, which serves if a refresh names one that cannot be loaded.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ModelVersion:
     policy: BatchPolicy
     keys: tuple[Any, ...] = (None,)
     prefix: str = ""
+    fallback: ModelVersion | None = None
 
 
 class Router(Protocol):
@@ -39,51 +41,65 @@ class Router(Protocol):
         """Return the model version that serves an element."""
 
     def with_update(self, update: Any) -> Router:
-        """Return a router to the models that a model refresh names."""
+        """Return a router to the models that a model refresh names.
+
+        Raises:
+            OptionError: The refresh is invalid for this handler.
+        """
+
+    def identify(self, update: Any) -> Hashable:
+        """Return a value that is equal for equal model refreshes only; raise `OptionError` if one is invalid."""
 
 
 def make_router(handler: Any) -> Router:
     """Create the router of a handler, before any model refresh."""
-    if per_key_mappings(handler):
-        return PerKeyRouter.from_handler(handler)
-    return SingleModelRouter(handler)
+    per_key = per_key_handler(handler)
+    return SingleModelRouter(handler) if per_key is None else PerKeyRouter(per_key)
 
 
 class SingleModelRouter:
     """The router of a handler with one model."""
 
-    def __init__(self, handler: Any, name: str = "", prefix: str = "") -> None:
+    def __init__(
+        self,
+        handler: Any,
+        name: str = "",
+        prefix: str = "",
+        fallback: ModelVersion | None = None,
+    ) -> None:
         self._handler = handler
-        self._version = ModelVersion(name, handler, resolve_policy(handler), prefix=prefix)
+        policy = resolve_policy(handler)
+        self._version = ModelVersion(name, handler, policy, prefix=prefix, fallback=fallback)
 
     def route(self, element: Any) -> ModelVersion:
         return self._version
 
     def with_update(self, update: Any) -> SingleModelRouter:
-        check_metadata(update)
-        handler = _with_path(self._handler, update.model_id)
-        return SingleModelRouter(handler, update.model_id, getattr(update, "model_name", ""))
+        path, name = read_metadata(update)
+        handler = with_model_path(self._handler, path)
+        return SingleModelRouter(handler, path, name, self._version)
+
+    def identify(self, update: Any) -> Hashable:
+        return read_metadata(update)
 
 
 class PerKeyRouter:
     """The router of a handler with per-key models."""
 
-    def __init__(self, handler: Any, versions: dict[Any, ModelVersion]) -> None:
+    def __init__(
+        self,
+        handler: PerKeyModelHandler,
+        models: Mapping[Any, KeyedModel] | None = None,
+        fallbacks: Mapping[Any, ModelVersion] | None = None,
+    ) -> None:
         self._handler = handler
-        self._versions = versions
-
-    @classmethod
-    def from_handler(cls, handler: Any) -> PerKeyRouter:
-        """Create the router of a ``KeyedModelHandler`` with a list of ``KeyModelMapping``."""
-        versions = {}
-        for mapping in handler.mappings:
-            first = mapping.keys[0]
-            inner = handler.handler_for(first)
-            # The name is a repr because the keys 1 and "1" differ.
-            name, prefix = repr(first), f"{first}-"
-            version = ModelVersion(name, inner, resolve_policy(inner), tuple(mapping.keys), prefix)
-            versions.update(dict.fromkeys(mapping.keys, version))
-        return cls(handler, versions)
+        by_model: dict[KeyedModel, ModelVersion] = {}
+        self._versions: dict[Any, ModelVersion] = {}
+        prefixes: set[str] = set()
+        for key, model in (models or handler.models_by_key()).items():
+            if model not in by_model:
+                by_model[model] = _make_version(model, prefixes, (fallbacks or {}).get(key))
+            self._versions[key] = by_model[model]
 
     def route(self, element: Any) -> ModelVersion:
         if not (isinstance(element, tuple) and len(element) == 2):
@@ -91,28 +107,25 @@ class PerKeyRouter:
         try:
             return self._versions[element[0]]
         except (KeyError, TypeError):
-            self._handler.handler_for(element[0])  # raises a more helpful error
+            self._handler.model_for(element[0])  # raises a more helpful error
             raise
 
     def with_update(self, update: Any) -> PerKeyRouter:
         """Return a router to the new models. Keys that shared a model share a new one with one path."""
-        paths = paths_by_key(update, set(self._versions))
-        cohorts: dict[tuple[int, str], list[Any]] = {}
-        for key, mapping in paths.items():
-            cohort = (id(self._handler.handler_for(key)), mapping.update_path)
-            cohorts.setdefault(cohort, []).append(key)
-        versions = {}
-        for (_, path), keys in cohorts.items():
-            first = keys[0]
-            inner = _with_path(self._handler.handler_for(first), path)
-            name, prefix = f"{first!r}={path}", f"{first}-{paths[first].model_id}-"
-            version = ModelVersion(name, inner, resolve_policy(inner), tuple(keys), prefix)
-            versions.update(dict.fromkeys(keys, version))
-        return PerKeyRouter(self._handler, versions)
+        return PerKeyRouter(self._handler, self._handler.update_models(update), self._versions)
+
+    def identify(self, update: Any) -> Hashable:
+        return frozenset(paths_by_key(update, self._versions).items())
 
 
-def _with_path(handler: Any, path: str) -> Any:
-    """Return a copy of a handler with another model path. The original stays in use until the model is loaded."""
-    updated = pickler.loads(pickler.dumps(handler))
-    updated.update_model_path(path)
-    return updated
+def _make_version(
+    model: KeyedModel, prefixes: set[str], fallback: ModelVersion | None
+) -> ModelVersion:
+    """Return the version of a per-key model, whose metrics have a prefix that is not in ``prefixes`` yet."""
+    prefix = "".join(f"{label}-" for label in model.labels)
+    if prefix in prefixes:
+        prefix += f"{model.mapping}-"
+    prefixes.add(prefix)
+    name = f"{model.mapping}={model.path}" if model.path else str(model.mapping)
+    policy = resolve_policy(model.handler)
+    return ModelVersion(name, model.handler, policy, model.keys, prefix, fallback)

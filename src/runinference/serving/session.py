@@ -17,11 +17,14 @@ from runinference.errors import (
     ChildDiedError,
     InferenceTimeoutError,
     ModelUnavailableError,
+    describe,
     is_out_of_memory,
 )
+from runinference.handlers.call import may_modify_examples
 from runinference.handlers.error_policy import Call
+from runinference.handlers.repeatable_batch import get_elements, take_elements
 from runinference.serving.call_thread import CallOutcome, CallProgress, CallThread, ModelCall
-from runinference.serving.placement import Model, ModelGoneError, Placement
+from runinference.serving.placement import InProcessModel, Model, ModelGoneError, Placement
 from runinference.serving.registry import ProcessShared
 from runinference.serving.routing import ModelVersion
 
@@ -74,7 +77,7 @@ class ModelSession:
         self.models = config.models.open()
         self.models.add_session(self)
         self._current: dict[Any, ModelVersion] = {}
-        self._retry_at: dict[str, int] = {}
+        self._failed_refreshes: dict[str, tuple[int, Exception]] = {}
         self._used_in_bundle: set[str] = set()
         self._loads: list[tuple[ModelVersion, int, int]] = []
         self._events: Counter[str] = Counter()
@@ -91,9 +94,10 @@ class ModelSession:
         """Load a model before the first call, or raise the error of its handler."""
         try:
             with self._acquire(version, CallProgress(version)):
-                pass
+                return
         except ModelUnavailableError as error:
-            raise (error.__cause__ or error) from None
+            failed = error.__cause__ or error
+        raise failed  # outside of the except clause, which would set its context
 
     def size_for(self, version: ModelVersion) -> AdaptiveSize:
         """Return the batch size of a model, which all threads of the step share."""
@@ -134,6 +138,10 @@ class ModelSession:
                 progress.version, progress.model, progress.loading = used, model, None
 
                 def run(batch: Any, model: Model = model, handler: Any = used.handler) -> list[Any]:
+                    may_modify = isinstance(model, InProcessModel) and may_modify_examples(
+                        handler, get_elements(batch)
+                    )
+                    batch = take_elements(batch, may_modify)
                     start = clock.time_ns()
                     results = model.run(handler, batch, inference_args)
                     calls.append(ModelCall(batch, len(results), clock.time_ns() - start))
@@ -179,32 +187,42 @@ class ModelSession:
     ) -> Iterator[tuple[ModelVersion, Model]]:
         """Acquire a model version or, if it can't be loaded, the one that it would replace."""
         current = self._current.get(version.keys[0])
-        if current is None or current is version:
+        previous = current or version.fallback
+        if previous is None or previous is version:
             with self._acquire_exactly(version, progress) as model:
                 progress.check()
                 self._set_current(version)
                 yield version, model
             return
         with ExitStack() as users:
-            old = users.enter_context(self._acquire_exactly(current, progress))
+            # The current model stays in use while the new one loads. Without one, the new one is loaded first.
+            old = None
+            if current is not None:
+                old = users.enter_context(self._acquire_exactly(current, progress))
             new = self._refresh(version, progress, users)
             progress.check()
-            if new is None:
-                yield current, old
-            else:
+            if new is not None:
                 self._set_current(version)
                 yield version, new
+                return
+            if old is None:
+                old = self._acquire_fallback(version, previous, progress, users)
+                progress.check()
+                self._set_current(previous)
+            yield previous, old
 
     def _refresh(
         self, version: ModelVersion, progress: CallProgress, users: ExitStack
     ) -> Model | None:
         """Return the new model, or None if it can't be loaded."""
-        if self._retry_at.get(version.name, 0) > self._config.clock.time_ns():
+        retry_at, _ = self._failed_refreshes.get(version.name, (0, None))
+        if retry_at > self._config.clock.time_ns():
             return None
+        is_first = version.keys[0] not in self._current
         progress.refreshing = True
         try:
             model = users.enter_context(
-                self._acquire_exactly(version, progress, exceed_limits=True)
+                self._acquire_exactly(version, progress, exceed_limits=not is_first)
             )
         except ModelUnavailableError as error:
             progress.check()
@@ -213,16 +231,37 @@ class ModelSession:
             return None
         progress.check()
         progress.refreshing = False
-        self._events["model_refreshes"] += 1
+        self._events["model_refreshes"] += not is_first
         return model
+
+    def _acquire_fallback(
+        self,
+        version: ModelVersion,
+        fallback: ModelVersion,
+        progress: CallProgress,
+        users: ExitStack,
+    ) -> Model:
+        """Return the handler's own model. If it can't be loaded either, raise the error of the refresh."""
+        try:
+            return users.enter_context(self._acquire_exactly(fallback, progress))
+        except ModelUnavailableError as error:
+            _, failed = self._failed_refreshes[version.name]
+            raise self._unavailable(
+                f"{describe(failed)} The model of the handler cannot be loaded either: {describe(error)}"
+            ) from (failed.__cause__ or failed)
 
     def _postpone_refresh(self, version: ModelVersion, error: Exception) -> None:
         now = self._config.clock.time_ns()
-        self._retry_at = {name: at for name, at in self._retry_at.items() if at > now}
-        self._retry_at[version.name] = now + RETRY_REFRESH_SECS * 1_000_000_000
+        self._failed_refreshes = {
+            name: failed for name, failed in self._failed_refreshes.items() if failed[0] > now
+        }
+        retry_at = now + RETRY_REFRESH_SECS * 1_000_000_000
+        self._failed_refreshes[version.name] = retry_at, error
         self._events["failed_model_refreshes"] += 1
         _LOGGER.error(
-            "Can't load model %r, so the previous model stays in use: %s", version.name, error
+            "Can't load model %r, so the previous model stays in use: %s",
+            version.name,
+            describe(error),
         )
 
     def _set_current(self, version: ModelVersion) -> None:
@@ -254,17 +293,18 @@ class ModelSession:
         try:
             model = self._config.placement(version, progress.start_loading)
         except Exception as error:
-            raise self._unavailable(error) from error
+            message = f"The model cannot be loaded: {describe(error)}"
+            raise self._unavailable(message) from error
         self._loads.append((version, self._config.clock.time_ns() - start, model.n_bytes))
         return model
 
-    def _unavailable(self, error: Exception) -> ModelUnavailableError:
-        unavailable = ModelUnavailableError(f"The model cannot be loaded: {error}")
+    def _unavailable(self, message: str) -> ModelUnavailableError:
+        unavailable = ModelUnavailableError(message)
         unavailable.stops_pipeline = self._config.stop_if_not_loaded
         return unavailable
 
-    def _cache_name(self, name: str) -> str:
-        return f"{self._config.cache_prefix}{name}"
+    def _cache_name(self, name: str) -> tuple[str, str]:
+        return self._config.cache_prefix, name
 
     def _run_with_timeout(
         self,

@@ -10,7 +10,7 @@ from apache_beam.transforms.window import WindowedValue
 
 from runinference.batching.batcher import Batch, Batcher
 from runinference.collate.rows import get_row
-from runinference.collate.unbatch import batch_length
+from runinference.collate.unbatch import is_divisible
 from runinference.handlers.error_policy import Failure
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.engine import InferenceEngine
@@ -107,7 +107,7 @@ class PrebatchedBatches(BatchSource):
 
     def _run(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterator[Any]:
         engine = self._engine
-        if not _is_divisible(batch):
+        if not is_divisible(batch):
             outcomes = engine.infer_undivided(version, batch)
             yield from engine.make_outputs(version, [origin] * len(outcomes), outcomes)
             return
@@ -117,9 +117,3 @@ class PrebatchedBatches(BatchSource):
             for index, outcome in enumerate(outcomes)
         )
         yield from engine.make_outputs(version, origins, outcomes)
-
-
-def _is_divisible(batch: Any) -> bool:
-    """Return whether a batch has rows that can be called by themselves. One without rows fails as a whole."""
-    is_sequence = isinstance(batch, (list, tuple)) or hasattr(batch, "shape")
-    return is_sequence and bool(batch_length(batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
@@ -12,13 +12,16 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.collate.unsplit import count_rows
-from runinference.errors import PartialBatchError
-from runinference.handlers.error_policy import Failure, halved_on_out_of_memory
+from runinference.errors import PartialBatchError, describe
+from runinference.handlers.error_policy import UNCHANGED, Failure, halved_on_out_of_memory
+from runinference.handlers.repeatable_batch import RepeatableBatch, SingleBatch
 from runinference.serving.routing import ModelVersion, Router, SingleModelRouter, make_router
 from runinference.serving.session import ModelSession
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.metrics import StepMetrics
-from runinference.transforms.side_inputs import to_inference_args
+from runinference.transforms.side_inputs import ConflictingUpdates, to_inference_args
+
+_LOGGER = logging.getLogger(__name__)
 
 FAILED = "failed_inferences"
 _MAX_ROUTERS = 16
@@ -45,7 +48,8 @@ class InferenceEngine:
         self.arguments: Any = None
         self._config = config
         self._first_router = make_router(config.handler)
-        self._routers: deque[tuple[Any, Router]] = deque(maxlen=_MAX_ROUTERS)
+        self._routers: dict[Any, Router] = {}
+        self._rejected = ""
         self._use_router(self._first_router)
         if config.load_in_setup:
             self.session.preload(self.router.route(None))
@@ -71,9 +75,26 @@ class InferenceEngine:
         """Route elements by the model update in their window, if there is one, or by what the watcher found."""
         if self.watcher is not None:
             update = self.watcher.poll_latest()
-        if update is not None and update is not self.update:
-            self._use_router(self._get_router(update))
-            self.update = update
+        if update is None or update is self.update:
+            return
+        self.update = update
+        try:
+            router = self._get_router(update)
+        except Exception as error:  # an error of the control plane must not fail elements
+            self._reject_update(error)
+        else:
+            self._use_router(router)
+
+    def _reject_update(self, error: Exception) -> None:
+        """Log and count a model refresh that is invalid. The models before it stay in use."""
+        message = describe(error)
+        if message != self._rejected:
+            self._rejected = message
+            _LOGGER.error(
+                "A model refresh is ignored, and the previous models stay in use: %s", message
+            )
+            for metrics in self.metrics.for_step():
+                metrics.count("failed_model_refreshes")
 
     def _use_router(self, router: Router) -> None:
         self.router = router
@@ -81,22 +102,25 @@ class InferenceEngine:
 
     def _get_router(self, update: Any) -> Router:
         """Return the same router for equal updates, so that they load nothing."""
-        for known, router in self._routers:
-            if known == update:
-                return router
-        router = self._first_router.with_update(update)
-        self._routers.append((update, router))
-        return router
+        if isinstance(update, ConflictingUpdates):
+            raise update.error()
+        key = self._first_router.identify(update)
+        if key not in self._routers:
+            if len(self._routers) >= _MAX_ROUTERS:
+                del self._routers[next(iter(self._routers))]
+            self._routers[key] = self._first_router.with_update(update)
+        return self._routers[key]
 
     def infer(self, version: ModelVersion, batch: Any) -> list[Any]:
         """Return a result or a ``Failure`` for each element of a batch that can be sliced."""
         calls = count()
+        repeatable = RepeatableBatch(batch, self._copies(len(batch)))
 
-        def call(batch: Any) -> list[Any]:
+        def call(batch: RepeatableBatch) -> list[Any]:
             next(calls)
             return self._call_within_memory(version, batch)
 
-        outcomes = self.errors.attempt(call, batch)
+        outcomes = _with_examples(self.errors.attempt(call, repeatable), repeatable)
         n_failed = sum(type(outcome) is Failure for outcome in outcomes)
         n_splits = next(calls) - 1
         for metrics in self.metrics.for_version(version):
@@ -107,7 +131,9 @@ class InferenceEngine:
 
     def infer_undivided(self, version: ModelVersion, batch: Any) -> list[Any]:
         """Return the results of a batch that cannot be sliced, or one ``Failure``."""
-        [outcome] = self.errors.attempt(lambda one: [self._call(version, one[0])], [batch])
+        single = SingleBatch(batch, self._copies(1))
+        outcomes = self.errors.attempt(lambda one: [self._call(version, one)], single)
+        [outcome] = _with_examples(outcomes, single)
         if type(outcome) is Failure:
             return [outcome]
         for metrics in self.metrics.for_version(version):
@@ -116,7 +142,9 @@ class InferenceEngine:
 
     def infer_unsplit(self, version: ModelVersion, element: Any) -> list[Any]:
         """Return one result, or one ``Failure``, for all rows of an element."""
-        return self.errors.attempt(partial(self._call_unsplit, version), [element])
+        single = SingleBatch(element, self._copies(1))
+        outcomes = self.errors.attempt(partial(self._call_unsplit, version), single)
+        return _with_examples(outcomes, single)
 
     def make_outputs(
         self, version: ModelVersion, origins: Iterable[WindowedValue], outcomes: Iterable[Any]
@@ -135,35 +163,41 @@ class InferenceEngine:
         counted = self.metrics.for_step() if version is None else self.metrics.for_version(version)
         for metrics in counted:
             metrics.count("failed_elements")
-        return TaggedOutput(FAILED, origin.with_value((origin.value, failure.report())))
+        example = origin.value if failure.example is UNCHANGED else failure.example
+        return TaggedOutput(FAILED, origin.with_value((example, failure.report())))
 
-    def _call_within_memory(self, version: ModelVersion, batch: Any) -> list[Any]:
+    def _copies(self, n_elements: int) -> bool:
+        """Return whether a call may be repeated, and needs its elements as they came."""
+        return self.errors.repeats_calls or n_elements > 1 or self._config.session.dynamic_batching
+
+    def _call_within_memory(self, version: ModelVersion, batch: RepeatableBatch) -> list[Any]:
         """Call the model, with halves of the batch where it runs out of memory."""
         size = self.session.size_for(version)
 
-        def record_out_of_memory(batch: Any) -> None:
-            size.record_out_of_memory(len(batch), version.policy.padded_size(batch))
+        def record_out_of_memory(batch: RepeatableBatch) -> None:
+            size.record_out_of_memory(len(batch), version.policy.padded_size(batch.elements))
 
         call = partial(self._call, version)
         return halved_on_out_of_memory(call, batch, record_out_of_memory)
 
-    def _call_unsplit(self, version: ModelVersion, elements: list[Any]) -> list[Any]:
-        [element] = elements
-        n_rows = count_rows(element)
+    def _call_unsplit(self, version: ModelVersion, element: SingleBatch) -> list[Any]:
+        n_rows = count_rows(element.elements)
         n_rows = 1 if n_rows is None else n_rows
         results = self._call(version, element, n_rows)
         for metrics in self.metrics.for_version(version):
             metrics.count("num_inferences", n_rows)
         return results
 
-    def _call(self, version: ModelVersion, batch: Any, n_elements: int | None = None) -> list[Any]:
+    def _call(
+        self, version: ModelVersion, batch: RepeatableBatch, n_elements: int | None = None
+    ) -> list[Any]:
         """Call the model once, and record the call with ``n_elements``, by default the number of results."""
         try:
             results, calls = self.session.call(version, batch, self._inference_args())
         except BaseException as error:
             for metrics in self.metrics.for_version(version):
                 metrics.count("failed_batches_counter")
-            kept = error.succeeded(batch) if isinstance(error, PartialBatchError) else []
+            kept = error.succeeded(batch.elements) if isinstance(error, PartialBatchError) else []
             if kept:
                 self._record_size(version, kept, len(kept))
             raise
@@ -185,3 +219,11 @@ class InferenceEngine:
         if self.arguments is None:
             return self._config.inference_args
         return to_inference_args(self._config.handler, self.arguments)
+
+
+def _with_examples(outcomes: list[Any], batch: RepeatableBatch) -> list[Any]:
+    """Add to each failure the element as it came, which a failed call may have modified."""
+    return [
+        Failure(outcome.error, batch.original(index)) if type(outcome) is Failure else outcome
+        for index, outcome in enumerate(outcomes)
+    ]

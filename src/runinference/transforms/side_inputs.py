@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.pvalue import AsSideInput
 
-from runinference.errors import OptionError
+from runinference.errors import OptionError, describe_value
 from runinference.transforms.coders import PredictionResultCoder
 
 #: Writes arrays and tensors as raw bytes, and pickles what is no primitive.
@@ -47,6 +48,21 @@ def to_inference_args(handler: Any, arguments: Any) -> dict[str, Any]:
     return dict(arguments)
 
 
+@dataclass(frozen=True)
+class ConflictingUpdates:
+    """Different model updates with one timestamp."""
+
+    updates: list[Any]
+
+    def error(self) -> OptionError:
+        """Return the error that describes the updates."""
+        described = ", ".join(map(describe_value, self.updates[:5]))
+        return OptionError(
+            f"{len(self.updates)} model refreshes have the same timestamp: {described}. To fix this, emit one "
+            "refresh for each timestamp."
+        )
+
+
 class AsLatest(AsSideInput):  # type: ignore[misc]
     """A side input whose value is the element with the latest timestamp, or None if there is no element.
 
@@ -65,15 +81,18 @@ class AsLatest(AsSideInput):  # type: ignore[misc]
         last = max((micros for micros, _ in stamped), default=0)
         latest: list[Any] = []
         for micros, update in stamped:
-            if micros == last and update not in latest:
+            if micros == last and not any(_are_equal(update, other) for other in latest):
                 latest.append(update)
         if len(latest) > 1:
-            names = ", ".join(f"{update!r:.200}" for update in latest[:5])
-            raise OptionError(
-                f"{len(latest)} model refreshes have the same timestamp: {names}. To fix this, emit "
-                "one refresh for each timestamp."
-            )
+            return ConflictingUpdates(latest)
         return latest[0] if latest else None
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # an __eq__ that raises, or that returns an array
+        return False
 
 
 def _with_timestamp(update: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[int, Any]:

@@ -19,6 +19,7 @@ from runinference.frameworks.torch.calling import (
     check_padding,
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
+    keeps_examples,
     with_length_fn,
     with_padding,
     without_splitting,
@@ -89,6 +90,8 @@ class _TensorModelHandler(PretrainedModelHandler):
             need("tensorflow", extra="tensorflow")
         return super().load_model()
 
+    _keeps_examples = True
+
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
@@ -103,6 +106,10 @@ class _TensorModelHandler(PretrainedModelHandler):
         call, device = self._get_inference_fn(), self._get_device(model)
         with explain_input_errors(model, batch):
             return call(batch, model, device, args, self._model_uri)
+
+    def may_modify_examples(self) -> bool:
+        function = self._inference_fn or type(self)._default_inference_fn
+        return not keeps_examples(function) or super().may_modify_examples()
 
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)

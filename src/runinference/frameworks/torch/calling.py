@@ -160,6 +160,11 @@ def with_length_fn(
     return {**options, "batch_length_fn": length_fn}
 
 
+def keeps_examples(inference_fn: InferenceFn | None) -> bool:
+    """Return whether an inference function stacks the examples of a list first, and so never modifies them."""
+    return inference_fn is not None and _as_stacked(inference_fn) is not None
+
+
 def _as_stacked(inference_fn: InferenceFn) -> StackedInferenceFn | None:
     if inference_fn is default_tensor_inference_fn:
         return _TENSORS
