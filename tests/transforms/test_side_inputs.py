@@ -111,15 +111,6 @@ def test_the_latest_model_refresh_is_used_and_two_with_the_same_timestamp_are_re
     assert "2 model refreshes have the same timestamp" in str(conflict.error())
 
 
-def test_model_refreshes_with_one_repr_are_different():
-    class Opaque(str):
-        def __repr__(self):
-            return "path"
-
-    stamped = [(1, ModelMetadata(Opaque(path), "")) for path in ("a", "b", "a")]
-    assert len(AsLatest._from_runtime_iterable(stamped, {}).updates) == 2
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -175,13 +166,13 @@ class OneRepr:
 
 def test_refreshes_with_the_same_repr_are_not_the_same():
     first, second = (KeyModelPathMapping([OneRepr(n)], "path") for n in (1, 2))
-    with pytest.raises(OptionError, match="2 model refreshes have the same timestamp"):
-        AsLatest._from_runtime_iterable([(1, [first]), (1, [second])], {})
+    conflict = AsLatest._from_runtime_iterable([(1, [first]), (1, [second])], {})
+    assert "2 model refreshes have the same timestamp" in str(conflict.error())
     assert AsLatest._from_runtime_iterable([(1, [first]), (1, [first])], {}) == [first]
 
 
 def test_the_error_about_many_refreshes_with_the_same_timestamp_is_short():
     updates = [(1, ModelMetadata(f"{n}" * 10_000, "name")) for n in range(1000)]
-    with pytest.raises(OptionError, match="1000 model refreshes") as caught:
-        AsLatest._from_runtime_iterable(updates, {})
-    assert len(str(caught.value)) < 2000
+    message = str(AsLatest._from_runtime_iterable(updates, {}).error())
+    assert "1000 model refreshes" in message
+    assert len(message) < 2000
