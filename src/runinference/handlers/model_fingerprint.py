@@ -29,7 +29,6 @@ _OF_CALLS = frozenset(
         "_n_path_updates",
         "_postprocess_fns",
         "_preprocess_fns",
-        "_runinference_local_model",
         "_skips_batching",
         "_texts",
         "_whole_results",
