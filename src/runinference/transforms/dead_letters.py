@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms import window
 
 from runinference.checks import check_bool, check_number, check_positive
 from runinference.errors import OptionError, TooManyFailuresError
+from runinference.handlers.error_policy import Failure
+
+_FAILED = "bad"
 
 
 class RunInferenceDLQ(NamedTuple):
@@ -76,14 +82,40 @@ def apply_functions(
         label, apply = f"BeamML_RunInference_{step}-{index}", beam.Map(function)
         if handling is None:
             elements = elements | label >> apply
-        else:
-            elements, failed = elements | label >> apply.with_exception_handling(
-                exc_class=handling.exc_class,
-                use_subprocess=handling.use_subprocess,
-                timeout=handling.timeout,
-            )
-            dead_letters.append(failed)
+            continue
+        apply.type_check_inputs(elements)
+        guarded = beam.FlatMap(_return_failures(function, handling.exc_class))
+        guarded = guarded.with_output_types(apply.infer_output_type(elements.element_type))
+        elements, failed = elements | label >> guarded.with_exception_handling(
+            dead_letter_tag=_FAILED,
+            exc_class=handling.exc_class,
+            use_subprocess=handling.use_subprocess,
+            timeout=handling.timeout,
+        )
+        dead_letters.append(failed)
     return elements, dead_letters
+
+
+def _return_failures(
+    function: Callable[..., Any], caught: type[BaseException] | tuple[type[BaseException], ...]
+) -> Callable[..., list[Any]]:
+    """Return a function whose errors are dead letters in the form of `Failure`, which can always be pickled.
+
+    Beam creates the dead letters of what happens outside of the function: a crash of a subprocess or a timeout.
+    """
+
+    def apply(element: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        try:
+            return [function(element, *args, **kwargs)]
+        except caught as error:
+            return [TaggedOutput(_FAILED, (element, Failure(error).report()))]
+
+    with suppress(ValueError, TypeError):  # a function in C without a signature
+        # Beam reads the parameters of a function, such as DoFn.TimestampParam.
+        apply.__signature__ = inspect.signature(function).replace(  # type: ignore[attr-defined]
+            return_annotation=inspect.Signature.empty
+        )
+    return apply
 
 
 class FailureThreshold(beam.PTransform):  # type: ignore[misc]
