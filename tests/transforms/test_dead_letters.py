@@ -139,6 +139,48 @@ def _refuse_four(result):
     return result.inference
 
 
+class Hostile:
+    """Raises an error that is hard to report, which the element names."""
+
+    def __call__(self, element, timestamp=beam.DoFn.TimestampParam):
+        if element == "local class":
+            raise type("Local", (KeyError,), {})("local")
+        if element == "failing repr":
+            raise UnshowableError
+        if element == "long message":
+            raise ValueError("x" * 5_000_000)
+        return element
+
+
+class UnshowableError(Exception):
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize("handling", [{}, {"timeout": 60}])
+@pytest.mark.parametrize("where", ["before", "inference", "after"])
+def test_errors_that_are_hard_to_report_are_dead_letters_of_bounded_size(where, handling):
+    handler = FunctionHandler(
+        lambda batch: [*map(Hostile(), batch)] if where == "inference" else batch
+    )
+    if where == "before":
+        handler = handler.with_preprocess_fn(Hostile())
+    if where == "after":
+        handler = handler.with_postprocess_fn(Hostile())
+    outcome = Outcome(["good", "local class", "failing repr", "long message"], handler, **handling)
+    assert outcome.good == ["good"]
+    letters = dict({"before": outcome.before, "after": outcome.after}.get(where, outcome.bad))
+    assert {element: kind.__name__ for element, (kind, _, _) in letters.items()} == {
+        "local class": "KeyError",
+        "failing repr": "UnshowableError",
+        "long message": "ValueError",
+    }
+    for _, message, lines in letters.values():
+        assert len(message) + len("".join(lines)) < 100_000
+
+
 def test_errors_of_other_classes_fail_the_pipeline():
     with pytest.raises(ValueError, match="negative"):
         Outcome([-1], Picky("named"), exc_class=KeyError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,11 +109,14 @@ def _return_failures(
         except caught as error:
             return [TaggedOutput(_FAILED, (element, Failure(error).report()))]
 
-    with suppress(ValueError, TypeError):  # a function in C without a signature
-        # Beam reads the parameters of a function, such as DoFn.TimestampParam.
-        apply.__signature__ = inspect.signature(function).replace(  # type: ignore[attr-defined]
-            return_annotation=inspect.Signature.empty
-        )
+    # Beam reads the parameters, such as DoFn.TimestampParam. It reads the types from ``beam.Map(function)``.
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except (ValueError, TypeError):  # a function in C without a signature
+        parameters = [inspect.Parameter("element", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    apply.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
+    )
     return apply
 
 

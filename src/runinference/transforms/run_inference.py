@@ -211,7 +211,9 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examples: beam.PCollection) -> Any:
         handler, handling = self._model_handler, self._handling
-        if self._metadata is not None or self._watch:
+        if (
+            self._watch
+        ):  # updates from a PCollection may load the same path again, or only name the model
             validate_model_updates(handler)
         if not isinstance(self._inference_args, AsSideInput):
             handler.validate_inference_args(self._inference_args)
