@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from apache_beam.io.components import rate_limiter
 from apache_beam.metrics import MetricsFilter
 from sklearn.linear_model import LinearRegression
 
@@ -44,18 +45,10 @@ MODULE_PARAMS = [
 
 #: Public names of Beam's modules that this package doesn't have, with the reason.
 _LOADING = "an implementation detail of how Beam loads the model"
-_ALIAS = "a type alias for inference_fn in Beam's signatures"
 MISSING_NAMES = {
     "base.OOMProtectedFn": "a wrapper for Beam's calls. Here, an out-of-memory error halves the batch",
     "base.load_model_status": "returns a private object of Beam's DoFn",
     "base.RemoteModelHandler.retry_on_exception": "a decorator that is only used inside the class body",
-    "sklearn_inference.NumpyInferenceFn": _ALIAS,
-    "sklearn_inference.PandasInferenceFn": _ALIAS,
-    "pytorch_inference.TensorInferenceFn": _ALIAS,
-    "pytorch_inference.KeyedTensorInferenceFn": _ALIAS,
-    "huggingface_inference.TensorInferenceFn": _ALIAS,
-    "huggingface_inference.KeyedTensorInferenceFn": _ALIAS,
-    "huggingface_inference.PipelineInferenceFn": _ALIAS,
     "huggingface_inference.no_gpu_available_warning": _LOADING,
     "huggingface_inference.is_gpu_available_torch": _LOADING,
     "huggingface_inference.get_device_torch": _LOADING,
@@ -159,6 +152,19 @@ def test_has_every_public_name_and_method_of_beam(module):
     # Don't report the methods of a missing class.
     missing = {f"{module}.{name}" for name in missing if name.split(".")[0] not in missing - {name}}
     assert missing == names_of_module(MISSING_NAMES, module)
+
+
+def test_rate_limiters_of_beam_are_those_of_this_package():
+    assert issubclass(rate_limiter.EnvoyRateLimiter, OURS.base.RateLimiter)
+
+    class Never(OURS.base.RateLimiter):
+        def __init__(self):
+            super().__init__(namespace="never")
+
+        def allow(self, **kwargs):
+            return False
+
+    assert not Never().allow(hits_added=1)
 
 
 def test_package_exports_run_inference():

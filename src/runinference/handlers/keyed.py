@@ -88,6 +88,11 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
         self._unkeyed.update_model_path(model_path=model_path)
 
     def update_model_paths(self, model: Any, model_paths: Any = None) -> None:
+        if model_paths and not self._per_key:
+            raise OptionError(
+                "A list of KeyModelPathMapping cannot update a handler with one model for all keys. To fix this, "
+                "emit a ModelMetadata, or give KeyedModelHandler a list of KeyModelMapping."
+            )
         self._unkeyed.update_model_paths(model, model_paths)
 
     def should_skip_batching(self) -> bool:
