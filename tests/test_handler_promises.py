@@ -22,11 +22,12 @@ from handler_cases import (
     Case,
     huggingface_embedding,
     huggingface_text,
+    keyed,
     remote,
 )
-from runinference import PredictionResult, RunInference
+from runinference import KeyedModelHandler, PredictionResult, RunInference
 from runinference.collate.pytree import leaves_with_path
-from runinference.errors import OptionError
+from runinference.errors import ElementError, OptionError
 from runinference.testing import check_handler
 from runinference.testing.compare import retained_bytes, same
 
@@ -43,6 +44,14 @@ NOT_APPLICABLE = {
         huggingface_embedding,
     ),
 }
+# The examples of two texts can be pairs of texts, and those of the remote handler are anything. A wrapped keyed
+# handler takes pairs of pairs.
+NOT_APPLICABLE["test_keys_without_a_wrapper_and_a_wrapper_without_keys_raise_a_helpful_error"] = (
+    huggingface_text,
+    huggingface_embedding,
+    remote,
+    keyed,
+)
 # Handlers that pad their examples or send requests don't support `whole_results=True`.
 WITHOUT_UNSPLIT_RESULTS = (*SERVER_FACTORIES, remote, huggingface_text, huggingface_embedding)
 
@@ -87,6 +96,14 @@ def test_passes_the_conformance_checks(case):
         updated_path=case.updated_path,
     )
     assert set(report.skipped) == (set() if case.updated_path else {"updates"})
+
+
+def test_keys_without_a_wrapper_and_a_wrapper_without_keys_raise_a_helpful_error(case):
+    pairs = [("key", example) for example in case.examples[:2]]
+    with pytest.raises(ElementError, match="KeyedModelHandler|with_preprocess_fn"):
+        case.handler.predict(pairs)
+    with pytest.raises(ElementError, match="add a key"):
+        KeyedModelHandler(case.handler).predict([example for _, example in pairs])
 
 
 def without_key(result):

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path, check_sha256
 from runinference.collate import frames
-from runinference.collate.stack import stack_arrays
+from runinference.collate.stack import reject_keyed_examples, stack_arrays
 from runinference.collate.unbatch import unbatch
 from runinference.errors import (
     BatchShapeError,
@@ -312,6 +312,7 @@ def _to_frames(examples: Sequence[Any]) -> Any:
         return frames.records_to_frame(examples)
     for index, frame in enumerate(examples):
         if not frames.is_dataframe(frame):
+            reject_keyed_examples(examples)
             raise ElementError(
                 f"Element {index} of the batch is a {type(frame).__name__}. This handler takes data frames of "
                 "one row, or records with named values: dictionaries, Series, named tuples, dataclasses or "

@@ -8,11 +8,12 @@ import inspect
 import os
 import pickle
 
+import pandas as pd
 import pytest
 
 from common import Doubler, FunctionHandler
 from runinference import ModelHandler
-from runinference.errors import OptionError, ResultMismatchError, UnknownOptionError
+from runinference.errors import ElementError, OptionError, ResultMismatchError, UnknownOptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
 
@@ -193,3 +194,37 @@ def test_each_call_gets_its_own_inference_args():
 def test_the_error_names_the_method_that_a_subclass_must_define():
     with pytest.raises(NotImplementedError, match=r"must define load_model\(\)"):
         ModelHandler().predict([1])
+
+
+@pytest.mark.parametrize("single", ["text", b"bytes", {"a": 1}, pd.DataFrame({"a": [1]}), 5, None])
+def test_predict_rejects_a_single_example(single):
+    """Its characters, keys or columns would otherwise be taken for examples."""
+    with pytest.raises(ElementError, match=r"To fix this, pass a list: predict\(\[example\]\)"):
+        Doubler("single").predict(single)
+
+
+@pytest.mark.parametrize("arguments", [["a"], "a", {1: 2}])
+def test_predict_rejects_arguments_that_are_no_dictionary(arguments):
+    with pytest.raises(OptionError, match="inference_args"):
+        Doubler("arguments").predict([1], arguments)
+
+
+def test_an_argument_that_the_model_does_not_take_is_named():
+    class Scaling(Doubler):
+        def run_inference(self, batch, model, inference_args=None):
+            return [self.scale(x, **inference_args) for x in batch]
+
+        def scale(self, x, factor=1):
+            if factor is None:
+                self.scale(x, other=1)
+            return x * factor
+
+    handler = Scaling("scaling")
+    assert handler.predict([2], {"factor": 3}) == [6]
+    with pytest.raises(
+        UnknownOptionError, match="no argument 'fctor'.*remove it from inference_args"
+    ):
+        handler.predict([2], {"fctor": 3})
+    with pytest.raises(TypeError, match="other") as raised:  # a bug of the handler
+        handler.predict([2], {"factor": None})
+    assert not isinstance(raised.value, UnknownOptionError)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runinference.collate.exact import cast, check_integers, check_texts, to_array
-from runinference.collate.stack import CastFn, stack_arrays
+from runinference.collate.stack import CastFn, reject_keyed_examples, stack_arrays
 from runinference.errors import BatchShapeError, ElementError, suggest
 
 
@@ -48,6 +48,7 @@ def bind_inputs(
     specs = {spec.name: spec for spec in inputs}
     columns = _get_columns(batch)
     if not isinstance(columns, Mapping):
+        reject_keyed_examples(batch)
         first = next((name for name in specs if name not in others), inputs[0].name)
         columns = {first: columns}
     check_input_names([*columns, *others], inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -86,7 +86,7 @@ def reject_keyed_examples(batch: Sequence[Any]) -> None:
     if not isinstance(first, tuple) or len(first) != 2:
         return
     key, example = (_count_dimensions(part) for part in first)
-    if key < example:
+    if key < example or isinstance(first[1], Mapping):
         raise ElementError(
             f"Element 0 of the batch is a tuple of {type(first[0]).__name__} and {type(first[1]).__name__}. If it "
             "is (key, example), wrap the handler: KeyedModelHandler(handler)."

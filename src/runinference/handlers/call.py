@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -13,7 +13,7 @@ from apache_beam.utils.retry import with_exponential_backoff
 
 from runinference.collate.unbatch import batch_length, unbatch
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
-from runinference.errors import PartialBatchError, PartialResult
+from runinference.errors import PartialBatchError, PartialResult, UnknownOptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.repeatable_batch import SingleBatch
 
@@ -70,7 +70,11 @@ def call_model(handler: Any, batch: Any, model: Any, inference_args: dict[str, A
     """
     retry_filter = getattr(handler, "retry_filter", None)
     if not callable(retry_filter):
-        return resolve(handler.run_inference(batch, model, inference_args))
+        try:
+            return resolve(handler.run_inference(batch, model, inference_args))
+        except TypeError as error:
+            _reject_unknown_arguments(error, inference_args or {})
+            raise
     repeatable = SingleBatch(batch)
 
     def run() -> Any:
@@ -84,6 +88,16 @@ def call_model(handler: Any, batch: Any, model: Any, inference_args: dict[str, A
         num_retries=getattr(handler, "num_retries", 0), retry_filter=retry_filter
     )
     return retry(lambda: resolve(next(attempts)))()
+
+
+def _reject_unknown_arguments(error: TypeError, inference_args: Mapping[str, Any]) -> None:
+    """Raise `UnknownOptionError` if an error is about a keyword that came from ``inference_args``."""
+    for name in inference_args:
+        if f"unexpected keyword argument '{name}'" in str(error):
+            raise UnknownOptionError(
+                f"The call of the model has no argument {name!r} ({error}). To fix this, remove it from "
+                "inference_args."
+            ) from error
 
 
 def copy_containers(value: Any) -> Any:

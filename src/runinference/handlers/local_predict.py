@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Batcher
 from runinference.batching.policy import resolve_policy
+from runinference.checks import check_mapping
 from runinference.collate.unbatch import is_divisible
 from runinference.collate.unsplit import returns_unsplit_results
+from runinference.errors import ElementError
 from runinference.handlers.call import may_modify_examples, run_batch
 from runinference.handlers.error_policy import halved_on_out_of_memory
 from runinference.handlers.repeatable_batch import RepeatableBatch
@@ -22,6 +24,7 @@ def predict_locally(
     handler: Any, examples: Iterable[Any], inference_args: dict[str, Any] | None
 ) -> list[Any]:
     """Return one result per example, in the same order; see ``ModelHandler.predict``."""
+    _check_arguments(examples, inference_args)
     handler.validate_inference_args(inference_args)
     model = LocalModel.of(handler).get(handler)
     for function in handler.get_preprocess_fns():
@@ -37,6 +40,18 @@ def predict_locally(
     for function in handler.get_postprocess_fns():
         results = [function(result) for result in results]
     return results
+
+
+def _check_arguments(examples: Any, inference_args: Any) -> None:
+    """Raise an error for a single example, whose characters, keys or columns would be taken for examples."""
+    if inference_args is not None:
+        check_mapping("inference_args", inference_args)
+    is_single = isinstance(examples, (str, bytes, Mapping)) or hasattr(examples, "iloc")
+    if is_single or not (isinstance(examples, Iterable) or hasattr(examples, "__getitem__")):
+        raise ElementError(
+            f"predict takes a list of examples, but got a {type(examples).__name__}. To fix this, pass a list: "
+            "predict([example])."
+        )
 
 
 def _predict_batch(

@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_mapping, check_text
-from runinference.errors import OptionError
+from runinference.errors import ElementError, OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import BatchMode
 from runinference.frameworks.huggingface.loading import (
@@ -200,7 +200,16 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
     ) -> Iterable[PredictionResult]:
         """Run the pipeline on a batch; ``inference_args`` are keywords of the call."""
-        output = self._inference_fn(batch, model, inference_args or {})
+        try:
+            output = self._inference_fn(batch, model, inference_args or {})
+        except (TypeError, ValueError, AttributeError, KeyError, OSError) as error:
+            if isinstance(batch[0], tuple) and len(batch[0]) == 2:
+                raise ElementError(
+                    f"The pipeline does not accept a tuple of {type(batch[0][0]).__name__} and "
+                    f"{type(batch[0][1]).__name__} ({error}). If it is (key, example), wrap the handler: "
+                    "KeyedModelHandler(handler)."
+                ) from error
+            raise
         model_id = self._model or getattr(getattr(model, "model", None), "name_or_path", None)
         return self.results_of(batch, _wrap_single_result(output, len(batch)), model_id)
 

@@ -212,6 +212,13 @@ def _suggest_padding(dim: int) -> str:
 
 
 def _check_keys(batch: Sequence[Mapping[str, Any]]) -> None:
+    for index, example in enumerate(batch):
+        if not isinstance(example, Mapping):
+            reject_keyed_examples(batch)
+            raise BatchTypeError(
+                f"Element {index} of the batch is of type {type(example).__name__}, not a dictionary of tensors. "
+                "To fix this, convert it with with_preprocess_fn, or use the handler for tensors."
+            )
     keys = batch[0].keys()
     for index, example in enumerate(batch):
         if example.keys() != keys:
