@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 
 import numpy as np
@@ -102,6 +103,39 @@ def test_shares_arguments_that_cannot_be_copied():
     lock = threading.Lock()
     handler = FunctionEndpoint(lambda batch, args: [args["lock"]] * len(batch))
     assert handler.call([1, 2], lock=lock) == [lock, lock]
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+
+
+def change_number(point):
+    point.x *= 2
+
+
+EXAMPLES = {
+    "dictionaries": ([{"x": [1.0]}, {"x": [2.0]}], lambda example: example["x"].append(0)),
+    "lists": ([[1.0], [2.0]], lambda example: example.append(0)),
+    "arrays": ([np.ones(2), np.zeros(2)], lambda example: example.fill(7)),
+    "objects": ([Point(1.0), Point(2.0)], change_number),
+}
+
+
+@pytest.mark.parametrize(("examples", "change"), EXAMPLES.values(), ids=EXAMPLES)
+def test_a_retry_sees_the_examples_as_they_came(examples, change):
+    seen = []
+    failures = ScriptedModel(ConnectionError(), [0, 0])
+
+    def change_all(batch, args):
+        seen.append([repr(example) for example in batch])
+        for example in batch:
+            change(example)
+        return failures(batch)
+
+    expected = [repr(example) for example in examples]
+    FunctionEndpoint(change_all).call(examples)
+    assert seen == [expected, expected]
 
 
 def test_each_attempt_gets_its_own_copy_of_the_batch():

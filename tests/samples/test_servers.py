@@ -25,6 +25,13 @@ def test_llm_works_with_the_openai_client():
             model="words", input=["a b", "c"], encoding_format="float"
         )
         assert [len(each.embedding) for each in vectors.data] == [64, 64]
+        [encoded] = client.embeddings.create(model="words", input="a b").data  # as base64
+        assert encoded.embedding == pytest.approx(vectors.data[0].embedding)
+        parts = [{"type": "text", "text": "is "}, {"type": "text", "text": "it"}]
+        chat = client.chat.completions.create(
+            model="shout", messages=[{"role": "user", "content": parts}]
+        )
+        assert chat.choices[0].message.content == "IS IT"
         with pytest.raises(openai.NotFoundError, match="'gpt' does not exist"):
             client.embeddings.create(model="gpt", input="a")
         with pytest.raises(
@@ -54,6 +61,17 @@ def test_servers_reject_invalid_requests():
             httpx.post(f"{digits}/v2/models/digits/infer", json={"inputs": []}).status_code == 400
         )
         assert httpx.get(f"{digits}/v2/models/digits").status_code == 200
+        for body in (b'{"instances": [[NaN]]}', b"[" * 100_000, b"\xff"):
+            url_of_model = f"{digits}/v1/models/digits:predict"
+            assert httpx.post(url_of_model, content=body).status_code == 400
+        several = {"model": "shout", "n": 2, "messages": [{"role": "user", "content": "a"}]}
+        assert httpx.post(f"{url}/chat/completions", json=several).status_code == 400
+
+
+def test_a_server_never_sends_nan():
+    with servers.serving(lambda path, headers, body: [float("nan")]) as url:
+        answer = httpx.get(url)
+    assert (answer.status_code, "not JSON" in answer.json()["error"]) == (500, True)
 
 
 def test_a_server_stops_at_the_end_of_its_block():

@@ -82,7 +82,7 @@ def call_model(handler: Any, batch: Any, model: Any, inference_args: dict[str, A
 
     output = run()
     if not inspect.isawaitable(output):
-        return output
+        return resolve(output)
     attempts = chain([output], iter(run, None))
     retry = with_exponential_backoff(
         num_retries=getattr(handler, "num_retries", 0), retry_filter=retry_filter

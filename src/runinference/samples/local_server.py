@@ -35,11 +35,13 @@ class _RequestHandler(BaseHTTPRequestHandler):
         self._respond(None)
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
-            self._respond(json.loads(body))
-        except ValueError:
-            self._send(400, {"error": "the body is not valid JSON"})
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            request = json.loads(body, parse_constant=_reject_constant)
+        except (ValueError, RecursionError) as error:
+            self._send(400, {"error": f"the body is not valid JSON: {error}"})
+        else:
+            self._respond(request)
 
     def _respond(self, body: Any) -> None:
         try:
@@ -52,7 +54,13 @@ class _RequestHandler(BaseHTTPRequestHandler):
             self._send(200, response)
 
     def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        content = json.dumps(body).encode()
+        try:
+            content = json.dumps(body, allow_nan=False).encode()
+        except ValueError as error:  # JSON has no NaN
+            status, content = (
+                500,
+                json.dumps({"error": f"the response is not JSON: {error}"}).encode(),
+            )
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -63,6 +71,10 @@ class _RequestHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Log nothing."""
+
+
+def _reject_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
 
 
 @contextmanager

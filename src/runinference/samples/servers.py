@@ -6,6 +6,7 @@ the digits classifier of ``samples``, and a stand-in for a language model that r
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 import re
@@ -141,14 +142,23 @@ class _Llm:
         if body.get("model") != model:
             message = f"The model {body.get('model')!r} does not exist. The model here is {model!r}"
             raise _error_response(404, message)
+        for name, supported in (("n", 1), ("stream", False)):
+            if body.get(name, supported) != supported:
+                raise _error_response(
+                    400, f"The field {name!r} must be {supported!r}, or be left out"
+                )
         if (words := _count_words(json.dumps(body[field]))) > CONTEXT_WORDS:
             message = f"The context size is {CONTEXT_WORDS} words, and the request has {words}"
             raise _error_response(400, message)
-        return {"model": model, **respond(body[field])}
+        response = respond(body[field])
+        if body.get("encoding_format") == "base64":
+            for item in response["data"]:
+                item["embedding"] = _to_base64(item["embedding"])
+        return {"model": model, **response}
 
     def _chat(self, messages: Any) -> Any:
-        prompt = " ".join(str(message["content"]) for message in messages)
-        text = str(messages[-1]["content"]).upper()
+        texts = [_read_text(message["content"]) for message in messages]
+        prompt, text = " ".join(texts), texts[-1].upper()
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         return {"choices": [choice], "usage": _usage(_count_words(prompt), _count_words(text))}
@@ -172,6 +182,15 @@ def _error_response(status: int, message: str, **headers: str) -> ErrorResponse:
     return ErrorResponse(status, {"error": {"message": message, "code": status}}, **headers)
 
 
+def _read_text(content: Any) -> str:
+    """Return the text of a message, whose content may be a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not all(part.get("type") == "text" for part in content):
+        raise _error_response(400, "The model reads only parts of type 'text'")
+    return "".join(str(part["text"]) for part in content)
+
+
 def _count_words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
@@ -179,6 +198,10 @@ def _count_words(text: str) -> int:
 def _usage(prompt: int, completion: int = 0) -> dict[str, int]:
     tokens = {"prompt_tokens": prompt, "total_tokens": prompt + completion}
     return {**tokens, "completion_tokens": completion} if completion else tokens
+
+
+def _to_base64(vector: list[float]) -> str:
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
 
 
 def _embedding(text: str) -> list[float]:
