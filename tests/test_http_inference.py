@@ -327,7 +327,7 @@ ROW = np.array([1, 2], np.int64)
 @pytest.mark.parametrize("status", [404, 405, 401, 500, 503])
 def test_asks_for_the_metadata_again_after_an_error(status):
     with serving(RestartedServer(status, status)) as url:
-        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        handler = HTTPModelHandler(url, KServeV2("m"), num_retries=0)
         with pytest.raises(EndpointError, match=str(status)):
             handler.predict([ROW])
         if status not in (404, 405):  # the request was not sent
@@ -342,7 +342,7 @@ def test_asks_for_the_metadata_again_after_an_error(status):
 def test_asks_for_the_metadata_again_if_the_server_rejects_a_request(name, datatype):
     server = RestartedServer()
     with serving(server) as url:
-        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        handler = HTTPModelHandler(url, KServeV2("m"), num_retries=0)
         handler.predict([ROW])
         server.name, server.datatype = name, datatype
         assert handler.predict([ROW])[0].inference.tolist() == [1, 2]
@@ -354,7 +354,7 @@ def test_asks_for_the_metadata_again_if_they_do_not_fit_the_elements():
     server = RestartedServer()
     server.datatype = "INT64"
     with serving(server) as url:
-        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        handler = HTTPModelHandler(url, KServeV2("m"), num_retries=0)
         handler.predict([ROW])
         with pytest.raises(ElementError, match="int64"):
             handler.predict([np.array([0.5, 1])])
@@ -365,7 +365,7 @@ def test_asks_for_the_metadata_again_if_they_do_not_fit_the_elements():
 def test_does_not_ask_for_metadata_more_often_because_requests_are_limited():
     server = RestartedServer()
     with serving(server) as url:
-        handler = make_handler(url, KServeV2("m"), num_retries=0)
+        handler = HTTPModelHandler(url, KServeV2("m"), num_retries=0)
         handler.predict([ROW])
         server.statuses = [429]
         with pytest.raises(EndpointError, match="429"):

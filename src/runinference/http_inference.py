@@ -59,6 +59,7 @@ class HTTPModelHandler(EndpointModelHandler):
     """
 
     _metrics_namespace = "BeamML_HTTP"
+    _keeps_examples = True
 
     @accepts(EndpointModelHandler.__init__)
     def __init__(
@@ -141,6 +142,12 @@ class HTTPModelHandler(EndpointModelHandler):
         super().validate_inference_args(inference_args)
         if isinstance(self._protocol, TorchServe):
             self._protocol.check_request(1, inference_args or {})
+
+    def may_modify_examples(self) -> bool:
+        is_ours = type(self).request is HTTPModelHandler.request and isinstance(
+            self._protocol, (KServeV2, TFServing, TorchServe)
+        )
+        return not is_ours or super().may_modify_examples()
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Set the model to call: ``"name"`` or ``"name/version"``."""

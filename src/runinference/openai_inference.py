@@ -52,6 +52,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
     """The base class of the handlers for chat, completions and embeddings."""
 
     _metrics_namespace = "BeamML_OpenAI"
+    _keeps_examples = True
     _path = ""
     _input = ""
     _default_request_size = 1
@@ -143,6 +144,10 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             OptionError: A field is reserved, or can't be written as JSON.
         """
         self._check_fields("inference_args", inference_args or {})
+
+    def may_modify_examples(self) -> bool:
+        is_ours = type(self).request is OpenAIEndpointModelHandler.request
+        return not is_ours or super().may_modify_examples()
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Set the name of the model to call."""
