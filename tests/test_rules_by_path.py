@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import threading
 
+import apache_beam as beam
 import numpy as np
+import pandas as pd
 import pytest
 from apache_beam.transforms import window
 
+from common import RUNNER, CollectElements
 from pipelines.paths import PATHS, PREBATCHED, Outcome, Path, run
-from runinference import ModelHandler, ModelMetadata, PredictionResult
+from runinference import ModelHandler, ModelMetadata, PredictionResult, RunInference
 from runinference.handlers import error_policy
+from runinference.remote.handler import RemoteModelHandler
 
 PIPELINE_PATHS = [path for path in PATHS if not path.is_local]
 #: Paths on which RunInference forms the batches.
@@ -278,11 +282,8 @@ def test_a_transient_error_is_retried(path, monkeypatch):
     assert seen == {5}
 
 
-@paths(PIPELINE_PATHS)
+@paths([path for path in PIPELINE_PATHS if not path.prebatched])
 def test_an_example_without_a_length_is_a_dead_letter_and_the_others_are_not(path):
-    if path.prebatched:
-        pytest.skip("lengths are not measured")
-
     def length(example):
         return {n: n for n in range(1, 6)}[example]
 
@@ -351,3 +352,135 @@ def test_metrics_count_inferences_batches_failures_and_waiting(path):
         waits = 12 * n // 4
         seconds = (4 // n - 1) * 1_000_000
         assert (queued.count, queued.sum, queued.max) == (waits, waits * seconds, seconds)
+
+
+# Functions before and after inference
+
+
+def test_functions_run_before_and_after_inference_on_each_path():
+    def add_ten(example):
+        return [add_ten(each) for each in example] if isinstance(example, list) else example + 10
+
+    collected = {}
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        for path in PIPELINE_PATHS:
+            if "key" in path.name:
+                continue
+            handler = path.wrap(Scaler(**path.options))
+            handler = handler.with_preprocess_fn(add_ten).with_postprocess_fn(lambda r: r.inference)
+            elements = [[n] if path.prebatched else n for n in range(5)]
+            numbers = pipeline | f"{path} numbers" >> beam.Create(elements)
+            windows = numbers | f"{path} windows" >> beam.WindowInto(path.window_fn)
+            collected[path.name] = path, []
+            results = windows | f"{path} infer" >> RunInference(handler)
+            _ = results | f"{path} collect" >> beam.ParDo(CollectElements(collected[path.name][1]))
+    expected = [2 * (n + 10) for n in range(5)]
+    for path, results in collected.values():
+        assert sorted(CollectElements.take(results)) == repeat(path, expected), path
+    handler = Scaler().with_preprocess_fn(add_ten).with_postprocess_fn(lambda r: r.inference)
+    assert handler.predict(range(5)) == expected
+
+
+# Models elsewhere, and results that are not split
+
+
+class RemoteScaler(RemoteModelHandler):
+    """A Scaler whose requests run together."""
+
+    def __init__(self, check=lambda batch: None, **options):
+        super().__init__(num_retries=0, max_request_size=3, overload_ratio=1e6, **options)
+        self.check = check
+
+    def create_client(self):
+        return "client"
+
+    def request(self, batch, model, inference_args=None):
+        self.check(batch)
+        return [PredictionResult(x, x * inference_args["factor"], model) for x in batch]
+
+
+def fail_on_bad_or_above_four(batch):
+    if len(batch) > 4:
+        raise MemoryError
+    fail_on_bad(batch)
+
+
+def change_factor(timestamp):
+    return {"arguments": {"factor": timestamp // 8 + 2}}
+
+
+@paths(PIPELINE_PATHS)
+def test_requests_to_a_server_follow_the_rules(path):
+    class Copied(RemoteScaler):
+        def copy(self):
+            return copy.copy(self)
+
+    handler = Copied(fail_on_bad_or_above_four, min_batch_size=6, max_batch_size=6, **path.options)
+    outcome = run(path, handler, range(12), side_inputs=change_factor, handling={})
+    check_scaled(path, outcome)
+
+
+@pytest.mark.parametrize(
+    ("options", "handling"),
+    [({}, {"use_subprocess": True}), ({"large_model": True}, {}), ({}, {"timeout": 120})],
+    ids=["subprocess", "shared process", "timeout"],
+)
+def test_a_model_in_another_process_or_thread_follows_the_rules(options, handling):
+    path = PATHS[0]
+    options = {"min_batch_size": 6, "max_batch_size": 6, **options}
+    handler = Scaler(fail_on_bad_or_above_four, **options)
+    outcome = run(path, handler, range(12), side_inputs=change_factor, handling=handling)
+    check_scaled(path, outcome)
+
+
+def check_scaled(path, outcome):
+    good = [n for n in range(12) if n not in BAD]
+    found = sorted((r.example, r.inference) for r in outcome.predictions)
+    assert found == repeat(path, [(n, n * (n // 8 + 2)) for n in good])
+    assert sorted(outcome.failed) == [(n, "LookupError") for n in repeat(path, sorted(BAD))]
+
+
+class UnsplitScaler(Scaler):
+    def run_inference(self, batch, model, inference_args=None):
+        self.check(batch.tolist())
+        return self.results_of(batch, batch * (inference_args or {}).get("factor", 2), model)
+
+
+def test_unsplit_results_follow_the_rules():
+    handler = UnsplitScaler(fail_on_bad).with_no_batching(whole_results=True)
+    arrays = [np.arange(3 * n, 3 * n + 3) for n in range(5)]
+    path = Path("unsplit")
+    outcome = run(
+        path,
+        handler,
+        arrays,
+        side_inputs=lambda timestamp: {"arguments": {"factor": np.array(timestamp)}},
+        handling={},
+    )
+    found = [(r.inference.tolist(), timestamp) for r, timestamp, _ in outcome.results]
+    assert found == [((arrays[n] * n).tolist(), n) for n in (0, 3, 4)]
+    assert [(array.tolist(), kind) for array, kind in outcome.failed] == [
+        ([3, 4, 5], "LookupError"),
+        ([6, 7, 8], "LookupError"),
+    ]
+    assert outcome.metrics["num_inferences"] == 9
+    assert outcome.metrics["failed_elements"] == 2
+    good = [arrays[n] for n in (0, 3, 4)]
+    predicted = UnsplitScaler().with_no_batching(whole_results=True).predict(good)
+    assert [r.inference.tolist() for r in predicted] == [(2 * array).tolist() for array in good]
+
+
+@pytest.mark.parametrize("element", [[], np.zeros((0, 3)), pd.DataFrame({"a": []})], ids=type)
+@pytest.mark.parametrize("whole_results", [False, True])
+def test_a_batch_without_rows_on_which_the_model_fails_is_a_dead_letter(element, whole_results):
+    handler = UnsplitScaler(fail_on_empty).with_no_batching(whole_results=whole_results)
+    outcome = run(Path("empty"), handler, [element], handling={})
+    assert outcome.results == []
+    [(failed, _)] = outcome.failed
+    assert (type(failed), len(failed)) == (type(element), 0)
+    with pytest.raises((LookupError, AttributeError)):
+        handler.predict([element])
+
+
+def fail_on_empty(batch):
+    raise LookupError("no rows")
