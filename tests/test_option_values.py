@@ -25,7 +25,7 @@ from runinference import (
 )
 from runinference import huggingface_inference as hf
 from runinference.errors import OptionError
-from runinference.http_inference import HTTPModelHandler, KServeV2
+from runinference.http_inference import HTTPModelHandler, KServeV2, TFServing
 from runinference.lightgbm_inference import LightGBMModelHandlerNumpy
 from runinference.onnx_inference import OnnxModelHandlerNumpy
 from runinference.openai_inference import OpenAIChatModelHandler
@@ -447,3 +447,36 @@ WITHOUT_EFFECT = {
 def test_options_without_effect_raise_an_error(create):
     with pytest.raises(OptionError, match="To fix this"):
         create()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HF_TOKEN", "abc"),
+        ("OPENAI_API_KEY", "abc"),
+        ("AWS_SECRET_ACCESS_KEY", "abc"),
+        ("PGPASSWORD", "abc"),
+        ("api_key", "abc"),
+        ("ENDPOINT", "sk-hunter2hunter2"),
+        ("HTTPS_PROXY", "http://user:hunter2@proxy:80"),
+    ],
+)
+def test_environment_variables_with_secrets_are_rejected_without_showing_them(variable, value):
+    with pytest.raises(OptionError, match=variable) as raised:
+        ModelHandler(env_vars={variable: value})
+    assert value not in str(raised.value)
+
+
+def test_the_variable_of_a_key_is_rejected_whatever_its_name_is():
+    with pytest.raises(OptionError, match="'WHATEVER', which looks like a secret"):
+        HTTPModelHandler(
+            "https://m.example", TFServing("m"), "WHATEVER", env_vars={"WHATEVER": "hunter2"}
+        )
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["TOKENIZERS_PARALLELISM", "MAX_TOKENS", "AWS_ACCESS_KEY_ID", "KERAS_BACKEND", "HF_TOKEN_PATH"],
+)
+def test_other_environment_variables_are_accepted(variable):
+    assert ModelHandler(env_vars={variable: "1", "NO_PROXY": "http://proxy:80"})

@@ -93,8 +93,25 @@ def check_sha256(name: str, value: Any) -> None:
         )
 
 
-def check_env_vars(value: Any) -> None:
-    """Check environment variables: names and values as text."""
+#: How values begin that are keys, in any setting.
+SECRET_VALUE = re.compile(
+    r"\s*(bearer|basic|digest|token|apikey)\s|\s*(sk-|hf_|ghp_|gsk_|xai-|AIza|AKIA|eyJ)[\w-]{12}",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE = re.compile(
+    "(^|_)(key|token|secret|auth|cookie|pat|pwd)$|(apikey|password|passwd|passphrase)$",
+    re.IGNORECASE,
+)
+_URL_WITH_PASSWORD = re.compile(r"[a-z]://[^/\s:@]*:[^/\s@]+@", re.IGNORECASE)
+
+
+def check_env_vars(value: Any, secret: str | None = None) -> None:
+    """Check environment variables: names and values as text, without secrets, which would be pickled.
+
+    Args:
+        value: The variables.
+        secret: A variable that contains a secret, whatever its name is.
+    """
     check_mapping("env_vars", value)
     for variable, text in value.items():
         if not variable or "=" in variable or "\0" in variable:
@@ -103,6 +120,12 @@ def check_env_vars(value: Any) -> None:
             raise OptionError(
                 f"The value of {variable} in env_vars must be text, but is of type {type(text).__name__}. To fix "
                 "this, convert it with str()."
+            )
+        is_secret = variable == secret or _SECRET_VARIABLE.search(variable)
+        if is_secret or SECRET_VALUE.match(text) or _URL_WITH_PASSWORD.search(text):
+            raise OptionError(
+                f"env_vars has {variable!r}, which looks like a secret. It would be stored in the pipeline. To "
+                "fix this, set the variable in the environment of the workers."
             )
 
 

@@ -11,9 +11,10 @@ import apache_beam as beam
 import pytest
 from apache_beam.metrics import MetricsFilter
 
-from common import RUNNER, FunctionHandler, run
-from runinference import KeyedModelHandler, KeyModelMapping, RunInference
+from common import RUNNER, FunctionHandler, linear_regression, no_updates, run
+from runinference import KeyedModelHandler, KeyModelMapping, ModelMetadata, RunInference
 from runinference.errors import OptionError, UnknownOptionError
+from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from serving.workers import RecordingHandler, Worker, alive_models
 
 
@@ -143,3 +144,76 @@ def test_invalid_manager_arguments_raise():
         RunInference(RecordingHandler("x"), model_manager_args={"max_models": 2})
     with pytest.raises(OptionError, match="must be at least 1"):
         managed("x", max_models=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "wrap"),
+    [
+        ({}, None),
+        ({"large_model": True}, None),
+        ({"max_batch_size": 1}, None),
+        ({}, KeyedModelHandler),
+    ],
+    ids=["plain", "shared", "small batches", "keyed"],
+)
+@pytest.mark.parametrize("names", ["abcdef", "ababcbca", "abcabc"])
+def test_at_most_the_old_and_the_new_model_are_loaded_within_a_bundle(options, wrap, names):
+    """Each model that a bundle had used to stay until its end."""
+    handler = RecordingHandler("first", **options)
+    handler = wrap(handler) if wrap else handler
+    step = RunInference(handler, model_metadata_pcoll=no_updates())._config()
+    workers = [Worker(step) for _ in range(2)]
+    for worker in workers:
+        updates = [None, None, *(ModelMetadata(name, name) for name in names)]
+        elements = [("k", n) if wrap else n for n in range(len(updates))]
+        found = worker.bundle_with_updates(zip(elements, updates, strict=True))
+        expected = [(n, "first" if n < 2 else names[n - 2]) for n in range(len(updates))]
+        assert sorted(x[1] if wrap else x for x in found) == expected
+    assert RecordingHandler.max_alive <= 2
+    assert len(alive_models()) <= 2
+
+
+def test_a_model_that_is_replaced_is_closed_when_no_bundle_uses_it():
+    step = RunInference(RecordingHandler("a"), model_metadata_pcoll=no_updates())._config()
+    one, other = Worker(step), Worker(step)
+    assert one.results(1) == other.results(1) == [(1, "a")]
+    assert one.results(1, update=ModelMetadata("b", "")) == [(1, "b")]
+    assert other.results(1, update=ModelMetadata("b", "")) == [(1, "b")]
+    assert alive_models() == ["b"]
+    assert RecordingHandler.loads == ["a", "b"]
+
+
+def slope(path, value, name="model"):
+    return linear_regression(path / f"{name}-{value}", value)
+
+
+@pytest.mark.parametrize("manager", [False, True], ids=["apart", "managed"])
+def test_steps_with_one_identifier_and_different_models_each_use_their_own(tmp_path, manager):
+    """The model that was loaded first used to serve both, under the name of the other."""
+    options = {"model_identifier": f"mine-{uuid.uuid4()}", "use_model_manager": manager}
+    mappings = [KeyModelMapping(["k"], SklearnModelHandlerNumpy(slope(tmp_path, 4)))]
+    steps = {
+        1: RunInference(SklearnModelHandlerNumpy(slope(tmp_path, 1)), **options),
+        2: RunInference(SklearnModelHandlerNumpy(slope(tmp_path, 2)), **options),
+        3: RunInference(SklearnModelHandlerNumpy(slope(tmp_path, 3), large_model=True), **options),
+        4: RunInference(KeyedModelHandler(mappings), **options),
+    }
+    workers = {value: Worker(step._config()) for value, step in steps.items()}
+    for value in (1, 2, 3, 1, 2, 3):
+        [result] = workers[value].results([1.0])
+        assert (round(float(result.inference)), result.model_id[-1]) == (value, str(value))
+    [(_, result)] = workers[4].results(("k", [1.0]))
+    assert round(float(result.inference)) == 4
+
+
+def test_steps_that_call_one_model_in_different_ways_share_it():
+    identifier = f"mine-{uuid.uuid4()}"
+    handlers = [
+        RecordingHandler("m"),
+        RecordingHandler("m", max_batch_size=3),
+        RecordingHandler("m").with_preprocess_fn(len),
+        KeyedModelHandler(RecordingHandler("m")),
+    ]
+    for handler in handlers:
+        Worker(RunInference(handler, model_identifier=identifier)._config())
+    assert RecordingHandler.loads == ["m"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import json
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -26,6 +31,7 @@ from runinference import (
     RunInference,
 )
 from runinference.batching.policy import resolve_policy
+from runinference.errors import ModelHostDiedError
 from runinference.serving.placement import InProcessModel
 from runinference.serving.routing import ModelVersion, make_router
 from runinference.serving.shared_process import SharedProcessModel
@@ -370,4 +376,135 @@ def test_reports_an_error_that_is_not_an_exception():
     model = SharedProcessModel(version, tag=f"test-{uuid.uuid4()}")
     with pytest.raises(KeyboardInterrupt):
         model.run(handler, [1], None)
+    model.close()
+
+
+def _end_in_native_code():
+    ctypes.string_at(0)
+
+
+DEATHS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(3),
+    "crash": _end_in_native_code,
+}
+
+
+class Fragile(ModelHandler):
+    """Ends its process on a poison element, as native code of a framework may."""
+
+    def __init__(self, death: str, **options) -> None:
+        super().__init__(large_model=True, min_batch_size=4, **options)
+        self.death = death
+
+    def load_model(self):
+        if self.death == "load":
+            DEATHS["killed"]()
+        return os.getpid()
+
+    def run_inference(self, batch, model, inference_args=None):
+        if "poison" in batch:
+            faulthandler.disable()
+            DEATHS[self.death]()
+        return [(x, model) for x in batch]
+
+
+class WorkerProcess:
+    """A worker process, which shares the models of its machine."""
+
+    def __init__(self, step) -> None:
+        self.connection, other = multiprocessing.Pipe()
+        self.process = multiprocessing.get_context("fork").Process(
+            target=self._run, args=(step, other), daemon=True
+        )
+        self.process.start()
+        other.close()
+
+    @staticmethod
+    def _run(step, connection) -> None:
+        worker = Worker(step)
+        while elements := connection.recv():
+            try:
+                connection.send(worker.bundle(*elements))
+            except Exception as error:
+                connection.send(error)
+
+    def bundle(self, *elements):
+        self.connection.send(elements)
+        return self.connection.recv()
+
+
+@pytest.fixture
+def worker_processes():
+    started = []
+
+    def start(step, n):
+        started.extend(WorkerProcess(step) for _ in range(n))
+        return started
+
+    yield start
+    for worker in started:
+        worker.process.kill()
+        worker.process.join()
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_poison_element_ends_one_process_and_not_those_that_call_it(death, worker_processes):
+    """The call used to be repeated in the process that asked for it, which ended too, and so on."""
+    step = RunInference(Fragile(death)).with_exception_handling()._config()
+    workers = worker_processes(step, 3)
+    host = workers[0].process
+    assert [worker.bundle(1) for worker in workers] == [([(1, host.pid)], [])] * 3
+    assert workers[1].bundle("poison", 2) == ([], ["poison", 2])
+    host.join(30)
+    assert host.exitcode is not None
+    survivors = workers[1:]
+    [(_, pid)] = survivors[1].bundle(3)[0]
+    assert pid in [worker.process.pid for worker in survivors]
+    assert survivors[0].bundle(4) == ([(4, pid)], [])
+    assert all(worker.process.is_alive() for worker in survivors)
+
+
+def test_without_dead_letters_a_call_that_ends_the_process_of_the_model_raises(worker_processes):
+    workers = worker_processes(RunInference(Fragile("killed"))._config(), 2)
+    assert workers[0].bundle(1) == workers[1].bundle(1)
+    assert isinstance(workers[1].bundle("poison"), ModelHostDiedError)
+    assert workers[1].bundle(2) == ([(2, workers[1].process.pid)], [])
+
+
+def test_a_process_that_is_killed_is_no_longer_a_user_of_the_model(worker_processes):
+    step = RunInference(Fragile("killed")).with_exception_handling()._config()
+    first, second = worker_processes(step, 2)
+    assert first.bundle(1) == second.bundle(1)
+    directory = Path(tempfile.gettempdir(), f"runinference-{os.getuid()}")
+    files = set(directory.iterdir())
+    second.process.kill()
+    second.process.join()
+    assert first.bundle(2)[0] == [(2, first.process.pid)]
+    first.process.kill()
+    first.process.join()
+    handler = FunctionHandler(list, large_model=True)
+    version = ModelVersion("", handler, resolve_policy(handler))
+    SharedProcessModel(version, tag=f"test-{uuid.uuid4()}").close()
+    assert not files & set(directory.iterdir())
+
+
+def test_a_load_of_one_model_does_not_wait_for_that_of_another():
+    class Nested(FunctionHandler):
+        def load_model(self):
+            inner = FunctionHandler(list, large_model=True)
+            version = ModelVersion("", inner, resolve_policy(inner))
+            model = SharedProcessModel(version, tag=f"test-{uuid.uuid4()}")
+            try:
+                return model.run(inner, [7], None)
+            finally:
+                model.close()
+
+        def run_inference(self, batch, model, inference_args=None):
+            return model * len(batch)
+
+    handler = Nested(list, large_model=True)
+    version = ModelVersion("", handler, resolve_policy(handler))
+    model = SharedProcessModel(version, tag=f"test-{uuid.uuid4()}")
+    assert model.run(handler, [1, 2], None) == [7, 7]
     model.close()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 
 from runinference import ModelHandler
 from runinference.errors import ChildDiedError
+from runinference.serving.placement import ModelGoneError
 from runinference.serving.routing import ModelVersion
 from runinference.serving.subprocess_model import SubprocessModel
 
@@ -98,3 +102,66 @@ def test_raises_the_error_of_a_failed_load():
 
     with pytest.raises(FileNotFoundError, match="no such model"):
         SubprocessModel(ModelVersion("", Missing(), None))
+
+
+def test_what_a_call_that_waited_gets_is_told_apart_from_what_ended_the_process(model):
+    with pytest.raises(ChildDiedError) as caught:
+        run(model, "crash")
+    assert not isinstance(caught.value, ModelGoneError)
+    with pytest.raises(ModelGoneError) as caught:
+        run(model, "work")
+    assert caught.value.ended_in_call
+
+
+def test_a_model_can_be_terminated_while_it_is_loaded():
+    """The process of a load that timed out used to go on."""
+    started = []
+
+    def terminate(model):
+        started.append(model)
+        model.terminate()
+
+    with pytest.raises(ChildDiedError, match="signal 9"):
+        SubprocessModel(ModelVersion("", ScriptedHandler(), None), terminate)
+    assert len(started) == 1
+
+
+class Busy(ModelHandler):
+    """Starts a process, and computes without end in C code that holds the lock of the interpreter."""
+
+    def load_model(self):
+        return subprocess.Popen(["sleep", "600"]).pid
+
+    def run_inference(self, batch, model, inference_args=None):
+        if batch == ["compute"]:
+            sum(range(10**15))
+        return [(os.getpid(), model)]
+
+
+def _hold_a_busy_model(connection) -> None:
+    model = SubprocessModel(ModelVersion("", Busy(), None))
+    connection.send(model.run(None, ["processes"], None))
+    model.run(None, ["compute"], None)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_subprocess_ends_with_its_parent_even_if_that_is_killed_during_a_call():
+    connection, other = multiprocessing.Pipe()
+    parent = multiprocessing.get_context("fork").Process(target=_hold_a_busy_model, args=(other,))
+    parent.start()
+    [processes] = connection.recv()
+    assert all(map(is_alive, processes))
+    time.sleep(0.2)  # so that most likely the call has begun
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

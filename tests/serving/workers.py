@@ -76,6 +76,15 @@ class Worker:
         dead = [out.value.value[0] for out in outputs if isinstance(out, TaggedOutput)]
         return [out.value for out in outputs if not isinstance(out, TaggedOutput)], dead
 
+    def bundle_with_updates(self, elements):
+        """Return the results of a bundle in which each element comes with a model update."""
+        self.do_fn.start_bundle()
+        outputs = []
+        for element, update in elements:
+            origin = WindowedValue(element, 0, (GlobalWindow(),))
+            outputs += self.do_fn.process(element, origin, update) or ()
+        return [out.value for out in (*outputs, *self.do_fn.finish_bundle())]
+
     def results(self, *elements, update=None):
         """Return the results of a bundle in which no element fails."""
         results, dead = self.bundle(*elements, update=update)

@@ -122,6 +122,12 @@ class ModelCache:
             evictions, self._evictions = self._evictions, 0
             return evictions
 
+    def has_loaded(self, name: Hashable) -> bool:
+        """Return whether the cache holds a model, which may be evicted before it is acquired."""
+        with self._changed:
+            entry = self._entries.get(name)
+            return entry is not None and entry.model is not None
+
     def names(self) -> list[Hashable]:
         """Return the names of the loaded models, least recently used first."""
         with self._changed:

@@ -184,9 +184,7 @@ class DeadLetterPolicy:
             if error.stops_pipeline:
                 raise error.__cause__ or error
             return [Failure(error.__cause__ or error)] * len(batch)
-        if isinstance(
-            error, ModelHostDiedError
-        ):  # another call could end the next process that hosts it
+        if isinstance(error, ModelHostDiedError):  # a call could end the next host, too
             return [Failure(error)] * len(batch)
         if len(batch) == 1 or not budget.spend(error):
             return [Failure(error)] * len(batch)

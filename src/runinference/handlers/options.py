@@ -36,7 +36,8 @@ class HandlerOptions(TypedDict, total=False):
             batch. The number of elements follows from this limit and is not tuned.
         large_model: Whether all processes of a machine share one copy of the model.
         model_copies: Number of copies of the model that all processes of a machine share.
-        env_vars: Environment variables to set before the model is loaded.
+        env_vars: Environment variables to set before the model is loaded. They must not contain secrets, because
+            they are stored in the pipeline: set those on the workers.
     """
 
     min_batch_size: int | None

@@ -13,7 +13,14 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Unpack
 
-from runinference.checks import check_bool, check_int, check_mapping, check_positive
+from runinference.checks import (
+    SECRET_VALUE,
+    check_bool,
+    check_env_vars,
+    check_int,
+    check_mapping,
+    check_positive,
+)
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handlers.options import accepts
@@ -23,10 +30,6 @@ from runinference.results import PredictionResult
 
 _INVALID_URL = "base_url must be a URL such as http://localhost:8000."
 _SECRET_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
-    r"\s*(bearer|basic|digest|token|apikey)\s|\s*(sk-|hf_|ghp_|gsk_|xai-|AIza|AKIA|eyJ)[\w-]{12}",
-    re.IGNORECASE,
-)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 # What the client sets for each request, or can't support.
@@ -138,6 +141,7 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         need("httpx", extra="remote")
         if headers is not None:
             check_mapping("headers", headers)
+        check_env_vars(options.get("env_vars") or {}, secret=api_key_env)
         super().__init__(max_request_size=max_request_size, **options)
         self._endpoint = Endpoint(
             base_url,
@@ -193,7 +197,7 @@ def check_headers(
             raise OptionError(
                 f"{option} has the name {name!r}, which isn't valid in HTTP. Use letters, digits and hyphens."
             )
-        if _SECRET_NAME.search(name) or (isinstance(value, str) and _SECRET_VALUE.match(value)):
+        if _SECRET_NAME.search(name) or (isinstance(value, str) and SECRET_VALUE.match(value)):
             raise OptionError(
                 f"{option} has {name!r}, whose value would be stored in the pipeline. {key_hint}"
             )
@@ -213,7 +217,7 @@ def _check_variable(variable: Any) -> None:
     if variable is None:
         return
     is_name = isinstance(variable, str) and _ENVIRONMENT_VARIABLE.fullmatch(variable)
-    if not is_name or _SECRET_VALUE.match(variable):
+    if not is_name or SECRET_VALUE.match(variable):
         raise OptionError(
             "api_key_env must be the name of an environment variable, such as 'OPENAI_API_KEY', not the key "
             "itself, which would be stored in the pipeline."

@@ -188,10 +188,13 @@ class ModelSession:
         """Acquire a model version or, if it can't be loaded, the one that it would replace."""
         current = self._current.get(version.keys[0])
         previous = current or version.fallback
-        if previous is None or previous is version:
+        # If another thread has loaded the new model, the old one is not needed, and may be closed already.
+        is_loaded = self.models.cache.has_loaded(self._cache_name(version.name))
+        if previous is None or previous is version or is_loaded:
             with self._acquire_exactly(version, progress) as model:
                 progress.check()
                 self._set_current(version)
+                self._events["model_refreshes"] += current not in (None, version)
                 yield version, model
             return
         with ExitStack() as users:

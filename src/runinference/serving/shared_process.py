@@ -194,6 +194,6 @@ def _open(host: Host) -> Connection:
 def _died(when: str) -> ModelHostDiedError:
     return ModelHostDiedError(
         f"The process that hosts the shared model ended {when}. An element may have crashed native code of the "
-        "framework, or the machine may be out of memory. The call is not repeated, because it could end the next "
-        "process that hosts the model."
+        "framework, or the system may have ended it to free memory. The call is not repeated, because it "
+        "could end the next process that hosts the model."
     )

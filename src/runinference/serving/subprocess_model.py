@@ -110,7 +110,7 @@ class SubprocessModel:
         reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return (
             f"The subprocess ended {reason} {when}. An element may have crashed native code of the framework, or "
-            "the machine may be out of memory."
+            "the system may have ended it to free memory."
         )
 
 
