@@ -16,7 +16,7 @@ from common import run
 from defects.packages import OURS
 from model_updates import run_with_model_update
 from runinference import RunInference
-from runinference.errors import BatchShapeError, ModelLoadError, ModelNotFoundError
+from runinference.errors import BatchShapeError, ElementError, ModelLoadError, ModelNotFoundError
 from runinference.lightgbm_inference import (
     LightGBMModelHandlerNumpy,
     LightGBMModelHandlerPandas,
@@ -165,3 +165,46 @@ def test_measures_the_bytes_of_a_batch_and_reports_a_metrics_namespace():
     handler = LightGBMModelHandlerNumpy("m.txt")
     assert handler.get_num_bytes(list(ROWS)) == ROWS.nbytes
     assert handler.get_metrics_namespace() == "BeamML_LightGBM"
+
+
+def test_contributions_of_sparse_rows_are_those_of_arrays(models):
+    path, model = pick(models, "arrays")
+    expected = model.predict(ROWS[:3], pred_contrib=True)
+    for size in (1, 2, 3):
+        handler = LightGBMModelHandlerSciPy(path, min_batch_size=size, max_batch_size=size)
+        rows = [scipy.sparse.csr_matrix(ROWS[[i]]) for i in range(3)]
+        found = [result.inference for result in handler.predict(rows, {"pred_contrib": True})]
+        np.testing.assert_allclose([one.toarray()[0] for one in found], expected)
+
+
+def test_integers_reach_the_model_unchanged(tmp_path):
+    """LightGBM converts integers of arrays to float32, and rejects those of sparse matrices."""
+    numbers = np.arange(2**24 - 100, 2**24 + 100)
+    options = {"n_estimators": 30, "min_child_samples": 1, "min_data_in_bin": 1, "max_bin": 300}
+    model = lightgbm.LGBMRegressor(**options, verbose=-1, n_jobs=1).fit(numbers[:, None], numbers)
+    model.booster_.save_model(tmp_path / "m.txt")
+    expected = model.booster_.predict(numbers[:, None].astype(float))
+    assert expected[101] != expected[102]
+    path = str(tmp_path / "m.txt")
+    for handler, make in (
+        (LightGBMModelHandlerNumpy(path), np.array),
+        (LightGBMModelHandlerNumpy(path), list),
+        (LightGBMModelHandlerPandas(path), lambda row: pd.DataFrame([row])),
+        (LightGBMModelHandlerSciPy(path), lambda row: scipy.sparse.csr_matrix([row])),
+    ):
+        found = [r.inference for r in handler.predict([make([n]) for n in numbers.tolist()])]
+        np.testing.assert_array_equal(np.ravel(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (["red", 1, 2, 3], "rejects the batch, a table of object.*could not convert"),
+        (np.array([1j, 1, 2, 3]), "hold complex128"),
+        (pd.DataFrame([["red", 1, 2, 3]]), r"lambda frame: frame\.astype\({0: 'category'}\)"),
+    ],
+)
+def test_values_that_the_model_rejects_raise_an_error_with_a_hint(models, example, message):
+    path, _ = pick(models, "arrays")
+    with pytest.raises(ElementError, match=message):
+        LightGBMModelHandlerNumpy(path).predict([example])

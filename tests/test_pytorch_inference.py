@@ -269,6 +269,16 @@ def test_names_the_element_with_a_different_shape(weights):
         handler(weights, min_batch_size=3).predict([ROWS[0], torch.zeros(5), ROWS[1]])
 
 
+@pytest.mark.parametrize(
+    "other", [torch.ones(2, dtype=dtype) for dtype in (torch.int64, torch.float64, torch.bool)]
+)
+def test_names_the_element_with_a_different_dtype(weights, other):
+    with pytest.raises(
+        BatchShapeError, match=r"Element 1 .* has the dtype torch\..*lambda x: x\.to"
+    ):
+        handler(weights, min_batch_size=2).predict([ROWS[0], other])
+
+
 def test_suggests_a_conversion_for_elements_that_are_not_tensors(weights):
     with pytest.raises(
         BatchShapeError,

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import pickle
 
+import apache_beam as beam
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import skops.io
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from common import linear_regression, run
 from runinference import RunInference
 from runinference.errors import (
     BatchShapeError,
+    ElementError,
     ModelLoadError,
     OptionError,
     ResultMismatchError,
@@ -204,3 +209,130 @@ def test_rejects_conflicting_options():
         SklearnModelHandlerNumpy("m", trusted_types=["x"])
     with pytest.raises(OptionError, match="but is 'pickle'"):
         SklearnModelHandlerNumpy("m", "pickle")
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """The path of a model of two columns: 2 a + 3 b."""
+    path = tmp_path_factory.mktemp("line") / "line.pickle"
+    frame = pd.DataFrame({"a": [0.0, 1, 0], "b": [0.0, 0, 1]})
+    path.write_bytes(pickle.dumps(LinearRegression().fit(frame, [0.0, 2, 3])))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a, b: {"a": a, "b": b},
+        lambda a, b: beam.Row(a=a, b=b),
+        lambda a, b: pd.Series({"a": a, "b": b}),
+        lambda a, b: pd.Series({"a": a, "b": b}, dtype=object),
+        collections.namedtuple("Point", ["a", "b"]),
+        dataclasses.make_dataclass("Data", ["a", "b"]),
+        lambda a, b: pd.DataFrame([{"a": a, "b": b}]),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3])
+def test_frames_may_be_given_as_records(line, make, size):
+    records = [make(1, 2.5), make(0, 1), make(4, 0)]
+    handler = SklearnModelHandlerPandas(line, min_batch_size=size, max_batch_size=size)
+    results = handler.predict(records)
+    assert [result.inference for result in results] == pytest.approx([9.5, 3, 8])
+    assert all(result.example is record for result, record in zip(results, records, strict=True))
+
+
+def test_inference_fn_gets_records_as_frames(line):
+    handler = SklearnModelHandlerPandas(
+        line, inference_fn=lambda model, batch, args: (model.predict(pd.concat(batch)), batch)
+    )
+    assert handler.predict([{"a": 1, "b": 1}])[0].inference == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (np.zeros(2), "is a ndarray.*use SklearnModelHandlerNumpy"),
+        ([1, 2], "is a list.*records with named values"),
+        ("text", "is a str"),
+        ({"a": [1], "b": 2}, "a list in the column 'a'"),
+        ({"a": "red", "b": 2}, "rejects the batch.*could not convert string to float: 'red'"),
+        ({"a": None, "b": 2}, "rejects the batch.*NaN"),
+        ({"b": 1, "a": 2}, "rejects the batch.*same order"),
+        ({"a": 1}, "have 1 features, and the estimator, a LinearRegression, was trained with 2"),
+    ],
+)
+def test_elements_that_are_no_rows_of_the_estimator_raise_an_error_with_a_fix(
+    line, example, message
+):
+    with pytest.raises((ElementError, BatchShapeError), match=f"(?s){message}") as caught:
+        SklearnModelHandlerPandas(line).predict([example])
+    assert "with_preprocess_fn" in str(caught.value) or "To fix this" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ([1, 2, 3], "have 3 features, and the estimator, a LinearRegression, was trained with 2"),
+        (1.5, r"rejects elements of shape \(\)"),
+        (beam.Row(a=1, b=2), r"rejects elements of shape \(\)"),
+        ({"a": 1, "b": 2}, r"rejects elements of shape \(\)"),
+        (np.zeros((1, 2)), r"rejects elements of shape \(1, 2\)"),
+        (["red", 1], "could not convert string to float: 'red'"),
+        (scipy.sparse.csr_matrix(np.zeros((2, 2))), "have 2 rows"),
+        ([1, [2, 3]], "a list that cannot be converted"),
+    ],
+)
+def test_arrays_that_are_no_rows_of_the_estimator_raise_an_error_with_a_fix(line, example, message):
+    with pytest.raises((ElementError, BatchShapeError), match=f"(?s){message}") as caught:
+        SklearnModelHandlerNumpy(line).predict([example])
+    assert "To fix this" in str(caught.value)
+
+
+@pytest.mark.parametrize("make", ["csr_matrix", "csr_array", "coo_array", "csc_array", "dok_array"])
+def test_predicts_on_sparse_rows(line, make):
+    rows = [getattr(scipy.sparse, make)(row) for row in ([[1, 0]], [[0, 2.5]], [[1, 1]])]
+    results = SklearnModelHandlerNumpy(line, min_batch_size=3).predict(rows)
+    assert [result.inference for result in results] == pytest.approx([2, 7.5, 5])
+
+
+def test_rows_of_words_and_numbers_keep_their_types(tmp_path):
+    rows = [["red", 3], ["blue", 4], ["red", None], ["blue", True]]
+    labels = [1.0, 2, 3, 4]
+    encoder = OneHotEncoder(handle_unknown="ignore")
+    model = make_pipeline(encoder, LinearRegression()).fit(np.array(rows, object), labels)
+    (tmp_path / "m.pickle").write_bytes(pickle.dumps(model))
+    results = SklearnModelHandlerNumpy(str(tmp_path / "m.pickle"), min_batch_size=4).predict(rows)
+    assert [result.inference for result in results] == pytest.approx(labels)
+
+
+def join_ratio(frame):
+    return frame.join((frame["a"] / frame["b"]).rename("ratio"))
+
+
+@pytest.mark.parametrize(
+    "index", [[0, 0, 0], [5, 6, 5], ["x", "x", "y"], [pd.Timestamp("2020")] * 3, [7, 8, 9]]
+)
+def test_frames_with_the_same_label_are_not_mixed(tmp_path, index):
+    frame = pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [2.0, 3, 5, 7]})
+    model = make_pipeline(FunctionTransformer(join_ratio), LinearRegression())
+    model.fit(frame, [1.0, 2.0, 3.5, 4.0])
+    (tmp_path / "m.pickle").write_bytes(pickle.dumps(model))
+    records = [frame.iloc[[i]].set_axis([label]) for i, label in enumerate(index)]
+    handler = SklearnModelHandlerPandas(str(tmp_path / "m.pickle"), min_batch_size=3)
+    expected = [model.predict(record)[0] for record in records]
+    assert [result.inference for result in handler.predict(records)] == pytest.approx(expected)
+
+
+class ByYear(LinearRegression):
+    """Adds the year of the index."""
+
+    def predict(self, X):  # noqa: N803
+        return super().predict(X) + X.index.year
+
+
+def test_the_index_reaches_an_estimator_that_reads_it(tmp_path):
+    frame = pd.DataFrame({"a": [0.0, 1.0]}, index=pd.to_datetime(["2020", "2021"]))
+    (tmp_path / "m.pickle").write_bytes(pickle.dumps(ByYear().fit(frame, [0.0, 1.0])))
+    records = [frame.iloc[[i]] for i in (0, 1, 0)]
+    handler = SklearnModelHandlerPandas(str(tmp_path / "m.pickle"), min_batch_size=3)
+    assert [r.inference for r in handler.predict(records)] == pytest.approx([2020, 2022, 2020])

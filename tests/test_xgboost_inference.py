@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import types
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -179,6 +180,65 @@ def test_joins_data_frames_with_different_categories(tmp_path):
     ]
     [a], [c] = (result.inference for result in handler.predict(rows))
     assert (a, c) == (0, 1)
+
+
+def record(color):
+    return pd.DataFrame([{"color": color, "n": 1.0}]).astype({"color": "category"})
+
+
+@pytest.mark.parametrize("make", [xgboost.XGBRegressor, xgboost.Booster])
+def test_a_missing_category_does_not_change_the_others(tmp_path, make):
+    colors = ["blue", "green", "red"]
+    frame = pd.DataFrame({"color": pd.Categorical(colors * 20), "n": np.arange(60.0)})
+    labels = (frame["color"] == "red") * 10.0 + (frame["color"] == "green") * 5.0
+    model = xgboost.XGBRegressor(n_estimators=10, enable_categorical=True).fit(frame, labels)
+    model.save_model(tmp_path / "m.ubj")
+    handler = XGBoostModelHandlerPandas(make, str(tmp_path / "m.ubj"), min_batch_size=3)
+    for values in (["red", np.nan, "green"], [np.nan, "green"], [None, None, "red"]):
+        known = pd.Categorical(values, categories=colors)
+        expected = model.predict(pd.DataFrame({"color": known, "n": 1.0}))
+        found = [result.inference[0] for result in handler.predict(map(record, values))]
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ElementError, match=r"'color': pandas\.CategoricalDtype\(categories\)"):
+        handler.predict([record(np.nan)])  # XGBoost rejects a column without any category
+
+
+class Petals(NamedTuple):
+    length: float
+    width: float
+    petal_length: float
+    petal_width: float
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda row: dict(zip(NAMES, row.tolist(), strict=True)),
+        lambda row: pd.Series(row, NAMES),
+        lambda row: beam.Row(**dict(zip(NAMES, row.tolist(), strict=True))),
+    ],
+)
+def test_a_record_is_one_row_with_the_columns_of_its_names(folder, make):
+    handler = XGBoostModelHandlerPandas(xgboost.XGBClassifier, str(folder / "frames.ubj"))
+    found = [result.inference for result in handler.predict(map(make, ROWS))]
+    assert found == handler.load_model().predict(FRAME).tolist()
+
+
+def test_a_record_with_other_names_raises_an_error(folder):
+    handler = XGBoostModelHandlerPandas(xgboost.XGBClassifier, str(folder / "frames.ubj"))
+    with pytest.raises(BatchShapeError, match="missing: petal length, petal width; unknown to the"):
+        handler.predict([Petals(*ROWS[0])])
+    arrays = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    assert [result.inference for result in arrays.predict([Petals(*ROWS[0])])] == [0]
+
+
+@pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
+def test_text_raises_an_error_that_names_the_column(folder, make):
+    handler = XGBoostModelHandlerPandas(make, str(folder / "arrays.ubj"))
+    with pytest.raises(ElementError, match=r"width: object.*astype\({'width': 'category'}\)"):
+        handler.predict([dict(zip(NAMES, [1.0, "wide", 2.0, 3.0], strict=True))])
+    with pytest.raises(ElementError, match="a table of object.*could not convert"):
+        handler.predict([[1.0, "wide", 2.0, 3.0]])
 
 
 class Frame:

@@ -249,6 +249,72 @@ def test_pads_an_empty_example(tagger):
     assert [len(result.inference) for result in results] == [0, 2, 3]
 
 
+@pytest.mark.parametrize("lengths", [[5, 0], [0, 5], [1, 0], [0, 1, 1], [5, 3, 0], [0, 0], [2, 0]])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_an_empty_example_gets_an_empty_result_in_any_batch(tagger, lengths, side):
+    handler = on_rows(tagger, padding=Padding(side=side), min_batch_size=8)
+    rows = [torch.arange(1.0, 1 + n) for n in lengths]
+    for row, result in zip(rows, handler.predict(rows), strict=True):
+        assert torch.equal(result.inference, 2 * row)
+
+
+def test_an_empty_example_does_not_cut_outputs_that_have_the_padded_length_by_chance(tagger):
+    handler = on_rows(tagger, "parts", Padding(mask="mask"))
+    results = handler.predict([torch.zeros(0), torch.ones(4)])
+    assert [len(result.inference.tokens) for result in results] == [0, 4]
+    assert [len(result.inference.classes) for result in results] == [4, 4]
+
+
+def test_dictionaries_with_an_empty_example_are_unpadded(tagger):
+    handler = PytorchModelHandlerKeyedTensor(
+        tagger, Tagger, padding=Padding(value={"x": 0}, mask="mask"), min_batch_size=2
+    )
+    results = handler.predict([{"x": torch.zeros(0)}, {"x": torch.ones(3)}])
+    assert [len(result.inference) for result in results] == [0, 3]
+
+
+@pytest.mark.parametrize("empty", [torch.tensor([]), torch.zeros(0, dtype=torch.int32)])
+def test_an_empty_example_has_the_dtype_of_the_others(tagger, empty):
+    for batch in ([empty, torch.tensor([7, 8])], [torch.tensor([7, 8]), empty]):
+        results = on_rows(tagger, min_batch_size=2).predict(batch)
+        assert {result.inference.dtype for result in results} == {torch.int64}
+    rows = Padding(value=-1).join([[], [2**53 + 1]], stack_arrays)
+    assert rows.tolist() == [[-1], [2**53 + 1]]
+
+
+@pytest.mark.parametrize(
+    ("value", "example"),
+    [
+        (0.5, torch.tensor([1])),
+        (-1, torch.tensor([1], dtype=torch.uint8)),
+        (2, torch.tensor([True])),
+        (float("nan"), torch.tensor([1])),
+        (-1e9, torch.tensor([1.0], dtype=torch.float16)),
+        (2**24 + 1, torch.tensor([1.0])),
+        (0.5, np.array([1])),
+        (300, np.array([1], np.uint8)),
+        (-1e9, np.array([1], np.float16)),
+        (0, np.array(["a"])),
+        (0, np.array(["a"], object)),
+        (0, np.array(["2020"], "M8[s]")),
+    ],
+)
+def test_a_value_that_the_examples_cannot_hold_raises_an_error(value, example):
+    for batch in ([example], [example, example[:0]]):
+        with pytest.raises(OptionError, match=r"Padding has the value .*, which .* cannot hold"):
+            Padding(value).join(batch, stack_arrays)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(5.0, np.int64), (True, np.int8), (0.1, np.float32), (float("-inf"), np.float16), (0, bool)],
+)
+def test_a_value_that_the_examples_can_hold_is_used(value, dtype):
+    joined = Padding(value).join([np.zeros(1, dtype), np.zeros(2, dtype)], stack_arrays)
+    assert joined.dtype == dtype
+    assert joined[0, 1] == np.array(value, dtype)
+
+
 def test_pads_each_key_and_uses_the_length_of_the_first():
     padding = Padding(value={"source": 0, "target": -100}, mask="mask")
     batch = [

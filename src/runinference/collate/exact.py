@@ -49,6 +49,7 @@ def to_array(value: Any, name: str, index: int | None = None) -> Any:
         raise _unconvertible(value, name, index, reason) from error
     if array.dtype.kind in "US" and not hasattr(value, "dtype"):
         return np.array(value, dtype=object)
+    check_integers([value], [array], name, index or 0)
     if array.ndim == 0 and array.dtype.kind == "O" and getattr(value, "shape", ()) != ():
         raise _unconvertible(value, name, index)  # such as a sparse matrix
     return array
@@ -80,6 +81,8 @@ def cast(array: Any, dtype: Any) -> tuple[Any, Any]:
     """
     if array.dtype == dtype:
         return array, None
+    if not array.size:
+        return np.empty(array.shape, dtype), None
     with np.errstate(all="ignore"):
         converted = array.astype(dtype)
     changed = _find_changes(array, converted)
@@ -156,6 +159,8 @@ def check_texts(array: Any, spec: str, allow_bytes: bool) -> Any:
     """
     if array.dtype.kind == "U" or (allow_bytes and array.dtype.kind == "S"):
         return array
+    if not array.size:
+        return np.empty(array.shape, dtype=object)
     values = array.ravel().tolist()
     for value in values:
         if not isinstance(value, (str, bytes)):

@@ -17,7 +17,7 @@ from runinference.collate.exact import (
 )
 from runinference.collate.pytree import children
 from runinference.collate.rows import get_array_shape
-from runinference.collate.stack import reject_keyed_examples, stack_arrays
+from runinference.collate.stack import reject_keyed_examples, stack_arrays, stack_numbers
 from runinference.collate.unbatch import unbatch
 from runinference.errors import BatchShapeError, ElementError, ResultMismatchError
 from runinference.extras import need
@@ -47,6 +47,9 @@ def to_tables(examples: Sequence[Any]) -> list[Any]:
     reject_keyed_examples(examples)
     if _are_rows(examples):
         return [stack_arrays(examples)]
+    if (rows := stack_numbers(examples)) is not None and rows.ndim == 2:
+        check_integers(examples, rows, "the batch")
+        return [rows]
     tables = [_to_table(example, index) for index, example in enumerate(examples)]
     types = [_describe_type(table) for table in tables]
     for index, name in enumerate(types):
@@ -143,6 +146,9 @@ def _may_have_changed(first: Any, table: Any) -> bool:
     dtypes = list(table.dtypes)
     if dtypes != list(first.dtypes):
         return True
+    objects = [i for i, dtype in enumerate(dtypes) if getattr(dtype, "kind", "") == "O"]
+    if objects and first.iloc[:, objects].isna().all().any():
+        return True  # the dtype of a column without values is that of the others
     floats = [i for i, dtype in enumerate(dtypes) if getattr(dtype, "kind", "") == "f"]
     values = table.iloc[:, floats].to_numpy(np.float64, na_value=np.nan)
     return bool((np.abs(values) >= 2.0**53).any())  # integers may have been rounded
@@ -375,7 +381,8 @@ def _unify_column(columns: Sequence[Any]) -> list[Any]:
     else:
         dtype = pandas.concat([column.iloc[:0] for column in filled]).dtype
         has_bool = any(column.dtype.kind == "b" for column in filled)
-        if dtype.kind == "O" and all(column.dtype.kind in "biuf" for column in filled):
+        kinds = {c.dtype.kind if isinstance(c.dtype, np.dtype) else "" for c in filled}
+        if dtype.kind == "O" and kinds <= set("biuf"):
             dtype = np.result_type(*(column.dtype for column in filled))  # pandas: bool and number
         if len(filled) < len(columns) and dtype.kind in "biu" and isinstance(dtype, np.dtype):
             dtype = np.dtype(object if has_bool else float)  # for missing values

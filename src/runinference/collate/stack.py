@@ -42,11 +42,10 @@ def stack_arrays(
     """
     if hasattr(batch, "shape"):
         return batch if cast is None else cast(to_array(batch, name))
-    types = set(map(type, batch))
-    if types == {np.ndarray} and len(set(map(_get_dtype, batch))) == 1:
+    if set(map(type, batch)) == {np.ndarray} and len(set(map(_get_dtype, batch))) == 1:
         stacked = stack_batch(np.stack, batch, name, hint)
         return stacked if cast is None else cast(stacked)
-    stacked = _stack_numbers(batch) if types <= _PLAIN_TYPES else None
+    stacked = stack_numbers(batch)
     if stacked is None:
         stacked = _stack_others(batch, name, hint, cast)
     if cast is not None:
@@ -101,8 +100,10 @@ def _count_dimensions(value: Any) -> int:
         return 1
 
 
-def _stack_numbers(batch: Sequence[Any]) -> Any:
-    """Return an array of numbers or nested lists of numbers, or None for other values."""
+def stack_numbers(batch: Sequence[Any]) -> Any:
+    """Return an array for numbers or nested lists of numbers, or None for other values."""
+    if not _PLAIN_TYPES.issuperset(map(type, batch)):
+        return None
     try:
         stacked = np.asarray(batch if isinstance(batch, list) else list(batch))
     except (ValueError, TypeError, OverflowError):
@@ -123,8 +124,10 @@ def _stack_others(
     if len({array.shape for array in arrays}) > 1:
         reject_keyed_examples(batch)
         raise BatchShapeError(str(_format_odd_shape(arrays, name, hint)))
+    if cast is not None and len(set(map(_get_dtype, arrays))) > 1:
+        arrays = list(map(cast, arrays))
     if len(set(map(_get_dtype, arrays))) > 1:
-        arrays = unify_dtypes(arrays, name) if cast is None else list(map(cast, arrays))
+        arrays = unify_dtypes(arrays, name)
     return np.stack(arrays)
 
 

@@ -77,15 +77,26 @@ def predict_tables(
 
 
 def _explain(error: Exception, table: Any) -> Exception:
-    texts = [name for name, dtype in _list_columns(table) if getattr(dtype, "kind", "") == "O"]
-    example = ""
-    if texts and not any(hasattr(dtype, "categories") for _, dtype in _list_columns(table)):
-        example = f", for example lambda frame: frame.astype({{{texts[0]!r}: 'category'}})"
+    message = str(error).partition("\nStack trace")[0][:500]
     return ElementError(
         f"The model rejects the batch, {_describe_table(table)}. To fix this, convert the elements to the "
-        f"columns and types of the training data with with_preprocess_fn{example}. The error is: "
-        f"{str(error)[:500]}"
+        f"columns and types of the training data with with_preprocess_fn{_suggest_conversion(table)}. The error "
+        f"is: {message}"
     )
+
+
+def _suggest_conversion(table: Any) -> str:
+    """Return an example of a conversion, for a column of text or without categories."""
+    for name, dtype in _list_columns(table):
+        categories = getattr(dtype, "categories", None)
+        if categories is not None and not len(categories):
+            dtypes = f"{{{name!r}: pandas.CategoricalDtype(categories)}}"
+        elif categories is None and getattr(dtype, "kind", "") == "O":
+            dtypes = f"{{{name!r}: 'category'}}"
+        else:
+            continue
+        return f", for example lambda frame: frame.astype({dtypes})"
+    return ""
 
 
 def _list_columns(table: Any) -> list[tuple[Any, Any]]:
