@@ -128,6 +128,21 @@ class ModelCache:
             entry = self._entries.get(name)
             return entry is not None and entry.model is not None
 
+    def has_room_for(self, name: Hashable) -> bool:
+        """Return whether a model is loaded, or can be loaded without evicting another one.
+
+        A model whose size is not known yet is expected to be as large as the others are on average.
+        """
+        if self._is_unlimited:
+            return True
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is not None and (entry.model is not None or entry.is_loading):
+                return True
+            sizes = self._sizes
+            expected = sizes.get(name, sum(sizes.values()) // len(sizes) if sizes else 1)
+            return self._fits(expected, self._closing)
+
     def names(self) -> list[Hashable]:
         """Return the names of the loaded models, least recently used first."""
         with self._changed:
@@ -170,7 +185,7 @@ class ModelCache:
             self._close(self._remove_while(lambda: self._next_excess(new)))
             with self._changed:
                 remaining = deadline - time.monotonic()
-                may_load = self._may_load_now(new) and self._fits(new, self._closing)
+                may_load = self._may_load_now(new) and self._fits(self._size_of(new), self._closing)
                 if remaining <= 0 or may_load:
                     new.is_loading = True
                     new.expected_bytes = self._sizes.get(new.name, 0)
@@ -199,7 +214,7 @@ class ModelCache:
 
     def _next_excess(self, new: CacheEntry | None) -> CacheEntry | None:
         """Return the entry to evict so that the models, with a new one, fit the limits."""
-        return None if self._fits(new) else next(self._unused(), None)
+        return None if self._fits(self._size_of(new)) else next(self._unused(), None)
 
     def _next_expired(self) -> CacheEntry | None:
         return next((entry for entry in self._unused() if entry.expired), None)
@@ -215,19 +230,28 @@ class ModelCache:
         size_matters = self._limits.max_bytes is not None and new.name not in self._sizes
         return not size_matters or not any(entry.is_loading for entry in self._entries.values())
 
-    def _fits(self, new: CacheEntry | None, closing: Sequence[CacheEntry] = ()) -> bool:
+    @property
+    def _is_unlimited(self) -> bool:
+        return self._limits.max_models is None and self._limits.max_bytes is None
+
+    def _size_of(self, new: CacheEntry | None) -> int | None:
+        """Return the expected bytes of a model that is not loaded yet; None for no model."""
+        return None if new is None else self._sizes.get(new.name, 1)
+
+    def _fits(self, new_bytes: int | None, closing: Sequence[CacheEntry] = ()) -> bool:
+        """Return whether the models, with a new one if its bytes are given, keep the limits."""
         max_models, max_bytes = self._limits.max_models, self._limits.max_bytes
-        if max_models is None and max_bytes is None:
+        if self._is_unlimited:
             return True
         held = [e for e in self._entries.values() if e.model is not None or e.is_loading]
         held += closing
-        n_models = len(held) + (new is not None)
+        n_models = len(held) + (new_bytes is not None)
         if max_models is not None and n_models > max_models:
             return False
         if max_bytes is None or n_models <= 1:
             return True
         n_bytes = sum(entry.n_bytes for entry in held)
-        return n_bytes + (self._sizes.get(new.name, 1) if new else 0) <= max_bytes
+        return n_bytes + (new_bytes or 0) <= max_bytes
 
 
 class CacheEntry:

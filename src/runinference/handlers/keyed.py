@@ -61,6 +61,13 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     def load_model(self) -> Any:
         return self._unkeyed.load_model()
 
+    def group_by_model(
+        self, examples: Iterable[Any], model: Any
+    ) -> Iterable[tuple[Any, Iterable[tuple[int, Any]]]]:
+        if self._per_key:
+            return self._unkeyed.group_by_model(examples, model)  # type: ignore[no-any-return]
+        return super().group_by_model(examples, model)
+
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         return int(self._unkeyed.get_num_bytes(batch))
 

@@ -29,14 +29,14 @@ def predict_locally(
     model = LocalModel.of(handler).get(handler)
     for function in handler.get_preprocess_fns():
         examples = map(function, examples)
-    if handler.should_skip_batching():
-        results = [
-            result
-            for batch in examples
-            for result in _predict_batch(handler, batch, model, inference_args)
-        ]
-    else:
-        results = _predict_in_batches(handler, examples, model, inference_args)
+    found: dict[int, list[Any]] = {}
+    for one, numbered in handler.group_by_model(examples, model):
+        if handler.should_skip_batching():
+            for index, batch in numbered:
+                found[index] = list(_predict_batch(handler, batch, model, inference_args))
+        else:
+            found |= _predict_in_batches(handler, one, numbered, model, inference_args)
+    results = [result for index in range(len(found)) for result in found[index]]
     for function in handler.get_postprocess_fns():
         results = [function(result) for result in results]
     return results
@@ -69,12 +69,17 @@ def _predict_batch(
 
 
 def _predict_in_batches(
-    handler: Any, examples: Iterable[Any], model: Any, inference_args: dict[str, Any] | None
-) -> list[Any]:
-    policy = resolve_policy(handler)
+    handler: Any,
+    one: Any,
+    numbered: Iterable[tuple[int, Any]],
+    model: Any,
+    inference_args: dict[str, Any] | None,
+) -> dict[int, list[Any]]:
+    """Return the result of each example by its number, from batches under the options of the handler ``one``."""
+    policy = resolve_policy(one)
     size = AdaptiveSize(policy)
     batcher: Batcher[tuple[int, Any]] = Batcher(policy, size)
-    results: dict[int, Any] = {}
+    results: dict[int, list[Any]] = {}
 
     def call(batch: RepeatableBatch) -> list[Any]:
         elements = batch.take(may_modify_examples(handler, batch.elements))
@@ -90,14 +95,14 @@ def _predict_in_batches(
         indices, batch = zip(*numbered, strict=True)
         repeatable = RepeatableBatch(list(batch), copies=len(batch) > 1)
         output = halved_on_out_of_memory(call, repeatable, record_out_of_memory)
-        results.update(zip(indices, output, strict=True))
+        results.update(zip(indices, ([result] for result in output), strict=True))
 
-    for index, example in enumerate(examples):
+    for index, example in numbered:
         for batch in batcher.add(example, (index, example)):
             run(batch)
     for batch in batcher.flush():
         run(batch)
-    return [results[index] for index in range(len(results))]
+    return results
 
 
 class LocalModel:

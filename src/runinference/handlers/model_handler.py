@@ -167,6 +167,12 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         """
         return predict_locally(self, examples, inference_args)
 
+    def group_by_model(
+        self, examples: Iterable[Any], model: ModelT
+    ) -> Iterable[tuple[Any, Iterable[tuple[int, Any]]]]:
+        """Return the numbered examples of each model that ``predict`` calls, with a handler for its batches."""
+        return [(self, enumerate(examples))]
+
     def get_num_bytes(self, batch: Sequence[ExampleT]) -> int:
         """Return the bytes of a batch: buffers of arrays and tensors, and Python's object sizes for the rest."""
         return batch_size_in_bytes(batch)

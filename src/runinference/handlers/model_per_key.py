@@ -160,13 +160,22 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         for index, element in enumerate(batch):
             parts.setdefault(self.model_for(split_pair(element)[0]), []).append(index)
         results: dict[int, Any] = {}
-        # Loaded models first, because they may be evicted for the others.
-        loaded = set(model.names())
-        for one in sorted(parts, key=lambda one: one.identity not in loaded):
+        for one in _loaded_first(parts, model):
             part = [batch[index] for index in parts[one]]
             output = self._run_one(one, part, model, inference_args)
             results.update(zip(parts[one], output, strict=True))
         return [results[index] for index in range(len(batch))]
+
+    def group_by_model(
+        self, examples: Iterable[Any], model: ModelCache
+    ) -> Iterable[tuple[Any, Iterable[tuple[int, Any]]]]:
+        """Return the numbered examples of each model, loaded models first; not of batches with several models."""
+        if self.should_skip_batching() and not self.gives_whole_results():
+            return super().group_by_model(examples, model)
+        groups: dict[KeyedModel, list[tuple[int, Any]]] = {}
+        for index, example in enumerate(examples):
+            groups.setdefault(self.model_for(split_pair(example)[0]), []).append((index, example))
+        return [(one.handler, groups[one]) for one in _loaded_first(groups, model)]
 
     def _run_one(
         self, one: KeyedModel, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
@@ -245,6 +254,12 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
 
     def _each(self) -> list[Any]:
         return [mapping.mh for mapping in self.mappings]
+
+
+def _loaded_first(models: Iterable[KeyedModel], cache: ModelCache) -> list[KeyedModel]:
+    """Sort models so that loaded ones are called before they are evicted for others."""
+    loaded = set(cache.names())
+    return sorted(models, key=lambda model: model.identity not in loaded)
 
 
 class _LoadedModel:

@@ -103,6 +103,10 @@ class ModelSession:
         """Return the batch size of a model, which all threads of the step share."""
         return self.models.size_for(self._config.models.name, version)
 
+    def has_room_for(self, version: ModelVersion) -> bool:
+        """Return whether a model is loaded, or can be loaded without evicting another one."""
+        return self.models.cache.has_room_for(self._cache_name(version.name))
+
     def end_bundle(self) -> None:
         """Close the models that were replaced within the bundle, unless bundles of other threads use them."""
         current = {version.name for version in self._current.values()}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.batching.batcher import Batch, Batcher
 from runinference.collate.rows import get_row
-from runinference.collate.unbatch import is_divisible
+from runinference.collate.unbatch import batch_length, is_divisible
 from runinference.handlers.error_policy import Failure
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.engine import InferenceEngine
+from runinference.transforms.model_groups import ModelGroups
 
 
 class BatchSource(ABC):
@@ -21,6 +23,7 @@ class BatchSource(ABC):
 
     def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine
+        self._groups = ModelGroups(engine)
 
     @abstractmethod
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
@@ -28,20 +31,28 @@ class BatchSource(ABC):
 
     def flush(self) -> Iterable[Any]:
         """Return the outputs of all remaining elements."""
-        return ()
+        return self._groups.flush()
 
 
 class BundleBatches(BatchSource):
     """Batches of the elements of a bundle, separate for each model version."""
 
-    def __init__(self, engine: InferenceEngine, now: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        now: Callable[[], int] | None = None,
+        groups: ModelGroups | None = None,
+    ) -> None:
         """Create a source without elements.
 
         Args:
             engine: Runs the batches.
             now: Returns the time when the current element came, in nanoseconds. By default, the current time.
+            groups: Runs or holds batches of models that aren't loaded. Whoever passes it flushes it.
         """
         super().__init__(engine)
+        self._owns_groups = groups is None
+        self._groups = groups or self._groups
         self._now = now or engine.clock.time_ns
         self._batchers: dict[ModelVersion, Batcher[WindowedValue]] = {}
         self._last_version: ModelVersion | None = None
@@ -58,6 +69,8 @@ class BundleBatches(BatchSource):
     def flush(self) -> Iterator[Any]:
         for version, batcher in self._batchers.items():
             yield from self._run(version, batcher.flush())
+        if self._owns_groups:
+            yield from self._groups.flush()
 
     def _new_batcher(self, version: ModelVersion) -> Batcher[WindowedValue]:
         size = self._engine.session.size_for(version)
@@ -65,13 +78,20 @@ class BundleBatches(BatchSource):
         return self._batchers[version]
 
     def _run(self, version: ModelVersion, batches: Iterable[Batch[WindowedValue]]) -> Iterator[Any]:
-        engine = self._engine
         for origins in batches:
-            queued = max(0, engine.clock.time_ns() - origins.opened)
-            for metrics in engine.metrics.for_version(version):
-                metrics.queued(queued)
-            outcomes = engine.infer(version, [origin.value for origin in origins])
-            yield from engine.make_outputs(version, origins, outcomes)
+            values = [origin.value for origin in origins]
+            call = partial(self._call, version, origins, values)
+            yield from self._groups.run(version, values, len(values), call)
+
+    def _call(
+        self, version: ModelVersion, origins: Batch[WindowedValue], values: list[Any]
+    ) -> Iterator[Any]:
+        engine = self._engine
+        queued = max(0, engine.clock.time_ns() - origins.opened)
+        for metrics in engine.metrics.for_version(version):
+            metrics.queued(queued)
+        outcomes = engine.infer(version, values)
+        return engine.make_outputs(version, origins, outcomes)
 
 
 class UnsplitBatches(BatchSource):
@@ -80,13 +100,17 @@ class UnsplitBatches(BatchSource):
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
         engine = self._engine
         version = engine.router.route(element)
-        return engine.make_outputs(version, [origin], engine.infer_unsplit(version, element))
+        return self._groups.run(version, element, 1, partial(self._call, version, element, origin))
+
+    def _call(self, version: ModelVersion, element: Any, origin: WindowedValue) -> Iterator[Any]:
+        outcomes = self._engine.infer_unsplit(version, element)
+        return self._engine.make_outputs(version, [origin], outcomes)
 
 
 class PrebatchedBatches(BatchSource):
     """Elements that are batches, with one result per row."""
 
-    def add(self, element: Any, origin: WindowedValue) -> Iterator[Any]:
+    def add(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
         version = self._engine.only_version
         if version is None:
             return self._run_per_model(list(element), origin)
@@ -105,7 +129,11 @@ class PrebatchedBatches(BatchSource):
         for version, part in parts.items():
             yield from self._run(version, part, origin)
 
-    def _run(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterator[Any]:
+    def _run(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterable[Any]:
+        call = partial(self._call, version, batch, origin)
+        return self._groups.run(version, batch, batch_length(batch) or 1, call)
+
+    def _call(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterator[Any]:
         engine = self._engine
         if not is_divisible(batch):
             outcomes = engine.infer_undivided(version, batch)

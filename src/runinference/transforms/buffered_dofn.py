@@ -23,6 +23,7 @@ from runinference.serving.routing import ModelVersion, make_router
 from runinference.transforms.batch_sources import BundleBatches
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.engine import InferenceEngine
+from runinference.transforms.model_groups import ModelGroups
 from runinference.transforms.side_inputs import decode, encode
 
 _PROCESS = uuid.uuid4().hex
@@ -152,8 +153,10 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._engine.start_bundle()
+        self._groups = ModelGroups(self._engine)
 
-    def finish_bundle(self) -> None:
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from self._groups.flush()
         self._engine.finish_bundle()
 
     def process(
@@ -227,7 +230,7 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         totals.clear()
         buffered_side_inputs.clear()
         max_wait.clear()
-        batches = BundleBatches(engine, lambda: arrived)
+        batches = BundleBatches(engine, lambda: arrived, self._groups)
         for element, micros, arrived, own_window in elements:  # noqa: B007 - read by the lambda
             origin = WindowedValue(element, Timestamp(micros=micros), (own_window or window,))
             try:
@@ -274,9 +277,12 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         return self._hashed[1]
 
     def _is_full(self, version: ModelVersion, totals: Totals) -> bool:
-        policy = version.policy
+        policy, session = version.policy, self._engine.session
+        # A model that would evict another one waits for as many elements as it may.
+        has_room = session.has_room_for(version)
+        max_size = session.size_for(version).current if has_room else policy.max_batch_size
         return (
-            totals.n_elements >= self._engine.session.size_for(version).current
+            totals.n_elements >= max_size
             or totals.n_bytes >= policy.max_batch_bytes
             or (policy.max_batch_weight is not None and totals.weight >= policy.max_batch_weight)
             or (policy.max_padded_size is not None and totals.length >= policy.max_padded_size)

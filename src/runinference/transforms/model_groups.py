@@ -1,0 +1,80 @@
+"""Group the calls of a bundle by model, if not all models fit into memory together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from runinference.batching.element_size import batch_size_in_bytes
+from runinference.batching.policy import DEFAULT_MAX_BATCH_BYTES, DEFAULT_MAX_BATCH_SIZE
+from runinference.serving.routing import ModelVersion
+from runinference.transforms.engine import InferenceEngine
+
+#: The most elements and bytes that are held, of all models together.
+_MAX_ELEMENTS = DEFAULT_MAX_BATCH_SIZE
+_MAX_BYTES = DEFAULT_MAX_BATCH_BYTES
+
+#: Calls a model on one batch, and returns the outputs.
+Work = Callable[[], Iterable[Any]]
+
+
+@dataclass
+class _Held:
+    work: list[tuple[Any, Work]] = field(default_factory=list)
+    n_elements: int = 0
+    n_bytes: int = 0
+
+
+class ModelGroups:
+    """Calls of many models, in an order in which models that don't fit into memory together are loaded once.
+
+    A batch of a model that is loaded, or that fits beside those that are, runs at once. Others are held until the
+    bundle ends or too much is held, and then all batches of one model run in succession.
+    """
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        self._engine = engine
+        self._held: dict[ModelVersion, _Held] = {}
+
+    def run(self, version: ModelVersion, values: Any, n_elements: int, work: Work) -> Iterable[Any]:
+        """Run or hold a call.
+
+        Args:
+            version: The model.
+            values: The batch.
+            n_elements: Its number of elements.
+            work: The call.
+
+        Returns:
+            The outputs that there are now.
+        """
+        if self._engine.session.has_room_for(version):
+            return work()
+        held = self._held.setdefault(version, _Held())
+        held.work.append((self._engine.arguments, work))
+        held.n_elements += n_elements
+        held.n_bytes += batch_size_in_bytes(values)
+        groups = self._held.values()
+        if (
+            sum(group.n_elements for group in groups) < _MAX_ELEMENTS
+            and sum(group.n_bytes for group in groups) < _MAX_BYTES
+        ):
+            return ()
+        return self._release(max(self._held, key=lambda each: self._held[each].n_elements))
+
+    def flush(self) -> Iterator[Any]:
+        """Run all calls that are held, those of loaded models first."""
+        has_room_for = self._engine.session.has_room_for
+        for version in sorted(self._held, key=lambda each: not has_room_for(each)):
+            yield from self._release(version)
+
+    def _release(self, version: ModelVersion) -> Iterator[Any]:
+        engine = self._engine
+        for arguments, work in self._held.pop(version).work:
+            current, engine.arguments = engine.arguments, arguments
+            try:
+                outputs = list(work())
+            finally:
+                engine.arguments = current
+            yield from outputs
