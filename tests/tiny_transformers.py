@@ -19,7 +19,7 @@ IDS = [torch.tensor([2, n, 7, 3]) for n in range(5, 11)]
 MINILM = str(get_model_path())
 
 
-def tokenizer(closed: bool = True) -> PreTrainedTokenizerFast:
+def tokenizer(closed: bool = True, **options: Any) -> PreTrainedTokenizerFast:
     """Return a tokenizer that splits at spaces and, if ``closed``, adds [CLS] and [SEP]."""
     words = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -31,19 +31,24 @@ def tokenizer(closed: bool = True) -> PreTrainedTokenizerFast:
             special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
         special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names = ["input_ids", "token_type_ids", "attention_mask"][:: 1 if closed else 2]
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         unk_token="[UNK]",
         mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"][:: 1 if closed else 2],
-        **special,
+        **{"model_input_names": names, **special, **options},
     )
 
 
 def saved(path: Path, model: Any, closed: bool = True) -> str:
     """Save a model with a tokenizer and return the path."""
+    return save_with_tokenizer(path, model, closed)
+
+
+def save_with_tokenizer(path: Path, model: Any, closed: bool = True, **options: Any) -> str:
+    """Save a model with a tokenizer that has other options, and return the path."""
     model.save_pretrained(path)
-    tokenizer(closed).save_pretrained(path)
+    tokenizer(closed, **options).save_pretrained(path)
     return str(path)
 
 

@@ -40,6 +40,7 @@ from runinference.frameworks.torch.devices import (
 )
 from runinference.frameworks.torch.exported_program import load_exported_program
 from runinference.frameworks.torch.loading import load_torch_script, load_weights
+from runinference.frameworks.torch.training_mode import check_evaluation_mode
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -185,6 +186,8 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """
         device = resolve_device(self._device)
         model = self._load_file(device).to(device)
+        if self.batch_elements_kwargs().get("max_batch_size") != 1:
+            check_evaluation_mode(getattr(model, "program", model), repr(self._model_id()))
         if self._channels_last:
             model = use_channels_last(model)
         if self._compile is not None:

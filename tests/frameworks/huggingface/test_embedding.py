@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 import torch
+from transformers import BertModel
 
 from common import run
 from runinference import RunInference
 from runinference.errors import ModelLoadError, OptionError
 from runinference.huggingface_inference import HuggingFaceModelHandlerEmbedding
-from tiny_transformers import MINILM, TEXTS
+from tiny_transformers import MINILM, TEXTS, bert, saved
 
 LONG = "Income tax is due in May, unless it is not. " * 60
 SENTENCES = ["A cat", "", LONG, "  Hello   World ", "Ein Kätzchen 漢字", "x"]
@@ -86,3 +87,90 @@ def test_names_unsupported_layers(base, tmp_path):
 def test_suggests_a_name_for_an_unknown_pooling(base):
     with pytest.raises(OptionError, match="Did you mean 'mean'"):
         HuggingFaceModelHandlerEmbedding(base, pooling="means")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize(
+    "pooling",
+    ["mean", "cls", "weightedmean", ("max", "mean_sqrt_len_tokens"), ("lasttoken", "mean")],
+)
+def test_settings_in_files_are_those_of_sentence_transformers(
+    pooling, include_prompt, base, tmp_path
+):
+    import sentence_transformers as library
+    from sentence_transformers import models as modules
+
+    layers = [
+        modules.Transformer(base, max_seq_length=9, do_lower_case=True),
+        modules.Pooling(16, pooling_mode=pooling, include_prompt=include_prompt),
+        modules.Normalize(),
+    ]
+    model = library.SentenceTransformer(
+        modules=layers, device="cpu", prompts={"q": "good "}, default_prompt_name="q",
+        truncate_dim=7,
+    )  # fmt: skip
+    model.save(str(tmp_path))
+    texts = [*TEXTS, "", "The CAT [MASK]", "the cat " * 9]
+    expected = model.encode(texts, convert_to_tensor=True)
+    handler = HuggingFaceModelHandlerEmbedding(str(tmp_path), min_batch_size=len(texts))
+    found = torch.stack([result.inference for result in handler.predict(texts)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    lengths = HuggingFaceModelHandlerEmbedding(str(tmp_path), normalize=True).predict(TEXTS)
+    assert {round(float(x.inference.norm()), 4) for x in lengths} == {1.0}
+
+
+def test_the_embedding_of_a_text_without_tokens_is_zero(tmp_path):
+    path = saved(tmp_path, BertModel(bert()), closed=False)
+    for pooling in ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"):
+        handler = HuggingFaceModelHandlerEmbedding(path, pooling=pooling, normalize=True)
+        for batch in ([""], ["", "cat", ""]):
+            results = handler.predict(batch)
+            assert [bool(x.inference.any()) for x in results] == [x == "cat" for x in batch]
+            assert {x.inference.shape for x in results} == {(16,)}
+
+
+LIBRARY = "sentence_transformers.models."
+TRANSFORMER = {"idx": 0, "path": "", "type": LIBRARY + "Transformer"}
+POOLING = {"idx": 1, "path": "1_Pooling", "type": LIBRARY + "Pooling"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", [TRANSFORMER], "no layer 'Pooling'"),
+        ("modules.json", [TRANSFORMER, {**POOLING, "type": "other.Pooling"}], "layer 'other.Pooling'"),
+        ("modules.json", [{**TRANSFORMER, "path": "0_Bert"}, POOLING], "in the folder '0_Bert'"),
+        *(
+            ("modules.json", [TRANSFORMER, POOLING, {**POOLING, "type": LIBRARY + kind}], f"{kind!r}")
+            for kind in ("Dense", "CNN", "LSTM", "LayerNorm", "WeightedLayerPooling")
+        ),
+        ("1_Pooling/config.json", {"pooling_mode_best_tokens": True}, "pooling_mode_best_tokens"),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean", "best"]}, "the pooling best"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "'fill-mask'"),
+        ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "'modality_config'"),
+        ("sentence_bert_config.json", {"model_args": {"dtype": "bfloat16"}}, "set 'dtype' in load_model"),
+        ("sentence_roberta_config.json", {"tokenizer_args": {"x": 1}}, "set 'x' in load_tokenizer_args"),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"max_length": 3}}},
+            "set 'max_length' in tokenizer_args",
+        ),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "default prompt 'q'"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "a SparseEncoder"),
+    ],
+)  # fmt: skip
+def test_refuses_settings_that_it_does_not_support(file, content, message, base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "1_Pooling").mkdir()
+    (tmp_path / "model" / "modules.json").write_text(json.dumps([TRANSFORMER, POOLING]))
+    HuggingFaceModelHandlerEmbedding(str(tmp_path / "model")).load_model()
+    (tmp_path / "model" / file).write_text(json.dumps(content))
+    with pytest.raises(ModelLoadError, match=message):
+        HuggingFaceModelHandlerEmbedding(str(tmp_path / "model")).load_model()
+
+
+def test_prepends_the_prompt_to_the_first_text_of_a_pair(base):
+    handler = HuggingFaceModelHandlerEmbedding(base, prompt="good ")
+    plain = HuggingFaceModelHandlerEmbedding(base)
+    [result], [expected] = handler.predict([("cat", "mat")]), plain.predict([("good cat", "mat")])
+    torch.testing.assert_close(result.inference, expected.inference)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,10 +16,15 @@ from transformers import (
     BertModel,
 )
 
+import neighbor_cases
 from common import run
 from runinference import RunInference
-from runinference.errors import ModelLoadError, OptionError
-from runinference.huggingface_inference import HuggingFacePipelineModelHandler, PipelineTask
+from runinference.errors import ElementError, ModelLoadError, OptionError
+from runinference.huggingface_inference import (
+    HuggingFaceModelHandlerText,
+    HuggingFacePipelineModelHandler,
+    PipelineTask,
+)
 from tiny_transformers import TEXTS, assert_close, bert, saved
 
 
@@ -163,3 +170,99 @@ def test_constructor_rejects_conflicting_options(classifier):
 def test_names_a_task_that_does_not_fit_the_model(classifier):
     with pytest.raises(ModelLoadError, match="image-classification"):
         HuggingFacePipelineModelHandler("image-classification", classifier).load_model()
+
+
+@pytest.mark.parametrize(
+    ("task", "model_class", "text", "args"),
+    [
+        ("text-classification", BertForSequenceClassification, "cat " * 50, {"truncation": True}),
+        ("feature-extraction", BertModel, "cat " * 50, {"truncation": True}),
+        (
+            "fill-mask",
+            BertForMaskedLM,
+            "[MASK] " + "cat " * 50,
+            {"tokenizer_kwargs": {"truncation": True}},
+        ),
+    ],
+)
+def test_a_text_that_is_too_long_is_truncated_or_names_the_argument(
+    task, model_class, text, args, tmp_path
+):
+    handler = HuggingFacePipelineModelHandler(task, saved(tmp_path, model_class(bert())))
+    with pytest.raises(
+        ElementError, match=r"has 5[23] tokens, .* at most 32.*'truncation': True"
+    ) as e:
+        handler.predict([text])
+    assert str(args) in str(e.value)
+    assert len(handler.predict([text, text], args)) == 2
+
+
+def test_explains_a_continuation_that_is_too_long(gpt):
+    handler = HuggingFacePipelineModelHandler("text-generation", gpt)
+    args = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
+    with pytest.raises(ElementError, match=r"more than 32 tokens.*lower max_new_tokens"):
+        handler.predict(["the cat"], args)
+
+
+def test_images_and_sounds_of_one_shape_share_a_call(tmp_path):
+    for factory in (neighbor_cases.images_of_several_sizes, neighbor_cases.sounds_to_classify):
+        handler, examples, args = factory(tmp_path / factory.__name__)
+        pipeline = handler.load_model()
+        sizes: list[int] = []
+        pipeline.model.register_forward_pre_hook(
+            lambda model, args, kwargs, sizes=sizes: sizes.append(len(next(iter(kwargs.values())))),
+            with_kwargs=True,
+        )
+        handler.run_inference(examples, pipeline, args)
+        assert sorted(sizes) == [1, 1, 2]
+
+
+def test_the_arguments_of_a_call_are_not_changed(base):
+    handler = HuggingFacePipelineModelHandler("feature-extraction", base, max_batch_size=1)
+    args = {"truncation": True, "tokenize_kwargs": {"max_length": 3}}
+    assert [len(x.inference[0]) for x in handler.predict(TEXTS, args)] == [3] * len(TEXTS)
+    assert args == {"truncation": True, "tokenize_kwargs": {"max_length": 3}}
+
+
+def test_accepts_a_pipeline_that_a_subclass_loads(classifier):
+    class Handler(HuggingFacePipelineModelHandler):
+        def load_model(self):
+            return transformers.pipeline("text-classification", classifier, device="cpu")
+
+    handler = Handler("text-classification", min_batch_size=6)
+    expected = HuggingFacePipelineModelHandler("text-classification", classifier).predict(TEXTS)
+    for result, other in zip(handler.predict(TEXTS), expected, strict=True):
+        assert_close(result.inference, other.inference)
+
+
+@pytest.mark.parametrize("is_pipeline", [True, False])
+def test_each_thread_truncates_to_the_length_of_its_own_call(is_pipeline, base):
+    """A fast tokenizer stores the length of its last call."""
+    if is_pipeline:
+        handler = HuggingFacePipelineModelHandler("feature-extraction", base, device="CPU")
+        model = handler.load_model()
+        handlers = dict.fromkeys(range(3, 7), handler)
+    else:
+        handlers = {
+            length: HuggingFaceModelHandlerText(base, tokenizer_args={"max_length": length})
+            for length in range(3, 7)
+        }
+    models = {n: model if is_pipeline else one.load_model() for n, one in handlers.items()}
+
+    def count_tokens(length: int) -> set[int]:
+        kwargs = {"tokenize_kwargs": {"max_length": length, "truncation": True}}
+        found = set()
+        for _ in range(15):
+            args = kwargs if is_pipeline else None
+            [result] = handlers[length].run_inference(["the cat " * 8], models[length], args)
+            vectors = result.inference
+            found.add(len(vectors[0] if is_pipeline else vectors["last_hidden_state"]))
+        return found
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(count_tokens, handlers)) == [{3}, {4}, {5}, {6}]
+    finally:
+        sys.setswitchinterval(interval)

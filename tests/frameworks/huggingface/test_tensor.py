@@ -134,3 +134,12 @@ def test_rejects_unknown_and_unsupported_frameworks(base):
     finally:
         del sys.modules["tensorflow"]
         sys.modules.update(hidden)
+
+
+def test_padding_without_a_mask_raises_an_error_that_names_it(base):
+    handler = HuggingFaceModelHandlerTensor(base, AutoModel, padding=Padding())
+    with pytest.raises(OptionError, match=r"BertModel would also process.*mask='attention_mask'"):
+        handler.predict(IDS)
+    handler = HuggingFaceModelHandlerKeyedTensor(base, AutoModel, padding=Padding())
+    examples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in IDS]
+    assert len(handler.predict(examples)) == len(IDS)

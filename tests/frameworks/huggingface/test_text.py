@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import pickle
+import shutil
+import weakref
 
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartModel,
     BertForQuestionAnswering,
     BertModel,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+import neighbor_cases
 from common import run
 from runinference import KeyedModelHandler, RunInference
 from runinference.errors import ElementError, OptionError
 from runinference.huggingface_inference import (
+    HuggingFaceModelHandlerEmbedding,
+    HuggingFaceModelHandlerTensor,
     HuggingFaceModelHandlerText,
     HuggingFacePipelineModelHandler,
 )
@@ -113,3 +125,101 @@ def test_rejects_elements_that_are_not_texts_and_invalid_tokenizer_args(base):
             handler.predict([element])
     with pytest.raises(OptionError, match="return_tensors"):
         HuggingFaceModelHandlerText(base, tokenizer_args={"return_tensors": "pt"})
+
+
+ENCODER = {**neighbor_cases.ENCODER, "pad_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [
+        ("bert", 34),
+        ("camembert", 32),
+        ("data2vec-text", 32),
+        ("esm", 32),
+        ("longformer", 32),
+        ("mpnet", 32),
+        ("xlm-roberta", 32),
+    ],
+)
+def test_truncates_to_the_positions_of_the_model(kind, length, tmp_path):
+    special = {"attention_window": 4} if kind == "longformer" else {}
+    config = AutoConfig.for_model(kind, **ENCODER, **special)
+    path = saved(tmp_path, AutoModel.from_config(config), closed=False)
+    [result] = HuggingFaceModelHandlerText(path).predict(["cat " * 100])
+    assert len(result.inference["last_hidden_state"]) == length
+    with pytest.raises(ElementError, match=rf"has 100 tokens, .* at most {length}"):
+        HuggingFaceModelHandlerText(path, tokenizer_args={"truncation": False}).predict(
+            ["cat " * 100]
+        )
+    handler = HuggingFaceModelHandlerTensor(path, AutoModel)
+    with pytest.raises(ElementError, match=rf"33 tokens|35 tokens.*at most {length}"):
+        handler.predict([torch.full((length + 1,), 7)])
+
+
+def test_truncates_to_the_positions_of_an_encoder(tmp_path):
+    config = BartConfig(
+        vocab_size=len(WORDS), d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    path = saved(tmp_path, BartModel(config), closed=False)
+    [result] = HuggingFaceModelHandlerText(path).predict(["cat " * 100])
+    assert len(result.inference["encoder_last_hidden_state"]) == 12
+
+
+def test_a_text_without_tokens_raises_an_error_that_names_it(tmp_path):
+    handler = HuggingFaceModelHandlerText(
+        saved(tmp_path, BertModel(bert()), closed=False), min_batch_size=2
+    )
+    with pytest.raises(ElementError, match=r"Element 1 of the batch is '', which has no tokens"):
+        handler.predict(["cat", ""])
+
+
+def test_frees_the_tokenizers_of_models_that_are_no_longer_used(base, folder, monkeypatch):
+    load, tokenizers = AutoTokenizer.from_pretrained, weakref.WeakSet()
+
+    def load_and_record(*args, **kwargs):
+        tokenizers.add(made := load(*args, **kwargs))
+        return made
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load_and_record)
+    handler = HuggingFaceModelHandlerText(base, max_padded_size=20)
+    for n in range(4):
+        handler = copy.copy(handler)
+        handler.update_model_path(str(shutil.copytree(base, folder / f"refresh-{n}")))
+        assert handler.batch_elements_kwargs()["length_fn"]("cat") == 3
+        gc.collect(1)
+        assert len(tokenizers) <= 2
+    del handler
+    gc.collect()
+    assert not tokenizers
+
+
+def test_counts_the_tokens_of_the_updated_model(base, folder):
+    handler = HuggingFaceModelHandlerText(base, max_padded_size=20)
+    assert handler.batch_elements_kwargs()["length_fn"]("cat") == 3
+    updated = copy.copy(handler)
+    updated.update_model_path(saved(folder / "open", BertModel(bert()), closed=False))
+    assert updated.batch_elements_kwargs()["length_fn"]("cat") == 1
+
+
+def test_options_with_the_same_repr_do_not_share_a_tokenizer(base):
+    class Length(int):
+        def __repr__(self):
+            return "a length"
+
+    handlers = [
+        HuggingFaceModelHandlerText(
+            base, tokenizer_args={"max_length": Length(n), "truncation": True}, max_padded_size=20
+        )
+        for n in (3, 5)
+    ]
+    lengths = [each.batch_elements_kwargs()["length_fn"]("the cat " * 9) for each in handlers]
+    assert lengths == [3, 5]
+
+
+def test_models_support_weak_references(base):
+    for handler in (HuggingFaceModelHandlerText(base), HuggingFaceModelHandlerEmbedding(base)):
+        model = handler.load_model()
+        assert weakref.ref(model)() is model

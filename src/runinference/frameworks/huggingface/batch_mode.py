@@ -7,20 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from runinference.collate.padding import Padding
 from runinference.collate.pytree import leaves_with_path
 from runinference.extras import need
+from runinference.frameworks.huggingface.pretrained import no_cache_args
 from runinference.frameworks.huggingface.tokenizer import BatchTokenizer
+from runinference.frameworks.torch.calling import StackedInferenceFn
 
 torch = need("torch", extra="transformers")
-
-#: Arguments of a call that return the token scores of one step of generation.
-ONE_STEP = {
-    "max_new_tokens": 1,
-    "do_sample": False,
-    "use_cache": False,
-    "output_logits": True,
-    "return_dict_in_generate": True,
-}
 
 Row = Mapping[str, Any]
 #: Calls a model on a batch of tokenized texts, and returns the output for each of them, without padding.
@@ -36,7 +30,7 @@ class BatchMode(Enum):
 
 
 def find_batch_mode(model: Any, tokenizer: BatchTokenizer, call: CallFn) -> BatchMode:
-    """Compare the output of a model for a short text alone and in a batch.
+    """Compare the outputs of a model for short texts alone and in a batch.
 
     Models without an attention mask, with convolutions or with a wrong padding token also process the padding.
     Classifiers without a padding token fail for more than one text.
@@ -45,19 +39,47 @@ def find_batch_mode(model: Any, tokenizer: BatchTokenizer, call: CallFn) -> Batc
     rows = _make_rows(tokenizer)
     if rows is None or getattr(model, "is_quantized", False):
         return fallback
-    short, other, long = rows
     try:
-        [alone] = call([short])
+        alone = [output for row in rows for output in call([row])]
     except Exception:
         return fallback  # The model needs more than a text.
-    if fallback is BatchMode.PADDED and _agrees(alone, call, short, long):
+    if fallback is BatchMode.PADDED and _agrees(alone, call, rows):
         return BatchMode.PADDED
-    return BatchMode.SAME_LENGTH if _agrees(alone, call, short, other) else BatchMode.SINGLE
+    pairs = zip(alone, rows, strict=True)
+    if all(_agrees([output], call, [row, _replace_token(row, rows[-1])]) for output, row in pairs):
+        return BatchMode.SAME_LENGTH
+    return BatchMode.SINGLE
+
+
+def make_probe(model: Any, method: str | None, padding: Padding, device: Any) -> CallFn:
+    """Return a function that calls a model for `find_batch_mode`, with as many outputs as it can return."""
+    function = StackedInferenceFn(True, method, padding)
+    if method == "generate":
+        # The scores of the first token that continues each text.
+        args = {
+            "max_new_tokens": 1,
+            "do_sample": False,
+            "use_cache": False,
+            "output_logits": True,
+            "return_dict_in_generate": True,
+        }
+        return lambda rows: [x.inference["logits"] for x in function(rows, model, device, args)]
+    args = no_cache_args(model)
+
+    def call(rows: Sequence[Row]) -> list[Any]:
+        try:
+            results = list(function(rows, model, device, {**args, "output_hidden_states": True}))
+        except Exception:
+            results = list(function(rows, model, device, args))
+        return [result.inference for result in results]
+
+    return call
 
 
 def accepts_mask(model: Any) -> bool:
     """Return whether a model takes an attention mask."""
-    return "attention_mask" in inspect.signature(model.forward).parameters
+    forward = getattr(model, "forward", None)
+    return forward is not None and "attention_mask" in inspect.signature(forward).parameters
 
 
 def depends_on_padded_prompt(model: Any, args: Mapping[str, Any]) -> bool:
@@ -71,24 +93,25 @@ def depends_on_padded_prompt(model: Any, args: Mapping[str, Any]) -> bool:
     def get(name: str) -> Any:
         return args.get(name, getattr(defaults, name, None))
 
-    names = [*_ENCODER_SETTINGS]
+    neutral = _ENCODER_SETTINGS
     if not getattr(model.config, "is_encoder_decoder", False):
         if get("max_new_tokens") is None:
             return True
-        names += _PROMPT_SETTINGS
-    return any(get(name) not in (None, 0, 1) for name in names)
+        neutral = {**_ENCODER_SETTINGS, **_PROMPT_SETTINGS}
+    return any(get(name) not in (None, value) for name, value in neutral.items())
 
 
-_ENCODER_SETTINGS = ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty")
-_PROMPT_SETTINGS = (
-    "logits_processor",
-    "min_length",
-    "no_repeat_ngram_size",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
-    "repetition_penalty",
-    "stopping_criteria",
-)
+#: Settings that also apply to padding, and their values without an effect.
+_ENCODER_SETTINGS = {"encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1}
+_PROMPT_SETTINGS = {
+    "logits_processor": None,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "penalty_alpha": None,
+    "prompt_lookup_num_tokens": None,
+    "repetition_penalty": 1,
+    "stopping_criteria": None,
+}
 
 
 def group_rows(rows: Sequence[Row], mode: BatchMode) -> list[list[int]]:
@@ -111,29 +134,40 @@ def call_in_groups(rows: Sequence[Row], mode: BatchMode, call: CallFn) -> list[A
     return outputs
 
 
-def _make_rows(tokenizer: BatchTokenizer) -> tuple[Row, Row, Row] | None:
-    """Return a short text, another one of its length, and a longer one; None if the tokenizer has none."""
+#: The words of each text, as positions in a list of words. The last text is the longest.
+_TEXTS = ([0, 1], [2], [3, 4, 5], [*range(10)])
+
+
+def _make_rows(tokenizer: BatchTokenizer) -> list[Row] | None:
+    """Return texts of different lengths; None if all texts of the tokenizer have one length."""
     special = {*tokenizer.tokenizer.all_special_ids}
     first = len(tokenizer.tokenizer) // 2
-    ids = [i for i in range(first, len(tokenizer.tokenizer)) if i not in special][:8]
-    texts = tokenizer.decode([ids[:2], ids])
-    short, long = tokenizer.encode(texts)
-    changed = next((n for n, i in enumerate(short["input_ids"].tolist()) if i not in special), None)
-    if changed is None or len(short["input_ids"]) >= len(long["input_ids"]):
-        return None
-    other = {**short, "input_ids": short["input_ids"].clone()}
-    other["input_ids"][changed] = ids[-1]
-    return short, other, long
+    words = [i for i in range(first, len(tokenizer.tokenizer)) if i not in special]
+    rows = tokenizer.encode(
+        tokenizer.decode([[words[n % len(words)] for n in text] for text in _TEXTS])
+    )
+    lengths = [len(row["input_ids"]) for row in rows]
+    return rows if 0 < min(lengths) < lengths[-1] else None
 
 
-def _agrees(alone: Any, call: CallFn, row: Row, neighbor: Row) -> bool:
-    """Return whether the output for a row is the same beside a neighbor."""
+def _replace_token(row: Row, other: Row) -> Row:
+    """Return a row of the same length with another token in the middle."""
+    ids = row["input_ids"].clone()
+    ids[len(ids) // 2] = other["input_ids"][len(other["input_ids"]) // 2]
+    return {**row, "input_ids": ids}
+
+
+def _agrees(alone: Sequence[Any], call: CallFn, rows: Sequence[Row]) -> bool:
+    """Return whether the outputs for the first rows are the same in one call with all rows."""
     try:
-        beside = call([row, neighbor])[0]
+        together = call(rows)
     except Exception:
         return False
-    leaves, others = leaves_with_path(alone), dict(leaves_with_path(beside))
-    return all(_is_close(leaf, others.get(path)) for path, leaf in leaves)
+    for one, other in zip(alone, together, strict=False):
+        others = dict(leaves_with_path(other))
+        if not all(_is_close(leaf, others.get(path)) for path, leaf in leaves_with_path(one)):
+            return False
+    return True
 
 
 def _is_close(one: Any, other: Any) -> bool:

@@ -169,4 +169,4 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         return super()._tokenizer_key(), self._prompt
 
     def _get_default_args(self, module: Any) -> dict[str, Any]:
-        return no_cache_args(module.model)
+        return no_cache_args(getattr(module, "model", module))

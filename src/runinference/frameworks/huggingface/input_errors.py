@@ -9,6 +9,7 @@ from typing import Any
 
 from runinference.collate.unbatch import unbatch
 from runinference.errors import ElementError, RunInferenceError, suggest
+from runinference.frameworks.huggingface.positions import find_max_tokens
 
 
 @contextmanager
@@ -80,8 +81,8 @@ def _describe_invalid_ids(ids: Any, model: Any) -> str | None:
             f"from {int(ids.min())} to {int(ids.max())}, but the model's vocabulary has IDs from 0 to {size - 1}. "
             "To fix this, use the tokenizer that the model was trained with."
         )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and len(ids) > longest:
+    longest = find_max_tokens(model)
+    if longest is not None and len(ids) > longest:
         return (
             f"of {len(ids)} tokens, but the model accepts at most {longest}. To fix this, truncate it: "
             f"tokenizer(text, truncation=True, max_length={longest})."

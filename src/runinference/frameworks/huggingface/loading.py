@@ -17,6 +17,7 @@ from runinference.errors import (
 )
 from runinference.extras import need
 from runinference.frameworks.torch.loading import first_sentence, get_name, shorten
+from runinference.frameworks.torch.training_mode import check_evaluation_mode
 
 transformers = need("transformers", extra="transformers")
 
@@ -50,6 +51,7 @@ def load_pretrained(
         model = model.eval().requires_grad_(False)
         if "device_map" not in args and not getattr(model, "is_quantized", False):
             model = model.to(device)
+    check_evaluation_mode(model, name)
     return model
 
 

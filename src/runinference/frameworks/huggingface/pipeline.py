@@ -24,6 +24,7 @@ from runinference.frameworks.huggingface.pipeline_batches import prepare_batches
 from runinference.frameworks.huggingface.tasks import PipelineTask, check_task
 from runinference.frameworks.huggingface.tokenizer import prepare_tokenizer
 from runinference.frameworks.torch.devices import parse_device, resolve_device
+from runinference.frameworks.torch.training_mode import check_evaluation_mode
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -70,6 +71,7 @@ def load_pipeline(task: str, model: str, load_pipeline_args: Mapping[str, Any]) 
             # Prompts must be padded on the left.
             pipeline.tokenizer.padding_side = "left"
     pipeline.model.eval()
+    check_evaluation_mode(pipeline.model, type(pipeline.model).__name__)
     prepare_batches(pipeline, load_pipeline_args)
     return pipeline
 

@@ -9,19 +9,17 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any
 
-from runinference.errors import ElementError
+from runinference.errors import ElementError, is_out_of_memory
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import (
-    ONE_STEP,
     BatchMode,
     accepts_mask,
     depends_on_padded_prompt,
     find_batch_mode,
+    make_probe,
 )
 from runinference.frameworks.huggingface.positions import find_max_tokens
-from runinference.frameworks.huggingface.pretrained import no_cache_args
 from runinference.frameworks.huggingface.tokenizer import BatchTokenizer, get_lock
-from runinference.frameworks.torch.calling import StackedInferenceFn
 
 torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
@@ -94,13 +92,7 @@ def _find_mode(pipeline: Any) -> BatchMode:
     model, tokenizer = pipeline.model, BatchTokenizer(pipeline.tokenizer, {})
     side = pipeline.tokenizer.padding_side
     padding = tokenizer.padding(side, unpad=not generates, mask=accepts_mask(model))
-    call_model = StackedInferenceFn(True, "generate" if generates else None, padding)
-    args = ONE_STEP if generates else no_cache_args(model)
-
-    def call(rows: Sequence[Any]) -> list[Any]:
-        outputs = [x.inference for x in call_model(rows, model, pipeline.device, dict(args))]
-        return [x["logits"] for x in outputs] if generates else outputs
-
+    call = make_probe(model, "generate" if generates else None, padding, pipeline.device)
     return find_batch_mode(model, tokenizer, call)
 
 
@@ -113,6 +105,12 @@ def _check_tokens(
         return
     if ids.shape[1] == 0:
         raise ElementError("A text has no tokens. To fix this, filter out empty texts.")
+    past = getattr(kwargs.get("past_key_values"), "get_seq_length", int)()
+    if limit is not None and past and past + ids.shape[1] > limit:
+        raise ElementError(
+            f"A text and the tokens that continue it have more than {limit} tokens, which is the most that the "
+            "model accepts. To fix this, lower max_new_tokens in inference_args, or shorten the text."
+        )
     if limit is not None and ids.shape[1] > limit:
         raise ElementError(
             f"A text has {ids.shape[1]} tokens, but the model accepts at most {limit}. To fix this, truncate it: "
@@ -191,7 +189,14 @@ def _define_class(base: Any) -> type:
             if len(group) == 1:
                 return [self.forward(group[0], **params)]
             join = pipelines.pad_collate_fn(self.tokenizer, None) if is_padded else _concat
-            return [*iterators.PipelineIterator([join(group)], self.forward, params, len(group))]
+            batches = iterators.PipelineIterator([join(group)], self.forward, params, len(group))
+            try:
+                return list(batches)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+            # Some pipelines support no batches, and any of the inputs may be invalid.
+            return [self.forward(item, **params) for item in group]
 
     BatchedPipeline.__name__ = base.__name__
     return BatchedPipeline

@@ -67,8 +67,7 @@ class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
 
 
 def no_cache_args(model: Any) -> dict[str, Any]:
-    """Return the keyword that keeps a model from returning its key-value cache, if it has one."""
+    """Return the keywords that keep a model from returning its key-value cache, if it has one."""
     forward = getattr(model, "forward", None)
-    if forward is None or "use_cache" not in inspect.signature(forward).parameters:
-        return {}
-    return {"use_cache": False}
+    parameters = inspect.signature(forward).parameters if forward else {}
+    return {name: False for name in ("use_cache", "use_mems") if name in parameters}

@@ -11,6 +11,7 @@ from runinference.checks import check_callable
 from runinference.collate.padding import Padding
 from runinference.errors import OptionError
 from runinference.extras import need
+from runinference.frameworks.huggingface.batch_mode import accepts_mask
 from runinference.frameworks.huggingface.input_errors import check_input_names, explain_input_errors
 from runinference.frameworks.huggingface.loading import VERSION
 from runinference.frameworks.huggingface.pretrained import PretrainedModelHandler, no_cache_args
@@ -103,6 +104,7 @@ class _TensorModelHandler(PretrainedModelHandler):
         if self._inference_fn is None:
             check_input_names(model, first)
             args = {**no_cache_args(model), **args}
+        self._check_mask(model, first)
         call, device = self._get_inference_fn(), self._get_device(model)
         with explain_input_errors(model, batch):
             return call(batch, model, device, args, self._model_uri)
@@ -110,6 +112,18 @@ class _TensorModelHandler(PretrainedModelHandler):
     def may_modify_examples(self) -> bool:
         function = self._inference_fn or type(self)._default_inference_fn
         return not keeps_examples(function) or super().may_modify_examples()
+
+    def _check_mask(self, model: Any, example: Any) -> None:
+        """Raise `OptionError` if the model would process padding like the values of an example."""
+        padding = None if self.gives_whole_results() else self._padding
+        name = "attention_mask"
+        names = example if isinstance(example, Mapping) else ()
+        if padding is None or padding.mask or name in names or not accepts_mask(model):
+            return
+        raise OptionError(
+            f"padding has no mask, so {type(model).__name__} would also process the padding, and results would "
+            f"depend on the other elements of the batch. To fix this, name the mask: Padding(…, mask={name!r})."
+        )
 
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)

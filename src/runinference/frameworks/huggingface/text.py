@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import Unpack
@@ -14,13 +14,13 @@ from runinference.collate.unbatch import to_results
 from runinference.errors import ElementError, OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import (
-    ONE_STEP,
     BatchMode,
     Row,
     accepts_mask,
     call_in_groups,
     depends_on_padded_prompt,
     find_batch_mode,
+    make_probe,
 )
 from runinference.frameworks.huggingface.loading import load_config, select_shared_args
 from runinference.frameworks.huggingface.positions import find_max_tokens
@@ -150,7 +150,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         tokenizer = self._load_tokenizer(
             config and config.get_text_config(), find_max_tokens(module)
         )
-        return self._with_tokenizer(self._wrap(module, tokenizer), tokenizer)
+        mode = self._find_mode(module, tokenizer)
+        return TextModel(self._wrap(module, tokenizer), tokenizer, mode)
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
@@ -182,17 +183,14 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             "HuggingFaceModelHandlerKeyedTensor."
         )
 
-    def _with_tokenizer(self, module: Any, tokenizer: BatchTokenizer) -> TextModel:
-        args = {
-            **self._get_default_args(module),
-            **(ONE_STEP if self._method == "generate" else {}),
-        }
-
-        def call(rows: Sequence[Row]) -> list[Any]:
-            outputs = self._call(rows, module, tokenizer, args)
-            return [x["logits"] for x in outputs] if self._method == "generate" else outputs
-
-        return TextModel(module, tokenizer, find_batch_mode(module, tokenizer, call))
+    def _find_mode(self, module: Any, tokenizer: BatchTokenizer) -> BatchMode:
+        padding = self._get_padding(tokenizer, module)
+        if self._method != "generate":
+            padding = replace(
+                padding, mask="attention_mask" if accepts_mask(module) else None, unpad=True
+            )
+        call = make_probe(module, self._method, padding, self._get_device(module))
+        return find_batch_mode(module, tokenizer, call)
 
     def _get_mode(self, model: TextModel, args: Mapping[str, Any]) -> BatchMode:
         if model.mode is not BatchMode.PADDED:
