@@ -102,8 +102,11 @@ def depends_on_padded_prompt(model: Any, args: Mapping[str, Any]) -> bool:
 
 
 #: Settings that also apply to padding, and their values without an effect.
-_ENCODER_SETTINGS = {"encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1}
-_PROMPT_SETTINGS = {
+_ENCODER_SETTINGS: dict[str, Any] = {
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+}
+_PROMPT_SETTINGS: dict[str, Any] = {
     "logits_processor": None,
     "min_length": 0,
     "no_repeat_ngram_size": 0,
@@ -143,9 +146,8 @@ def _make_rows(tokenizer: BatchTokenizer) -> list[Row] | None:
     special = {*tokenizer.tokenizer.all_special_ids}
     first = len(tokenizer.tokenizer) // 2
     words = [i for i in range(first, len(tokenizer.tokenizer)) if i not in special]
-    rows = tokenizer.encode(
-        tokenizer.decode([[words[n % len(words)] for n in text] for text in _TEXTS])
-    )
+    texts = tokenizer.decode([[words[n % len(words)] for n in text] for text in _TEXTS])
+    rows: list[Row] = [*tokenizer.encode(texts)]
     lengths = [len(row["input_ids"]) for row in rows]
     return rows if 0 < min(lengths) < lengths[-1] else None
 

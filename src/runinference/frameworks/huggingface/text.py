@@ -128,6 +128,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     # The tokenizer that counts tokens, and the model that it belongs to.
     _counter: tuple[str, BatchTokenizer] | None = None
     _counts_tokens = False
+    _keeps_examples = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_counter": None}
