@@ -374,7 +374,7 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             if redacted is error:
                 raise
         else:
-            if isinstance(responses, Iterator):
+            if isinstance(responses, (Iterator, tuple)):
                 responses = list(responses)
             return self.results_of(batch, responses, self.model_name)
         raise redacted

@@ -368,3 +368,31 @@ def test_ignores_partial_results_of_a_handler_that_got_a_different_batch():
         _ = dead_letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
     assert CollectElements.take(good) == [(word, word.upper()) for word in words if word != "bad"]
     assert [word for word, _ in CollectElements.take(bad)] == ["bad"]
+
+
+LIMITS = {
+    "padded size": {"max_padded_size": 20, "batch_length_fn": len},
+    "weight": {"max_batch_weight": 20, "element_size_fn": len},
+    "bytes": {"max_batch_bytes": 200},
+    "sizes": {"min_batch_size": 2, "max_batch_size": 3},
+    "buckets": {"batch_length_fn": len, "batch_bucket_boundaries": [3, 6]},
+    "duration": {"max_batch_duration_secs": 1},
+}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_every_limit_of_a_batch_can_be_combined_with_the_size_of_requests(limits):
+    batches = []
+
+    def respond(batch, args):
+        batches.append([len(text) for text in batch])
+        return [len(text) for text in batch]
+
+    handler = FunctionEndpoint(respond, max_request_size=4, max_concurrent_requests=2, **limits)
+    texts = ["x" * (n % 9 + 1) for n in range(40)]
+    assert handler.predict(texts) == [len(text) for text in texts]
+    assert max(map(len, batches)) <= min(4, limits.get("max_batch_size", 4))
+    if "max_padded_size" in limits:
+        assert all(max(lengths) * len(lengths) <= 20 for lengths in batches)
+    if "max_batch_weight" in limits:
+        assert all(sum(lengths) <= 20 for lengths in batches)

@@ -157,11 +157,13 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             )
         if max_request_size is not None:
             check_int("max_request_size", max_request_size)
-            if options.get("min_batch_size") is None:
-                size = min(
-                    max_request_size * max_concurrent_requests * _REQUESTS_PER_SLOT,
-                    options.get("max_batch_size") or DEFAULT_MAX_BATCH_SIZE,
-                )
+            # With max_padded_size, the number of elements follows from their lengths.
+            if options.get("min_batch_size") is None and options.get("max_padded_size") is None:
+                limit = options.get("max_batch_size")
+                if limit is not None:
+                    check_int("max_batch_size", limit)
+                size = max_request_size * max_concurrent_requests * _REQUESTS_PER_SLOT
+                size = min(size, limit or DEFAULT_MAX_BATCH_SIZE)
                 options = {**options, "min_batch_size": size, "max_batch_size": size}
         if num_retries:
             need("tenacity", extra="remote")
