@@ -20,6 +20,7 @@ THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(THREADS) $(BIN)/python -m pytest
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
+comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
@@ -58,9 +59,10 @@ unit: $(FULL) ## run the unit tests only
 
 SELECTION = $(if $(FRESH),,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
 
-fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop
-	$(call say,random pipelines)
-	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --numprocesses $(WORKERS) --quiet tests/test_random_pipelines.py
+fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop, and run the large profiles of other tests
+	$(call say,random pipelines$(comma) hostile models$(comma) soak test)
+	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --numprocesses $(WORKERS) --quiet tests/test_random_pipelines.py \
+		tests/test_hostile_models.py tests/test_soak.py
 
 docs-test: $(FULL) ## run the code on pages (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: run all code again)
 	$(call say,doc tests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,10 @@ _COUNTERS = (
     "model_evictions",
     "inference_timeouts",
 )
+
+
+#: Metrics of so many models are kept for the next batch. Each refresh can name another model.
+_MAX_PREFIXES = 32
 
 
 class InferenceMetrics:
@@ -60,7 +65,7 @@ class StepMetrics:
     def __init__(self, handler: Any, namespace: str | None) -> None:
         namespace = namespace or handler.get_metrics_namespace()
         self._namespace = None if handler.override_metrics(namespace) else namespace
-        self._by_prefix: dict[str, InferenceMetrics] = {}
+        self._by_prefix: OrderedDict[str, InferenceMetrics] = OrderedDict()
 
     def for_step(self) -> list[InferenceMetrics]:
         return self._get("")
@@ -77,4 +82,9 @@ class StepMetrics:
         for prefix in prefixes:
             if prefix not in self._by_prefix:
                 self._by_prefix[prefix] = InferenceMetrics(str(self._namespace), prefix)
+            self._by_prefix.move_to_end(prefix)
+        if len(self._by_prefix) > _MAX_PREFIXES:
+            self._by_prefix.popitem(
+                last=False
+            )  # of a model that was replaced, or that is rarely used
         return [self._by_prefix[prefix] for prefix in prefixes]
