@@ -80,6 +80,16 @@ def test_every_handler_runs_in_beams_transforms(case, tmp_path):
         assert same([row["x"] for row in found], expected)
 
 
+class _Same:
+    """The methods of a handler that returns its examples."""
+
+    def load_model(self) -> Any:
+        return print
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return batch
+
+
 class Fails(NamedTuple):
     """An action that fails in Beam.
 
@@ -158,6 +168,9 @@ FAILS: dict[str, Fails] = {
         lambda p, _: p.base.KeyedModelHandler([_mapping(p, ["a"]), _mapping(p, ["a"])]), ValueError
     ),
     "unknown key": Fails(lambda p, _: _run(_per_key(p), p, ("c", 1)), KeyError),
+    "element without a key": Fails(
+        lambda p, _: _run(p.base.KeyedModelHandler(p.handler(_Same)), p, 1), TypeError
+    ),
     "overridden load_model": Fails(lambda p, _: _override(p, "load_model"), Exception),
     "overridden run_inference": Fails(lambda p, _: _override(p, "run_inference"), Exception),
     "no load_model": Fails(lambda p, _: _handler(p).load_model(), NotImplementedError),

@@ -57,6 +57,10 @@ class ElementError(RunInferenceError, ValueError):
     """The handler does not accept an element, for example because it has no key."""
 
 
+class MissingKeyError(ElementError, TypeError):
+    """An element of a keyed handler is not a tuple ``(key, example)``. In Beam, that is a ``TypeError``."""
+
+
 class BatchShapeError(RunInferenceError, ValueError, RuntimeError):
     """The elements of a batch cannot be stacked.
 
@@ -248,7 +252,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def missing_key_error(element: Any) -> ElementError:
     """Return the error for an element that needs a key but has none."""
-    return ElementError(
+    return MissingKeyError(
         f"KeyedModelHandler takes (key, example), but got {type(element).__name__} {describe_value(element, 60)}. "
         "To fix this, add a key, for example with beam.WithKeys(lambda x: x.name), or leave the wrapper out."
     )
