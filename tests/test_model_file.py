@@ -17,6 +17,7 @@ from common import run
 from in_memory_file_system import InMemory
 from runinference import RunInference
 from runinference.errors import ModelLoadError, ModelNotFoundError
+from runinference.model_file import open_model
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
 ROWS, LABELS = load_iris(return_X_y=True)
@@ -90,3 +91,14 @@ def test_decompresses_a_file_by_its_suffix(model_path, tmp_path, classifier):
         path.write_bytes(gzip.compress(file.read()))
     results = SklearnModelHandlerNumpy(str(path)).predict(ROWS[:3])
     assert [result.inference for result in results] == classifier.predict(ROWS[:3]).tolist()
+
+
+def test_the_bytes_whose_digest_was_checked_are_returned(tmp_path, model_path):
+    """A file that is replaced after it was opened does not change what is loaded."""
+    with open(model_path, "rb") as file:
+        content = file.read()
+    path = tmp_path / "model.pickle"
+    path.write_bytes(content)
+    with open_model(str(path), "model_uri", hashlib.sha256(content).hexdigest()) as file:
+        path.write_bytes(b"replaced")
+        assert file.read() == content

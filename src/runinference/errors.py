@@ -217,12 +217,16 @@ def describe(error: BaseException, limit: int = MAX_MESSAGE_LENGTH) -> str:
     >>> describe(ValueError("bad row")), describe(KeyError("x" * 100), limit=20)
     ('ValueError: bad row', "KeyError: 'xx … xx'")
     """
-    try:
-        message = str(error)
-    except Exception as failure:
-        message = f"(its str() raises {type(failure).__name__})"
-    name = type(error).__name__
+    name, message = type(error).__name__, get_message(error, limit)
     return shorten_text(f"{name}: {message}" if message else name, limit)
+
+
+def get_message(error: BaseException, limit: int = MAX_MESSAGE_LENGTH) -> str:
+    """Return the message of an error, shortened. Never raises."""
+    try:
+        return shorten_text(str(error), limit)
+    except Exception as failure:
+        return f"{type(error).__name__} (its str() raises {type(failure).__name__})"
 
 
 def describe_value(value: Any, limit: int = 300) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from runinference import ModelHandler
 from runinference.caching.memory_budget import (
     available_memory_bytes,
     limits_from_args,
     model_bytes,
 )
+from runinference.serving.placement import InProcessModel
 
 
 def test_the_default_budget_is_three_quarters_of_the_memory():
@@ -122,3 +124,24 @@ class RemoteProxy:
 )
 def test_estimates_the_size_of_any_object(model):
     assert model_bytes(model) >= 0
+
+
+def test_the_size_of_a_model_is_not_what_other_threads_allocate():
+    """The model is loaded while the process grows by 64 MiB."""
+    others = []
+
+    class Small(ModelHandler):
+        def load_model(self):
+            others.append(bytearray(b"x" * (64 << 20)))
+            return bytearray(1 << 20)
+
+    assert 1 << 20 <= InProcessModel(Small()).n_bytes < 2 << 20
+
+
+def test_a_model_outside_of_python_is_as_large_as_its_file(tmp_path):
+    from runinference.onnx_inference import OnnxModelHandlerNumpy
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(bytes(5 << 20))
+    assert OnnxModelHandlerNumpy(str(path)).get_model_bytes(object()) == 5 << 20
+    assert OnnxModelHandlerNumpy("nowhere://model.onnx").get_model_bytes(object()) < 1000

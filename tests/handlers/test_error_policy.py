@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -297,3 +298,75 @@ def test_an_element_that_fails_once_gets_its_result_beside_one_that_always_fails
     outcomes = DeadLetterPolicy(Exception, sleep=lambda secs: None).attempt(call, [0, 1, 2, 3])
     assert outcomes[1:] == [1, 2, 3]
     assert isinstance(outcomes[0], Failure)
+
+
+class _ReprError(Exception):
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+class _StrError(Exception):
+    def __str__(self):
+        raise RuntimeError("no str")
+
+
+class _PropertyError(Exception):
+    @property
+    def response(self):
+        raise RuntimeError("no response")
+
+
+def _made_at_run_time():
+    return type("MadeAtRunTime", (LookupError,), {"__module__": "no_such_module"})("text")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "part"),
+    [
+        (_made_at_run_time, LookupError, "MadeAtRunTime"),
+        (_ReprError, _ReprError, "its repr() raises RuntimeError"),
+        (_StrError, _StrError, "_StrError"),
+        (_PropertyError, _PropertyError, "_PropertyError"),
+        (lambda: ValueError("x" * 10_000_000), ValueError, "xxx"),
+        (lambda: type("Local", (_ReprError,), {})(), _ReprError, "Local"),
+    ],
+    ids=["unpicklable class", "repr raises", "str raises", "property raises", "huge", "both"],
+)
+def test_a_report_of_any_exception_is_bounded_and_can_be_pickled(make, kind, part):
+    def call(batch):
+        raise make()
+
+    failures = policy()[0].attempt(call, [1, 2])
+    for failure in failures:
+        found, message, lines = pickle.loads(pickle.dumps(failure.report()))
+        assert found is kind
+        assert part in message
+        assert len(message) + sum(map(len, lines)) < 50_000
+
+
+def test_the_callers_exceptions_are_left_as_they_are():
+    cause = KeyError("cause")
+    error = ValueError("bad")
+    error.__cause__ = cause
+
+    def load(batch):
+        raise ModelUnavailableError("not loaded") from error
+
+    def send(batch):
+        raise PartialBatchError([PartialResult(1, [1], None), PartialResult(1, None, error)])
+
+    for call in (load, send):
+        with pytest.raises(ValueError, match="bad"):
+            FailFastPolicy().attempt(call, [1, 2])
+        assert (error.__cause__, error.__context__) == (cause, None)
+        assert vars(error) == {}
+
+
+def test_an_error_of_any_part_that_is_not_caught_is_raised():
+    def call(batch):
+        raise PartialBatchError(
+            [PartialResult(1, None, ValueError("a")), PartialResult(1, None, KeyError("b"))]
+        )
+
+    with pytest.raises(KeyError):
+        policy(caught=ValueError)[0].attempt(call, [1, 2])

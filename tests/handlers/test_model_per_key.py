@@ -177,3 +177,24 @@ def test_keys_with_equal_text_have_their_own_models():
 def test_keys_can_be_a_set():
     keyed = KeyedModelHandler([KeyModelMapping({"a", "b"}, Doubler("set"))])  # type: ignore[arg-type]
     assert sorted(key for key, _ in run([("a", 1), ("b", 2)], RunInference(keyed))) == ["a", "b"]
+
+
+class Identity:
+    """A key that equals only itself."""
+
+
+@pytest.mark.parametrize(
+    "key", [float("nan"), (float("nan"), 1), Identity()], ids=["nan", "tuple", "identity"]
+)
+def test_keys_that_do_not_equal_their_copies_are_rejected(key):
+    with pytest.raises(OptionError, match="does not equal its pickled copy"):
+        KeyedModelHandler([KeyModelMapping([key], Doubler("x"))])
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "hint"), [(1, "1", "mean 1?"), ("Oslo", "oslo", "mean 'Oslo'")]
+)
+def test_a_key_of_another_type_or_case_is_suggested_among_many(known, given, hint):
+    keyed = KeyedModelHandler([KeyModelMapping([known, *range(100, 20_000)], Doubler("x"))])
+    with pytest.raises(UnknownKeyError, match=hint.replace("?", r"\?")):
+        keyed.predict([(given, 1)])

@@ -214,8 +214,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         """
         parts = self.run_in_parts(batch, model, inference_args)
         if any(part.error is not None for part in parts):
-            error = PartialBatchError(parts).first_error
-            raise error from error.__cause__
+            raise PartialBatchError(parts).first_error
         return [result for part in parts for result in part.results or ()]
 
     def run_in_parts(self, batch: Any, model: ModelT, inference_args: _Args) -> list[PartialResult]:

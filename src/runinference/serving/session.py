@@ -17,7 +17,7 @@ from runinference.errors import (
     ChildDiedError,
     InferenceTimeoutError,
     ModelUnavailableError,
-    describe,
+    get_message,
     is_out_of_memory,
 )
 from runinference.handlers.call import may_modify_examples
@@ -254,7 +254,7 @@ class ModelSession:
         except ModelUnavailableError as error:
             _, failed = self._failed_refreshes[version.name]
             raise self._unavailable(
-                f"{describe(failed)} The model of the handler cannot be loaded either: {describe(error)}"
+                f"{failed} The model of the handler cannot be loaded either: {error}"
             ) from (failed.__cause__ or failed)
 
     def _postpone_refresh(self, version: ModelVersion, error: Exception) -> None:
@@ -268,7 +268,7 @@ class ModelSession:
         _LOGGER.error(
             "Can't load model %r, so the previous model stays in use: %s",
             version.name,
-            describe(error),
+            error,
         )
 
     def _set_current(self, version: ModelVersion) -> None:
@@ -300,7 +300,7 @@ class ModelSession:
         try:
             model = self._config.placement(version, progress.start_loading)
         except Exception as error:
-            message = f"The model cannot be loaded: {describe(error)}"
+            message = f"The model cannot be loaded: {get_message(error)}"
             raise self._unavailable(message) from error
         self._loads.append((version, self._config.clock.time_ns() - start, model.n_bytes))
         return model

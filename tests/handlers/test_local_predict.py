@@ -1,0 +1,106 @@
+"""``predict`` loads, reloads and frees models as a pipeline does."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+
+from runinference import KeyedModelHandler, KeyModelMapping, KeyModelPathMapping, ModelHandler
+from runinference.handlers.keyed import MaybeKeyedModelHandler
+
+
+class Path(ModelHandler):
+    """Its model is its path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def load_model(self):
+        return [self.path]
+
+    def update_model_path(self, model_path=None):
+        self.path = model_path or self.path
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [model[0]] * len(batch)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "example"),
+    [
+        (lambda handler: handler, 1),
+        (lambda handler: handler.with_preprocess_fn(str), 1),
+        (KeyedModelHandler, ("k", 1)),
+        (MaybeKeyedModelHandler, 1),
+    ],
+    ids=["plain", "copy", "keyed", "maybe keyed"],
+)
+def test_the_model_is_loaded_again_after_its_path_was_updated(wrap, example):
+    handler = wrap(Path("old"))
+    before = handler.predict([example])
+    assert "old" in str(before)
+    handler.update_model_path("new")
+    assert str(handler.predict([example])) == str(before).replace("old", "new")
+
+
+@pytest.mark.parametrize("through", ["wrapper", "inner"])
+def test_per_key_models_are_loaded_again_after_an_update(through):
+    inner = Path("old")
+    handler = KeyedModelHandler([KeyModelMapping(["a"], inner), KeyModelMapping(["b"], Path("b"))])
+    assert handler.predict([("a", 1), ("b", 1)]) == [("a", "old"), ("b", "b")]
+    if through == "wrapper":
+        paths = [KeyModelPathMapping(["a"], "new"), KeyModelPathMapping(["b"], "c")]
+        handler.update_model_paths(None, paths)
+        assert handler.predict([("a", 1), ("b", 1)]) == [("a", "new"), ("b", "c")]
+    else:
+        inner.update_model_path("new")
+        assert handler.predict([("a", 1), ("b", 1)]) == [("a", "new"), ("b", "b")]
+
+
+def test_copies_load_their_own_model_and_pickles_contain_none():
+    handler = Path("old")
+    handler.predict([1])
+    copied, pickled = copy.copy(handler), pickle.loads(pickle.dumps(handler))
+    for other in (copied, pickled):
+        other.path = "new"
+        assert other.predict([1]) == ["new"]
+    assert handler.predict([1]) == ["old"]
+
+
+class Weights:
+    def __init__(self, owner) -> None:
+        self.owner = owner
+
+
+class Cyclic(ModelHandler):
+    def load_model(self):
+        return Weights(self)
+
+    def run_inference(self, batch, model, inference_args=None):
+        self.model = weakref.ref(model)
+        return list(batch)
+
+
+@pytest.mark.parametrize("wrap", [lambda handler: handler, KeyedModelHandler])
+def test_a_model_that_refers_to_its_handler_is_freed_with_it(wrap):
+    inner = Cyclic()
+    handler = wrap(inner)
+    handler.predict([("k", 1)])
+    model = inner.model
+    assert model() is not None
+    del handler, inner
+    gc.collect()
+    assert model() is None
+
+
+def test_loading_may_predict_with_another_handler():
+    class Outer(Path):
+        def load_model(self):
+            return Path("inner").predict([1])
+
+    assert Outer("x").predict([1]) == ["inner"]
