@@ -12,7 +12,7 @@ import torch
 import xgboost
 from transformers import AutoModel
 
-from common import Doubler
+from common import Doubler, run
 from runinference import (
     Backoff,
     KeyedModelHandler,
@@ -480,3 +480,13 @@ def test_the_variable_of_a_key_is_rejected_whatever_its_name_is():
 )
 def test_other_environment_variables_are_accepted(variable):
     assert ModelHandler(env_vars={variable: "1", "NO_PROXY": "http://proxy:80"})
+
+
+@pytest.mark.parametrize("n_bytes", [None, "8"])
+def test_a_size_that_is_not_a_number_names_the_method(n_bytes):
+    class Sized(Doubler):
+        def get_num_bytes(self, batch):
+            return n_bytes
+
+    with pytest.raises(OptionError, match="get_num_bytes"):
+        run([1.0], RunInference(Sized()))

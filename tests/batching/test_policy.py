@@ -11,9 +11,11 @@ import torch
 
 from common import Doubler
 from runinference import KeyedModelHandler
+from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.batcher import Batcher
 from runinference.batching.element_size import size_in_bytes
 from runinference.batching.policy import BatchPolicy, resolve_policy
-from runinference.errors import OptionError, UnknownOptionError
+from runinference.errors import ElementError, OptionError, UnknownOptionError
 
 
 def test_a_maximum_padded_size_has_no_buckets_by_default():
@@ -104,3 +106,13 @@ def test_size_in_bytes_ignores_a_users_field_named_nbytes():
 
     assert size_in_bytes(File("a", None)) == size_in_bytes(("a", None))
     assert size_in_bytes(File("a", "7")) == size_in_bytes(("a", "7"))
+
+
+@pytest.mark.parametrize("measured", [None, "a", -1, float("nan")])
+@pytest.mark.parametrize("option", ["length_fn", "element_size_fn"])
+def test_functions_must_return_a_number_of_at_least_zero(option, measured):
+    policy = BatchPolicy.from_options({option: lambda element: measured})
+    with pytest.raises(
+        ElementError, match=f"{option} returned {measured!r} for an element of type int"
+    ):
+        Batcher(policy, AdaptiveSize(policy)).add(1, 1)

@@ -65,8 +65,7 @@ class Batcher(Generic[ItemT]):
     def add(self, element: Any, item: ItemT) -> Sequence[Batch[ItemT]]:
         """Add an element with its item. Return the batches that are full now."""
         policy = self._policy
-        length = 0 if policy.length_fn is None else policy.length_fn(element)
-        weight = 1 if policy.element_size_fn is None else policy.element_size_fn(element)
+        length, weight = policy.length(element), policy.weight(element)
         bucket = self._buckets[bisect_right(policy.bucket_boundaries, length)]
         return bucket.add(item, length, size_in_bytes(element), weight)
 

@@ -16,7 +16,7 @@ from runinference.checks import (
     check_number,
     check_positive,
 )
-from runinference.errors import OptionError, UnknownOptionError, suggest
+from runinference.errors import ElementError, OptionError, UnknownOptionError, suggest
 
 #: Beam's default bucket boundaries.
 DEFAULT_BUCKET_BOUNDARIES = (16, 32, 64, 128, 256, 512)
@@ -138,7 +138,12 @@ class BatchPolicy:
 
     def length(self, element: Any) -> int:
         """Return the length of an element, or 0 without ``length_fn``."""
-        return 0 if self.length_fn is None else self.length_fn(element)
+        return 0 if self.length_fn is None else _measure(self.length_fn, element, "batch_length_fn")
+
+    def weight(self, element: Any) -> float:
+        """Return the weight of an element, which is 1 without ``element_size_fn``."""
+        function = self.element_size_fn
+        return 1 if function is None else _measure(function, element, "element_size_fn")
 
     def bucket(self, element: Any) -> int:
         """Return the index of the length bucket of an element."""
@@ -149,6 +154,20 @@ class BatchPolicy:
         if self.max_padded_size is None:
             return None
         return len(batch) * max(map(self.length, batch), default=0)
+
+
+def _measure(function: Callable[[Any], Any], element: Any, name: str) -> Any:
+    """Return the length or weight of an element, or raise `ElementError` unless it is a number of at least 0."""
+    measured = function(element)
+    try:
+        if measured >= 0:  # False for NaN
+            return measured
+    except TypeError:
+        pass
+    raise ElementError(
+        f"{name} returned {measured!r} for an element of type {type(element).__name__}. To fix this, return a "
+        "number of at least 0."
+    )
 
 
 def _check_boundaries(boundaries: Any) -> tuple[float, ...]:

@@ -257,7 +257,7 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
     ) -> Totals:
         """Return what an element adds to the totals of a buffer, or the totals of a new one."""
         policy, element, [window] = version.policy, origin.value, origin.windows
-        weight = policy.element_size_fn(element) if policy.element_size_fn is not None else 1
+        weight = policy.weight(element)
         deadline = Timestamp.now() + self._max_wait_secs
         return Totals(
             n_elements=1,

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
+from numbers import Real
 from typing import Any
 
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.collate.unsplit import count_rows
-from runinference.errors import PartialBatchError, describe
+from runinference.errors import OptionError, PartialBatchError, describe
 from runinference.handlers.error_policy import UNCHANGED, Failure, halved_on_out_of_memory
 from runinference.handlers.repeatable_batch import RepeatableBatch, SingleBatch
 from runinference.serving.routing import ModelVersion, Router, SingleModelRouter, make_router
@@ -212,8 +213,13 @@ class InferenceEngine:
     def _record_size(self, version: ModelVersion, batch: Any, n_elements: int) -> None:
         if all_metrics := self.metrics.for_version(version):
             n_bytes = version.handler.get_num_bytes(batch)
+            if not isinstance(n_bytes, Real):
+                raise OptionError(
+                    f"{type(version.handler).__name__}.get_num_bytes() returned {n_bytes!r}. To fix this, return "
+                    "the number of bytes of a batch, or don't define the method."
+                )
             for metrics in all_metrics:
-                metrics.batch_sized(n_elements, n_bytes)
+                metrics.batch_sized(n_elements, int(n_bytes))
 
     def _inference_args(self) -> dict[str, Any] | None:
         if self.arguments is None:
