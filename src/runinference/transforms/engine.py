@@ -6,8 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
-from numbers import Real
-from typing import Any
+from typing import Any, SupportsInt
 
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import WindowedValue
@@ -212,8 +211,8 @@ class InferenceEngine:
 
     def _record_size(self, version: ModelVersion, batch: Any, n_elements: int) -> None:
         if all_metrics := self.metrics.for_version(version):
-            n_bytes = version.handler.get_num_bytes(batch)
-            if not isinstance(n_bytes, Real):
+            n_bytes: Any = version.handler.get_num_bytes(batch)
+            if not isinstance(n_bytes, SupportsInt):
                 raise OptionError(
                     f"{type(version.handler).__name__}.get_num_bytes() returned {n_bytes!r}. To fix this, return "
                     "the number of bytes of a batch, or don't define the method."
