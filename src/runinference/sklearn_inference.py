@@ -128,10 +128,10 @@ def _explain(error: Exception, model: Any, rows: Any) -> Exception:
     n_features = getattr(model, "n_features_in_", None)
     name = type(model).__name__
     if len(shape) == 2 and isinstance(n_features, int) and shape[1] != n_features:
+        names = f" The error is: {error}" if frames.is_dataframe(rows) else ""
         return BatchShapeError(
             f"The elements of the batch have {shape[1]} features, and the estimator, a {name}, was trained with "
-            f"{n_features}. To fix this, select the features of the training data with with_preprocess_fn. The "
-            f"error is: {error}"
+            f"{n_features}. To fix this, select the features of the training data with with_preprocess_fn.{names}"
         )
     if len(shape) != 2:
         return BatchShapeError(
