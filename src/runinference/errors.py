@@ -7,7 +7,9 @@ Each takes a single message, because Beam rebuilds errors as ``type(error)(messa
 from __future__ import annotations
 
 import difflib
+import errno
 import pickle
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -59,6 +61,10 @@ class ElementError(RunInferenceError, ValueError):
 
 class MissingKeyError(ElementError, TypeError):
     """An element of a keyed handler is not a tuple ``(key, example)``. In Beam, that is a ``TypeError``."""
+
+
+class ModelInputError(ElementError, RuntimeError):
+    """The model does not accept the elements of a batch: their dtype, their shape or the names of their inputs."""
 
 
 class BatchShapeError(RunInferenceError, ValueError, RuntimeError):
@@ -248,10 +254,30 @@ def shorten_text(text: str, limit: int = MAX_MESSAGE_LENGTH) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that the machine or a GPU is out of memory."""
+    """Return whether an error means that the machine or a GPU is out of memory.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    True
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return True  # TensorFlow's error
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    is_native = isinstance(error, RuntimeError) or type(error).__module__.startswith(_NATIVE)
+    return is_native and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+#: Packages whose errors for a lack of memory are not a RuntimeError.
+_NATIVE = ("onnxruntime", "xgboost", "lightgbm", "tensorflow", "jax", "cupy")
+
+#: What PyTorch, ONNX Runtime, XGBoost, LightGBM, TensorFlow, JAX and the drivers of GPUs say.
+_OUT_OF_MEMORY = re.compile(
+    r"out.of.memory|not enough memory|insufficient memory|bad_?alloc|bad_malloc|RESOURCE_EXHAUSTED"
+    r"|OOM when allocating|Dst tensor is not initialized|ErrorMemoryAllocation|STATUS_ALLOC_FAILED"
+    r"|(can't|cannot|can not|could not|couldn't|failed to|unable to) allocate\b.*(memory|buffer|bytes)"
+    r"|memory allocation (failed|failure|error)",
+    re.IGNORECASE,
+)
 
 
 def missing_key_error(element: Any) -> ElementError:

@@ -127,7 +127,7 @@ class HTTPModelHandler(EndpointModelHandler):
             return model.client.post(
                 protocol.path,
                 body,
-                lambda answer: unbatch(protocol.output(answer, batch), len(batch)),
+                lambda answer: unbatch(protocol.output(answer, batch), len(batch), "per_element"),
             )
 
         rows = model.send(protocol, send)

@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path
 from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.errors import OptionError, suggest
 from runinference.frameworks.onnx import session as onnx_session
+from runinference.frameworks.onnx.calling import NUMPY_TYPES, check_types, run_session
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -127,11 +127,16 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
 
         Raises:
             ModelNotFoundError: The file doesn't exist.
-            ModelLoadError: The file isn't an ONNX model, is truncated, or needs a later onnxruntime.
+            ModelLoadError: The file isn't an ONNX model, is truncated, needs a later onnxruntime, or takes or
+                returns tensors of a type that NumPy doesn't have, such as bfloat16.
+            OptionError: The model has no output of a name in ``output_names``.
         """
-        return onnx_session.load_session(
+        session = onnx_session.load_session(
             self._model_uri, self._session_options, self._providers, self._provider_options
         )
+        if (output_names := _get_output_names(self._model_inference_fn)) is not _OWN_FUNCTION:
+            check_types(session, _list_outputs(output_names, session))
+        return session
 
     def run_inference(
         self,
@@ -160,8 +165,9 @@ def _run(
     batch: Sequence[Any],
     inference_args: dict[str, Any] | None = None,
 ) -> Any:
-    names = _list_outputs(output_names, [node.name for node in session.get_outputs()])
-    outputs = session.run(names, bind_inputs(batch, _get_inputs(session), inference_args or {}))
+    names, others = _list_outputs(output_names, session), inference_args or {}
+    arrays = bind_inputs(batch, _get_inputs(session), others)
+    outputs = run_session(session, names, arrays, others)
     if output_names is None or isinstance(output_names, str):
         return outputs[0]
     return dict(zip(names, outputs, strict=True))
@@ -170,12 +176,23 @@ def _run(
 def _get_inputs(session: Any) -> list[InputSpec]:
     required, optional = session.get_inputs(), session.get_overridable_initializers()
     return [
-        InputSpec(node.name, _NUMPY_TYPES.get(node.type), tuple(node.shape), node in required)
+        InputSpec(node.name, NUMPY_TYPES.get(node.type), tuple(node.shape), node in required)
         for node in (*required, *optional)
     ]
 
 
-def _list_outputs(output_names: str | Sequence[str] | None, known: list[str]) -> list[str]:
+_OWN_FUNCTION = object()
+
+
+def _get_output_names(inference_fn: Callable[..., Any]) -> Any:
+    """Return the ``output_names`` of a function of this module, or ``_OWN_FUNCTION`` for one of the user."""
+    if isinstance(inference_fn, functools.partial) and inference_fn.func is _run:
+        return inference_fn.args[0]
+    return None if inference_fn is default_numpy_inference_fn else _OWN_FUNCTION
+
+
+def _list_outputs(output_names: str | Sequence[str] | None, session: Any) -> list[str]:
+    known = [node.name for node in session.get_outputs()]
     if output_names is None:
         return known[:1]
     names = [output_names] if isinstance(output_names, str) else list(output_names)
@@ -186,14 +203,3 @@ def _list_outputs(output_names: str | Sequence[str] | None, known: list[str]) ->
                 f"{', '.join(known)}."
             )
     return names
-
-
-#: NumPy dtypes by ONNX type. bfloat16 is left to onnxruntime.
-_NUMPY_TYPES = {
-    "tensor(string)": np.dtype(str),
-    "tensor(float)": np.dtype("float32"),
-    "tensor(double)": np.dtype("float64"),
-    **{f"tensor({name})": np.dtype(name) for name in ("bool", "float16")},
-    **{f"tensor(int{bits})": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"tensor(uint{bits})": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-}

@@ -26,6 +26,7 @@ from runinference.frameworks.torch.calling import (
     make_keyed_tensor_model_fn,
     make_tensor_model_fn,
     with_length_fn,
+    with_list_output,
     with_padding,
     without_splitting,
 )
@@ -209,6 +210,8 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         device, call = get_model_device(model, self._device), self._inference_fn
         if self.gives_whole_results():
             call = without_splitting(call, self.results_of)
+        else:
+            call = with_list_output(call, self._list_output)
         with autocast(device, self._autocast):
             return call(batch, model, device, inference_args or {}, self._model_id())
 

@@ -297,7 +297,7 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
         if self._model_inference_fn is not type(self)._default_inference_fn:
             rows = frames.split_examples(rows)
         predictions, rows = self._model_inference_fn(model, rows, inference_args)
-        inferences = unbatch(predictions, len(examples))
+        inferences = unbatch(predictions, len(examples), self._list_output)
         if frames.is_record(examples[0]):
             rows = examples
         return [

@@ -14,7 +14,7 @@ from runinference.checks import check_bool, check_text
 from runinference.collate.exact import to_array
 from runinference.collate.pytree import Path, leaves_with_path, map_with_path
 from runinference.collate.rows import get_array_shape
-from runinference.collate.unbatch import unbatch
+from runinference.collate.unbatch import SplitRows, unbatch
 from runinference.errors import BatchShapeError, OptionError
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ class Padding:
             view = leaf[self._slices(length, longest, self.dim)]
             return view.clone() if hasattr(view, "clone") else view.copy()
 
-        return [map_with_path(row, partial(unpad, n)) for n, row in zip(lengths, rows, strict=True)]
+        unpadded = zip(lengths, rows, strict=True)
+        return SplitRows(map_with_path(row, partial(unpad, n)) for n, row in unpadded)
 
     def _find_other_length(self, batch: Sequence[Any], lengths: Sequence[int]) -> tuple[Any, int]:
         """Return an example that is shorter than the longest, but not empty, and its length.

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from runinference.collate.memory import copy_items, copy_tensor
+
 
 def get_shape(value: Any) -> tuple[Any, ...] | None:
     """Return the shape of a value, or None if it has no ``shape`` that is a tuple of sizes."""
@@ -40,7 +42,7 @@ def split_rows(value: Any) -> list[Any]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return [row.clone() for row in _to_unbindable(value.detach()).unbind(0)]
+        return [copy_tensor(row) for row in _to_unbindable(value.detach()).unbind(0)]
     if _is_tensorflow(value):
         return _split_tensorflow(value)
     if hasattr(value, "tocsr") and hasattr(value, "toarray"):
@@ -48,7 +50,7 @@ def split_rows(value: Any) -> list[Any]:
     if hasattr(value, "iloc"):
         return [get_row(value, i) for i in range(len(value))]
     if len(value.shape) == 1:
-        return list(value)
+        return copy_items(list(value))
     rows = (get_row(value, i) for i in range(value.shape[0]))
     return [row.copy() if hasattr(row, "copy") else row for row in rows]
 

@@ -4,43 +4,65 @@
 output                                 element ``i`` gets
 =====================================  ===============================================================
 tensor, array, sparse matrix, frame    row ``i``, as a copy that owns its memory
-list, range, iterator                  item ``i``
 mapping                                a dictionary with the same keys, each value split
 tuple, named tuple, dataclass          the same structure, each field split
+list, range, iterator                  item ``i``
 scalar, string, set, ``None``          the same value, if it is a field of a structure
 =====================================  ===============================================================
 
-A list is a batch of results. A tuple is one structure, such as ``(logits, hidden_states)``, unless none of its
-items has a leading dimension: then its items are the results.
+A tuple is one structure, such as ``(logits, hidden_states)``. A list is ambiguous if its items hold arrays: they
+may be several outputs of a model, such as the probabilities of two targets, or the results of the elements.
+Whether the list is as long as the batch does not decide it. Such a list is an error, unless the handler declares
+its meaning with ``list_output``. Lists of numbers, strings, nested lists of these, or dictionaries hold one item
+per element.
+
+What a handler's ``run_inference`` returns is different: there, a list has one result per element, as in Beam.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+
+from runinference.collate.memory import IMMUTABLE, copy_items, copy_value
 from runinference.collate.pytree import children, is_dataclass_instance
 from runinference.collate.rows import get_shape, split_rows
 from runinference.errors import ResultMismatchError
 from runinference.results import PredictionResult
 
-_Rows = list[Any]
+#: What a list in the output of a model is: one item per element, or one item per output of the model.
+ListOutput = Literal["per_element", "multi_output"]
 
 #: Values without rows, or without an order of their items.
 _SCALAR_TYPES = (str, bytes, bytearray, PredictionResult, set, frozenset)
 
 
-def unbatch(output: Any, size: int) -> list[Any]:
-    """Split the output of a batch of ``size`` elements into one result per element.
+class SplitRows(list[Any]):
+    """One item per element of a batch, which is not split again."""
+
+
+def unbatch(output: Any, size: int, list_output: ListOutput | None = None) -> list[Any]:
+    """Split the output of a model for a batch of ``size`` elements into one result per element.
 
     >>> unbatch({"label": ["cat", "dog"], "loss": 0.5}, 2)
     [{'label': 'cat', 'loss': 0.5}, {'label': 'dog', 'loss': 0.5}]
+
+    Args:
+        output: The output of the model.
+        size: The number of elements.
+        list_output: What a list in the output is. If None, a list whose items hold arrays is an error.
+
+    Raises:
+        ResultMismatchError: A part of the output has another length than the batch, or can be read in two ways.
     """
-    rows = _unbatch(output, size, "the output")
-    if rows is None and isinstance(output, tuple) and len(output) == size:
-        return list(output)
+    rows = _Splitter(size, list_output).split(output, "the output", is_part=False)
+    if rows is None and type(output) is tuple and not any(map(_is_number, output)):
+        rows = _check_length(SplitRows(output), size, "the output")
     if rows is None:
         raise ResultMismatchError(
             f"The model returned {describe(output)} for a batch of {size}: nothing in it has a leading dimension, "
@@ -50,15 +72,48 @@ def unbatch(output: Any, size: int) -> list[Any]:
     return rows
 
 
-def to_results(batch: Sequence[Any], output: Any, model_id: str | None) -> list[PredictionResult]:
+def unbatch_results(output: Any, size: int, list_output: ListOutput | None = None) -> list[Any]:
+    """Split what ``run_inference`` returned for a batch of ``size`` elements into one result per element.
+
+    A list or iterator has one result per element, as in Beam. Other values are split by ``unbatch``.
+
+    >>> unbatch_results([np.array([1, 2]), np.array([3, 4])], 2)
+    [array([1, 2]), array([3, 4])]
+
+    Raises:
+        ResultMismatchError: The number of results is not ``size``, or the handler returned a tuple of arrays.
+    """
+    if type(output) is tuple and list_output is None:
+        if any(map(_has_rows, output)):
+            raise ResultMismatchError(
+                f"The handler returned {describe(output)} for a batch of {size} elements. Its items have a "
+                "leading dimension, so it may be several outputs of the model, or one result per element. To fix "
+                "this, return one result per element as a list, or several outputs with self.results_of(batch, "
+                "output)."
+            )
+        output = list(output)
+    if list_output == "multi_output" or isinstance(output, SplitRows) or not _is_plain(output):
+        return unbatch(output, size, list_output)
+    return _check_length(SplitRows(copy_items(list(output))), size, "the output")
+
+
+def to_results(
+    batch: Sequence[Any],
+    output: Any,
+    model_id: str | None,
+    list_output: ListOutput | None = None,
+) -> list[PredictionResult]:
     """Return a ``PredictionResult`` for each example of a batch, with its part of the output.
 
     The transform and ``predict`` check the length of a list, so that other code gets all its results.
     """
-    rows = output if isinstance(output, list) else unbatch(output, len(batch))
+    is_list = isinstance(output, list)
+    size = len(output) if is_list and not any(map(_has_rows, output)) else len(batch)
+    rows = output if isinstance(output, SplitRows) else unbatch(output, size, list_output)
     examples = [*batch, *[None] * (len(rows) - len(batch))]
     # tuple.__new__ takes half the time of calling the class.
-    return list(map(tuple.__new__, repeat(PredictionResult), zip(examples, rows, repeat(model_id))))
+    fields = zip(examples, rows, repeat(model_id))
+    return SplitRows(map(tuple.__new__, repeat(PredictionResult), fields))
 
 
 def batch_length(batch: Any) -> int | None:
@@ -75,13 +130,19 @@ def is_divisible(batch: Any) -> bool:
     return is_sequence and bool(batch_length(batch))
 
 
+def get_list_output(handler: Any) -> ListOutput | None:
+    """Return what an object with Beam's handler methods declares about lists in the output of its model."""
+    return getattr(handler, "_list_output", None)
+
+
 def describe(value: Any) -> str:
     """Describe a value for an error message, by its shape or type."""
     if (shape := get_shape(value)) is not None:
         return f"{type(value).__name__} of shape {shape}"
     if value is None or isinstance(value, (str, bytes, int, float)):
         return repr(value)[:40]
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")
+    name = "list" if isinstance(value, SplitRows) else type(value).__name__
+    return f"a {name}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")
 
 
 def mismatch_error(
@@ -95,19 +156,88 @@ def mismatch_error(
     )
 
 
-def _unbatch(value: Any, size: int, where: str) -> _Rows | None:
-    """Return the rows of a value, or None if it has no leading dimension."""
-    if value is None or isinstance(value, _SCALAR_TYPES):
-        return None
-    if isinstance(value, list):
-        return _check_length(value, size, where)
-    if isinstance(value, Mapping) and get_shape(value) is None:  # a SciPy DOK matrix has a shape
-        return _unbatch_fields(value, size, where, dict)
-    if isinstance(value, tuple) or is_dataclass_instance(value):
-        return _unbatch_fields(children(value) or {}, size, where, _get_builder(value))
-    if (shape := get_shape(value)) is not None:
-        return _unbatch_array(value, shape, size, where)
-    return _check_length(list(value), size, where) if isinstance(value, Iterable) else None
+class _Splitter:
+    """Splits the values in the output of a batch of ``size`` elements."""
+
+    def __init__(self, size: int, list_output: ListOutput | None) -> None:
+        self._size = size
+        self._list_output = list_output
+
+    def split(self, value: Any, where: str, is_part: bool = True) -> SplitRows | None:
+        """Return the rows of a value, or None if it has no leading dimension."""
+        if value is None or isinstance(value, _SCALAR_TYPES):
+            return None
+        if isinstance(value, list):
+            return self._split_list(value, where, is_part)
+        if (
+            isinstance(value, Mapping) and get_shape(value) is None
+        ):  # a SciPy DOK matrix has a shape
+            return self._split_fields(value, where, dict)
+        if isinstance(value, tuple) or is_dataclass_instance(value):
+            return self._split_fields(children(value) or {}, where, _get_builder(value))
+        if (shape := get_shape(value)) is not None:
+            return self._split_array(value, shape, where)
+        if isinstance(value, Iterator):
+            return _check_length(SplitRows(copy_items(list(value))), self._size, where)
+        if not isinstance(value, Iterable):
+            return None
+        if is_part and not isinstance(value, (Sequence, MappingView, deque)):
+            raise _cannot_split(value, self._size, where)
+        return self._split_list(list(value), where, is_part)
+
+    def _split_list(self, items: list[Any], where: str, is_part: bool) -> SplitRows:
+        declared = self._list_output
+        if declared == "multi_output" and any(map(_has_rows, items)):
+            rows = self._split_fields(dict(enumerate(items)), where, lambda row: list(row.values()))
+            if rows is not None:
+                return rows
+        if isinstance(items, SplitRows):
+            return _check_length(items, self._size, where)
+        if declared is None and self._may_be_outputs(items, is_part):
+            raise _ambiguous_list(items, self._size, where)
+        return _check_length(SplitRows(copy_items(items)), self._size, where)
+
+    def _may_be_outputs(self, items: list[Any], is_part: bool) -> bool:
+        """Return whether the items may be outputs of the model for the whole batch."""
+        if set(map(type, items)) <= IMMUTABLE:
+            return False
+        if is_part or not all(map(_is_record, items)):
+            return any(map(_holds_arrays, items))
+        # A list of dictionaries is one for each element, as detection models return it. Their arrays are as long
+        # as the batch only by chance.
+        lengths = {length for item in items for length in _iter_lengths(item)}
+        return len(items) > 1 and len(items) == self._size and lengths == {self._size}
+
+    def _split_fields(
+        self, fields: Mapping[Any, Any], where: str, build: Callable[[dict[Any, Any]], Any]
+    ) -> SplitRows | None:
+        columns = {name: self.split(part, f"{where}[{name!r}]") for name, part in fields.items()}
+        if all(column is None for column in columns.values()):
+            return None
+        full = [
+            _repeat_scalar(fields[k], self._size) if rows is None else rows
+            for k, rows in columns.items()
+        ]
+        return SplitRows(
+            build(dict(zip(columns, row, strict=True))) for row in zip(*full, strict=True)
+        )
+
+    def _split_array(self, value: Any, shape: Sequence[int], where: str) -> SplitRows | None:
+        if len(shape) == 0:
+            return None
+        if shape[0] != self._size:
+            raise _mismatch(shape[0], self._size, where, value)
+        try:
+            return _check_length(SplitRows(split_rows(value)), self._size, where)
+        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+            if isinstance(error, ResultMismatchError):
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ResultMismatchError(
+                f"The model returned {describe(value)} for a batch of {self._size}, which cannot be split into "
+                f"rows ({reason}). To fix this, return a dense array or tensor, or a list with one entry for each "
+                f"element."
+            ) from error
 
 
 def _get_builder(value: Any) -> Callable[[dict[Any, Any]], Any]:
@@ -119,45 +249,83 @@ def _get_builder(value: Any) -> Callable[[dict[Any, Any]], Any]:
     return lambda row: tuple(row.values())
 
 
-def _unbatch_fields(
-    fields: Mapping[Any, Any], size: int, where: str, build: Callable[[dict[Any, Any]], Any]
-) -> _Rows | None:
-    columns = {name: _unbatch(part, size, f"{where}[{name!r}]") for name, part in fields.items()}
-    if all(column is None for column in columns.values()):
-        return None
-    full = [repeat(fields[k], size) if rows is None else rows for k, rows in columns.items()]
-    return [build(dict(zip(columns, row, strict=True))) for row in zip(*full, strict=True)]
+def _repeat_scalar(value: Any, size: int) -> Iterable[Any]:
+    """Return a value ``size`` times, each one a copy if it can be modified."""
+    is_shared = copy_value(value) is value
+    return repeat(value, size) if is_shared else (copy_value(value) for _ in range(size))
 
 
-def _unbatch_array(value: Any, shape: Sequence[int], size: int, where: str) -> _Rows | None:
-    if len(shape) == 0:
-        return None
-    if shape[0] != size:
-        raise _mismatch(shape[0], size, where, value)
-    try:
-        return _check_length(split_rows(value), size, where)
-    except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
-        if isinstance(error, ResultMismatchError):
-            raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ResultMismatchError(
-            f"The model returned {describe(value)} for a batch of {size}, which cannot be split into rows "
-            f"({reason}). To fix this, return a dense array or tensor, or a list with one entry for each element."
-        ) from error
+def _is_plain(output: Any) -> bool:
+    """Return whether a value is a list, an iterator or another iterable without a structure or a shape."""
+    if isinstance(output, list):
+        return True
+    structures = (Mapping, tuple, *_SCALAR_TYPES)
+    if not isinstance(output, Iterable) or isinstance(output, structures):
+        return False
+    return not is_dataclass_instance(output) and get_shape(output) is None
 
 
-def _check_length(rows: _Rows, size: int, where: str) -> _Rows:
+def _is_record(value: Any) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "_fields") or is_dataclass_instance(value)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, (int, float, complex, np.number))
+    return is_number or (not isinstance(value, np.generic) and get_shape(value) == ())
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Return whether a value is an array with a leading dimension, or contains one."""
+    return type(value) not in IMMUTABLE and next(_iter_lengths(value), None) is not None
+
+
+def _iter_lengths(value: Any) -> Iterator[int]:
+    """Yield the leading dimensions of the arrays in a value."""
+    if isinstance(value, _SCALAR_TYPES):
+        return
+    if shape := get_shape(value):
+        yield int(shape[0])
+    elif shape is None:
+        for part in (children(value) or {}).values():
+            if type(part) not in IMMUTABLE:
+                yield from _iter_lengths(part)
+
+
+def _has_rows(value: Any) -> bool:
+    """Return whether a value is split by element if it is part of a structure."""
+    if type(value) in IMMUTABLE or isinstance(value, _SCALAR_TYPES):
+        return False
+    if isinstance(value, list) or get_shape(value):
+        return True
+    return any(map(_has_rows, (children(value) or {}).values()))
+
+
+def _check_length(rows: SplitRows, size: int, where: str) -> SplitRows:
     if len(rows) != size:
         raise _mismatch(len(rows), size, where, rows)
     return rows
 
 
 def _mismatch(found: int, size: int, where: str, value: Any) -> ResultMismatchError:
-    hint = ""
-    if isinstance(value, list) and value and all(_has_length(part, size) for part in value):
-        hint = " Each item has the batch's length. If the items are several outputs of the model, return a tuple."
-    return mismatch_error(found, f"a batch of {size} elements", "element", where, value, hint)
+    return mismatch_error(found, f"a batch of {size} elements", "element", where, value)
 
 
-def _has_length(part: Any, size: int) -> bool:
-    return bool((get_shape(part) or (None,))[0] == size)
+def _ambiguous_list(items: list[Any], size: int, where: str) -> ResultMismatchError:
+    first = next(item for item in items if _holds_arrays(item))
+    elements = f"{size} element{'s' * (size != 1)}"
+    return ResultMismatchError(
+        f"The model returned a list of {len(items)} for a batch of {elements} ({where} holds {describe(first)}), "
+        "which can be read in two ways. To fix this: if the items are several outputs of the model, return a "
+        "tuple or a dictionary, or set list_output='multi_output'. If each item is the result of one element, set "
+        "list_output='per_element'."
+    )
+
+
+def _cannot_split(value: Any, size: int, where: str) -> ResultMismatchError:
+    hint = "leave it out of the output"
+    if "cache" in type(value).__name__.lower():
+        hint = "call the model with inference_args={'use_cache': False}"
+    return ResultMismatchError(
+        f"The model returned {describe(value)} as {where} for a batch of {size}, which cannot be split by "
+        f"element. To fix this, {hint}, or return a tensor, array or list with one entry for each element."
+    )

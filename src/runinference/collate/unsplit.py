@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from runinference.collate.pytree import children, rebuild
+from runinference.collate.memory import copy_value
+from runinference.collate.pytree import children
 from runinference.collate.rows import get_shape
 from runinference.collate.unbatch import mismatch_error
 from runinference.errors import OutOfMemoryError, is_out_of_memory
@@ -21,7 +19,7 @@ def returns_unsplit_results(handler: Any) -> bool:
 
 
 def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionResult:
-    """Return one result for a batch, without splitting the output. Views in the output are copied.
+    """Return one result for a batch, without splitting the output, which is copied.
 
     >>> unsplit_result(np.zeros((3, 2)), np.array([7, 8, 9]), "model.pkl").inference
     array([7, 8, 9])
@@ -30,11 +28,13 @@ def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionR
         ResultMismatchError: A part of the output has another leading dimension than the batch.
     """
     n_rows = count_rows(batch)
-    for where, length, part in _iter_lengths(output, "the output"):
+    for where, length, part in _iter_lengths(output, "the output", n_rows):
         if n_rows is not None and length != n_rows:
             hint = " Return several outputs as a tuple or a dictionary."
             raise mismatch_error(length, f"an array of {n_rows} rows", "row", where, part, hint)
-    return PredictionResult(batch, _copy_views(output), model_id)
+    if isinstance(output, Mapping) and get_shape(output) is None:
+        output = dict(output)
+    return PredictionResult(batch, copy_value(output), model_id)
 
 
 def run_unsplit(
@@ -43,11 +43,11 @@ def run_unsplit(
     model: Any,
     inference_args: dict[str, Any] | None,
 ) -> Any:
-    """Return ``run_inference(element, …)``, with an iterator as a list."""
+    """Return a copy of ``run_inference(element, …)``, with an iterator as a list."""
     try:
         args = dict(inference_args) if inference_args else inference_args
         output = run_inference(element, model, args)
-        return list(output) if isinstance(output, Iterator) else output
+        return copy_value(list(output) if isinstance(output, Iterator) else output)
     except OutOfMemoryError:
         raise
     except Exception as error:
@@ -65,35 +65,25 @@ def count_rows(element: Any) -> int | None:
     return next((length for _, length, _ in _iter_lengths(element, "")), None)
 
 
-def _iter_lengths(value: Any, where: str) -> Iterator[tuple[str, int, Any]]:
-    """Yield the name, length and value of each array and list in a structure."""
+def _iter_lengths(
+    value: Any, where: str, n_rows: int | None = None
+) -> Iterator[tuple[str, int, Any]]:
+    """Yield the name, length and value of each array and list in a structure.
+
+    A list of another length than ``n_rows`` may hold several outputs, whose lengths are yielded instead.
+    """
     shape = get_shape(value)
     if shape:
         yield where, int(shape[0]), value
-    elif isinstance(value, list):
+    elif isinstance(value, list) and not _has_other_length(value, n_rows):
         yield where, len(value), value
     elif shape is None and not isinstance(value, PredictionResult):
         for name, part in (children(value) or {}).items():
-            yield from _iter_lengths(part, f"{where}[{name!r}]")
+            yield from _iter_lengths(part, f"{where}[{name!r}]", n_rows)
 
 
-def _copy_views(value: Any) -> Any:
-    """Copy the views in a structure. A view keeps the memory of the whole array alive."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray):
-        return value if value.base is None else value.copy()
-    if isinstance(value, list) and not (value and _holds_arrays(value[0])):
-        return value
-    fields = children(value) if get_shape(value) is None else None
-    if fields is None:
-        return value
-    return rebuild(value, {name: _copy_views(part) for name, part in fields.items()})
-
-
-def _holds_arrays(value: Any) -> bool:
-    return hasattr(value, "shape") or bool(children(value))
+def _has_other_length(value: list[Any], n_rows: int | None) -> bool:
+    return n_rows is not None and len(value) != n_rows and any(map(get_shape, value))
 
 
 def _too_large(element: Any, error: Exception) -> OutOfMemoryError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from apache_beam.utils.retry import with_exponential_backoff
 
-from runinference.collate.unbatch import batch_length, unbatch
+from runinference.collate.unbatch import batch_length, get_list_output, unbatch_results
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import PartialBatchError, PartialResult, UnknownOptionError
 from runinference.handlers.event_loop import resolve
@@ -59,7 +59,7 @@ def run_batch_in_parts(
     else:
         output = call_model(handler, batch, model, inference_args)
     size = batch_length(batch)
-    return list(output) if size is None else unbatch(output, size)
+    return list(output) if size is None else unbatch_results(output, size, get_list_output(handler))
 
 
 def call_model(handler: Any, batch: Any, model: Any, inference_args: dict[str, Any] | None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from runinference.caching.memory_budget import estimate_model_bytes
 from runinference.caching.model_cache import CacheLimits
 from runinference.checks import check_int
-from runinference.collate.unbatch import unbatch
+from runinference.collate.unbatch import SplitRows, get_list_output, unbatch_results
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, PartialResult
 from runinference.handlers.call import RunsInParts, call_model, runs_in_parts
@@ -36,6 +36,7 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
         self._per_key = isinstance(unkeyed, PerKeyModelHandler)
         self._env_vars = getattr(unkeyed, "_env_vars", {})
         self._max_batch_bytes = getattr(unkeyed, "_max_batch_bytes", None)
+        self._list_output = get_list_output(unkeyed)
 
     @property
     def runs_in_parts(self) -> bool:
@@ -149,7 +150,8 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     ) -> list[tuple[Any, Any]]:
         keys, examples = _unzip(batch)
         output = call_model(self._unkeyed, examples, model, inference_args)
-        return list(zip(keys, unbatch(output, len(keys)), strict=True))
+        results = unbatch_results(output, len(keys), self._list_output)
+        return SplitRows(zip(keys, results, strict=True))
 
     def _run_keyed_unsplit(
         self, element: Any, model: Any, inference_args: dict[str, Any] | None
@@ -270,7 +272,8 @@ class MaybeKeyedModelHandler(_KeyWrapper):
             return run(batch, model, inference_args)  # type: ignore[no-any-return]
         if self._are_keyed(batch):
             return self._run_keyed(batch, model, inference_args)
-        return unbatch(call_model(self._unkeyed, batch, model, inference_args), len(batch))
+        output = call_model(self._unkeyed, batch, model, inference_args)
+        return unbatch_results(output, len(batch), self._list_output)
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         unsplit = self.gives_whole_results()

@@ -14,13 +14,14 @@ from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import BatchPolicy
 from runinference.caching.memory_budget import model_bytes
 from runinference.checks import check_bool, check_callable, check_env_vars, check_int
-from runinference.collate.unbatch import to_results
+from runinference.collate.unbatch import ListOutput, to_results
 from runinference.collate.unsplit import unsplit_result
 from runinference.handlers.local_predict import predict_locally
 from runinference.handlers.options import (
     HandlerOptions,
     KeywordsChecked,
     accepts,
+    check_list_output,
     constructor_keywords,
     reject_unknown,
 )
@@ -75,6 +76,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     _env_vars: Mapping[str, str] = {}
     _share_across_processes = False
     _model_copies: int | None = None
+    _list_output: ListOutput | None = None
     # Set by the handlers of this library for their framework.
     _metrics_namespace = "RunInference"
     _path_attribute: str | None = None  # holds the path that update_model_path changes
@@ -122,6 +124,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         self._large_model: bool = given.get("large_model", False)
         self._model_copies = given.get("model_copies")
         self._share_across_processes = self._large_model or self._model_copies is not None
+        self._list_output = check_list_output(given.get("list_output"))
         # A subclass may override batch_elements_kwargs(), and set what it needs after this constructor.
         not_in_beam: dict[str, Any] = {
             k: given[k] for k in ("max_batch_bytes", "max_padded_size") if k in given
@@ -243,7 +246,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         Args:
             batch: The examples.
             output: The model output for the batch: a tensor, array, list or structure of these whose leading
-                dimension is the batch size.
+                dimension is the batch size. A list of arrays needs the option ``list_output``.
             model_id: The model's path or name.
 
         Returns:
@@ -251,11 +254,12 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
             unsplit results, one ``PredictionResult`` for the whole batch.
 
         Raises:
-            ResultMismatchError: The leading dimension of the output is not the batch size.
+            ResultMismatchError: The leading dimension of the output is not the batch size, or a list in it can
+                be read in two ways.
         """
         if self.gives_whole_results():
             return unsplit_result(batch, output, model_id)
-        return to_results(batch, output, model_id)
+        return to_results(batch, output, model_id, self._list_output)
 
     def set_environment_vars(self) -> None:
         """Set the variables of ``env_vars``. Called before the model is loaded."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from typing_extensions import Self, TypedDict, TypeVar
 
-from runinference.errors import UnknownOptionError, suggest
+from runinference.collate.unbatch import ListOutput
+from runinference.errors import OptionError, UnknownOptionError, suggest
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
 
@@ -38,6 +39,9 @@ class HandlerOptions(TypedDict, total=False):
         model_copies: Number of copies of the model that all processes of a machine share.
         env_vars: Environment variables to set before the model is loaded. They must not contain secrets, because
             they are stored in the pipeline: set those on the workers.
+        list_output: What a list of arrays in the model's output is: ``"per_element"`` for one item per element, or
+            ``"multi_output"`` for several outputs, each of which has a row per element. If not given, such a list
+            is an error, because both readings are possible. A tuple is always several outputs.
     """
 
     min_batch_size: int | None
@@ -52,6 +56,18 @@ class HandlerOptions(TypedDict, total=False):
     large_model: bool
     model_copies: int | None
     env_vars: Mapping[str, str] | None
+    list_output: ListOutput | None
+
+
+def check_list_output(value: Any) -> ListOutput | None:
+    """Return the value of the option ``list_output``; raise `OptionError` if it is not valid."""
+    choices = get_args(ListOutput)
+    if value is not None and value not in choices:
+        raise OptionError(
+            f"list_output must be 'per_element' or 'multi_output', but is {value!r}."
+            f"{suggest(str(value), choices)}"
+        )
+    return value  # type: ignore[no-any-return]
 
 
 def accepts(options: type | Callable[..., None]) -> Callable[[FunctionT], FunctionT]:

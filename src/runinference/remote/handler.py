@@ -12,7 +12,7 @@ from typing_extensions import Self, Unpack
 
 from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE
 from runinference.checks import check_callable, check_int
-from runinference.collate.unbatch import unbatch
+from runinference.collate.unbatch import unbatch_results
 from runinference.errors import OptionError, PartialBatchError, PartialResult
 from runinference.extras import need
 from runinference.handlers.call import RunsInParts, may_modify_examples
@@ -245,7 +245,9 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             message = "A request of %d examples failed and won't be retried: %s"
             self.logger.error(message, count_examples(part), describe_error(error))
             raise
-        return unbatch(output, len(part)) if is_sequence(part) else list(output)
+        if not is_sequence(part):
+            return list(output)
+        return unbatch_results(output, len(part), self._list_output)
 
     def _send_once(
         self, pool: RequestPool, batch: RepeatableBatch, model: ModelT, args: _Args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import typing
 from typing import Any
@@ -32,10 +33,10 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
         self._fallback = fallback
 
     def encode_to_stream(self, value: Any, out: Any, nested: bool) -> None:
-        if type(value) is np.ndarray and value.dtype.kind in "biufcSU":
+        if type(value) is np.ndarray and _is_plain_dtype(value.dtype, "biufcSU"):
             out.write_byte(_ARRAY)
             _write_array(value, out)
-        elif isinstance(value, np.generic) and value.dtype.kind in "biufc":
+        elif isinstance(value, np.generic) and _is_plain_dtype(value.dtype, "biufc"):
             out.write_byte(_SCALAR)
             _write_array(np.asarray(value), out)
         elif _is_plain_tensor(value):
@@ -45,6 +46,8 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
             out.write(_tensor_bytes(value), True)
         else:
             out.write_byte(_OTHER)
+            if type(value) is np.bytes_:  # NumPy pickles it without the zero bytes at its end
+                value = _Reduced(np.bytes_, (bytes(value),))
             self._fallback.encode_to_stream(value, out, nested)
 
     def decode_from_stream(self, stream: Any, nested: bool) -> Any:
@@ -62,6 +65,16 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
             return torch.frombuffer(data, dtype=getattr(torch, dtype)).reshape(shape)
         array = np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)
         return array if kind == _ARRAY else array[()]
+
+
+class _Reduced:
+    """Pickled as the call of a function, so that it is unpickled as the value that the function returns."""
+
+    def __init__(self, function: Any, args: tuple[Any, ...]) -> None:
+        self._call = function, args
+
+    def __reduce__(self) -> Any:
+        return self._call
 
 
 class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
@@ -158,6 +171,13 @@ def _read_shape(stream: Any) -> tuple[int, ...]:
     return tuple(stream.read_var_int64() for _ in range(stream.read_var_int64()))
 
 
+def _is_plain_dtype(dtype: Any, kinds: str) -> bool:
+    """Return whether a dtype can be written as its short name, and is not of another package such as ml_dtypes."""
+    return (
+        dtype.kind in kinds and dtype.isbuiltin != 2 and dtype.itemsize > 0 and not dtype.metadata
+    )
+
+
 def _is_plain_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return (
@@ -166,12 +186,30 @@ def _is_plain_tensor(value: Any) -> bool:
         and value.layout is torch.strided
         and not value.requires_grad
         and not value.is_quantized
+        and not value.is_nested
         and value.device.type == "cpu"
+        and value.dtype in _get_plain_dtypes()
     )
 
 
 def _tensor_bytes(tensor: Any) -> bytes:
     import torch
 
-    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
+    flat = tensor.resolve_conj().resolve_neg().reshape(-1)
+    if flat.numel() == 0:
+        return b""
+    if flat.stride(0) != 1:  # also of a single number, which PyTorch regards as contiguous
+        flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
+    return bytes(flat.view(torch.uint8).numpy().tobytes())
+
+
+@functools.cache
+def _get_plain_dtypes() -> frozenset[Any]:
+    """Return the dtypes of PyTorch whose numbers can be written as raw bytes, and read again."""
+    import torch
+
+    names = ["bool", "uint8", "int8", "bfloat16", "complex32", "complex64", "complex128"]
+    names += [f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (16, 32, 64)]
+    names += ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"]
+    names += ["float8_e8m0fnu"]
+    return frozenset(getattr(torch, name) for name in names if hasattr(torch, name))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from runinference.collate.unbatch import unbatch
-from runinference.errors import ElementError, RunInferenceError, suggest
+from runinference.errors import ElementError, ModelInputError, RunInferenceError, suggest
 from runinference.frameworks.huggingface.positions import find_max_tokens
 
 
@@ -17,9 +17,9 @@ def explain_input_errors(model: Any, batch: Sequence[Any]) -> Iterator[None]:
     """Convert errors of the enclosed call to an `ElementError` that names the invalid tensor, if one is found."""
     try:
         yield
-    except RunInferenceError:
-        raise
     except (TypeError, RuntimeError, IndexError, ValueError) as error:
+        if isinstance(error, RunInferenceError) and not isinstance(error, ModelInputError):
+            raise
         if (message := _find_invalid_tensor(model, batch)) is None:
             raise
         raise ElementError(message) from error

@@ -11,6 +11,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_mapping, check_text
+from runinference.collate.unbatch import SplitRows
 from runinference.errors import ElementError, OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import BatchMode
@@ -220,5 +221,5 @@ def _wrap_single_result(output: Any, size: int) -> Any:
     """Return one result for each element, even if ``inference_fn`` returned the only one without a list."""
     output = output if isinstance(output, (list, Mapping)) else list(output)
     if size == 1 and (isinstance(output, Mapping) or len(output) != 1):
-        return [output]
-    return output
+        return SplitRows([output])
+    return output if isinstance(output, Mapping) else SplitRows(output)

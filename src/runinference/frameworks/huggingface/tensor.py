@@ -22,6 +22,7 @@ from runinference.frameworks.torch.calling import (
     default_tensor_inference_fn,
     keeps_examples,
     with_length_fn,
+    with_list_output,
     with_padding,
     without_splitting,
 )
@@ -132,7 +133,9 @@ class _TensorModelHandler(PretrainedModelHandler):
         function = self._inference_fn or type(self)._default_inference_fn
         if self.gives_whole_results():
             return without_splitting(function, self.results_of)
-        return function if self._padding is None else with_padding(function, self._padding)
+        if self._padding is not None:
+            function = with_padding(function, self._padding)
+        return with_list_output(function, self._list_output)
 
 
 class HuggingFaceModelHandlerTensor(_TensorModelHandler):

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_mapping, check_text
 from runinference.collate.padding import Padding
-from runinference.collate.unbatch import to_results
+from runinference.collate.unbatch import SplitRows, to_results
 from runinference.errors import ElementError, OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import (
@@ -175,7 +175,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             return tokenizer.decode([tokens[prompt:] for tokens in outputs])
 
         inferences = call_in_groups(rows, self._get_mode(model, args), call)
-        return to_results(batch, inferences, self._model_uri)
+        return to_results(batch, SplitRows(inferences), self._model_uri)
 
     def validate_whole_results(self) -> None:
         raise OptionError(

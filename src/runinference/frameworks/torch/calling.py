@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
 from runinference.collate.stack import reject_keyed_examples, stack_batch
-from runinference.collate.unbatch import to_results
+from runinference.collate.unbatch import ListOutput, to_results, unbatch
 from runinference.errors import BatchShapeError, BatchTypeError, OptionError, suggest
 from runinference.extras import need
+from runinference.frameworks.torch.batch_axis import BatchTensors, check_batch_axis
+from runinference.frameworks.torch.call_errors import explain_call_errors
 from runinference.frameworks.torch.devices import get_stack_fn, to_cpu, to_device
 from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
@@ -75,6 +77,7 @@ class StackedInferenceFn:
     method: str | None = None
     padding: Padding | NoPadding = field(default_factory=NoPadding)
     make_results: MakeResults = to_results
+    list_output: ListOutput | None = None
 
     def __call__(
         self,
@@ -84,25 +87,34 @@ class StackedInferenceFn:
         inference_args: _InferenceArgs = None,
         model_id: str | None = None,
     ) -> Iterable[PredictionResult]:
+        is_split = not isinstance(self.padding, Unsplit)
+
         def call(examples: Sequence[Any]) -> Any:
-            args, kwargs = self._join(examples, device)
+            tensors = self._join(examples, device)
+            function = _get_method(model, self.method)
+            args = inference_args or {}
             with torch.inference_mode():
-                function = _get_method(model, self.method)
-                return to_cpu(function(*args, **kwargs, **(inference_args or {})), device)
+                with explain_call_errors(model, function, tensors, args):
+                    output = function(*tensors.args, **tensors.kwargs, **args)
+                if is_split:
+                    again = partial(getattr(function, "forward", function), **args)
+                    check_batch_axis(output, model, again, tensors, self.list_output)
+                output = to_cpu(output, device)
+            return unbatch(output, len(examples), self.list_output) if is_split else output
 
         if self.keyed and not isinstance(batch, Mapping):
             _check_keys(batch)
         rows = self.padding.rows(batch, call, get_unpad_cache(model, self.method))
         return self.make_results(batch, rows, model_id)
 
-    def _join(self, examples: Sequence[Any], device: Any) -> tuple[list[Any], dict[str, Any]]:
-        stack = functools.partial(_stack, get_stack_fn(device))
+    def _join(self, examples: Sequence[Any], device: Any) -> BatchTensors:
+        stack = partial(_stack, get_stack_fn(device))
         if self.keyed:
             args, kwargs = [], self.padding.join_keys(examples, stack)
         else:
             args, kwargs = [self.padding.join(examples, stack)], self.padding.masks(examples)
         moved = {name: to_device(tensor, device) for name, tensor in kwargs.items()}
-        return [to_device(tensor, device) for tensor in args], moved
+        return BatchTensors([to_device(tensor, device) for tensor in args], moved)
 
 
 _TENSORS = StackedInferenceFn()
@@ -139,6 +151,14 @@ def check_padding(padding: Any) -> None:
         raise OptionError(
             f"padding must be a Padding, such as Padding(value=0), but is {padding!r}."
         )
+
+
+def with_list_output(inference_fn: InferenceFn, list_output: ListOutput | None) -> InferenceFn:
+    """Return a function of this module that reads lists as declared, and any other function unchanged."""
+    stacked = _as_stacked(inference_fn)
+    if stacked is None or list_output is None:
+        return inference_fn
+    return replace(stacked, list_output=list_output)
 
 
 def check_no_padding(padding: Padding | None) -> None:
