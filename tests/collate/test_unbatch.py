@@ -13,9 +13,9 @@ import scipy.sparse
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from runinference import ModelHandler
-from runinference.collate.unbatch import to_results, unbatch
-from runinference.errors import ResultMismatchError
+from runinference import KeyedModelHandler, ModelHandler
+from runinference.collate.unbatch import to_results, unbatch, unbatch_results
+from runinference.errors import OptionError, ResultMismatchError
 from runinference.results import PredictionResult
 
 Named = collections.namedtuple("Named", ["logits", "loss"])
@@ -137,6 +137,158 @@ def test_the_error_for_a_missing_leading_dimension_suggests_what_to_return(outpu
 def test_the_error_for_a_list_of_several_outputs_suggests_a_tuple():
     with pytest.raises(ResultMismatchError, match="return a tuple"):
         unbatch([np.ones((8, 2)), np.ones((8, 3))], 8)
+
+
+def outcomes(unbatch_fn, make_output, sizes=(1, 2, 3, 4)):
+    """Return the results for batches of several sizes, or the error that all of them raise."""
+    found = []
+    for size in sizes:
+        try:
+            found.append(unbatch_fn(make_output(size), size))
+        except ResultMismatchError as error:
+            found.append(error)
+    errors = [str(x) for x in found if isinstance(x, Exception)]
+    assert len(errors) in (0, len(sizes)), errors
+    return errors or found
+
+
+def rows_of(size, width=2):
+    return np.arange(float(size * width)).reshape(size, width)
+
+
+#: Outputs of a model that have two parts for the whole batch, as a list.
+TWO_OUTPUTS = {
+    "arrays": lambda n: [rows_of(n), rows_of(n, 3)],
+    "tensors": lambda n: [torch.from_numpy(rows_of(n)), torch.ones(n)],
+    "sparse": lambda n: [scipy.sparse.csr_matrix(rows_of(n)) for _ in range(2)],
+    "frames": lambda n: [pd.DataFrame(rows_of(n)) for _ in range(2)],
+    "states": lambda n: [rows_of(n), (rows_of(n), rows_of(n))],
+    "lists of tensors": lambda n: [[torch.ones(n), torch.ones(n)], [torch.ones(n)] * 2],
+    "one of them a loss": lambda n: [rows_of(n), np.float64(0.5)],
+    "in a dictionary": lambda n: {"layers": [rows_of(n), rows_of(n)], "x": rows_of(n)},
+    "dictionaries in a dictionary": lambda n: {"aux": [{"x": rows_of(n)}] * 2, "x": rows_of(n)},
+    "in a tuple": lambda n: (rows_of(n), [rows_of(n), rows_of(n)]),
+    "dictionary views": lambda n: {"a": rows_of(n), "b": rows_of(n)}.values(),
+    "dictionaries": lambda n: [{"x": rows_of(n)}, {"x": rows_of(n)}],
+}
+
+
+@pytest.mark.parametrize("kind", TWO_OUTPUTS)
+def test_a_list_of_outputs_is_an_error_for_each_batch_size(kind):
+    for message in outcomes(unbatch, TWO_OUTPUTS[kind]):
+        assert "To fix this" in message
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TWO_OUTPUTS if "views" not in kind])
+def test_a_list_that_is_declared_to_hold_outputs_is_split_like_a_tuple(kind):
+    results = outcomes(lambda x, n: unbatch(x, n, "multi_output"), TWO_OUTPUTS[kind])
+    assert [len(x) for x in results] == [1, 2, 3, 4]
+    if kind == "arrays":
+        assert [part.tolist() for part in results[1][1]] == [[2, 3], [3, 4, 5]]
+        assert type(results[1][1]) is list
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_list_that_is_declared_to_hold_results_is_not_split(length):
+    def per_element(x, n):
+        return unbatch(x, n, "per_element")
+
+    results = outcomes(per_element, lambda n: [np.full(length, i) for i in range(n)])
+    assert [row.tolist() for row in results[2]] == [[i] * length for i in range(3)]
+    results = outcomes(per_element, lambda n: {"boxes": [np.full((length, 4), n)] * n})
+    assert results[1][0]["boxes"].shape == (length, 4)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        0.5,
+        "cat",
+        None,
+        np.float32(1),
+        np.array(1.0),
+        [1, 2],
+        ["a", "b", "c"],
+        [[{"label": "cat", "score": 0.5}]],
+        {"label": "cat", "scores": [0.5, 0.5]},
+        {"boxes": np.ones((7, 4)), "labels": np.ones(7)},
+        {"boxes": torch.ones((0, 4))},
+        PredictionResult(np.ones(2), np.ones(2)),
+        ("cat", 0.5),
+    ],
+    ids=repr,
+)
+def test_a_list_without_arrays_or_of_dictionaries_has_an_item_per_element(item):
+    for make in (lambda n: [item] * n, lambda n: iter([item] * n)):
+        results = outcomes(unbatch, make)
+        assert [len(x) for x in results] == [1, 2, 3, 4]
+        assert repr(results[1]) == repr([item, item])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize(
+    "kind", [np.ones, torch.ones, lambda n: [1] * n, lambda n: {"x": np.ones(n)}]
+)
+@pytest.mark.parametrize("form", [list, iter, collections.deque])
+def test_a_handler_returns_a_list_of_results_as_in_beam(length, kind, form):
+    results = outcomes(unbatch_results, lambda n: form([kind(length) for _ in range(n)]))
+    assert [len(x) for x in results] == [1, 2, 3, 4]
+    assert repr(results[1]) == repr([kind(length)] * 2)
+
+
+def test_a_handler_returns_a_tuple_of_arrays_only_if_it_is_declared():
+    def make(n):
+        return tuple(np.array([i, 10 * i]) for i in range(n))
+
+    assert all("as a list" in message for message in outcomes(unbatch_results, make))
+    results = outcomes(lambda x, n: unbatch_results(x, n, "per_element"), make)
+    assert results[1][1].tolist() == [1, 10]
+    pair = outcomes(
+        lambda x, n: unbatch_results(x, n, "multi_output"), lambda n: (rows_of(n), rows_of(n))
+    )
+    assert [part.tolist() for part in pair[1][1]] == [[2, 3], [2, 3]]
+    assert unbatch_results(("a", "b"), 2) == ["a", "b"]
+
+
+def test_a_tuple_of_numbers_is_not_one_number_per_element():
+    for output in ((0.5, 0.25), (torch.tensor(1.0), np.array(2.0)), (np.float32(1), 2)):
+        assert all("leading dim" in x for x in outcomes(unbatch, lambda n, output=output: output))
+
+
+def test_an_object_of_another_library_is_not_iterated_over():
+    class DynamicCache:
+        def __iter__(self):
+            return iter([(np.ones((2, 1)), np.ones((2, 1)))] * 2)
+
+        def __len__(self):
+            return 2
+
+    def make(n):
+        return {"logits": rows_of(n), "past_key_values": DynamicCache()}
+
+    for message in outcomes(unbatch, make):
+        assert "past_key_values" in message
+        assert "use_cache" in message
+
+
+def test_a_handler_declares_what_a_list_is():
+    class Lists(ModelHandler):
+        def load_model(self):
+            return lambda batch: [np.stack(batch), np.stack(batch) * 2]
+
+        def run_inference(self, batch, model, inference_args=None):
+            return self.results_of(batch, model(batch))
+
+    rows = list(rows_of(3))
+    keyed = KeyedModelHandler(Lists(list_output="multi_output"))
+    [(key, first), *_] = keyed.predict(list(enumerate(rows)))
+    assert (key, [x.tolist() for x in first.inference]) == (0, [[0, 1], [0, 2]])
+    with pytest.raises(ResultMismatchError, match="2 results for a batch of 3"):
+        Lists(list_output="per_element", min_batch_size=3).predict(rows)
+    with pytest.raises(ResultMismatchError, match="list_output='per_element'"):
+        Lists().predict(rows)
+    with pytest.raises(OptionError, match="'multi_output', but is 'multi_out'. Did you mean"):
+        Lists(list_output="multi_out")
 
 
 def test_the_error_names_the_part_with_another_length():

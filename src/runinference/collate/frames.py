@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, KeysView, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from runinference.collate.exact import (
     to_array,
     unify_dtypes,
 )
-from runinference.collate.pytree import children
+from runinference.collate.pytree import Path, children, leaves_with_path, map_with_path
 from runinference.collate.rows import get_array_shape
 from runinference.collate.stack import reject_keyed_examples, stack_arrays, stack_numbers
 from runinference.collate.unbatch import unbatch
@@ -182,31 +183,43 @@ def to_floats(table: Any) -> Any:
 def split_predictions(
     predictions: Any, examples: Sequence[Any], tables: Sequence[Any]
 ) -> list[Any]:
-    """Split an array or sparse matrix of predictions by example: one for a row, and one per row for a table."""
-    if isinstance(predictions, (list, tuple)) and any(np.ndim(part) for part in predictions):
+    """Split predictions by example: one for an example that is a row, and one per row for a table.
+
+    A list of sparse matrices is one matrix for each class, as LightGBM returns it. Each example gets such a list.
+    """
+    is_list = isinstance(predictions, (list, tuple))
+    if is_list and predictions and all(map(is_sparse, predictions)):
+        predictions = [matrix.tocsr() for matrix in predictions]
+    elif is_list and any(np.ndim(part) for part in predictions):
         raise ResultMismatchError(
             f"The model returned a {type(predictions).__name__} of {len(predictions)} arrays, which can be one "
             "for each row or one for each output. To fix this, return an array of shape (rows, …) from predict()."
         )
-    if is_sparse(predictions):
+    elif is_sparse(predictions):
         predictions = predictions.tocsr()
     elif not hasattr(predictions, "shape"):
         predictions = np.asarray(predictions)
     lengths = [table.shape[0] for table in tables]
-    n_found = predictions.shape[0] if predictions.shape else 0
-    if n_found != sum(lengths):
-        raise ResultMismatchError(
-            f"The model returned {n_found} predictions for a batch of {sum(lengths)} rows. Each row "
-            "needs exactly one. To fix this, check inference_args."
-        )
+    for _, part in leaves_with_path(predictions):
+        n_found = part.shape[0] if part.shape else 0
+        if n_found != sum(lengths):
+            raise ResultMismatchError(
+                f"The model returned {n_found} predictions for a batch of {sum(lengths)} rows. Each row "
+                "needs exactly one. To fix this, check inference_args."
+            )
     if len(tables) == 1 and _is_row(examples[0]):  # the examples are the rows of one table
-        return unbatch(predictions, len(examples))
+        return unbatch(predictions, len(examples), "multi_output")
     ends = np.cumsum(lengths)
-    parts = [predictions[end - n : end] for n, end in zip(lengths, ends, strict=True)]
     return [
-        (part[0] if _is_row(example) else part).copy()
-        for example, part in zip(examples, parts, strict=True)
+        map_with_path(predictions, partial(_take_rows, slice(end - n, end), _is_row(example)))
+        for example, n, end in zip(examples, lengths, ends, strict=True)
     ]
+
+
+def _take_rows(rows: slice, is_row: bool, _: Path, predictions: Any) -> Any:
+    """Return a copy of some rows; for an example that is a row, of the only one."""
+    part = predictions[rows]
+    return (part[0] if is_row else part).copy()
 
 
 def is_dataframe(value: Any) -> bool:

@@ -83,8 +83,8 @@ def unbatch_results(output: Any, size: int, list_output: ListOutput | None = Non
     Raises:
         ResultMismatchError: The number of results is not ``size``, or the handler returned a tuple of arrays.
     """
-    if type(output) is tuple and list_output is None:
-        if any(map(_has_rows, output)):
+    if type(output) is tuple and list_output != "multi_output":
+        if list_output is None and any(map(_has_rows, output)):
             raise ResultMismatchError(
                 f"The handler returned {describe(output)} for a batch of {size} elements. Its items have a "
                 "leading dimension, so it may be several outputs of the model, or one result per element. To fix "
