@@ -10,7 +10,7 @@ from onnx_models import make_model, make_value, write_model
 from runinference.errors import ModelInputError, ModelLoadError, ResultMismatchError
 from runinference.onnx_inference import OnnxModelHandlerNumpy
 
-BFLOAT16, FLOAT, STRING = TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.STRING
+BFLOAT16, FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
 
 
 def save(folder, nodes, inputs, outputs, initializers=()):
@@ -56,22 +56,6 @@ def test_an_error_of_onnxruntime_names_the_elements_and_the_fix(tmp_path):
     with pytest.raises(ModelInputError, match=r"'x': float32 \(4,\) .*MatMul.*reshape") as raised:
         OnnxModelHandlerNumpy(path).predict([np.zeros(4, np.float32)])
     assert "onnxruntime" in type(raised.value.__cause__).__module__
-
-
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [(np.zeros(2), "float64 .*convert"), (np.array([b"a", b"b"]), "decode bytes to str")],
-)
-def test_other_values_than_strings_are_explained(tmp_path, example, message):
-    node = helper.make_node("Identity", ["x"], ["y"])
-    values = [make_value(name, ["n", 2], STRING) for name in "xy"]
-    path = save(tmp_path, [node], values[:1], values[1:])
-    assert OnnxModelHandlerNumpy(path).predict([np.array(["a", "b"])])[0].inference.tolist() == [
-        "a",
-        "b",
-    ]
-    with pytest.raises((ModelInputError, ValueError), match=message):
-        OnnxModelHandlerNumpy(path).predict([example])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

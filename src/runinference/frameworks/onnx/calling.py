@@ -133,9 +133,7 @@ def _rejected(arrays: dict[str, Any], error: Exception) -> ModelInputError:
     hint = (
         "check the shapes and the values of the elements, and reshape them with with_preprocess_fn"
     )
-    if any(np.asarray(array).dtype.kind == "S" for array in arrays.values()):
-        hint = "decode bytes to str with with_preprocess_fn"
-    elif "data type" in str(error):
+    if "data type" in str(error):
         hint = "convert the elements to the type that the model expects, with with_preprocess_fn"
     return ModelInputError(
         f"onnxruntime cannot run the model on elements of {found} ({_summarize(error)}). To fix this, {hint}."
