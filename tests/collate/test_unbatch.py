@@ -248,6 +248,8 @@ def test_a_handler_returns_a_tuple_of_arrays_only_if_it_is_declared():
     )
     assert [part.tolist() for part in pair[1][1]] == [[2, 3], [2, 3]]
     assert unbatch_results(("a", "b"), 2) == ["a", "b"]
+    mixed = outcomes(unbatch_results, lambda n: ("name", np.arange(n)))
+    assert mixed[1] == [("name", 0), ("name", 1)]
 
 
 def test_a_tuple_of_numbers_is_not_one_number_per_element():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 import apache_beam as beam
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,10 @@ from runinference.errors import CoderVersionError, RunInferenceError
 from runinference.transforms.coders import PredictionResultCoder
 
 CODER = PredictionResultCoder()
+
+
+class TensorSubclass(torch.Tensor):
+    pass
 
 
 def round_trip(value):
@@ -37,6 +42,17 @@ def round_trip(value):
         np.array([{"an": "object"}], dtype=object),
         np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
         np.arange(3).astype(">i4"),
+        np.arange(6)[::-2],
+        np.array(["2026-11-22", "NaT"], dtype="datetime64[ns]"),
+        np.array([1, 2], dtype="timedelta64[s]"),
+        np.array([b"a\0", b"b"], dtype="S4"),
+        np.zeros(2, "S0"),
+        np.zeros(2, "V5"),
+        np.array([1.5], np.longdouble),
+        np.array(["a", "bcd"], dtype=np.dtypes.StringDType()),
+        np.array([1, 2.5], dtype=ml_dtypes.bfloat16),
+        np.array([1, 2], dtype=ml_dtypes.float8_e4m3fn),
+        np.array([1, 2], dtype=ml_dtypes.int4),
     ],
 )
 def test_arrays_keep_their_dtype_shape_and_values(value):
@@ -61,6 +77,19 @@ def test_arrays_keep_their_dtype_shape_and_values(value):
         torch.ones(2, requires_grad=True),
         torch.ones(3, 3).to_sparse(),
         torch.nn.Parameter(torch.ones(2)),
+        torch.arange(4.0)[1::3],  # one number with a stride
+        torch.arange(9).to(torch.bfloat16).reshape(3, 3)[1:2, 1:2],
+        torch.tensor([1 + 2j, 3, 4])[1::2].conj(),
+        torch.tensor([1 + 2j]).conj().imag,  # with the bit for negation
+        torch.ones(1).expand(4),
+        torch.ones(3)[1:2].expand(1, 1),
+        torch.ones(2).as_subclass(TensorSubclass),
+        torch.ones(2, requires_grad=True) * 2,
+        torch.eye(3).to_sparse_csr(),
+        torch.eye(4).to_sparse_bsr((2, 2)),
+        torch.rand(1, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+        torch.ones(2, dtype=torch.uint16),
+        torch.inference_mode()(torch.ones)(2),
     ],
 )
 def test_tensors_keep_their_type_dtype_and_values(value):
@@ -69,6 +98,36 @@ def test_tensors_keep_their_type_dtype_and_values(value):
     assert found.dtype == value.dtype
     assert found.requires_grad == value.requires_grad
     assert torch.equal(found.detach().to_dense(), value.detach().to_dense())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.nested.nested_tensor([torch.zeros(2), torch.ones(3)]),
+        torch.nested.nested_tensor([torch.zeros(2), torch.ones(3)], layout=torch.jagged),
+        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        torch.empty(3, device="meta"),
+        torch.ones(2, dtype=torch.float8_e5m2),
+        torch.ones(2, dtype=torch.float8_e8m0fnu),
+        torch.ones(2, dtype=torch.complex32),
+        np.ma.array([1, 2, 3], mask=[0, 1, 0]),
+        np.matrix([[1, 2]]),
+        np.rec.array([(1, 2.0)]),
+        np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])[0],
+        np.bytes_(b"ends in zero\0"),
+        np.str_("text"),
+        np.datetime64("2026-11-22"),
+        ml_dtypes.bfloat16(1.5),
+    ],
+    ids=lambda value: f"{type(value).__name__}-{value.dtype}",
+)
+def test_unusual_arrays_and_tensors_are_unchanged(value):
+    found = round_trip(PredictionResult(value, value)).inference
+    assert type(found) is type(value)
+    assert found.dtype == value.dtype
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        found, value = found.unbind(), value.unbind()
+    assert repr(found) == repr(value)
 
 
 @pytest.mark.parametrize("scalar", [np.int64(7), np.float32(0.1), np.bool_(True)])

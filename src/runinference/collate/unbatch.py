@@ -75,7 +75,8 @@ def unbatch(output: Any, size: int, list_output: ListOutput | None = None) -> li
 def unbatch_results(output: Any, size: int, list_output: ListOutput | None = None) -> list[Any]:
     """Split what ``run_inference`` returned for a batch of ``size`` elements into one result per element.
 
-    A list or iterator has one result per element, as in Beam. Other values are split by ``unbatch``.
+    A list or iterator has one result per element, as in Beam. Other values are split by ``unbatch``. A tuple of
+    arrays is an error, because it can also have one result per element; a tuple of an array and a number can't.
 
     >>> unbatch_results([np.array([1, 2]), np.array([3, 4])], 2)
     [array([1, 2]), array([3, 4])]
@@ -84,14 +85,16 @@ def unbatch_results(output: Any, size: int, list_output: ListOutput | None = Non
         ResultMismatchError: The number of results is not ``size``, or the handler returned a tuple of arrays.
     """
     if type(output) is tuple and list_output != "multi_output":
-        if list_output is None and any(map(_has_rows, output)):
+        have_rows = {_has_rows(item) for item in output if item is not None}
+        if list_output is None and have_rows == {True}:
             raise ResultMismatchError(
                 f"The handler returned {describe(output)} for a batch of {size} elements. Its items have a "
                 "leading dimension, so it may be several outputs of the model, or one result per element. To fix "
                 "this, return one result per element as a list, or several outputs with self.results_of(batch, "
                 "output)."
             )
-        output = list(output)
+        if list_output == "per_element" or True not in have_rows:
+            output = list(output)
     if list_output == "multi_output" or isinstance(output, SplitRows) or not _is_plain(output):
         return unbatch(output, size, list_output)
     return _check_length(SplitRows(copy_items(list(output))), size, "the output")
@@ -107,8 +110,9 @@ def to_results(
 
     The transform and ``predict`` check the length of a list, so that other code gets all its results.
     """
-    is_list = isinstance(output, list)
-    size = len(output) if is_list and not any(map(_has_rows, output)) else len(batch)
+    size = len(batch)
+    if isinstance(output, list) and len(output) != size and not any(map(_has_rows, output)):
+        size = len(output)
     rows = output if isinstance(output, SplitRows) else unbatch(output, size, list_output)
     examples = [*batch, *[None] * (len(rows) - len(batch))]
     # tuple.__new__ takes half the time of calling the class.

@@ -166,3 +166,52 @@ def test_frees_a_model_together_with_its_graph(folder):
     del model
     gc.collect()
     assert alive() is None
+
+
+def make_keras_model(structure):
+    """Build a model that returns ten times its first input plus the second, with other names than its keys."""
+    first, second = keras.Input((1,), name="b_in"), keras.Input((1,), name="a_in")
+    total = keras.layers.Add()([keras.layers.Rescaling(10.0)(first), second])
+    return keras.Model(structure(first, second), total)
+
+
+@pytest.mark.parametrize(
+    ("structure", "names"),
+    [
+        (lambda first, second: [first, second], ("b_in", "a_in")),
+        (lambda first, second: {"left": first, "right": second}, ("left", "right")),
+        (lambda first, second: {"z": first, "a": second}, ("z", "a")),
+        (lambda first, second: {"a_in": first, "b_in": second}, ("a_in", "b_in")),
+        (lambda first, second: [first, {"x": second}], ("b_in", "x")),
+    ],
+)
+def test_names_of_keras_inputs_are_the_keys_that_the_model_takes(tmp_path, structure, names):
+    make_keras_model(structure).save(tmp_path / "m.keras")
+    handler = Numpy(str(tmp_path / "m.keras"))
+    [result] = handler.predict([dict(zip(names, ([1.0], [2.0]), strict=True))])
+    assert result.inference.numpy().tolist() == [12]
+    with pytest.raises(ElementError, match=f"no input 'other'.* are {names[0]}, {names[1]}"):
+        handler.predict([{names[0]: [1.0], "other": [2.0]}])
+
+
+def test_names_an_input_that_the_code_of_a_model_misses(tmp_path):
+    scaled().save_weights(tmp_path / "s.weights.h5")
+    handler = Numpy(str(tmp_path / "s.weights.h5"), ModelType.SAVED_WEIGHTS, scaled)
+    with pytest.raises(ElementError, match="no input 'right'.*with_preprocess_fn"):
+        handler.predict([{"left": np.ones(2, np.float32)}])
+
+
+class Transposing(tf.Module):
+    """Returns its input with the batch at the end, and with a first dimension of two."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 2, 3), tf.float32)])
+    def __call__(self, x):
+        return {"first": x, "moved": tf.transpose(x, (1, 0, 2))}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_output_that_does_not_start_with_the_batch_is_an_error(tmp_path, size):
+    tf.saved_model.save(Transposing(), str(tmp_path))
+    handler = Numpy(str(tmp_path), min_batch_size=size)
+    with pytest.raises(ResultMismatchError):
+        handler.predict(np.ones((size, 2, 3), np.float32))

@@ -146,7 +146,9 @@ def _wrong_input(arrays: Any, specs: Mapping[str, Any], error: Exception) -> Exc
 
 
 def _get_cause(error: Exception) -> str:
-    return f"no input {error}" if isinstance(error, KeyError) else summarize(error)
+    if isinstance(error, KeyError) and error.args:  # its message is a repr
+        return f"no input {summarize(ValueError(error.args[0]))!r}"
+    return summarize(error)
 
 
 def _describe_element(array: Any) -> str:
