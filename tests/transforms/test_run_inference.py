@@ -67,6 +67,24 @@ def test_an_element_in_several_windows_has_a_result_in_each():
     assert sorted(w.start for _, _, w in caught) == [0, 5]
 
 
+def _double_in_place(batch):
+    for array in batch:
+        array *= 2
+    return [array.copy() for array in batch]
+
+
+def test_a_model_that_works_in_place_sees_an_element_unchanged_in_each_of_its_windows():
+    caught = []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        arrays = pipeline | beam.Create(
+            [window.TimestampedValue(np.array([n]), n) for n in range(3)]
+        )
+        windows = arrays | beam.WindowInto(window.SlidingWindows(10, 5))
+        results = windows | RunInference(FunctionHandler(_double_in_place))
+        _ = results | beam.Map(lambda result: int(result[0])) | beam.ParDo(CollectElements(caught))
+    assert sorted(CollectElements.take(caught)) == [0, 0, 2, 2, 4, 4]
+
+
 def test_prebatched_elements_are_passed_to_the_model_unchanged():
     handler = Doubler("given").with_no_batching()
     results = run([[1, 2, 3], [4]], RunInference(handler))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.window import WindowedValue
 
+from runinference.handlers.call import may_modify_examples
 from runinference.handlers.error_policy import Failure
 from runinference.transforms.batch_sources import BatchSource, BundleBatches
 from runinference.transforms.config import InferenceConfig
@@ -69,7 +71,28 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
 
 
 class ExplodeWindows(beam.DoFn):  # type: ignore[misc]
-    """Emit an element once in each of its windows, as Beam does for a DoFn with a window parameter."""
+    """Emit an element once in each of its windows, as Beam does for a DoFn with a window parameter.
+
+    If the handler may modify examples in place, each window gets a copy of its own.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self._copies = may_modify_examples(handler, [])
+
+    def start_bundle(self) -> None:
+        self._last: Any = None
 
     def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[Any]:
-        return [element]
+        # Beam passes the same object for one window after the other.
+        is_repeated, self._last = element is self._last, element
+        return [_copy(element) if is_repeated and self._copies else element]
+
+    def finish_bundle(self) -> None:
+        self._last = None
+
+
+def _copy(element: Any) -> Any:
+    try:
+        return copy.deepcopy(element)
+    except Exception:  # an object that refuses copies
+        return element

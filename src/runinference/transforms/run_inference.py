@@ -253,7 +253,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
                 wait = beam.WindowInto(GlobalWindows())
                 examples = examples | "BeamML_RunInference_GlobalWindow" >> wait
         elif not isinstance(windowing.windowfn, _SINGLE_WINDOW):
-            explode = beam.ParDo(ExplodeWindows()).with_output_types(element_type)
+            explode = beam.ParDo(ExplodeWindows(handler)).with_output_types(element_type)
             examples = examples | "BeamML_RunInference_ExplodeWindows" >> explode
         infer = infer.with_output_types(result_type(handler, element_type))
         infer = infer.with_resource_hints(**handler.get_resource_hints())
