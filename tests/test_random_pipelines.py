@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from pipelines import beam_pipeline, dofn_driver
 from pipelines.case import Case
 from pipelines.outcome import ANY_ERROR, Outcome, expected_outcome
-from pipelines.rows import Row, RowHandler, SeenRows, parse_result
+from pipelines.rows import Row, SeenRows, parse_result
 from pipelines.strategies import cases
 from runinference.handlers import error_policy
 
@@ -77,21 +77,33 @@ def _mask_error_types(actual: Counter, expected: Counter) -> Counter:
     return masked
 
 
-@max_examples(default=150, thorough=6_000)
+@max_examples(default=120, thorough=5_000)
 @given(cases())
 def test_bundles_and_threads_give_the_outcome_of_a_plain_loop(case):
     check_case(case, dofn_driver.run)
 
 
-@max_examples(default=60, thorough=2_000)
+@max_examples(default=50, thorough=1_500)
 @given(cases(buffered=True))
 def test_batches_that_span_bundles_give_the_outcome_of_a_plain_loop(case):
     check_case(case, dofn_driver.run)
 
 
-@max_examples(default=60, thorough=1_200)
-@given(cases(model_updates=True))
-def test_each_element_uses_the_model_of_the_latest_update(case):
+@max_examples(default=40, thorough=1_000)
+@given(cases(side_inputs=True))
+def test_each_element_uses_the_model_and_arguments_of_its_side_inputs(case):
+    check_case(case, dofn_driver.run)
+
+
+@max_examples(default=40, thorough=1_000)
+@given(cases(side_inputs=True, buffered=True))
+def test_each_element_that_waits_uses_the_model_and_arguments_that_it_came_with(case):
+    check_case(case, dofn_driver.run)
+
+
+@max_examples(default=30, thorough=700)
+@given(cases(unsplit=True))
+def test_each_list_of_rows_gets_one_unsplit_result(case):
     check_case(case, dofn_driver.run)
 
 
@@ -118,5 +130,5 @@ def test_failures_of_preprocessing_and_postprocessing_become_dead_letters(case):
 def test_predict_without_a_pipeline_returns_results_in_order(case):
     rows = [row for element in case.elements for row in _find_rows(element.value)]
     good = [row for row in rows if row.kind == "good"]
-    handler = RowHandler("m", case.output_format, **case.batching)
+    handler = case.row_handler("m")
     assert [parse_result(result)[1] for result in handler.predict(good)] == [row.n for row in good]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.transforms import window
 
 from pipelines.rows import UNLIMITED, Row, RowHandler
@@ -13,7 +15,6 @@ from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
     MaybeKeyedModelHandler,
-    ModelMetadata,
     RunInference,
 )
 
@@ -33,11 +34,28 @@ POSTPROCESS_DIVISOR = 11
 
 @dataclass(frozen=True)
 class TimestampedElement:
-    """An element, its event time in seconds, and the model update that arrives with it, if any."""
+    """An element, its event time in seconds, and the side inputs that arrive with it, if any.
+
+    Attributes:
+        value: The element.
+        timestamp: Its event time.
+        model_update: The path of a new model, or the paths of those of both mappings.
+        suffix: The argument that the model adds to its name.
+    """
 
     value: Any
     timestamp: int
-    model_update: ModelMetadata | None = None
+    model_update: Any = None
+    suffix: str = ""
+
+    def side_inputs(self, case: Case) -> dict[str, Any]:
+        """Return the side inputs of the element, as the DoFn gets them."""
+        found: dict[str, Any] = {}
+        if case.model_updates:
+            found["update"] = self.model_update
+        if case.arguments:
+            found["arguments"] = {"suffix": np.array(self.suffix)}
+        return found
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,10 @@ class Case:
         prebatched: Whether elements are lists of examples.
         max_models: How many models a worker may hold, with per-key models.
         model_updates: Whether elements arrive with model updates.
+        arguments: Whether elements arrive with inference arguments.
+        in_place: Whether calls that fail modify their rows first.
+        joins_threads: Whether threads may share a call.
+        unsplit: Whether elements are lists of rows with one unsplit result.
         n_preprocess: The number of preprocessing functions.
         n_postprocess: The number of postprocessing functions.
     """
@@ -69,14 +91,18 @@ class Case:
     prebatched: bool = False
     max_models: int | None = None
     model_updates: bool = False
+    arguments: bool = False
+    in_place: bool = False
+    joins_threads: bool = False
+    unsplit: bool = False
     n_preprocess: int = 0
     n_postprocess: int = 0
 
     def handler(self) -> Any:
         """Return the handler with its keys and functions."""
         handler = self._base_handler()
-        if self.prebatched:
-            handler = handler.with_no_batching()
+        if self.prebatched or self.unsplit:
+            handler = handler.with_no_batching(whole_results=self.unsplit)
         for number in range(self.n_preprocess):
             handler = handler.with_preprocess_fn(_FailOnMultiples(PREPROCESS_DIVISOR + number))
         for number in range(self.n_postprocess):
@@ -85,24 +111,30 @@ class Case:
 
     def _base_handler(self) -> Any:
         if self.keys == "none":
-            return self._row_handler("m")
+            return self.row_handler("m")
         if self.keys == "keyed":
-            return KeyedModelHandler(self._row_handler("m"))
+            return KeyedModelHandler(self.row_handler("m"))
         if self.keys == "maybe":
-            return MaybeKeyedModelHandler(self._row_handler("m"))
+            return MaybeKeyedModelHandler(self.row_handler("m"))
         mappings = [
-            KeyModelMapping([k for k in MODELS if MODELS[k] == name], self._row_handler(name))
+            KeyModelMapping([k for k in MODELS if MODELS[k] == name], self.row_handler(name))
             for name in ("first", "other")
         ]
         return KeyedModelHandler(mappings, max_models_per_worker_hint=self.max_models)
 
-    def _row_handler(self, name: str) -> RowHandler:
-        return RowHandler(name, self.output_format, self.max_rows, **self.batching)
+    def row_handler(self, name: str) -> RowHandler:
+        """Return the handler without keys and functions."""
+        handler = RowHandler(name, self.output_format, self.max_rows, **self.batching)
+        handler.in_place, handler.joins_threads = self.in_place, self.joins_threads
+        return handler
 
     def transform(self) -> RunInference:
-        """Return the transform. With model updates, its side input is a placeholder."""
-        metadata = beam.PCollection(beam.Pipeline()) if self.model_updates else None
-        transform = RunInference(self.handler(), model_metadata_pcoll=metadata)
+        """Return the transform. Its side inputs are placeholders."""
+        transform = RunInference(
+            self.handler(),
+            model_metadata_pcoll=_placeholder() if self.model_updates else None,
+            inference_args=beam.pvalue.AsDict(_placeholder()) if self.arguments else None,
+        )
         return transform.with_exception_handling() if self.dead_letters else transform
 
     @property
@@ -118,6 +150,11 @@ class Case:
     def window_end(self, element_window: Any) -> int | None:
         """Return the end of a window in microseconds, or `None` for sessions, which only a runner merges."""
         return None if self.window_fn == "sessions" else element_window.end.micros
+
+
+@functools.cache
+def _placeholder() -> beam.PCollection:
+    return beam.Pipeline() | beam.Impulse()
 
 
 class _FailOnMultiples:

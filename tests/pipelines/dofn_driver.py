@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -40,7 +41,7 @@ def _process_bundles(case: Case, do_fn: Any, bundles: Any) -> Iterator[Any]:
     for bundle in bundles:
         do_fn.start_bundle()
         for element in bundle:
-            side_input = {"update": element.model_update} if case.model_updates else {}
+            side_input = element.side_inputs(case)
             for windowed in _explode_windows(case, element):
                 if state is not None:
                     yield from state.process(windowed, **side_input)
@@ -57,10 +58,12 @@ def _process_bundles(case: Case, do_fn: Any, bundles: Any) -> Iterator[Any]:
 
 
 def _explode_windows(case: Case, element: TimestampedElement) -> Iterable[WindowedValue]:
-    """Return an element once per window, as Beam passes it to a DoFn that observes windows."""
+    """Return an element once per window, as `ExplodeWindows` does."""
     return [
-        WindowedValue(element.value, element.timestamp, (window,))
-        for window in case.assign_windows(element)
+        WindowedValue(
+            copy.deepcopy(element.value) if index else element.value, element.timestamp, (window,)
+        )
+        for index, window in enumerate(case.assign_windows(element))
     ]
 
 

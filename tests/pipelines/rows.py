@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runinference import ModelHandler
+from runinference import ModelHandler, PredictionResult
 
 #: The kinds of rows whose inference always fails, with the name of the error's type.
 ERRORS = {
@@ -100,6 +100,10 @@ class RowHandler(ModelHandler[Row, Any, str]):
     ) -> None:
         super().__init__(**options)
         self.name, self.output_format, self.max_rows = name, output_format, max_rows
+        self.in_place = self.joins_threads = False
+
+    def may_join_threads(self) -> bool:
+        return self.joins_threads
 
     def load_model(self) -> str:
         if self.name == "missing":
@@ -112,7 +116,17 @@ class RowHandler(ModelHandler[Row, Any, str]):
     def run_inference(self, batch: Any, model: str, inference_args: Any = None) -> Any:
         assert model == self.name, "the handler got the model of another handler"
         assert len(batch) > 0, "the batch is empty"
+        try:
+            return self._predict(batch, model + str((inference_args or {}).get("suffix", "")))
+        except Exception:
+            if self.in_place:
+                _overwrite(batch)
+            raise
+
+    def _predict(self, batch: Any, name: str) -> Any:
         kinds = {row.kind for row in batch}
+        if self.gives_whole_results():
+            return self._predict_unsplit(batch, name, kinds)
         if len(batch) > self.max_rows:
             raise MemoryError
         if "raise" in kinds:
@@ -127,26 +141,43 @@ class RowHandler(ModelHandler[Row, Any, str]):
         if "too_many" in kinds:
             numbers += [-1, -1]  # two, so that the number is also wrong with a "too_few" row
         if "lazy_raise" in kinds:
-            return self._generate(batch)
-        return getattr(self, f"_as_{self.output_format}")(numbers)
+            return self._generate(batch, name)
+        return getattr(self, f"_as_{self.output_format}")(name, numbers)
 
-    def _generate(self, batch: Any) -> Iterator[Any]:
+    def _predict_unsplit(self, batch: Any, name: str, kinds: set[str]) -> PredictionResult:
+        if len(batch) > self.max_rows:
+            raise MemoryError
+        if kinds & ERRORS.keys():
+            raise RowError("a bad row")
+        if "transient" in kinds and SeenRows.add_transient(batch):
+            raise ConnectionError("service unavailable")
+        return PredictionResult(batch, [row.n for row in batch], name)
+
+    def _generate(self, batch: Any, name: str) -> Iterator[Any]:
         for row in batch:
             if row.kind == "lazy_raise":
                 raise LookupError("raised while the results are read")
-            yield self.name, row.n
+            yield name, row.n
 
-    def _as_list(self, numbers: list[int]) -> Any:
-        return [(self.name, n) for n in numbers]
+    def _as_list(self, name: str, numbers: list[int]) -> Any:
+        return [(name, n) for n in numbers]
 
-    def _as_iterator(self, numbers: list[int]) -> Any:
-        return ((self.name, n) for n in numbers)
+    def _as_iterator(self, name: str, numbers: list[int]) -> Any:
+        return ((name, n) for n in numbers)
 
-    def _as_dictionary(self, numbers: list[int]) -> Any:
-        return {"n": np.array(numbers), "name": self.name}
+    def _as_dictionary(self, name: str, numbers: list[int]) -> Any:
+        return {"n": np.array(numbers), "name": name}
 
-    def _as_tuple(self, numbers: list[int]) -> Any:
-        return self.name, np.array(numbers)
+    def _as_tuple(self, name: str, numbers: list[int]) -> Any:
+        return name, np.array(numbers)
+
+
+def _overwrite(batch: Any) -> None:
+    """Modify the rows of a batch, as a model that works in place does before it fails."""
+    for row in batch:
+        if isinstance(row, Row):
+            object.__setattr__(row, "n", -row.n)
+            object.__setattr__(row, "kind", "good")
 
 
 def parse_result(result: Any) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.case import KEYS, WINDOW_FNS, Case, TimestampedElement
 from pipelines.rows import ERRORS, INVALID_EXAMPLES, OUTPUT_FORMATS, UNLIMITED, Row, row_size
-from runinference import ModelMetadata
+from runinference import KeyModelPathMapping, ModelMetadata
 
 _kinds = st.sampled_from(["good"] * 8 + [*ERRORS, "transient", "invalid"])
 
@@ -17,6 +17,8 @@ _kinds = st.sampled_from(["good"] * 8 + [*ERRORS, "transient", "invalid"])
 @st.composite
 def _examples(draw: st.DrawFn, settings: dict[str, Any], numbers: Iterator[int]) -> Any:
     kind = draw(_kinds) if settings["with_failures"] else "good"
+    if kind == "invalid" and settings["unsplit"]:
+        kind = "raise"
     if kind in ("unavailable", "transient"):
         # Each one uses up part of a batch's failure budget, which is enough for two.
         settings["n_unavailable"] += 1
@@ -26,6 +28,12 @@ def _examples(draw: st.DrawFn, settings: dict[str, Any], numbers: Iterator[int])
     invalid = kind == "invalid"
     if invalid:
         example = draw(st.sampled_from(INVALID_EXAMPLES))
+    if settings["unsplit"]:
+        return example
+    return _add_key(draw, settings, example, invalid)
+
+
+def _add_key(draw: st.DrawFn, settings: dict[str, Any], example: Any, invalid: bool) -> Any:
     keys = settings["keys"]
     if (
         keys == "none"
@@ -35,6 +43,13 @@ def _examples(draw: st.DrawFn, settings: dict[str, Any], numbers: Iterator[int])
         return example
     include_unknown = settings["with_failures"] and keys == "per key"
     return draw(st.sampled_from(KEYS if include_unknown else KEYS[:3])), example
+
+
+@st.composite
+def _lists(draw: st.DrawFn, settings: dict[str, Any], numbers: Iterator[int]) -> Any:
+    """Draw a list of rows, which gets one unsplit result."""
+    rows = draw(st.lists(_examples(settings, numbers), max_size=6))
+    return _add_key(draw, settings, rows, invalid=False)
 
 
 @st.composite
@@ -61,19 +76,21 @@ def cases(
     *,
     buffered: bool = False,
     functions: bool = False,
-    model_updates: bool = False,
+    side_inputs: bool = False,
+    unsplit: bool = False,
 ) -> Case:
     """Draw a pipeline and its elements.
 
     Args:
         buffered: Whether batches span bundles.
         functions: Whether to draw preprocessing and postprocessing functions, with one thread and no failing rows.
-        model_updates: Whether elements arrive with model updates.
+        side_inputs: Whether elements arrive with model updates or inference arguments.
+        unsplit: Whether elements are lists of rows with one unsplit result.
     """
-    keys = draw(
-        st.sampled_from(["none"] if model_updates else ["none", "keyed", "maybe", "per key"])
-    )
-    prebatched = not buffered and draw(st.sampled_from([False, False, False, True]))
+    keys = draw(st.sampled_from(["none", "keyed", "maybe", "per key"]))
+    model_updates = side_inputs and keys in ("none", "per key") and draw(st.booleans())
+    arguments = side_inputs and (not model_updates or draw(st.booleans()))
+    prebatched = not buffered and not unsplit and draw(st.sampled_from([False, False, False, True]))
     max_rows = draw(st.sampled_from([UNLIMITED, UNLIMITED, 1, 3]))
     settings = {
         "keys": keys,
@@ -81,14 +98,19 @@ def cases(
         "with_failures": not functions and draw(st.booleans()),
         "n_unavailable": 0,
         "with_keys": draw(st.booleans()),
+        "unsplit": unsplit,
     }
-    values: Any = _examples(settings, iter(range(1, 10_000)))
+    values: Any = (_lists if unsplit else _examples)(settings, iter(range(1, 10_000)))
     if prebatched:
         values = st.lists(values, min_size=1, max_size=6)
         if settings["with_failures"]:
             values |= st.sampled_from([None, 3.5])
     elements = st.builds(
-        TimestampedElement, values, st.integers(0, 20), _updates() if model_updates else st.none()
+        TimestampedElement,
+        values,
+        st.integers(0, 20),
+        _updates(keys, optional=not buffered) if model_updates else st.none(),
+        st.sampled_from(["", "-x", "-y"]) if arguments else st.just(""),
     )
     bundles = st.lists(st.lists(elements, max_size=14).map(tuple), max_size=4).map(tuple)
     n_threads = draw(st.just(1) if functions else st.sampled_from([1, 1, 1, 2, 3]))
@@ -106,12 +128,24 @@ def cases(
         prebatched=prebatched,
         max_models=draw(st.none() | st.just(1)) if keys == "per key" else None,
         model_updates=model_updates,
+        arguments=arguments,
+        in_place=draw(st.booleans()),
+        joins_threads=draw(st.booleans()),
+        unsplit=unsplit,
         n_preprocess=draw(st.integers(0, 2)) if functions and not prebatched else 0,
         n_postprocess=draw(st.integers(0, 2)) if functions else 0,
     )
 
 
-def _updates() -> st.SearchStrategy[ModelMetadata | None]:
-    return st.sampled_from(
-        [None, ModelMetadata("second", "second"), ModelMetadata("third", "third")]
-    )
+def _updates(keys: str, optional: bool) -> st.SearchStrategy[Any]:
+    """Draw model updates; without one, the current model is used, which depends on timers across bundles."""
+    paths = st.sampled_from(["second", "third"])
+    updates: Any = paths.map(lambda path: ModelMetadata(path, path))
+    if keys == "per key":
+        updates = st.tuples(paths, paths).map(_make_mappings)
+    return st.none() | updates if optional else updates
+
+
+def _make_mappings(paths: tuple[str, str]) -> list[KeyModelPathMapping[str]]:
+    first, other = paths
+    return [KeyModelPathMapping(["a", "b"], first), KeyModelPathMapping(["c"], other)]
