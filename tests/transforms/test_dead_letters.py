@@ -332,7 +332,7 @@ def test_a_model_that_cannot_be_loaded_fails_only_the_elements_of_its_keys():
         ("none", 2): "FileNotFoundError",
         ("none", 4): "FileNotFoundError",
         ("other", 5): "UnknownKeyError",
-        6: "ElementError",
+        6: "MissingKeyError",
     }
     assert len(NoModel.loads) == 1
 
