@@ -62,7 +62,8 @@ SELECTION = $(if $(FRESH),,--cached) $(if $(CHANGED),--changed) $(addprefix --pa
 fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop, and run the large profiles of other tests
 	$(call say,random pipelines$(comma) hostile models$(comma) soak test)
 	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --numprocesses $(WORKERS) --quiet tests/test_random_pipelines.py \
-		tests/test_hostile_models.py tests/test_soak.py tests/test_batch_invariance.py tests/test_input_fidelity.py
+		tests/test_hostile_models.py tests/test_soak.py tests/test_batch_invariance.py tests/test_input_fidelity.py \
+		tests/test_output_fidelity.py
 
 docs-test: $(FULL) ## run the code on pages (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: run all code again)
 	$(call say,doc tests)

@@ -33,10 +33,10 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
         self._fallback = fallback
 
     def encode_to_stream(self, value: Any, out: Any, nested: bool) -> None:
-        if type(value) is np.ndarray and _is_plain_dtype(value.dtype, "biufcSU"):
+        if type(value) is np.ndarray and _is_plain_dtype(value.dtype, "biufcSUmM"):
             out.write_byte(_ARRAY)
             _write_array(value, out)
-        elif isinstance(value, np.generic) and _is_plain_dtype(value.dtype, "biufc"):
+        elif isinstance(value, np.generic) and _is_plain_dtype(value.dtype, "biufcmM"):
             out.write_byte(_SCALAR)
             _write_array(np.asarray(value), out)
         elif _is_plain_tensor(value):
