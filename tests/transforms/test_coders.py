@@ -138,7 +138,19 @@ def test_numpy_scalars_keep_their_type(scalar):
 
 
 @pytest.mark.parametrize(
-    "value", [None, "text", 3, 2.5, [1, "a"], {"k": (1, None)}, {1, 2}, b"bytes"]
+    "value",
+    [
+        None,
+        "text",
+        3,
+        2.5,
+        [1, "a"],
+        {"k": (1, None)},
+        {1, 2},
+        b"bytes",
+        "half a pair: \ud83d",
+        {"\udc00": [("\ud83d", 1)], "é": "\U0001f600"},
+    ],
 )
 def test_other_values_are_unchanged(value):
     assert round_trip(PredictionResult("x", value, "model")) == ("x", value, "model")

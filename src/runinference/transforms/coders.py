@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import typing
@@ -88,6 +89,8 @@ class _ResultCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
         out.write_byte(WIRE_VERSION)
         out.write_byte(is_result)
         for field in result if is_result else (result,):
+            if not _is_encodable(field):  # pickle encodes surrogates
+                field = _Reduced(copy.copy, (field,))
             self._value.encode_to_stream(field, out, True)
 
     def decode_from_stream(self, stream: Any, nested: bool) -> Any:
@@ -153,6 +156,21 @@ def _get_return_annotation(handler: Any) -> Any:
         return typing.get_type_hints(type(handler).run_inference).get("return")
     except (AttributeError, NameError, TypeError):
         return None
+
+
+def _is_encodable(value: Any) -> bool:
+    """Return whether all texts in a value can be written as UTF-8. Half a surrogate pair, as in JSON, can't."""
+    kind = type(value)
+    if kind is str:
+        return value.isascii() or value.encode(errors="ignore").decode() == value
+    if kind is dict:
+        return all(map(_is_encodable, value)) and all(map(_is_encodable, value.values()))
+    if kind in (list, tuple, set):
+        return set(map(type, value)) <= _NUMBERS or all(map(_is_encodable, value))
+    return True
+
+
+_NUMBERS = {bool, int, float, type(None)}
 
 
 def _write_array(array: np.ndarray[Any, Any], out: Any) -> None:
