@@ -16,6 +16,7 @@ import skops.io
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
@@ -336,3 +337,45 @@ def test_the_index_reaches_an_estimator_that_reads_it(tmp_path):
     records = [frame.iloc[[i]] for i in (0, 1, 0)]
     handler = SklearnModelHandlerPandas(str(tmp_path / "m.pickle"), min_batch_size=3)
     assert [r.inference for r in handler.predict(records)] == pytest.approx([2020, 2022, 2020])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda model, rows: tuple(model.predict_proba(row[None])[0] for row in rows),
+        lambda model, rows: [["a"] * len(rows), [0.5] * len(rows)],
+        lambda model, rows: {"proba": model.predict_proba(rows), "classes": model.classes_[:2]},
+        lambda model, rows: [model.predict_proba(rows), model.predict_proba(rows)],
+    ],
+)
+def test_outputs_are_not_split_by_their_length(tmp_path, output, size):
+    rows = np.array([[0.0], [1.0], [2.0]])
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(LogisticRegression().fit(rows, [0, 1, 1])))
+    handler = SklearnModelHandlerNumpy(
+        str(path),
+        inference_fn=lambda model, batch, args: output(model, np.stack(batch)),
+        min_batch_size=size,
+    )
+    with pytest.raises(ResultMismatchError):
+        handler.predict(rows[:size])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_lists_of_outputs_are_split_as_declared(tmp_path, size):
+    rows = np.arange(8.0).reshape(4, 2)
+    targets = np.array([[0, 1], [1, 0], [1, 1], [0, 0]])
+    model = KNeighborsClassifier(1).fit(rows, targets)
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(model))
+    expected = model.predict_proba(rows)
+
+    def probabilities(model, batch, inference_args):
+        return model.predict_proba(np.stack(batch))
+
+    numpy = SklearnModelHandlerNumpy(
+        str(path), inference_fn=probabilities, list_output="multi_output", min_batch_size=size
+    )
+    for i, result in enumerate(numpy.predict(rows[:size])):
+        assert [part.tolist() for part in result.inference] == [x[i].tolist() for x in expected]

@@ -9,7 +9,9 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path
+from runinference.collate.batch_axis import repeat_first, unbatch_checked
 from runinference.collate.named_inputs import InputSpec, bind_inputs
+from runinference.collate.unbatch import batch_length
 from runinference.errors import OptionError, suggest
 from runinference.frameworks.onnx import session as onnx_session
 from runinference.frameworks.onnx.calling import NUMPY_TYPES, check_types, run_session
@@ -151,7 +153,18 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
             ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
             ResultMismatchError: An output doesn't have one row per example.
         """
-        outputs = self._model_inference_fn(inference_session, batch, inference_args)
+        call = self._model_inference_fn
+        outputs = call(inference_session, batch, inference_args)
+        size = None if self.gives_whole_results() else batch_length(batch)
+        if size is not None:
+            outputs = unbatch_checked(
+                outputs,
+                size,
+                self._list_output,
+                inference_session,
+                (call, *(inference_args or ())),
+                lambda n: call(inference_session, repeat_first(batch, n), inference_args),
+            )
         return self.results_of(batch, outputs, self._model_uri)
 
     def may_modify_examples(self) -> bool:
@@ -167,7 +180,7 @@ def _run(
 ) -> Any:
     names, others = _list_outputs(output_names, session), inference_args or {}
     arrays = bind_inputs(batch, _get_inputs(session), others)
-    outputs = run_session(session, names, arrays, others)
+    outputs = run_session(session, names, arrays)
     if output_names is None or isinstance(output_names, str):
         return outputs[0]
     return dict(zip(names, outputs, strict=True))

@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path, check_sha256
 from runinference.collate import frames
+from runinference.collate.batch_axis import repeat_first, unbatch_checked
 from runinference.collate.stack import reject_keyed_examples, stack_arrays
-from runinference.collate.unbatch import unbatch
+from runinference.collate.unbatch import batch_length, unbatch
 from runinference.errors import (
     BatchShapeError,
     ElementError,
@@ -225,6 +226,19 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
             )
         return model
 
+    def _unbatch(self, predictions: Any, batch: Any, model: Any, inference_args: Any) -> list[Any]:
+        """Split predictions by example. Several outputs are checked with another call of the estimator."""
+
+        def call_again(size: int) -> Any:
+            return self._call_again(repeat_first(batch, size), model, inference_args)
+
+        key = self._model_inference_fn, *(inference_args or ())
+        n_examples = len(batch)
+        return unbatch_checked(predictions, n_examples, self._list_output, model, key, call_again)
+
+    def _call_again(self, batch: Any, model: Any, inference_args: Any) -> Any:
+        return self._model_inference_fn(model, batch, inference_args)
+
     def may_modify_examples(self) -> bool:
         is_default = self._model_inference_fn is type(self)._default_inference_fn
         return not is_default or super().may_modify_examples()
@@ -257,6 +271,8 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
             ResultMismatchError: The number of predictions isn't the number of arrays.
         """
         predictions = self._model_inference_fn(model, batch, inference_args)
+        if not self.gives_whole_results() and batch_length(batch) is not None:
+            predictions = self._unbatch(predictions, batch, model, inference_args)
         return self.results_of(batch, predictions, self._model_uri)
 
 
@@ -296,14 +312,19 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
         rows: Any = _to_frames(examples)
         if self._model_inference_fn is not type(self)._default_inference_fn:
             rows = frames.split_examples(rows)
-        predictions, rows = self._model_inference_fn(model, rows, inference_args)
-        inferences = unbatch(predictions, len(examples), self._list_output)
+        predictions, found = self._model_inference_fn(model, rows, inference_args)
+        inferences = self._unbatch(predictions, rows, model, inference_args)
+        rows = found
         if frames.is_record(examples[0]):
             rows = examples
         return [
             PredictionResult(row, inference, self._model_uri)
             for row, inference in zip(rows, inferences, strict=True)
         ]
+
+    def _call_again(self, batch: Any, model: Any, inference_args: Any) -> Any:
+        predictions, _ = self._model_inference_fn(model, batch, inference_args)
+        return predictions
 
 
 def _to_frames(examples: Sequence[Any]) -> Any:

@@ -205,7 +205,7 @@ class _Splitter:
         """Return whether the items may be outputs of the model for the whole batch."""
         if set(map(type, items)) <= IMMUTABLE:
             return False
-        if is_part or not all(map(_is_record, items)):
+        if is_part or not all(map(is_record, items)):
             return any(map(_holds_arrays, items))
         # A list of dictionaries is one for each element, as detection models return it. Their arrays are as long
         # as the batch only by chance.
@@ -269,7 +269,8 @@ def _is_plain(output: Any) -> bool:
     return not is_dataclass_instance(output) and get_shape(output) is None
 
 
-def _is_record(value: Any) -> bool:
+def is_record(value: Any) -> bool:
+    """Return whether a value has named parts."""
     return isinstance(value, Mapping) or hasattr(value, "_fields") or is_dataclass_instance(value)
 
 

@@ -162,7 +162,7 @@ def _is_encodable(value: Any) -> bool:
     """Return whether all texts in a value can be written as UTF-8. Half a surrogate pair, as in JSON, can't."""
     kind = type(value)
     if kind is str:
-        return value.isascii() or value.encode(errors="ignore").decode() == value
+        return bool(value.isascii()) or value.encode(errors="ignore").decode() == value
     if kind is dict:
         return all(map(_is_encodable, value)) and all(map(_is_encodable, value.values()))
     if kind in (list, tuple, set):

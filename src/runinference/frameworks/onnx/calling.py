@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from runinference.errors import (
-    ModelInputError,
-    ModelLoadError,
-    ResultMismatchError,
-    is_out_of_memory,
-)
+from runinference.errors import ModelInputError, ModelLoadError, is_out_of_memory
 
 #: NumPy dtypes by ONNX type.
 NUMPY_TYPES = {
@@ -48,81 +42,18 @@ def check_types(session: Any, output_names: Sequence[str]) -> None:
                 )
 
 
-def run_session(
-    session: Any, names: Sequence[str], arrays: dict[str, Any], others: Mapping[str, Any]
-) -> list[Any]:
-    """Run a model on the arrays of a batch, and return its outputs.
-
-    Args:
-        session: An ``onnxruntime.InferenceSession``.
-        names: The names of the outputs.
-        arrays: The inputs by name.
-        others: The inputs whose first dimension is not the batch, by name.
+def run_session(session: Any, names: Sequence[str], arrays: dict[str, Any]) -> list[Any]:
+    """Return the outputs of a model, by the names of the outputs and of the inputs.
 
     Raises:
         ModelInputError: The model does not accept the dtype, the shape or the values of an input.
-        ResultMismatchError: The first dimension of an output is not the batch.
     """
     try:
-        outputs: list[Any] = session.run(names, arrays)
+        return list(session.run(names, arrays))
     except Exception as error:
         if is_out_of_memory(error) or _DEVICE_ERROR.search(str(error)):
             raise
         raise _rejected(arrays, error) from error
-    _check_batch_axis(session, names, outputs, arrays, others)
-    return outputs
-
-
-def _check_batch_axis(
-    session: Any,
-    names: Sequence[str],
-    outputs: Sequence[Any],
-    arrays: dict[str, Any],
-    others: Mapping[str, Any],
-) -> None:
-    """Raise `ResultMismatchError` if an output is as long as the batch only by chance.
-
-    The model is called again with another batch size, once for each output whose declared shape leaves this open.
-    """
-    batched = {name: array for name, array in arrays.items() if name not in others}
-    inputs = {node.name: node.shape for node in session.get_inputs() if node.name in batched}
-    batch_dims = {shape[0] for shape in inputs.values() if shape}
-    if not batch_dims or any(isinstance(dim, int) for dim in batch_dims):
-        return
-    n_elements = len(next(iter(batched.values())))
-    shapes = {node.name: node.shape for node in session.get_outputs()}
-    known = _KNOWN_AXES.setdefault(session, {})
-    for name, output in zip(names, outputs, strict=True):
-        shape = getattr(output, "shape", ())
-        if not shape or shape[0] != n_elements or (shapes[name] or [None])[0] in batch_dims:
-            continue
-        is_fixed = bool(shapes[name]) and isinstance(shapes[name][0], int)
-        if not is_fixed and (len(shape) < 3 or n_elements not in shape[1:]):
-            continue
-        if name not in known:
-            known[name] = _follows_batch(session, name, arrays, batched, n_elements)
-        if not known[name]:
-            raise ResultMismatchError(
-                f"The output {name!r} of the model has shape {tuple(shape)} for a batch of {n_elements}, and its "
-                "first dimension does not change with the batch. It cannot be split by element. To fix this, "
-                "export the model with a Transpose that moves the batch to the front, or leave this output out of "
-                "output_names."
-            )
-
-
-def _follows_batch(
-    session: Any, name: str, arrays: dict[str, Any], batched: dict[str, Any], n_elements: int
-) -> bool:
-    size = 3 if n_elements == 2 else 2
-    resized = {key: np.concatenate([array[:1]] * size) for key, array in batched.items()}
-    try:
-        [output] = session.run([name], {**arrays, **resized})
-    except Exception:  # a model for batches of one size
-        return True
-    return len(output) == size
-
-
-_KNOWN_AXES: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
 
 
 def _rejected(arrays: dict[str, Any], error: Exception) -> ModelInputError:

@@ -10,7 +10,7 @@ from typing import Any
 
 from runinference.errors import ModelInputError, is_out_of_memory, suggest
 from runinference.extras import need
-from runinference.frameworks.torch.batch_axis import BatchTensors
+from runinference.frameworks.torch.batch_tensors import BatchTensors
 from runinference.frameworks.torch.loading import first_sentence
 
 torch = need("torch", extra="torch")

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from runinference.collate.batch_axis import unbatch_checked
 from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
 from runinference.collate.stack import reject_keyed_examples, stack_batch
-from runinference.collate.unbatch import ListOutput, to_results, unbatch
+from runinference.collate.unbatch import ListOutput, to_results
 from runinference.errors import BatchShapeError, BatchTypeError, OptionError, suggest
 from runinference.extras import need
-from runinference.frameworks.torch.batch_axis import BatchTensors, check_batch_axis
+from runinference.frameworks.torch.batch_tensors import BatchTensors
 from runinference.frameworks.torch.call_errors import explain_call_errors
 from runinference.frameworks.torch.devices import get_stack_fn, to_cpu, to_device
 from runinference.handlers.options import HandlerOptions
@@ -96,11 +97,18 @@ class StackedInferenceFn:
             with torch.inference_mode():
                 with explain_call_errors(model, function, tensors, args):
                     output = function(*tensors.args, **tensors.kwargs, **args)
-                if is_split:
-                    again = partial(getattr(function, "forward", function), **args)
-                    check_batch_axis(output, model, again, tensors, self.list_output)
                 output = to_cpu(output, device)
-            return unbatch(output, len(examples), self.list_output) if is_split else output
+            if not is_split:
+                return output
+
+            def call_again(size: int) -> Any:
+                # Calling only forward() does not compile the model for another size.
+                again = partial(getattr(function, "forward", function), **args)
+                with torch.inference_mode():
+                    return tensors.call_again(again, size)
+
+            key = self.method, tuple(args)
+            return unbatch_checked(output, len(examples), self.list_output, model, key, call_again)
 
         if self.keyed and not isinstance(batch, Mapping):
             _check_keys(batch)

@@ -7,7 +7,6 @@ import torch
 
 from runinference import pytorch_inference
 from runinference.errors import ResultMismatchError
-from runinference.frameworks.torch.batch_axis import BatchTensors, check_batch_axis
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
 
@@ -26,9 +25,8 @@ class Recurrent(torch.nn.Module):
 
 
 def check(model, size):
-    tensors = BatchTensors([torch.zeros(size, 5, 3)], {})
-    with torch.inference_mode():
-        check_batch_axis(model(*tensors.args), model, model.forward, tensors, None)
+    rows = list(torch.zeros(size, 5, 3))
+    pytorch_inference.default_tensor_inference_fn(rows, model, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -82,6 +80,7 @@ def test_a_single_tensor_is_not_checked_without_need():
         lambda x: [x.mean(), x.sum()],
         lambda x: (x, torch.zeros(2, 5)),
         lambda x: [x, x],
+        lambda x: [{"a": x}, {"a": x + 1}],
     ],
 )
 def test_the_outcome_does_not_depend_on_the_batch_size(tmp_path, form, size, monkeypatch):
@@ -118,6 +117,16 @@ def test_lists_are_split_as_the_handler_declares(tmp_path, size, monkeypatch):
         assert [part.tolist() for part in pair] == [[2, 2], [3, 3]]
     rows = predict(lambda x: list(x.unbind(0)), "per_element")
     assert [row.tolist() for row in rows] == [[2, 2]] * size
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_list_of_dictionaries_may_have_arrays_as_long_as_the_batch(tmp_path, size, monkeypatch):
+    boxes = lambda x: [{"boxes": torch.ones(2, 4)} for _ in x]  # noqa: E731
+    monkeypatch.setattr(Scaled, "form", staticmethod(boxes))
+    torch.save(Scaled().state_dict(), tmp_path / "model.pt")
+    handler = PytorchModelHandlerTensor(str(tmp_path / "model.pt"), Scaled, min_batch_size=size)
+    results = handler.predict(torch.ones(size, 2))
+    assert [tuple(result.inference["boxes"].shape) for result in results] == [(2, 4)] * size
 
 
 def test_random_numbers_of_the_model_are_not_affected(tmp_path):

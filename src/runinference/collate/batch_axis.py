@@ -1,0 +1,140 @@
+"""Check that the leading dimension of a model's output is the batch, and not another one of the same length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from runinference.collate.memory import copy_value
+from runinference.collate.pytree import Path, children
+from runinference.collate.rows import get_shape
+from runinference.collate.unbatch import ListOutput, is_record, unbatch
+from runinference.errors import ResultMismatchError
+
+#: For each part of a model's output: None if it follows the batch; otherwise the size of another batch, and the
+#: part's length in the output for that batch.
+AxisCache = dict[Path, tuple[int, int] | None]
+
+
+def unbatch_checked(
+    output: Any,
+    size: int,
+    list_output: ListOutput | None,
+    model: Any,
+    function: Hashable,
+    call: Callable[[int], Any],
+) -> list[Any]:
+    """Split the output of a model like ``unbatch``, and check that no part is as long as the batch only by chance.
+
+    The states of an LSTM, for example, have the shape (layers, batch, features). To find such parts, the model is
+    called once more, with a batch of two or three elements, for each new part of an output. A single array is only
+    checked if it has three or more dimensions, and two of them are as long as the batch.
+
+    Args:
+        output: The output of the model for a batch.
+        size: The number of elements of the batch.
+        list_output: What a list in the output is.
+        model: The model, which owns what is known about its outputs.
+        function: What was called: the outputs of other functions of the model have other parts.
+        call: Calls the model with a batch of another size, and returns its output.
+
+    Raises:
+        ResultMismatchError: A part of the output has another length than the batch, can be read in two ways, or
+            does not follow the size of the batch.
+    """
+    known = _get_cache(model, function)
+    if known is not None and isinstance(output, list) and all(map(is_record, output)):
+        list_output = (
+            list_output or "per_element"
+        )  # the check shows whether there is one for each element
+    rows = unbatch(output, size, list_output)
+    shape = get_shape(output)
+    if known is not None and (shape is None or (len(shape) > 2 and size in shape[1:])):
+        _check_batch_axis(output, size, list_output, known, call)
+    return rows
+
+
+def repeat_first(batch: Any, size: int) -> Any:
+    """Return a batch that has a copy of the first element ``size`` times.
+
+    >>> repeat_first([1, 2], 3)
+    [1, 1, 1]
+    """
+    if hasattr(batch, "iloc"):
+        return batch.iloc[[0] * size]
+    if hasattr(batch, "shape"):
+        return np.repeat(batch[:1], size, axis=0)
+    return [copy_value(batch[0]) for _ in range(size)]
+
+
+def _check_batch_axis(
+    output: Any,
+    size: int,
+    list_output: ListOutput | None,
+    known: AxisCache,
+    call: Callable[[int], Any],
+) -> None:
+    parts = {path: n for path, n, _ in _iter_lengths(output, list_output) if n == size}
+    if any(path not in known for path in parts):
+        known.update(_compare_sizes(parts, size, list_output, call))
+    for path in parts:
+        if (other := known.get(path)) is not None:
+            raise _wrong_axis(output, path, size, other, list_output)
+
+
+def _get_cache(model: Any, function: Hashable) -> AxisCache | None:
+    """Return what is known about the outputs of a function, or None if the model can't have a cache."""
+    try:
+        return _CACHES.setdefault(model, {}).setdefault(function, {})
+    except TypeError:  # the model does not support weak references, or is not hashable
+        return None
+
+
+_CACHES: WeakKeyDictionary[Any, dict[Hashable, AxisCache]] = WeakKeyDictionary()
+
+
+def _compare_sizes(
+    parts: dict[Path, int], size: int, list_output: ListOutput | None, call: Callable[[int], Any]
+) -> AxisCache:
+    other = (
+        3 if size == 2 else 2
+    )  # not 1, because some models remove the batch dimension of a single element
+    try:
+        output = call(other)
+    except Exception:  # a model for batches of one size
+        return dict.fromkeys(parts)
+    found = {path: length for path, length, _ in _iter_lengths(output, list_output)}
+    lengths = {path: found.get(path, other) for path in parts}
+    return {path: None if n == other else (other, n) for path, n in lengths.items()}
+
+
+def _iter_lengths(
+    value: Any, list_output: ListOutput | None, path: Path = ()
+) -> Iterator[tuple[Path, int, Any]]:
+    """Yield the path, length and value of each array, and of each list that has an item per element."""
+    shape = get_shape(value)
+    if shape:
+        yield path, int(shape[0]), value
+    elif isinstance(value, list) and list_output != "multi_output":
+        yield path, len(value), value
+    elif shape is None:
+        for name, part in (children(value) or {}).items():
+            yield from _iter_lengths(part, list_output, (*path, name))
+
+
+def _wrong_axis(
+    output: Any, path: Path, size: int, other: tuple[int, int], list_output: ListOutput | None
+) -> ResultMismatchError:
+    where = "the output" + "".join(f"[{name!r}]" for name in path)
+    part = next(value for known, _, value in _iter_lengths(output, list_output) if known == path)
+    shape = get_shape(part)
+    found = f"a list of {size}" if shape is None else f"{type(part).__name__} of shape {shape}"
+    other_size, length = other
+    return ResultMismatchError(
+        f"The model returned {found} as {where} for a batch of {size}, but its length is {length} for a batch of "
+        f"{other_size}. It cannot be split by element, because its first dimension is not the batch. To fix this, "
+        "move the batch to the front, for example state.transpose(0, 1), or leave this part out of the output."
+    )
