@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runinference.collate.memory import copy_items, copy_tensor
+from runinference.collate.memory import copy_items
 
 
 def get_shape(value: Any) -> tuple[Any, ...] | None:
@@ -42,7 +42,8 @@ def split_rows(value: Any) -> list[Any]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return [copy_tensor(row) for row in _to_unbindable(value.detach()).unbind(0)]
+        with torch.inference_mode(False):  # a copy made in inference mode could not be modified
+            return [row.clone() for row in _to_unbindable(value.detach()).unbind(0)]
     if _is_tensorflow(value):
         return _split_tensorflow(value)
     if hasattr(value, "tocsr") and hasattr(value, "toarray"):
@@ -50,7 +51,9 @@ def split_rows(value: Any) -> list[Any]:
     if hasattr(value, "iloc"):
         return [get_row(value, i) for i in range(len(value))]
     if len(value.shape) == 1:
-        return copy_items(list(value))
+        items = list(value)
+        is_numeric = isinstance(value, np.ndarray) and value.dtype.kind in "biufcSUmM"
+        return items if is_numeric else copy_items(items)
     rows = (get_row(value, i) for i in range(value.shape[0]))
     return [row.copy() if hasattr(row, "copy") else row for row in rows]
 
