@@ -220,8 +220,8 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 def describe(error: BaseException, limit: int = MAX_MESSAGE_LENGTH) -> str:
     """Return the type and the message of an error, shortened. Never raises, unlike ``str`` of some exceptions.
 
-    >>> describe(ValueError("bad row")), describe(KeyError("x" * 100), limit=20)
-    ('ValueError: bad row', "KeyError: 'xx … xx'")
+    >>> describe(ValueError("bad row")), describe(KeyError("x" * 100), limit=30)
+    ('ValueError: bad row', "KeyError: 'xx … xxxxxxxxxxxx'")
     """
     name, message = type(error).__name__, get_message(error, limit)
     return shorten_text(f"{name}: {message}" if message else name, limit)

@@ -472,7 +472,10 @@ def test_without_dead_letters_a_call_that_ends_the_process_of_the_model_raises(w
     assert workers[1].bundle(2) == ([(2, workers[1].process.pid)], [])
 
 
-def test_a_process_that_is_killed_is_no_longer_a_user_of_the_model(worker_processes):
+def test_a_process_that_is_killed_is_no_longer_a_user_of_the_model(
+    worker_processes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # without the files of other tests
     step = RunInference(Fragile("killed")).with_exception_handling()._config()
     first, second = worker_processes(step, 2)
     assert first.bundle(1) == second.bundle(1)
