@@ -73,14 +73,19 @@ def _double_in_place(batch):
     return [array.copy() for array in batch]
 
 
-def test_a_model_that_works_in_place_sees_an_element_unchanged_in_each_of_its_windows():
+@pytest.mark.parametrize("max_batch_size", [1, 4, 100])
+def test_a_model_that_works_in_place_sees_an_element_unchanged_in_each_of_its_windows(
+    max_batch_size,
+):
+    """A full batch runs between two windows of an element."""
+    handler = FunctionHandler(_double_in_place, max_batch_size=max_batch_size)
     caught = []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         arrays = pipeline | beam.Create(
             [window.TimestampedValue(np.array([n]), n) for n in range(3)]
         )
         windows = arrays | beam.WindowInto(window.SlidingWindows(10, 5))
-        results = windows | RunInference(FunctionHandler(_double_in_place))
+        results = windows | RunInference(handler)
         _ = results | beam.Map(lambda result: int(result[0])) | beam.ParDo(CollectElements(caught))
     assert sorted(CollectElements.take(caught)) == [0, 0, 2, 2, 4, 4]
 

@@ -81,14 +81,19 @@ class ExplodeWindows(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._last: Any = None
+        self._unmodified: Any = None
 
     def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[Any]:
-        # Beam passes the same object for one window after the other.
-        is_repeated, self._last = element is self._last, element
-        return [_copy(element) if is_repeated and self._copies else element]
+        if not self._copies:
+            return [element]
+        # Beam passes the same object for one window after the other, and the model may run in between.
+        if element is self._last:
+            return [_copy(self._unmodified)]
+        self._last, self._unmodified = element, _copy(element)
+        return [element]
 
     def finish_bundle(self) -> None:
-        self._last = None
+        self._last = self._unmodified = None
 
 
 def _copy(element: Any) -> Any:
