@@ -71,10 +71,10 @@ MUTATIONS = {
         "docs/batching.md",
         "",
     ),
-    "the oldest model file is loaded instead of the newest": Mutation(
+    "new model files are not loaded": Mutation(
         "serving/model_watcher.py",
-        "[max(files, key=",
-        "[min(files, key=",
+        "self._metadata = new[-1]",
+        "self._metadata = None",
         "docs/model-refresh.md",
         "",
     ),
