@@ -414,7 +414,7 @@ class IgnoresUpdates(Service):
 
 
 def _refresh(handler: Any) -> Any:
-    transform = RunInference(handler, watch_model_pattern="/tmp/m*")
+    transform = RunInference(handler, watch_model_pattern="models/*")
     return [1] | transform
 
 

@@ -1,4 +1,4 @@
-// Small mends of the theme, for readers who use a keyboard or a screen reader.
+// Small fixes of the theme, for readers who use a keyboard or a screen reader.
 
 // Material puts its scripts' dialog and navigation on the page without names of their own.
 function nameLandmarks() {
