@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from runinference import ModelHandler, Padding
-from runinference.collate.frames import concat_frames, concat_tables, records_to_frame, to_tables
+from runinference.collate.frames import concat_frames
 from runinference.collate.named_inputs import InputSpec, bind_inputs
+from runinference.collate.records import records_to_frame
 from runinference.collate.stack import stack_arrays
+from runinference.collate.tables import concat_tables, to_tables
 from runinference.errors import RunInferenceError
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"

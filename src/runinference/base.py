@@ -1,6 +1,7 @@
 """The names of ``apache_beam.ml.inference.base``, and additional ones."""
 
 from runinference.errors import RateLimitExceeded
+from runinference.handlers.key_mapping import KeyModelMapping, KeyT
 from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandler
 from runinference.handlers.model_handler import (
     ExampleT,
@@ -10,7 +11,6 @@ from runinference.handlers.model_handler import (
     PredictionT,
     PreProcessT,
 )
-from runinference.handlers.model_per_key import KeyModelMapping, KeyT
 from runinference.handlers.model_update import KeyModelPathMapping, ModelMetadata
 from runinference.handlers.options import HandlerOptions
 from runinference.remote.handler import RemoteModelHandler

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
-from runinference.collate import frames
+from runinference.collate.tables import check_columns, to_floats
 from runinference.errors import ModelLoadError
 from runinference.extras import need
 from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
@@ -47,16 +47,12 @@ def default_lightgbm_inference_fn(
     """
 
     def check(tables: Sequence[Any]) -> None:
-        frames.check_columns(
-            tables, model.num_feature(), _get_feature_names(model), _normalize_name
-        )
+        check_columns(tables, model.num_feature(), _get_feature_names(model), _normalize_name)
 
     return predict_tables(
         batch,
         check,
-        lambda table: _merge_classes(
-            model.predict(frames.to_floats(table), **(inference_args or {}))
-        ),
+        lambda table: _merge_classes(model.predict(to_floats(table), **(inference_args or {}))),
         (ValueError, lightgbm.basic.LightGBMError),
     )
 

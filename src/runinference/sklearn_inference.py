@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import enum
-import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
-from typing import Any, BinaryIO
+from typing import Any
 
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path, check_sha256
-from runinference.collate import frames
 from runinference.collate.batch_axis import repeat_first, unbatch_checked
+from runinference.collate.frames import concat_frames, is_dataframe
+from runinference.collate.records import is_record, records_to_frame
 from runinference.collate.stack import reject_keyed_examples, stack_arrays
+from runinference.collate.tables import concat_tables, is_sparse, split_examples, to_tables
 from runinference.collate.unbatch import batch_length, unbatch
 from runinference.errors import (
     BatchShapeError,
     ElementError,
     ModelFileTypeError,
     ModelLoadError,
-    ModelUnpicklingError,
     OptionError,
     RunInferenceError,
 )
 from runinference.extras import need
+from runinference.frameworks.sklearn.loading import ModelFileType, load_pickle, load_skops
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import open_model
@@ -39,28 +39,11 @@ NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
 PandasInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
 
 
-class ModelFileType(enum.Enum):
-    """The format of an estimator's file.
-
-    Loading a pickle or joblib file can run arbitrary code. Load only files that you trust, and pin them with
-    ``model_sha256``. Loading a skops file runs no code, and builds only types that you trust.
-
-    Attributes:
-        PICKLE: Written by ``pickle.dump``; the default.
-        JOBLIB: Written by ``joblib.dump``.
-        SKOPS: Written by ``skops.io.dump``.
-    """
-
-    PICKLE = 1
-    JOBLIB = 2
-    SKOPS = 3
-
-
 def _predict_arrays(
     model: Any, batch: Sequence[Any], inference_args: dict[str, Any] | None = None
 ) -> Any:
-    if not hasattr(batch, "shape") and frames.is_sparse(batch[0]):
-        rows = frames.concat_tables(frames.to_tables(batch))
+    if not hasattr(batch, "shape") and is_sparse(batch[0]):
+        rows = concat_tables(to_tables(batch))
         if rows.shape[0] != len(batch):
             raise BatchShapeError(
                 f"The {len(batch)} sparse matrices of the batch have {rows.shape[0]} rows. To fix this, emit one "
@@ -74,11 +57,11 @@ def _predict_arrays(
 def _predict_frames(
     model: Any, batch: Sequence[Any], inference_args: dict[str, Any] | None = None
 ) -> Any:
-    if frames.is_dataframe(batch):
+    if is_dataframe(batch):
         return _predict(model, batch, inference_args), batch
     predictions: list[Any] = [None] * len(batch)
     for group in _group_by_index(batch):
-        frame = frames.concat_frames([batch[i] for i in group], ignore_index=False)
+        frame = concat_frames([batch[i] for i in group], ignore_index=False)
         if not frame.index.is_unique:
             frame = frame.reset_index(drop=True)
         output = _predict(model, frame, inference_args)
@@ -129,7 +112,7 @@ def _explain(error: Exception, model: Any, rows: Any) -> Exception:
     n_features = getattr(model, "n_features_in_", None)
     name = type(model).__name__
     if len(shape) == 2 and isinstance(n_features, int) and shape[1] != n_features:
-        names = f" The error is: {error}" if frames.is_dataframe(rows) else ""
+        names = f" The error is: {error}" if is_dataframe(rows) else ""
         return BatchShapeError(
             f"The elements of the batch have {shape[1]} features, and the estimator, a {name}, was trained with "
             f"{n_features}. To fix this, select the features of the training data with with_preprocess_fn.{names}"
@@ -215,9 +198,9 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
         need("sklearn", extra="sklearn")
         with open_model(self._model_uri, "model_uri", self._model_sha256) as file:
             if self._model_file_type is ModelFileType.SKOPS:
-                model = _load_skops(file, self._model_uri, self._trusted_types)
+                model = load_skops(file, self._model_uri, self._trusted_types)
             else:
-                model = _load_pickle(file, self._model_uri, self._model_file_type)
+                model = load_pickle(file, self._model_uri, self._model_file_type)
         is_default = self._model_inference_fn is type(self)._default_inference_fn
         if is_default and not hasattr(model, "predict"):
             raise ModelLoadError(
@@ -308,14 +291,14 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
         if self.gives_whole_results():
             predictions, _ = self._model_inference_fn(model, batch, inference_args)
             return self.results_of(batch, predictions, self._model_uri)
-        examples = frames.split_examples(batch)
+        examples = split_examples(batch)
         rows: Any = _to_frames(examples)
         if self._model_inference_fn is not type(self)._default_inference_fn:
-            rows = frames.split_examples(rows)
+            rows = split_examples(rows)
         predictions, found = self._model_inference_fn(model, rows, inference_args)
         inferences = self._unbatch(predictions, rows, model, inference_args)
         rows = found
-        if frames.is_record(examples[0]):
+        if is_record(examples[0]):
             rows = examples
         return [
             PredictionResult(row, inference, self._model_uri)
@@ -329,10 +312,10 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
 
 def _to_frames(examples: Sequence[Any]) -> Any:
     """Return examples that are frames of one row with the same columns, or a frame made from records."""
-    if frames.is_record(examples[0]):
-        return frames.records_to_frame(examples)
+    if is_record(examples[0]):
+        return records_to_frame(examples)
     for index, frame in enumerate(examples):
-        if not frames.is_dataframe(frame):
+        if not is_dataframe(frame):
             reject_keyed_examples(examples)
             raise ElementError(
                 f"Element {index} of the batch is a {type(frame).__name__}. This handler takes data frames of "
@@ -350,44 +333,3 @@ def _to_frames(examples: Sequence[Any]) -> Any:
                 f"{list(examples[0].columns)}. Select the same columns in the same order before RunInference."
             )
     return list(examples)
-
-
-def _load_pickle(file: BinaryIO, path: str, file_type: ModelFileType) -> Any:
-    library = pickle if file_type is ModelFileType.PICKLE else need("joblib", extra="sklearn")
-    try:
-        return library.load(file)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise _wrong_file_type(file, path, file_type) from error
-
-
-def _load_skops(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) -> Any:
-    skops_io = need("skops.io", extra="sklearn")
-    data = file.read()
-    try:
-        unknown = skops_io.get_untrusted_types(data=data)
-    except Exception as error:
-        raise _wrong_file_type(file, path, ModelFileType.SKOPS) from error
-    if missing := sorted(set(unknown) - set(trusted_types or ())):
-        raise ModelLoadError(
-            f"The skops file {path!r} contains types that are not trusted: {', '.join(missing)}. If you know "
-            f"and trust them, pass trusted_types={missing!r}."
-        )
-    return skops_io.loads(data, trusted=unknown)
-
-
-def _wrong_file_type(file: BinaryIO, path: str, file_type: ModelFileType) -> ModelUnpicklingError:
-    file.seek(0)
-    start = file.read(64)
-    if not start:
-        hint = "It is empty"
-    elif start.startswith(b"PK"):
-        hint = "It is a zip archive, like a skops file: for skops, pass model_file_type=ModelFileType.SKOPS"
-    elif file_type is ModelFileType.PICKLE and start[:1] in b"\x80\x78\x1fB\xfd":
-        hint = "If joblib wrote it, pass model_file_type=ModelFileType.JOBLIB; otherwise it may be truncated"
-    elif file_type is not ModelFileType.PICKLE and start[:1] == b"\x80":
-        hint = "It starts like a pickle: pass model_file_type=ModelFileType.PICKLE; otherwise it may be truncated"
-    else:
-        hint = f"It starts with {start[:12]!r}"
-    return ModelUnpicklingError(f"The file {path!r} cannot be loaded as {file_type}. {hint}.")

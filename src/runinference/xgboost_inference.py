@@ -9,7 +9,8 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
-from runinference.collate.frames import check_columns, is_dataframe
+from runinference.collate.frames import is_dataframe
+from runinference.collate.tables import check_columns
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.frameworks.boosting import BoostingModelHandler, predict_tables

@@ -1,18 +1,13 @@
-"""Tables are concatenated without changing a value, an index or a category."""
+"""Data frames are concatenated without changing a value, an index or a category."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import NamedTuple
-
-import apache_beam as beam
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
 
-from runinference.collate import frames
-from runinference.errors import BatchShapeError, ElementError, ResultMismatchError
+from runinference.collate.frames import concat_frames
+from runinference.errors import ElementError
 
 LARGE = 2**53 + 1
 
@@ -58,7 +53,7 @@ def nullable(*values, dtype="Int64"):
     ],
 )
 def test_each_row_keeps_its_value(parts, dtype):
-    table = frames.concat_frames(parts)
+    table = concat_frames(parts)
     assert table.index.tolist() == list(range(len(table)))
     assert table["x"].dtype == dtype
     wanted = [value for part in parts for value in part["x"].tolist()]
@@ -84,74 +79,4 @@ def test_each_row_keeps_its_value(parts, dtype):
 )
 def test_values_without_a_common_dtype_raise_an_error(parts, message):
     with pytest.raises(ElementError, match=message):
-        frames.concat_frames(parts)
-
-
-@pytest.mark.parametrize(
-    ("examples", "message"),
-    [
-        ([np.array([LARGE]), np.array([0.5])], "Element 0 .* holds"),
-        ([[1.5], [LARGE]], f"Element 1 .* holds {LARGE}"),
-        ([np.array([[LARGE]]), np.array([[0.5]])], "Element 0 .* holds"),
-        (
-            [scipy.sparse.csr_matrix([[LARGE]]), scipy.sparse.csr_matrix([[0.5]])],
-            f"Element 0 .* holds {LARGE}",
-        ),
-    ],
-)
-def test_arrays_and_sparse_matrices_follow_the_same_rule(examples, message):
-    with pytest.raises(ElementError, match=message):
-        frames.concat_tables(frames.to_tables(examples), examples)
-
-
-class Named(NamedTuple):
-    a: float
-    b: str
-
-
-@dataclasses.dataclass
-class Data:
-    a: float
-    b: str
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        Named,
-        Data,
-        lambda a, b: beam.Row(a=a, b=b),
-        lambda a, b: {"a": a, "b": b},
-        lambda a, b: pd.Series({"a": a, "b": b}),
-    ],
-)
-def test_records_become_a_frame_with_one_row_for_each(make):
-    [table] = frames.to_tables([make(1, "x"), make(2.5, "y")])
-    assert table["a"].tolist() == [1, 2.5]
-    assert table["b"].tolist() == ["x", "y"]
-
-
-@pytest.mark.parametrize(
-    ("records", "error", "message"),
-    [
-        ([{"a": LARGE}, {"a": 0.5}], ElementError, f"Element 0 .*'a'.* holds {LARGE}"),
-        ([{"a": np.int64(LARGE)}, {"a": None}], ElementError, f"holds {LARGE}"),
-        ([{"a": 1}, {"b": 1}], BatchShapeError, r"Element 1 .* columns \['b'\]"),
-        ([{"a": 1, "b": 2}, {"b": 2, "a": 1}], BatchShapeError, "Element 1 .* same order"),
-        ([{"a": [1]}], ElementError, "a list in the column 'a'"),
-        ([{"a": 1}, 5], ElementError, "Element 1 of the batch is a int"),
-        ([pd.Series([1, 2], ["a", "a"])], ElementError, "several values for the label 'a'"),
-    ],
-)
-def test_records_that_do_not_fit_together_raise_an_error(records, error, message):
-    with pytest.raises(error, match=message):
-        frames.to_tables(records)
-
-
-def test_a_list_of_arrays_is_not_dealt_out_as_predictions():
-    tables = [np.zeros((3, 2))]
-    rows = list(np.zeros((3, 2)))
-    for n_outputs in (2, 3, 4):
-        with pytest.raises(ResultMismatchError, match=f"a list of {n_outputs} arrays"):
-            frames.split_predictions([np.zeros((3, 2))] * n_outputs, rows, tables)
-    assert frames.split_predictions([1, 2, 3], rows, tables) == [1, 2, 3]
+        concat_frames(parts)

@@ -7,7 +7,8 @@ from typing import Any
 
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
-from runinference.transforms.buffered_dofn import AssignShardKey, BufferedInferDoFn
+from runinference.transforms.buffered_dofn import BufferedInferDoFn
+from runinference.transforms.shard_key import AssignShardKey
 
 _STATES = ("buffer", "totals", "buffered_side_inputs", "max_wait")
 

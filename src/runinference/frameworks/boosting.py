@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from runinference.collate import frames
+from runinference.collate.frames import is_dataframe
+from runinference.collate.tables import concat_tables, split_examples, split_predictions, to_tables
 from runinference.errors import ElementError, RunInferenceError
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.results import PredictionResult, with_model_id
@@ -62,17 +63,17 @@ def predict_tables(
         BatchShapeError: The examples differ in type or columns.
         ElementError: The values of the examples have no common dtype, or ``predict`` rejects them.
     """
-    examples = frames.split_examples(batch)
-    tables = frames.to_tables(examples)
+    examples = split_examples(batch)
+    tables = to_tables(examples)
     check(tables)
-    table = frames.concat_tables(tables, examples)
+    table = concat_tables(tables, examples)
     try:
         output = predict(table)
     except RunInferenceError:
         raise
     except errors as error:
         raise _explain(error, table) from error
-    predictions = frames.split_predictions(output, examples, tables)
+    predictions = split_predictions(output, examples, tables)
     return [PredictionResult(x, y) for x, y in zip(examples, predictions, strict=True)]
 
 
@@ -100,13 +101,13 @@ def _suggest_conversion(table: Any) -> str:
 
 
 def _list_columns(table: Any) -> list[tuple[Any, Any]]:
-    is_frame = frames.is_dataframe(table)
+    is_frame = is_dataframe(table)
     return list(zip(table.columns, table.dtypes, strict=True)) if is_frame else []
 
 
 def _describe_table(table: Any) -> str:
     """Describe the dtypes of a table for an error message."""
-    if not frames.is_dataframe(table):
+    if not is_dataframe(table):
         return f"a table of {table.dtype}"
     columns = [f"{name}: {dtype}" for name, dtype in _list_columns(table)]
     return f"a table with the columns {', '.join(columns[:10])}" + ", …" * (len(columns) > 10)

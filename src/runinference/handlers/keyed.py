@@ -14,13 +14,15 @@ from runinference.collate.unbatch import SplitRows, get_list_output, unbatch_res
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, PartialResult
 from runinference.handlers.call import RunsInParts, call_model, runs_in_parts
+from runinference.handlers.key_mapping import (
+    KeyModelMapping,
+    check_handler_object,
+    reject_functions,
+)
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_per_key import (
-    KeyModelMapping,
     PerKeyModelHandler,
-    check_handler_object,
     count_path_updates,
-    reject_functions,
     split_pair,
     with_unsplit_results,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from runinference.errors import RunInferenceError
-from runinference.handlers.model_per_key import check_handler_object
+from runinference.handlers.key_mapping import check_handler_object
 from runinference.testing.checks import CHECKS, CheckContext, CheckFailed, CheckSkipped
 from runinference.testing.compare import format_error
 from runinference.testing.compare import same as same_results

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,63 +18,13 @@ from runinference.batching.element_size import size_in_bytes
 from runinference.batching.policy import resolve_policy
 from runinference.handlers.error_policy import Failure
 from runinference.handlers.keyed import per_key_mappings
-from runinference.serving.routing import ModelVersion, make_router
+from runinference.serving.routing import ModelVersion
 from runinference.transforms.batch_sources import BundleBatches
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.engine import InferenceEngine
 from runinference.transforms.model_groups import ModelGroups
-from runinference.transforms.side_inputs import decode, encode
-
-_PROCESS = uuid.uuid4().hex
-
-
-class ElementWithWindow(NamedTuple):
-    """An element that waits in the global window, because its own window may merge with others.
-
-    Attributes:
-        element: The element.
-        window: Its window.
-        side_inputs: The encoded side inputs of its window.
-    """
-
-    element: Any
-    window: Any
-    side_inputs: bytes | None
-
-
-class AssignShardKey(beam.DoFn):  # type: ignore[misc]
-    """Add the same key to elements that may share a batch: those of a process, a model and a length bucket.
-
-    Args:
-        handler: The handler of the step.
-        keep_windows: Whether to emit `ElementWithWindow`.
-    """
-
-    def __init__(self, handler: Any, keep_windows: bool = False) -> None:
-        self._handler = handler
-        self._keep_windows = keep_windows
-
-    def setup(self) -> None:
-        self._router = make_router(self._handler)
-        self._side_inputs = SideInputEncoder()
-
-    def process(
-        self,
-        element: Any,
-        window: Any = beam.DoFn.WindowParam,
-        update: Any = None,
-        arguments: Any = None,
-    ) -> Iterable[tuple[str, Any]]:
-        try:
-            version = self._router.route(element)
-            key = f"{version.name}/{version.policy.bucket(element)}"
-        except Exception:  # raised again by BufferedInferDoFn, which handles it
-            key = ""
-        if self._keep_windows:
-            element = ElementWithWindow(
-                element, window, self._side_inputs.encode(update, arguments)
-            )
-        return [(f"{_PROCESS}/{key}", element)]
+from runinference.transforms.shard_key import ElementWithWindow
+from runinference.transforms.side_inputs import SideInputEncoder, decode
 
 
 class InferInWindows(beam.ParDo):  # type: ignore[misc]
@@ -287,22 +236,6 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
             or (policy.max_batch_weight is not None and totals.weight >= policy.max_batch_weight)
             or (policy.max_padded_size is not None and totals.length >= policy.max_padded_size)
         )
-
-
-class SideInputEncoder:
-    """Encodes the side inputs of elements, and keeps the last result, since most elements come with the same."""
-
-    def __init__(self) -> None:
-        self._last: tuple[Any, Any] = (None, None)
-        self._encoded: bytes | None = None
-
-    def encode(self, update: Any, arguments: Any) -> bytes | None:
-        """Return a model update and inference arguments as bytes, or None if there are none."""
-        if update is not self._last[0] or arguments is not self._last[1]:
-            has_any = update is not None or arguments is not None
-            self._encoded = encode((update, arguments)) if has_any else None
-            self._last = (update, arguments)
-        return self._encoded
 
 
 def get_max_wait_secs(handler: Any) -> float | None:

@@ -34,7 +34,6 @@ from runinference.serving.shared_process import default_placement
 from runinference.serving.subprocess_model import SubprocessModel
 from runinference.transforms.batch_sources import BundleBatches, PrebatchedBatches, UnsplitBatches
 from runinference.transforms.buffered_dofn import (
-    AssignShardKey,
     BufferedInferDoFn,
     InferInWindows,
     get_max_wait_secs,
@@ -49,6 +48,7 @@ from runinference.transforms.dead_letters import (
 )
 from runinference.transforms.engine import FAILED
 from runinference.transforms.infer_dofn import ExplodeWindows, InferDoFn
+from runinference.transforms.shard_key import AssignShardKey
 from runinference.transforms.side_inputs import AsLatest
 from runinference.transforms.watch_file_pattern import check_timestamp
 

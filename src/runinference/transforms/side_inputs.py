@@ -97,3 +97,19 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 def _with_timestamp(update: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[int, Any]:
     return timestamp.micros, update
+
+
+class SideInputEncoder:
+    """Encodes the side inputs of elements, and keeps the last result, since most elements come with the same."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Any] = (None, None)
+        self._encoded: bytes | None = None
+
+    def encode(self, update: Any, arguments: Any) -> bytes | None:
+        """Return a model update and inference arguments as bytes, or None if there are none."""
+        if update is not self._last[0] or arguments is not self._last[1]:
+            has_any = update is not None or arguments is not None
+            self._encoded = encode((update, arguments)) if has_any else None
+            self._last = (update, arguments)
+        return self._encoded

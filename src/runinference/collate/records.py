@@ -1,0 +1,95 @@
+"""Convert records of named values, such as dictionaries and named tuples, to a data frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import KeysView, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runinference.collate.exact import check_integers
+from runinference.collate.frames import is_dataframe
+from runinference.collate.pytree import children
+from runinference.errors import BatchShapeError, ElementError
+from runinference.extras import need
+
+SELECT_COLUMNS = "To fix this, select the same columns in the same order before RunInference."
+
+
+def is_record(example: Any) -> bool:
+    """Return whether an example is a row of named values, such as a dictionary, Series, named tuple or Beam
+    row."""
+    return _get_fields(example) is not None
+
+
+def records_to_frame(records: Sequence[Any]) -> Any:
+    """Convert records with the same names to a data frame with one row for each.
+
+    >>> records_to_frame([{"a": 1, "b": "x"}, {"a": 2.5, "b": None}])
+         a     b
+    0  1.0     x
+    1  2.5  None
+
+    Raises:
+        BatchShapeError: The records have different names.
+        ElementError: An example is not a record, or has a value that is not a number, text or other scalar.
+    """
+    pandas = need("pandas", extra="xgboost")
+    names = (_get_fields(records[0]) or {}).keys()
+    rows = [_check_record(record, index, names) for index, record in enumerate(records)]
+    frame = pandas.DataFrame(rows)
+    for name in frame.columns:
+        column = frame[name]
+        if column.isna().all():
+            frame[name] = np.full(len(frame), np.nan)
+        elif column.dtype.kind == "f":
+            values = [row[name] for row in rows]
+            check_integers(values, column.to_numpy(), f"the batch (column {name!r})")
+    return frame
+
+
+def _check_record(record: Any, index: int, names: KeysView[Any]) -> Mapping[Any, Any]:
+    """Return the values of a record by name. Raise an error unless it has the given names and scalar values."""
+    row = _get_fields(record)
+    if row is None:
+        raise ElementError(
+            f"Element {index} of the batch is a {type(record).__name__}, but element 0 is a record of named "
+            "values. To fix this, use one type for all elements."
+        )
+    if list(row) != list(names):
+        raise BatchShapeError(
+            f"Element {index} of the batch has the columns {list(row)}, but element 0 has {list(names)}. "
+            f"{SELECT_COLUMNS}"
+        )
+    for name, value in row.items():
+        if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
+            raise ElementError(
+                f"Element {index} of the batch has a {type(value).__name__} in the column {name!r}. To fix this, "
+                "use a record with one number or text for each column, or convert each element to a data frame."
+            )
+    return row
+
+
+def _get_fields(example: Any) -> Mapping[Any, Any] | None:
+    if hasattr(example, "tocsr"):  # SciPy's DOK matrices are dictionaries
+        return None
+    if isinstance(example, Mapping):
+        return example
+    if hasattr(example, "_fields") or dataclasses.is_dataclass(example):
+        return children(example)
+    if hasattr(example, "as_dict"):  # a Beam row
+        return example.as_dict()  # type: ignore[no-any-return]
+    if hasattr(example, "iloc") and hasattr(example, "index") and not is_dataframe(example):
+        return _get_series_fields(example)
+    return None
+
+
+def _get_series_fields(series: Any) -> dict[Any, Any]:
+    if not series.index.is_unique:
+        repeated = series.index[series.index.duplicated()][0]
+        raise ElementError(
+            f"An element of the batch is a Series with several values for the label {repeated!r}. To fix this, "
+            "rename the labels with with_preprocess_fn."
+        )
+    return dict(zip(series.index, series.tolist(), strict=True))

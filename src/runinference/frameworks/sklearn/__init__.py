@@ -1,0 +1,1 @@
+"""Load ONNX models."""
