@@ -57,7 +57,7 @@ unit: $(FULL) ## run the unit tests only
 	$(call say,unit tests)
 	@$(PYTEST) --numprocesses $(WORKERS) --quiet --ignore tests/docs
 
-SELECTION = $(if $(FRESH),,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
+SELECTION = $(if $(FRESH),--fresh,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
 
 fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop, and run the large profiles of other tests
 	$(call say,random pipelines$(comma) hostile models$(comma) soak test)
@@ -65,12 +65,12 @@ fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop, and run the 
 		tests/test_hostile_models.py tests/test_soak.py tests/test_batch_invariance.py tests/test_input_fidelity.py \
 		tests/test_output_fidelity.py
 
-docs-test: $(FULL) ## run the code on pages (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: run all code again)
+docs-test: $(FULL) ## run the code on pages (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: all code, in new interpreters)
 	$(call say,doc tests)
 	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(SELECTION) \
 		tests/docs/test_pages.py tests/docs/test_notebooks.py
 
-site-test: $(FULL) ## test the site in a browser (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: run all code again)
+site-test: $(FULL) ## test the site in a browser (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: all code, in new interpreters)
 	$(call say,tests of the site)
 	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(SELECTION) tests/docs/test_site.py
 

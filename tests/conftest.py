@@ -20,8 +20,9 @@ HOME = "RUNINFERENCE_DOCS_HOME"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("documentation")
+    group.addoption("--cached", action="store_true", help="run only changed code")
     group.addoption(
-        "--cached", action="store_true", help="run only changed code, in forks of one process"
+        "--fresh", action="store_true", help="start a new interpreter for each Python program"
     )
     group.addoption(
         "--changed", action="store_true", help="test only the pages that differ from main"

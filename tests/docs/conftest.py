@@ -1,7 +1,7 @@
 """Fixtures of the documentation tests: the environment, the interpreter, and the saved runs.
 
-By default, every program runs in a new interpreter. With `--cached`, programs run in forks of one process that has
-already imported Beam, and programs that ran before unchanged don't run again.
+By default, programs run in forks of one process that has already imported what most pages import. With `--fresh`,
+each program runs in a new interpreter. With `--cached`, programs that ran before unchanged don't run again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 
 from docs import run_cache
-from docs.run import FreshInterpreter, Interpreter, RunResult, environment, start_fork_server
+from docs.run import (
+    PRELOADED,
+    FreshInterpreter,
+    Interpreter,
+    RunResult,
+    environment,
+    start_fork_server,
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +40,9 @@ class LazyForkServer:
     server: Interpreter | None = None
 
     def run(self, file: Path, limit: float, draw: str | None = None) -> RunResult:
-        self.server = self.server or self.stack.enter_context(start_fork_server(self.env))
+        self.server = self.server or self.stack.enter_context(
+            start_fork_server(self.env, PRELOADED)
+        )
         return self.server.run(file, limit, draw)
 
 
@@ -47,19 +56,14 @@ def fork_server(env: dict[str, str]) -> Iterator[Interpreter]:
 def interpreter(
     env: dict[str, str], fork_server: Interpreter, pytestconfig: pytest.Config
 ) -> Interpreter:
-    return fork_server if uses_saved_runs(pytestconfig) else FreshInterpreter(env)
+    return FreshInterpreter(env) if pytestconfig.getoption("--fresh") else fork_server
 
 
 @pytest.fixture(scope="session")
 def runs(pytestconfig: pytest.Config) -> run_cache.RunCache:
     """The results of earlier runs: of this session or, with `--cached`, of earlier sessions too."""
-    if not uses_saved_runs(pytestconfig):
-        directory = Path(os.environ["RUNINFERENCE_DOCS_HOME"]) / "runs"
-        return run_cache.RunCache(directory, run_cache.environment_key("fresh"))
+    key = run_cache.environment_key("fresh" if pytestconfig.getoption("--fresh") else "forked")
+    if not pytestconfig.getoption("--cached") or os.environ.get("CI"):
+        return run_cache.RunCache(Path(os.environ["RUNINFERENCE_DOCS_HOME"]) / "runs", key)
     run_cache.prune_saved_runs()
-    return run_cache.RunCache(run_cache.SAVED_RUNS, run_cache.environment_key("forked"))
-
-
-def uses_saved_runs(config: pytest.Config) -> bool:
-    """Return whether to use forks and saved runs, which is fast enough while writing a page."""
-    return config.getoption("--cached") and not os.environ.get("CI")
+    return run_cache.RunCache(run_cache.SAVED_RUNS, key)

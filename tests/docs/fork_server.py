@@ -1,4 +1,6 @@
-"""Imports Beam and NumPy once, then runs each requested program in a fork.
+"""Imports packages once, then runs each requested program in a fork.
+
+The arguments are the names of packages to import, in addition to Beam, NumPy and the library.
 
 A request is one line of JSON, `{"file": ..., "limit": seconds, "draw": direction}`, and so is the response.
 The output of the program is written beside its file, to `.out` and `.err`, and its diagram to `.mmd`. A new
@@ -8,6 +10,7 @@ Don't start threads before the fork.
 """
 
 import atexit
+import importlib
 import io
 import json
 import logging
@@ -31,6 +34,8 @@ def warm_up() -> None:
 
     import runinference  # noqa: F401
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     logging.disable(logging.NOTSET)
 
 

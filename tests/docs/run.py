@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,9 @@ from docs.blocks import Program
 from runinference.samples.cache import cache_directory
 
 TIMEOUT_S = 120.0
+
+#: Packages that many pages import. TensorFlow is not among them: it starts threads, which do not survive a fork.
+PRELOADED = ("sklearn.linear_model", "sklearn.datasets", "torch")
 _SERVER = Path(__file__).with_name("fork_server.py")
 _DIAGRAM_STARTUP = Path(__file__).with_name("diagram_startup")
 
@@ -79,7 +82,7 @@ class FreshInterpreter:
 
 @dataclass(frozen=True)
 class ForkServer:
-    """Runs every program in a fork of a process that has already imported Beam and NumPy."""
+    """Runs every program in a fork of a process that has already imported what most pages import."""
 
     server: subprocess.Popen[str]
 
@@ -98,9 +101,9 @@ class ForkServer:
 
 
 @contextmanager
-def start_fork_server(env: dict[str, str]) -> Iterator[ForkServer]:
-    """Run the fork server until the end of the `with` block."""
-    command = [sys.executable, str(_SERVER)]
+def start_fork_server(env: dict[str, str], packages: Sequence[str] = ()) -> Iterator[ForkServer]:
+    """Run the fork server until the end of the `with` block. It imports Beam, NumPy and these packages."""
+    command = [sys.executable, str(_SERVER), *packages]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     ) as server:

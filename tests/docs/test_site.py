@@ -70,8 +70,9 @@ def address(built: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """A browser. While it runs, so does the event loop of Playwright, in the thread of the tests."""
     with start_browser() as chromium:
         yield chromium
 

@@ -19,7 +19,7 @@ from docs import compare, ledger, notebooks
 from docs.blocks import Block, Problem, Program
 from docs.collect import find_sources, read_all
 from docs.lint import format_code
-from docs.run import Interpreter, RunResult, environment, run, start_fork_server
+from docs.run import PRELOADED, Interpreter, RunResult, environment, run, start_fork_server
 
 Change = tuple[Block, str]
 
@@ -57,7 +57,7 @@ def start_interpreters(env: dict[str, str]) -> Iterator[SimpleQueue[Interpreter]
     free: SimpleQueue[Interpreter] = SimpleQueue()
     with ExitStack() as stack:
         for _ in range(min(os.cpu_count() or 1, 4)):
-            free.put(stack.enter_context(start_fork_server(env)))
+            free.put(stack.enter_context(start_fork_server(env, PRELOADED)))
         yield free
 
 
