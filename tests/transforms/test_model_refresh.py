@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import threading
@@ -78,8 +79,18 @@ class Worker:
     """Drives the DoFn of a step in one thread, as a runner does."""
 
     def __init__(self, transform: RunInference) -> None:
-        self.do_fn = InferDoFn(transform._config())
+        self.config = transform._config()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self.do_fn = InferDoFn(self.config)
         self.do_fn.setup()
+
+    def thread(self) -> Worker:
+        """Return another thread of the same process."""
+        other = copy.copy(self)
+        other._set_up()
+        return other
 
     def bundle(self, *elements_and_updates):
         self.do_fn.start_bundle()
@@ -138,6 +149,38 @@ def test_the_old_model_is_freed_after_its_last_call():
         worker.bundle((n, ModelMetadata(f"update-{n}", "")))
     gc.collect()
     assert [model.path for model in TrackedModel.alive] == ["update-5"]
+
+
+@pytest.mark.parametrize("n_updates", [2, 3])
+def test_the_old_model_is_freed_if_the_runner_dropped_the_thread_that_used_it(n_updates):
+    process = make_worker(FromPath("first"))
+    for n in range(n_updates):
+        worker = process.thread()
+        worker.bundle((n, ModelMetadata(f"update-{n}", "")))
+        if n < n_updates - 1:
+            del worker
+            gc.collect()
+    gc.collect()
+    assert [model.path for model in TrackedModel.alive] == [f"update-{n_updates - 1}"]
+
+
+def test_a_thread_that_waits_keeps_its_model():
+    one = make_worker(FromPath("first"))
+    other = one.thread()
+    for n in range(3):
+        one.bundle((n, A))
+        other.bundle((n, B))
+    assert FromPath.loads == ["a", "b"]
+
+
+def test_models_of_other_keys_stay_loaded_if_the_runner_dropped_the_thread_that_used_them():
+    process = make_worker(per_key_handler())
+    for element in ELEMENTS * 2:
+        worker = process.thread()
+        worker.bundle((element, mappings(k1="x", k2="y", k3="z")))
+        del worker
+        gc.collect()
+    assert FromPath.loads == ["x", "y", "z"]
 
 
 def test_alternating_refreshes_in_a_bundle_load_each_model_once():

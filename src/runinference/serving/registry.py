@@ -33,6 +33,7 @@ class ModelRegistry:
         self._dynamic_batchers: dict[tuple[str, str], DynamicBatcher] = {}
         self._watchers: dict[WatchConfig, ModelWatcher] = {}
         self._in_bundles: Counter[Hashable] = Counter()
+        self._names: dict[tuple[str, Any], set[str]] = {}
         self._abandoned: list[tuple[threading.Thread, int]] = []
         self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -58,16 +59,38 @@ class ModelRegistry:
                 self._sizes[key] = AdaptiveSize(version.policy)
             return self._sizes[key]
 
+    def replace_current(self, step: str, version: ModelVersion) -> set[str]:
+        """Note the current version of its keys, and return the names of versions that no session uses any more.
+
+        A runner may drop a session without ending it, so the session that used a version can't always expire it.
+        """
+        keys = [(step, key) for key in version.keys]
+        with self._lock:
+            in_use = set().union(*(session.current_names() for session in self._sessions))
+            known = set().union(*(self._names.get(key, ()) for key in keys))
+            unused = {name for name in known - in_use if name != version.name}
+            for key in keys:
+                self._names.setdefault(key, set()).add(version.name)
+            return unused
+
     def forget(self, step: str, name: str) -> None:
         """Drop the batch size and the dynamic batcher of a model that was replaced."""
         with self._lock:
             self._sizes.pop((step, name), None)
             self._dynamic_batchers.pop((step, name), None)
+            for key in [key for key, names in self._names.items() if name in names]:
+                if key[0] == step:
+                    self._names[key].discard(name)
 
     def start_use_in_bundle(self, name: Hashable) -> None:
         """Keep a model that is replaced within a bundle from being closed before the bundle ends."""
         with self._lock:
             self._in_bundles[name] += 1
+
+    def is_in_bundle(self, name: Hashable) -> bool:
+        """Return whether a bundle of any thread uses the model."""
+        with self._lock:
+            return self._in_bundles[name] > 0
 
     def end_use_in_bundle(self, name: Hashable) -> bool:
         """Return whether no bundle of any thread uses the model any more."""

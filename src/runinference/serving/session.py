@@ -99,6 +99,10 @@ class ModelSession:
             failed = error.__cause__ or error
         raise failed  # outside of the except clause, which would set its context
 
+    def current_names(self) -> set[str]:
+        """Return the names of the current models."""
+        return {version.name for version in [*self._current.values()]}
+
     def size_for(self, version: ModelVersion) -> AdaptiveSize:
         """Return the batch size of a model, which all threads of the step share."""
         return self.models.size_for(self._config.models.name, version)
@@ -109,7 +113,7 @@ class ModelSession:
 
     def end_bundle(self) -> None:
         """Close the models that were replaced within the bundle, unless bundles of other threads use them."""
-        current = {version.name for version in self._current.values()}
+        current = self.current_names()
         while self._used_in_bundle:
             name = self._used_in_bundle.pop()
             if self.models.end_use_in_bundle(self._cache_name(name)) and name not in current:
@@ -277,7 +281,11 @@ class ModelSession:
             return
         replaced = {old.name for key in version.keys if (old := self._current.get(key))}
         self._current.update(dict.fromkeys(version.keys, version))
-        for name in replaced - {current.name for current in self._current.values()}:
+        unused = self.models.replace_current(self._config.models.name, version)
+        replaced |= {
+            name for name in unused if not self.models.is_in_bundle(self._cache_name(name))
+        }
+        for name in replaced - self.current_names():
             if name not in self._used_in_bundle:
                 self._expire(name)
 
