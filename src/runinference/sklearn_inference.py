@@ -325,7 +325,9 @@ def _to_frames(examples: Sequence[Any]) -> Any:
         if frame.shape[0] != 1:
             raise BatchShapeError(
                 f"Element {index} of the batch is a frame of shape {frame.shape}, but only dataframes with single "
-                "rows are supported. Emit one frame per row, for example (df.iloc[[i]] for i in range(len(df)))."
+                "rows are supported. To fix this, pass whole frames to the model with "
+                "handler.with_no_batching(whole_results=True), or emit one frame per row, for example "
+                "(df.iloc[[i]] for i in range(len(df)))."
             )
         if not frame.columns.equals(examples[0].columns):
             raise BatchShapeError(

@@ -191,7 +191,7 @@ def test_the_threshold_counts_records_not_batches(n_bad, stops):
     numbers = [*range(1, 101 - n_bad), *range(-n_bad, 0)]
     handler = Picky("threshold", min_batch_size=100, max_batch_size=100)
     if stops:
-        with pytest.raises(TooManyFailuresError, match="11 of 100 records failed"):
+        with pytest.raises(TooManyFailuresError, match="11 of 100 elements failed"):
             Outcome(numbers, handler, threshold=0.1)
     else:
         assert len(Outcome(numbers, handler, threshold=0.1).good) == 99

@@ -34,8 +34,9 @@ class RequestPool:
         """Raise ``RateLimitExceeded`` if the rate limiter rejects a request."""
         limiter = self._rate_limiter
         if limiter is not None and not limiter.allow(hits_added=n_examples):
+            size = "1 example" if n_examples == 1 else f"{n_examples} examples"
             raise RateLimitExceeded(
-                f"The rate limiter rejected a request of {n_examples} examples. If this keeps happening, raise "
+                f"The rate limiter rejected a request of {size}. If this keeps happening, raise "
                 "its limit, lower max_concurrent_requests, or wait longer (num_retries, backoff)."
             )
 

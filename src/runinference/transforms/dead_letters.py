@@ -19,7 +19,7 @@ _FAILED = "bad"
 
 
 class RunInferenceDLQ(NamedTuple):
-    """The dead-letter queue: the records that failed, by the step that failed.
+    """The dead-letter queue: the elements that failed, by the step that failed.
 
     Each dead letter is ``(record, (type, message, traceback))``: the input of the step, the error's class, its
     ``repr``, and the lines of its traceback. It has the window and timestamp of its element.
@@ -42,7 +42,7 @@ class ExceptionHandling:
     Attributes:
         exc_class: The errors that become dead letters. Others fail the pipeline.
         use_subprocess: Whether the model runs in a subprocess.
-        threshold: Maximum share of records that may fail, from 0 to 1.
+        threshold: Maximum share of elements that may fail, from 0 to 1.
         timeout: Maximum seconds to load a model and call it once; None for no limit.
     """
 
@@ -63,7 +63,7 @@ class ExceptionHandling:
         check_number("threshold", self.threshold)
         if self.threshold > 1:
             raise OptionError(
-                f"threshold is the share of records that may fail, from 0 to 1, but is {self.threshold!r}."
+                f"threshold is the share of elements that may fail, from 0 to 1, but is {self.threshold!r}."
             )
         if self.timeout is not None:
             check_positive("timeout", self.timeout, " seconds")
@@ -121,7 +121,7 @@ def _return_failures(
 
 
 class FailureThreshold(beam.PTransform):  # type: ignore[misc]
-    """Fail the pipeline if the share of failed records exceeds a threshold.
+    """Fail the pipeline if the share of failed elements exceeds a threshold.
 
     The input is a tuple: the PCollection of results, then the PCollections of dead letters. Records are counted
     per window, and in a stream in the global window per minute.
@@ -156,6 +156,6 @@ def _check_threshold(counts: tuple[int, int], threshold: float) -> None:
     failed, total = counts
     if failed > total * threshold:
         raise TooManyFailuresError(
-            f"{failed} of {total} records failed, a share of {failed / total:.3g}, above the threshold of "
+            f"{failed} of {total} elements failed, a share of {failed / total:.3g}, above the threshold of "
             f"{threshold}. Look at the dead letters, or raise the threshold of with_exception_handling."
         )
