@@ -8,7 +8,7 @@ import importlib
 import pytest
 import torch
 
-from runinference.errors import is_out_of_memory
+from runinference.errors import is_out_of_memory, suggest
 
 
 def raised_by(module: str, name: str) -> type[Exception]:
@@ -64,3 +64,21 @@ def test_recognizes_pytorch_on_a_cpu_and_the_operating_system():
 )
 def test_other_errors_do_not_mean_that_memory_ran_out(error):
     assert not is_out_of_memory(error)
+
+
+class NoTextError(RuntimeError):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+WithoutModule = type("WithoutModule", (Exception,), {"__module__": None})
+
+
+@pytest.mark.parametrize("error_type", [NoTextError, WithoutModule])
+def test_an_error_without_a_text_or_module_does_not_cause_another_one(error_type):
+    assert not is_out_of_memory(error_type())
+
+
+def test_suggests_a_name_for_a_key_that_is_no_text():
+    assert suggest(1, ["input_ids"]) == ""
+    assert suggest("imput_ids", ["input_ids"]) == " Did you mean 'input_ids'?"

@@ -206,14 +206,16 @@ class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's
     """A batch was not sent because the rate limit is exhausted."""
 
 
-def suggest(word: str, choices: Iterable[str]) -> str:
+def suggest(word: Any, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the choice closest to ``word``, ignoring case; empty if none is close.
+
+    The word can be another value, such as a number that is the key of a dictionary.
 
     >>> suggest("max_batchsize", ["min_batch_size", "max_batch_size"])
     " Did you mean 'max_batch_size'?"
     """
     originals = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(word.lower(), originals, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(str(word).lower(), originals, n=1, cutoff=0.6)
     return f" Did you mean {originals[found[0]]!r}?" if found else ""
 
 
@@ -263,8 +265,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True  # TensorFlow's error
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    is_native = isinstance(error, RuntimeError) or type(error).__module__.startswith(_NATIVE)
-    return is_native and _OUT_OF_MEMORY.search(str(error)) is not None
+    is_native = isinstance(error, RuntimeError) or str(type(error).__module__).startswith(_NATIVE)
+    return is_native and _OUT_OF_MEMORY.search(get_message(error)) is not None
 
 
 #: Packages whose errors for a lack of memory are not a RuntimeError.

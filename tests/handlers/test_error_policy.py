@@ -316,6 +316,25 @@ class _PropertyError(Exception):
         raise RuntimeError("no response")
 
 
+class _NotHashable(type):
+    def __hash__(cls):
+        raise TypeError("no hash")
+
+
+class _NotHashableError(Exception, metaclass=_NotHashable):
+    pass
+
+
+class _Text(str):
+    def __len__(self):
+        raise RuntimeError("no length")
+
+
+class _TextError(Exception):
+    def __repr__(self):
+        return _Text("_TextError")
+
+
 def _made_at_run_time():
     return type("MadeAtRunTime", (LookupError,), {"__module__": "no_such_module"})("text")
 
@@ -329,8 +348,21 @@ def _made_at_run_time():
         (_PropertyError, _PropertyError, "_PropertyError"),
         (lambda: ValueError("x" * 10_000_000), ValueError, "xxx"),
         (lambda: type("Local", (_ReprError,), {})(), _ReprError, "Local"),
+        (lambda: ValueError("half a pair: \ud83d"), ValueError, r"half a pair: \ud83d"),
+        (_NotHashableError, _NotHashableError, "_NotHashableError"),
+        (_TextError, _TextError, "_TextError"),
     ],
-    ids=["unpicklable class", "repr raises", "str raises", "property raises", "huge", "both"],
+    ids=[
+        "unpicklable class",
+        "repr raises",
+        "str raises",
+        "property raises",
+        "huge",
+        "both",
+        "half a surrogate pair",
+        "class without hash",
+        "repr is no plain text",
+    ],
 )
 def test_a_report_of_any_exception_is_bounded_and_can_be_pickled(make, kind, part):
     def call(batch):
@@ -342,6 +374,7 @@ def test_a_report_of_any_exception_is_bounded_and_can_be_pickled(make, kind, par
         assert found is kind
         assert part in message
         assert len(message) + sum(map(len, lines)) < 50_000
+        assert "".join([message, *lines]).encode()
 
 
 def test_the_callers_exceptions_are_left_as_they_are():

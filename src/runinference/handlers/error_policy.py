@@ -60,7 +60,7 @@ class Failure:
         message = _safe_repr(error)
         if kind is not type(error):
             message = f"{type(error).__module__}.{type(error).__qualname__}: {message}"
-        return kind, shorten_text(message), _format_traceback(error)
+        return kind, _to_text(message), _format_traceback(error)
 
 
 def picklable_class(kind: type[BaseException]) -> type[BaseException]:
@@ -69,10 +69,18 @@ def picklable_class(kind: type[BaseException]) -> type[BaseException]:
     >>> picklable_class(type("MadeAtRunTime", (KeyError,), {}))
     <class 'KeyError'>
     """
-    return next(base for base in kind.__mro__ if _can_be_pickled(base))
+    find: Any = _find_picklable_class
+    try:
+        return find(kind)  # type: ignore[no-any-return]
+    except Exception:  # the class can't be hashed
+        return find.__wrapped__(kind)  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=256)
+def _find_picklable_class(kind: Any) -> Any:
+    return next(base for base in kind.__mro__ if _can_be_pickled(base))
+
+
 def _can_be_pickled(kind: type) -> bool:
     try:
         return pickle.loads(pickle.dumps(kind)) is kind
@@ -82,7 +90,7 @@ def _can_be_pickled(kind: type) -> bool:
 
 def _safe_repr(error: BaseException) -> str:
     try:
-        return repr(error)
+        return str(repr(error))  # repr can return a subclass of str
     except Exception as failure:
         return f"{describe(error)} (its repr() raises {type(failure).__name__})"
 
@@ -96,7 +104,16 @@ def _format_traceback(error: BaseException) -> list[str]:
         return [f"{describe(error)} (its traceback can't be formatted: {describe(failure, 300)})\n"]
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES // 2], "...\n", *lines[-_MAX_LINES // 2 :]]
-    return [shorten_text(line) for line in lines]
+    return [_to_text(line) for line in lines]
+
+
+def _to_text(text: str) -> str:
+    r"""Shorten a text, and escape half surrogate pairs, which can't be encoded.
+
+    >>> _to_text("a \ud800")
+    'a \\ud800'
+    """
+    return shorten_text(text).encode(errors="backslashreplace").decode()
 
 
 class FailFastPolicy:
