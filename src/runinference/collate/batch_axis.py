@@ -31,7 +31,7 @@ def unbatch_checked(
 
     The states of an LSTM, for example, have the shape (layers, batch, features). To find such parts, the model is
     called once more, with a batch of two or three elements, for each new part of an output. A single array is only
-    checked if it has three or more dimensions, and two of them are as long as the batch.
+    checked if two of its dimensions are as long as the batch.
 
     Args:
         output: The output of the model for a batch.
@@ -52,7 +52,7 @@ def unbatch_checked(
         )  # the check shows whether there is one for each element
     rows = unbatch(output, size, list_output)
     shape = get_shape(output)
-    if known is not None and (shape is None or (len(shape) > 2 and size in shape[1:])):
+    if known is not None and (shape is None or size in shape[1:]):
         _check_batch_axis(output, size, list_output, known, call)
     return rows
 

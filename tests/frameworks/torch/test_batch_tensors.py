@@ -50,6 +50,19 @@ def test_states_are_an_error_where_they_are_as_long_as_the_batch(layer, form, la
         check(Recurrent(form, layer, layers).eval(), layers)
 
 
+class Transposed(torch.nn.Module):
+    """Returns an output whose last dimension is the batch."""
+
+    def forward(self, x):
+        return x.sum(1).T
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_an_output_of_two_dimensions_that_ends_with_the_batch_is_an_error_for_each_size(size):
+    with pytest.raises(ResultMismatchError):
+        check(Transposed(), size)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     "form",
@@ -68,8 +81,10 @@ def test_outputs_that_follow_the_batch_are_accepted_and_checked_once(form, size)
 
 def test_a_single_tensor_is_not_checked_without_need():
     model = Recurrent(lambda out, states: out[:, -1]).eval()
-    check(model, 4)
+    check(model, 5)
     assert model.calls == 1
+    check(model, 4)  # the size of each row, too
+    assert model.calls == 3
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
