@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 
@@ -23,6 +24,10 @@ Pair = collections.namedtuple("Pair", ["first", "second"])
 class Frozen:
     scores: np.ndarray
     name: str = "a"
+
+
+class ListSubclass(list):
+    pass
 
 
 ARRAY = np.arange(3.0)
@@ -49,6 +54,10 @@ TENSOR = torch.arange(3.0)
         pd.DataFrame({"a": [1, 2]}),
         scipy.sparse.csr_matrix(np.eye(2)),
         PredictionResult(1, ARRAY),
+        ListSubclass([ARRAY]),
+        collections.deque([ARRAY, TENSOR], maxlen=2),
+        collections.UserList([ARRAY]),
+        array.array("d", [1, 2]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -62,6 +71,24 @@ def test_copies_what_can_be_modified_and_keeps_its_type(value):
 @pytest.mark.parametrize("value", [1, "a", None, b"a", np.float32(1), (1, "a"), object, len])
 def test_returns_values_that_cannot_be_modified_as_they_are(value):
     assert copy_value(value) is value
+
+
+@pytest.mark.parametrize(
+    "make", [ListSubclass, collections.deque, collections.UserList, collections.UserDict]
+)
+def test_items_of_containers_are_copied(make):
+    value = {"a": ARRAY} if make is collections.UserDict else [ARRAY]
+    copied = copy_value(make(value))
+    [item] = copied.values() if make is collections.UserDict else copied
+    assert not np.shares_memory(item, ARRAY)
+
+
+def test_a_parameter_of_the_model_is_copied_to_a_tensor():
+    parameter = torch.nn.Parameter(torch.ones(()))
+    for row in unbatch({"rows": np.eye(2), "temperature": parameter}, 2):
+        row["temperature"] += 1
+        assert type(row["temperature"]) is torch.Tensor
+    assert float(parameter) == 1
 
 
 def test_structured_rows_are_no_views():
@@ -120,6 +147,7 @@ FORMS = {
     "results": lambda batch, rows: [PredictionResult(*x) for x in zip(batch, rows, strict=True)],
     "rows": lambda batch, rows: list(rows),
     "iterator": lambda batch, rows: iter(rows),
+    "deques": lambda batch, rows: [collections.deque([row]) for row in rows],
     "dictionaries": lambda batch, rows: [{"x": row} for row in rows],
     "array": lambda batch, rows: rows,
     "dictionary": lambda batch, rows: {"x": rows},
@@ -134,6 +162,7 @@ def test_a_model_may_reuse_its_output(form):
     for results in (handler.predict(examples), [result for _, result in keyed]):
         found = [getattr(result, "inference", result) for result in results]
         found = [x["x"] if isinstance(x, dict) else x for x in found]
+        found = [x[0] if isinstance(x, collections.deque) else x for x in found]
         assert [x.tolist() for x in found] == [x.tolist() for x in examples]
 
 

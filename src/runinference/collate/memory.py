@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,15 @@ def copy_value(value: Any) -> Any:
     if hasattr(value, "iloc") or hasattr(value, "tocsr"):
         return value.copy()
     if isinstance(value, Mapping):
-        return _copy_mapping(value)
+        return _copy_container(value, value.items())
+    if isinstance(value, (MutableSequence, array)):  # such as a deque
+        return _copy_container(value, enumerate(value))
     return _copy_dataclass(value) if is_dataclass_instance(value) else value
 
 
 def copy_tensor(tensor: Any) -> Any:
     """Return a PyTorch tensor without gradient that owns its memory and can be modified."""
     torch = sys.modules["torch"]
-    if isinstance(tensor, torch.nn.Parameter):
-        return tensor
     with torch.inference_mode(False):
         return tensor.detach().clone()
 
@@ -80,12 +81,12 @@ def _copy_tuple(value: tuple[Any, ...]) -> Any:
     return type(value)(*items) if fields else type(value)(items)
 
 
-def _copy_mapping(value: Any) -> Any:
+def _copy_container(value: Any, items: Iterable[tuple[Any, Any]]) -> Any:
     try:
         copied = copy.copy(value)
-        for key, part in value.items():
+        for key, part in items:
             copied[key] = copy_value(part)
-    except Exception:  # the mapping cannot be copied or modified
+    except Exception:  # the container cannot be copied or modified
         return value
     return copied
 
