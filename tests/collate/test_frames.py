@@ -50,6 +50,8 @@ def nullable(*values, dtype="Int64"):
         ([column(pd.Timestamp("2020")), column(None)], "datetime64[ns]"),
         ([column(pd.Timestamp("2020")), column(pd.Timestamp("2020", tz="UTC"))], object),
         ([column(1e300), column(2)], np.float64),
+        ([column(1j), column(2)], np.complex128),
+        ([column(0.5, dtype="Sparse[float]"), column(2)], "Sparse[float]"),
     ],
 )
 def test_each_row_keeps_its_value(parts, dtype):
@@ -69,6 +71,8 @@ def test_each_row_keeps_its_value(parts, dtype):
         ([column(None), column(LARGE)], f"Element 1 .* holds {LARGE}"),
         ([nullable(LARGE), column(0.5)], f"Element 0 .* holds {LARGE}"),
         ([column(2**64 - 1, dtype="uint64"), column(-1)], f"Element 0 .* holds {2**64 - 1}"),
+        ([column(1j), column(LARGE)], f"Element 1 .* holds {LARGE}"),
+        ([column(0.5, dtype="Sparse[float]"), column(LARGE)], f"Element 1 .* holds {LARGE}"),
         ([category(1), category("a")], "have the dtypes int64, object"),
         ([category("a", ordered=True), category("b", ordered=True)], "ordered categories"),
         (

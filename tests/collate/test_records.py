@@ -48,6 +48,7 @@ def test_records_become_a_frame_with_one_row_for_each(make):
     [
         ([{"a": LARGE}, {"a": 0.5}], ElementError, f"Element 0 .*'a'.* holds {LARGE}"),
         ([{"a": np.int64(LARGE)}, {"a": None}], ElementError, f"holds {LARGE}"),
+        ([{"a": 1j}, {"a": LARGE}], ElementError, f"Element 1 .* holds {LARGE}"),
         ([{"a": 1}, {"b": 1}], BatchShapeError, r"Element 1 .* columns \['b'\]"),
         ([{"a": 1, "b": 2}, {"b": 2, "a": 1}], BatchShapeError, "Element 1 .* same order"),
         ([{"a": [1]}], ElementError, "a list in the column 'a'"),

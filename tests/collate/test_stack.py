@@ -64,6 +64,7 @@ def test_each_row_has_the_values_of_its_example(batch):
     [
         ([[LARGE, 0.5]], f"Element 0 of the batch holds {LARGE}, which float64 cannot hold"),
         ([[1, 2], [LARGE, 0.5]], f"Element 1 of the batch holds {LARGE}"),
+        ([[1, 2], [1j, LARGE]], f"Element 1 of the batch holds {LARGE}, which complex128"),
         ([0.5, LARGE], f"Element 1 of the batch holds {LARGE}"),
         ([np.array([0.5]), np.array([LARGE])], f"Element 1 of the batch holds {LARGE}"),
         ([np.array([-1]), np.array([2**64 - 1], np.uint64)], f"Element 1 .* holds {2**64 - 1}"),

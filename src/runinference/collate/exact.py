@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
@@ -114,7 +113,7 @@ def unify_dtypes(arrays: Sequence[Any], name: str) -> list[Any]:
 
 
 def check_integers(examples: Sequence[Any], arrays: Any, name: str, start: int = 0) -> None:
-    """Raise `ElementError` if a list holds an integer that is rounded in the array of floats made from the list.
+    """Raise `ElementError` if a list holds an integer that is rounded in the array made from the list.
 
     Args:
         examples: The examples of the batch.
@@ -123,7 +122,7 @@ def check_integers(examples: Sequence[Any], arrays: Any, name: str, start: int =
         start: The index of the first example in its batch.
     """
     dtype = arrays.dtype if isinstance(arrays, np.ndarray) else arrays[0].dtype
-    if dtype.kind != "f":
+    if dtype.kind not in "fc":
         return
     limit = 2.0 ** (np.finfo(dtype).nmant + 1)
     if isinstance(arrays, np.ndarray) and not (np.abs(arrays) >= limit).any():
@@ -135,7 +134,9 @@ def check_integers(examples: Sequence[Any], arrays: Any, name: str, start: int =
         is_table = hasattr(example, "to_numpy")
         leaves = example.to_numpy(object) if is_table else np.array(example, dtype=object)
         for leaf, number in zip(leaves.ravel().tolist(), np.ravel(array).tolist(), strict=True):
-            if isinstance(leaf, Integral) and not (math.isfinite(number) and int(number) == leaf):
+            if isinstance(leaf, Integral) and not (
+                np.isfinite(number) and int(number.real) == leaf
+            ):
                 raise changed_value_error(index, name, leaf, dtype)
 
 

@@ -50,6 +50,8 @@ def _may_have_changed(first: Any, table: Any) -> bool:
     objects = [i for i, dtype in enumerate(dtypes) if getattr(dtype, "kind", "") == "O"]
     if objects and first.iloc[:, objects].isna().all().any():
         return True  # the dtype of a column without values is that of the others
+    if any(getattr(dtype, "kind", "") == "c" for dtype in dtypes):
+        return True
     floats = [i for i, dtype in enumerate(dtypes) if getattr(dtype, "kind", "") == "f"]
     values = table.iloc[:, floats].to_numpy(np.float64, na_value=np.nan)
     return bool((np.abs(values) >= 2.0**53).any())  # integers may have been rounded
@@ -81,7 +83,7 @@ def _unify_column(columns: Sequence[Any]) -> list[Any]:
         dtype = pandas.concat([column.iloc[:0] for column in filled]).dtype
         has_bool = any(column.dtype.kind == "b" for column in filled)
         kinds = {c.dtype.kind if isinstance(c.dtype, np.dtype) else "" for c in filled}
-        if dtype.kind == "O" and kinds <= set("biuf"):
+        if dtype.kind == "O" and kinds <= set("biufc"):
             dtype = np.result_type(*(column.dtype for column in filled))  # pandas: bool and number
         if len(filled) < len(columns) and dtype.kind in "biu" and isinstance(dtype, np.dtype):
             dtype = np.dtype(object if has_bool else float)  # for missing values
@@ -99,10 +101,10 @@ def _cast_column(column: Any, dtype: Any, index: int) -> Any:
             f"converted to {dtype}, the dtype of its batch ({error}). To fix this, convert the column with "
             "with_preprocess_fn."
         ) from error
-    if column.dtype.kind in "iu" and dtype.kind == "f":
+    if column.dtype.kind in "iu" and dtype.kind in "fc":
         known = column.notna()
         integers = column[known].tolist()
-        floats = converted[known].to_numpy(np.float64 if dtype.itemsize == 8 else dtype)
+        floats = np.asarray(converted[known])
         check_integers([integers], [floats], f"the batch (column {column.name!r})", index)
     return converted
 

@@ -43,7 +43,7 @@ def records_to_frame(records: Sequence[Any]) -> Any:
         column = frame[name]
         if column.isna().all():
             frame[name] = np.full(len(frame), np.nan)
-        elif column.dtype.kind == "f":
+        elif column.dtype.kind in "fc":
             values = [row[name] for row in rows]
             check_integers(values, column.to_numpy(), f"the batch (column {name!r})")
     return frame

@@ -47,8 +47,10 @@ class _LeafCoderImpl(coder_impl.StreamCoderImpl):  # type: ignore[misc]
             out.write(_tensor_bytes(value), True)
         else:
             out.write_byte(_OTHER)
-            if type(value) is np.bytes_:  # NumPy pickles it without the zero bytes at its end
+            if type(value) is np.bytes_:  # NumPy pickles it without the zeros at its end
                 value = _Reduced(np.bytes_, (bytes(value),))
+            elif type(value) is np.str_:
+                value = _Reduced(np.str_, (str.__str__(value),))
             self._fallback.encode_to_stream(value, out, nested)
 
     def decode_from_stream(self, stream: Any, nested: bool) -> Any:
