@@ -28,7 +28,11 @@ from runinference.errors import OptionError
 from runinference.http_inference import HTTPModelHandler, KServeV2, TFServing
 from runinference.lightgbm_inference import LightGBMModelHandlerNumpy
 from runinference.onnx_inference import OnnxModelHandlerNumpy
-from runinference.openai_inference import OpenAIChatModelHandler
+from runinference.openai_inference import (
+    OpenAIChatModelHandler,
+    OpenAIModelHandler,
+    chat_completion_from_string,
+)
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor, PytorchModelHandlerTensor
 from runinference.remote.handler import RemoteModelHandler
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
@@ -155,7 +159,7 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
             "model_uri": NOT_PATHS,
             "session_options": [object()],
             "providers": ["CPUExecutionProvider", [], ["CPU"], [()], 3],
-            "provider_options": [[{}]],
+            "provider_options": [[{}], 3, "ab", {}, [1, {}]],
             "inference_fn": NOT_FUNCTIONS,
             "output_names": ["", [], [""], 3],
         },
@@ -202,7 +206,7 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
     "hf embedding": (
         lambda model_uri="m", **options: hf.HuggingFaceModelHandlerEmbedding(model_uri, **options),
         {
-            "pooling": ["average", 3],
+            "pooling": ["average", 3, ["mean"], {"mean": 1}],
             "normalize": NOT_BOOLS,
             "prompt": [3],
             "tokenizer": NOT_TEXTS,
@@ -282,6 +286,19 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
             "use_subprocess": NOT_BOOLS,
             "threshold": [1.5, *NOT_AT_LEAST_0],
             "timeout": NOT_DURATIONS,
+        },
+    ),
+    "openai request function": (
+        lambda **options: OpenAIModelHandler(
+            **{"model_name": "m", "request_fn": chat_completion_from_string, **options}
+        ),
+        {
+            "model_name": NOT_TEXTS,
+            "request_fn": [*NOT_FUNCTIONS, ["f"]],
+            "api_key": [3, ["key"], b"key"],
+            "organization": NOT_TEXTS,
+            "project": NOT_TEXTS,
+            "client_args": [*NOT_MAPPINGS, 3],
         },
     ),
     "watch file pattern": (

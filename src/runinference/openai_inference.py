@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from runinference.checks import check_callable, check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.options import accepts
@@ -186,6 +187,18 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             OptionError: A value is out of range, or ``base_url`` or ``client_args`` contains a secret.
             ImportError: tenacity isn't installed, or neither openai nor httpx is.
         """
+        check_text("model_name", model_name)
+        check_callable("request_fn", request_fn)
+        if not (api_key is None or isinstance(api_key, str) or callable(api_key)):
+            raise OptionError(
+                "api_key must be a key as text, a function that returns it, or None, but is of type "
+                f"{type(api_key).__name__}."
+            )
+        for name, value in (("organization", organization), ("project", project)):
+            if value is not None:
+                check_text(name, value)
+        if client_args is not None:
+            check_mapping("client_args", client_args)
         if max_request_size is None:
             max_request_size = _REQUEST_SIZES.get(request_fn)
         options.setdefault("namespace", "OpenAIModelHandler")

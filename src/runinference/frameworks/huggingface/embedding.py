@@ -100,7 +100,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
             load_model_args=load_model_args,
             **options,
         )
-        if pooling is not None and pooling not in POOLINGS:
+        if pooling is not None and (not isinstance(pooling, str) or pooling not in POOLINGS):
             raise OptionError(
                 f"pooling must be one of {', '.join(POOLINGS)}, but is {pooling!r}."
                 f"{suggest(str(pooling), POOLINGS)}"

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
@@ -67,6 +67,11 @@ def check_providers(providers: Sequence[Any], provider_options: Sequence[Any] | 
             )
     if provider_options is None:
         return
+    is_list = isinstance(provider_options, Sequence) and not isinstance(provider_options, str)
+    if not is_list or not all(isinstance(options, Mapping) for options in provider_options):
+        raise OptionError(
+            f"provider_options must be a list of one dictionary per provider, but is {provider_options!r}."
+        )
     if len(provider_options) != len(providers):
         raise OptionError(
             f"provider_options has {len(provider_options)} entries, and providers has {len(providers)}. Pass one "
