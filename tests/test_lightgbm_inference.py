@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 import sys
 
@@ -201,6 +202,9 @@ def test_integers_reach_the_model_unchanged(tmp_path):
     [
         (["red", 1, 2, 3], "rejects the batch, a table of object.*could not convert"),
         (np.array([1j, 1, 2, 3]), "hold complex128"),
+        ([10**400, 1, 2, 3], "not real numbers .*int too large"),
+        ([datetime.date(2026, 1, 1), 1, 2, 3], "not real numbers .*date"),
+        (pd.DataFrame([[pd.Timestamp("2026"), 1, 2, 3.5]]), "rejects the batch.*0: datetime64"),
         (pd.DataFrame([["red", 1, 2, 3]]), r"lambda frame: frame\.astype\({0: 'category'}\)"),
     ],
 )

@@ -259,6 +259,7 @@ def test_inference_fn_gets_records_as_frames(line):
         ({"a": "red", "b": 2}, "rejects the batch.*could not convert string to float: 'red'"),
         ({"a": None, "b": 2}, "rejects the batch.*NaN"),
         ({"b": 1, "a": 2}, "rejects the batch.*same order"),
+        ({"a": pd.Timestamp("2026"), "b": 2.5}, "rejects the batch"),
         ({"a": 1}, "have 1 features, and the estimator, a LinearRegression, was trained with 2"),
     ],
 )
@@ -278,6 +279,8 @@ def test_elements_that_are_no_rows_of_the_estimator_raise_an_error_with_a_fix(
         (beam.Row(a=1, b=2), r"rejects elements of shape \(\)"),
         ({"a": 1, "b": 2}, r"rejects elements of shape \(\)"),
         (np.zeros((1, 2)), r"rejects elements of shape \(1, 2\)"),
+        (np.array(["2026", "2027"], "M8[Y]"), "rejects the batch"),
+        ([10**400, 1], "rejects the batch.*int too large"),
         (["red", 1], "could not convert string to float: 'red'"),
         (scipy.sparse.csr_matrix(np.zeros((2, 2))), "have 2 rows"),
         ([1, [2, 3]], "a list that cannot be converted"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.util
 import json
@@ -239,6 +240,20 @@ def test_text_raises_an_error_that_names_the_column(folder, make):
         handler.predict([dict(zip(NAMES, [1.0, "wide", 2.0, 3.0], strict=True))])
     with pytest.raises(ElementError, match="a table of object.*could not convert"):
         handler.predict([[1.0, "wide", 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("value", [10**400, datetime.date(2026, 1, 1)])
+def test_other_objects_raise_an_error_with_a_fix(folder, value):
+    handler = XGBoostModelHandlerNumpy(xgboost.XGBClassifier, str(folder / "arrays.ubj"))
+    with pytest.raises(ElementError, match="rejects the batch, a table of object.*To fix this"):
+        handler.predict([[value, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("make", [xgboost.XGBClassifier, xgboost.Booster])
+def test_columns_of_one_name_raise_an_error_that_names_it(folder, make):
+    handler = XGBoostModelHandlerPandas(make, str(folder / "arrays.ubj"))
+    with pytest.raises(BatchShapeError, match="several columns with the name 'width'"):
+        handler.predict([pd.DataFrame([ROWS[0]], columns=["width", "height", "width", "depth"])])
 
 
 class Frame:

@@ -14,7 +14,13 @@ from runinference.collate.batch_axis import repeat_first, unbatch_checked
 from runinference.collate.frames import concat_frames, is_dataframe
 from runinference.collate.records import is_record, records_to_frame
 from runinference.collate.stack import reject_keyed_examples, stack_arrays
-from runinference.collate.tables import concat_tables, is_sparse, split_examples, to_tables
+from runinference.collate.tables import (
+    concat_tables,
+    has_only_numbers,
+    is_sparse,
+    split_examples,
+    to_tables,
+)
 from runinference.collate.unbatch import batch_length, unbatch
 from runinference.errors import (
     BatchShapeError,
@@ -101,8 +107,8 @@ def _predict(model: Any, rows: Any, inference_args: dict[str, Any] | None) -> An
         raise
     except (ValueError, KeyError) as error:
         raise _explain(error, model, rows) from error
-    except TypeError as error:
-        if getattr(getattr(rows, "dtype", None), "kind", "") != "O":
+    except (TypeError, OverflowError) as error:
+        if has_only_numbers(rows) or "keyword argument" in str(error):
             raise
         raise _explain(error, model, rows) from error
 

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
 from runinference.collate.frames import is_dataframe
-from runinference.collate.tables import check_columns
+from runinference.collate.tables import check_columns, check_unique_columns
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
@@ -55,6 +55,7 @@ def default_xgboost_inference_fn(
     arguments = inference_args or {}
 
     def check(tables: Sequence[Any]) -> None:
+        check_unique_columns(tables)
         booster = _get_booster(model)
         if booster is not None and arguments.get("validate_features", True):
             check_columns(tables, booster.num_features(), booster.feature_names)

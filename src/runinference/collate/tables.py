@@ -24,6 +24,8 @@ from runinference.collate.unbatch import unbatch
 from runinference.errors import BatchShapeError, ElementError, ResultMismatchError
 from runinference.extras import need
 
+_CONVERT = "To fix this, convert them with with_preprocess_fn."
+
 
 def split_examples(batch: Any) -> list[Any]:
     """Return the examples of a batch: the items of a list, or the rows of a data frame as frames of one row."""
@@ -80,6 +82,17 @@ def check_columns(
             )
 
 
+def check_unique_columns(tables: Sequence[Any]) -> None:
+    """Raise `BatchShapeError` if a data frame has several columns of one name."""
+    for index, table in enumerate(tables):
+        if is_dataframe(table) and not table.columns.is_unique:
+            repeated = table.columns[table.columns.duplicated()][0]
+            raise BatchShapeError(
+                f"Element {index} of the batch has several columns with the name {repeated!r}. To fix this, "
+                "rename them with with_preprocess_fn."
+            )
+
+
 def concat_tables(tables: Sequence[Any], examples: Sequence[Any] = ()) -> Any:
     """Concatenate the rows of tables of one type, without changing a value. The index of data frames is not kept.
 
@@ -127,14 +140,18 @@ def to_floats(table: Any) -> Any:
         return table
     dtype = np.dtype(np.float64)
     if values.dtype.kind == "O":
-        floats, changed = values.astype(dtype), None
+        try:
+            floats, changed = values.astype(dtype), None
+        except (TypeError, OverflowError) as error:
+            raise ElementError(
+                f"The elements of the batch hold values that are not real numbers ({error}). {_CONVERT}"
+            ) from error
         check_integers([values.tolist()], [floats], "the batch")
     elif values.dtype.kind in "biuf":
         floats, changed = cast(values, dtype)
     else:
         raise ElementError(
-            f"The elements of the batch hold {values.dtype}, and the model takes real numbers. To fix this, "
-            "convert them with with_preprocess_fn."
+            f"The elements of the batch hold {values.dtype}, and the model takes real numbers. {_CONVERT}"
         )
     if changed is not None:
         raise changed_value_error(int(changed[0]), "the batch", values[changed], dtype)
@@ -179,6 +196,12 @@ def split_predictions(
 
 def is_sparse(value: Any) -> bool:
     return hasattr(value, "tocsr")
+
+
+def has_only_numbers(table: Any) -> bool:
+    """Return whether all columns of a table have the dtype of a number."""
+    dtypes = table.dtypes if is_dataframe(table) else [table.dtype]
+    return all(getattr(dtype, "kind", "") in set("biufc") for dtype in dtypes)
 
 
 def _take_rows(rows: slice, is_row: bool, _: Path, predictions: Any) -> Any:

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from runinference.collate.frames import is_dataframe
-from runinference.collate.tables import concat_tables, split_examples, split_predictions, to_tables
+from runinference.collate.tables import (
+    concat_tables,
+    has_only_numbers,
+    split_examples,
+    split_predictions,
+    to_tables,
+)
 from runinference.errors import ElementError, RunInferenceError
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.results import PredictionResult, with_model_id
@@ -72,6 +78,10 @@ def predict_tables(
     except RunInferenceError:
         raise
     except errors as error:
+        raise _explain(error, table) from error
+    except (TypeError, OverflowError) as error:
+        if has_only_numbers(table) or "keyword argument" in str(error):
+            raise
         raise _explain(error, table) from error
     predictions = split_predictions(output, examples, tables)
     return [PredictionResult(x, y) for x, y in zip(examples, predictions, strict=True)]

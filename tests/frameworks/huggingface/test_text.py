@@ -127,6 +127,17 @@ def test_rejects_elements_that_are_not_texts_and_invalid_tokenizer_args(base):
         HuggingFaceModelHandlerText(base, tokenizer_args={"return_tensors": "pt"})
 
 
+@pytest.mark.parametrize("text", ["half a pair: \ud83d", ("cat", "\udc00")])
+def test_half_a_surrogate_pair_raises_an_error_with_a_fix(base, classifier, text):
+    handlers = [HuggingFaceModelHandlerText(base, min_batch_size=2)]
+    if isinstance(text, str):
+        pipeline = HuggingFacePipelineModelHandler
+        handlers.append(pipeline("text-classification", classifier, min_batch_size=2))
+    for handler in handlers:
+        with pytest.raises(ElementError, match="Element 1 .*surrogate pair.*with_preprocess_fn"):
+            handler.predict(["cat", text])
+
+
 ENCODER = {**neighbor_cases.ENCODER, "pad_token_id": 1}
 
 

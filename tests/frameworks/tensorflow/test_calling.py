@@ -19,6 +19,7 @@ from runinference.errors import (
     ModelLoadError,
     ResultMismatchError,
 )
+from runinference.frameworks.tensorflow import errors as tf_errors
 
 pytestmark = pytest.mark.xdist_group("tensorflow")  # one process pays for the import
 Numpy, ModelType = ours.TFModelHandlerNumpy, ours.ModelType
@@ -84,6 +85,14 @@ def test_summarizes_errors_of_the_model_in_one_line(folder, name):
         handler.predict([[1, 100]])
     with pytest.raises(ElementError, match="takes int32, and the elements are float64"):
         handler.predict([[1, 0.5]])
+
+
+def test_summarizes_errors_of_python_code_without_its_frames():
+    error = ValueError(
+        'in user code:\n\n    File "model.py", line 1, in call  *\n        lambda x: f(x)\n\n'
+        "    ValueError: Expected 2 columns.\n    \n    Arguments: x\n"
+    )
+    assert tf_errors.summarize(error) == "Expected 2 columns"
 
 
 def test_passes_strings_to_the_model(tmp_path):

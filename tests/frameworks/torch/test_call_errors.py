@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runinference.errors import ElementError, ModelInputError
+from runinference.errors import BatchTypeError, ElementError, ModelInputError
 from runinference.pytorch_inference import (
     default_keyed_tensor_inference_fn,
     default_tensor_inference_fn,
@@ -44,8 +44,24 @@ def test_names_the_elements_and_the_fix(model, example, message):
 
 
 @pytest.mark.parametrize(
+    "example",
+    [
+        torch.eye(3).to_sparse_csr(),
+        torch.eye(3).to_sparse_csc(),
+        torch.nested.nested_tensor([torch.ones(3)]),
+        torch.ones(3, 3).to_mkldnn(),
+    ],
+    ids=lambda example: str(example.layout),
+)
+def test_tensors_that_cannot_be_stacked_raise_an_error_with_a_fix(example):
+    with pytest.raises(BatchTypeError, match=r"cannot be stacked .*to_dense"):
+        default_tensor_inference_fn([example] * 2, torch.nn.Linear(3, 2), CPU)
+
+
+@pytest.mark.parametrize(
     ("example", "args", "message"),
     [
+        ({1: torch.zeros(3)}, {}, "no input 1|inputs of the batch"),
         ({"inpt": torch.zeros(3)}, {}, "Did you mean 'input'. Its inputs are: input"),
         ({"input": torch.zeros(3), "mask": torch.zeros(3)}, {}, "'mask'"),
         ({}, {"input": torch.zeros(2, 3), "scale": 1}, "'scale'"),

@@ -23,7 +23,10 @@ from runinference.frameworks.huggingface.loading import (
 )
 from runinference.frameworks.huggingface.pipeline_batches import prepare_batches
 from runinference.frameworks.huggingface.tasks import PipelineTask, check_task
-from runinference.frameworks.huggingface.tokenizer import prepare_tokenizer
+from runinference.frameworks.huggingface.tokenizer import (
+    explain_unencodable_texts,
+    prepare_tokenizer,
+)
 from runinference.frameworks.torch.devices import parse_device, resolve_device
 from runinference.frameworks.torch.training_mode import check_evaluation_mode
 from runinference.handlers.model_handler import ModelHandler
@@ -204,7 +207,10 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     ) -> Iterable[PredictionResult]:
         """Run the pipeline on a batch; ``inference_args`` are keywords of the call."""
         try:
-            output = self._inference_fn(batch, model, inference_args or {})
+            with explain_unencodable_texts(batch):
+                output = self._inference_fn(batch, model, inference_args or {})
+        except ElementError:
+            raise
         except (TypeError, ValueError, AttributeError, KeyError, OSError) as error:
             if isinstance(batch[0], tuple) and len(batch[0]) == 2:
                 raise ElementError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -80,7 +81,7 @@ class BatchTokenizer:
             ElementError: An element is not a text or a pair of texts, or has more tokens than the model accepts.
         """
         _check_texts(texts)
-        with self._lock:
+        with self._lock, explain_unencodable_texts(texts):
             encoded = self.tokenizer([self._add_prompt(text) for text in texts], **self.args)
         columns = {
             # Without the dtype, a text without tokens would become a tensor of floats.
@@ -180,6 +181,28 @@ def freeze(value: Any) -> Hashable:
     except TypeError:
         return object()  # equals nothing else
     return type(value), value
+
+
+@contextmanager
+def explain_unencodable_texts(batch: Sequence[Any]) -> Iterator[None]:
+    """Convert an error of the enclosed call to an `ElementError` if a text can't be encoded as UTF-8."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        for index, element in enumerate(batch):
+            if not all(
+                map(_is_encodable, element if isinstance(element, (tuple, list)) else [element])
+            ):
+                raise ElementError(
+                    f"Element {index} of the batch holds half of a surrogate pair, which cannot be encoded as "
+                    "UTF-8. To fix this, replace it with with_preprocess_fn, for example lambda text: "
+                    'text.encode(errors="replace").decode().'
+                ) from error
+        raise
+
+
+def _is_encodable(text: Any) -> bool:
+    return not isinstance(text, str) or text.encode(errors="ignore").decode() == text
 
 
 def _check_texts(texts: Sequence[Any]) -> None:

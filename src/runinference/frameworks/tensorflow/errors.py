@@ -35,7 +35,10 @@ def cannot_load(
 def summarize(error: Exception) -> str:
     """Return the line of a message that states the cause, without colors, stack traces and node names."""
     bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", str(error), re.DOTALL)  # Keras prints it in bold
-    lines = (bold[1] if bold else str(error)).strip().splitlines()
+    # After the frames of the code, its message has the error.
+    raised = re.search(r"\A(?:\S+: )?in user code:\n.*?\n    \w+: (.+)", str(error), re.DOTALL)
+    found = bold or raised
+    lines = (found[1] if found else str(error)).strip().splitlines()
     causes = [line for line in lines if line.strip() and not re.match(_LOCATION, line)]
     if not causes:
         return type(error).__name__

@@ -12,11 +12,19 @@ from runinference.collate.batch_axis import unbatch_checked
 from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
 from runinference.collate.stack import reject_keyed_examples, stack_batch
 from runinference.collate.unbatch import ListOutput, to_results
-from runinference.errors import BatchShapeError, BatchTypeError, OptionError, suggest
+from runinference.errors import (
+    BatchShapeError,
+    BatchTypeError,
+    OptionError,
+    RunInferenceError,
+    is_out_of_memory,
+    suggest,
+)
 from runinference.extras import need
 from runinference.frameworks.torch.batch_tensors import BatchTensors
 from runinference.frameworks.torch.call_errors import explain_call_errors
 from runinference.frameworks.torch.devices import get_stack_fn, to_cpu, to_device
+from runinference.frameworks.torch.loading import first_sentence
 from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
@@ -218,7 +226,15 @@ def _stack(
             )
     if len(set(map(_get_dtype, batch))) > 1:
         batch = _unify_dtypes(batch, what)
-    return stack_batch(stack, batch, what, hint or _suggest_padding)
+    try:
+        return stack_batch(stack, batch, what, hint or _suggest_padding)
+    except RuntimeError as error:
+        if isinstance(error, RunInferenceError) or is_out_of_memory(error):
+            raise
+        raise BatchTypeError(
+            f"The tensors of {what} cannot be stacked ({first_sentence(error)}). To fix this, convert them to "
+            "dense tensors on the CPU with with_preprocess_fn, for example lambda x: x.to_dense()."
+        ) from error
 
 
 def _unify_dtypes(batch: Sequence[Any], what: str) -> Sequence[Any]:
