@@ -31,8 +31,8 @@ help: ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO) ## classify handwritten digits with two models in one pipeline
-	$(call say,examples/quickstart.py)
-	@$(BIN)/python examples/quickstart.py
+	$(call say,examples/ab_test.py)
+	@$(BIN)/python examples/ab_test.py
 
 test: format-check lint browser ## run all checks and tests; required before each commit
 	@$(MAKE) --no-print-directory --jobs 2 types whole
@@ -65,22 +65,22 @@ fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop, and run the 
 		tests/test_hostile_models.py tests/test_soak.py tests/test_batch_invariance.py tests/test_input_fidelity.py \
 		tests/test_output_fidelity.py
 
-docs-test: $(FULL) ## run the code on pages (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: all code, in new interpreters)
+docs-test: $(FULL) ## run the code on pages (PAGE=docs/batching.md; CHANGED=1: changed pages; FRESH=1: all code, in new interpreters)
 	$(call say,doc tests)
 	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(SELECTION) \
 		tests/docs/test_pages.py tests/docs/test_notebooks.py
 
-site-test: $(FULL) ## test the site in a browser (PAGE=docs/why.md; CHANGED=1: changed pages; FRESH=1: all code, in new interpreters)
+site-test: $(FULL) ## test the site in a browser (PAGE=docs/batching.md; CHANGED=1: changed pages; FRESH=1: all code, in new interpreters)
 	$(call say,tests of the site)
 	@$(PYTEST) $(if $(filter 1,$(words $(PAGES))),,--numprocesses $(WORKERS)) --quiet $(SELECTION) tests/docs/test_site.py
 
-docs-update: $(FULL) ## update the outputs on pages (PAGE=docs/why.md: one page)
+docs-update: $(FULL) ## update the outputs on pages (PAGE=docs/batching.md: one page)
 	$(call say,outputs on pages)
 	@$(DOCS) architecture
 	@$(DOCS) docs.gallery
 	@$(DOCS) docs.update $(PAGES)
 
-docs-format: $(FULL) ## format the code on pages (PAGE=docs/why.md: one page)
+docs-format: $(FULL) ## format the code on pages (PAGE=docs/batching.md: one page)
 	$(call say,code on pages)
 	@$(DOCS) docs.update --format $(PAGES)
 

@@ -1,4 +1,4 @@
-"""Every defect of Beam in docs/coming-from-beam.md exists, and this package doesn't have it."""
+"""Every defect of Beam in docs/coming-from-apache-beam.md exists, and this package doesn't have it."""
 
 from __future__ import annotations
 

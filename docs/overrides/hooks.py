@@ -12,13 +12,13 @@ _ERROR = re.compile(r'(<div class="language-text highlight)("><span class="filen
 _NAME = re.compile(r'(<h1 id="runinference\.[^>]*>(?:(?!</h1>).)*?runinference\.)(?=\w)', re.DOTALL)
 _BOOST = {
     "reference/": 0.3,
-    "tested.md": 0.3,
+    "how-the-documentation-is-tested.md": 0.3,
     "architecture.md": 0.6,
     "examples/": 0.5,
     "changelog.md": 0.3,
     "contributing.md": 0.3,
     "batching.md": 1.5,
-    "coming-from-beam.md": 2,
+    "coming-from-apache-beam.md": 2,
     "model-refresh.md": 2,
     "pre-trained-models.md": 1.5,
     "prediction-results.md": 2,

@@ -1,4 +1,4 @@
-"""Run every case with both packages and update the tables of docs/coming-from-beam.md."""
+"""Run every case with both packages and update the tables of docs/coming-from-apache-beam.md."""
 
 import logging
 import warnings

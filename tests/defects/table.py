@@ -1,4 +1,4 @@
-"""Generate the tables of docs/coming-from-beam.md by running every case with both packages."""
+"""Generate the tables of docs/coming-from-apache-beam.md by running every case with both packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from defects import cost, multiple_models, options, results
 from defects.packages import BEAM, OURS
 from defects.row import Row
 
-PAGE = Path(__file__).parents[2] / "docs" / "coming-from-beam.md"
+PAGE = Path(__file__).parents[2] / "docs" / "coming-from-apache-beam.md"
 
 TABLES: dict[str, tuple[Row, ...]] = {
     "results": results.ROWS,

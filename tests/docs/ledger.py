@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from docs.blocks import ROOT, Block, display_path
 from docs.shell import STUBS, find_stubbed_lines
 
-PAGE = ROOT / "docs" / "tested.md"
+PAGE = ROOT / "docs" / "how-the-documentation-is-tested.md"
 
 MAX_SKIPPED = {"python": 0, "shell": 0}
 """The number of blocks of each language that may be skipped. Lower it when you can."""

@@ -110,13 +110,13 @@ def test_the_page_about_the_tests_summarizes_the_last_complete_run() -> None:
     format_last_run = load_override("provenance").format_last_run
     assert "built without the report" in format_last_run({})
     last = {"when": RESULT.when, "seconds": 600, "tests": 9, "failed": []}
-    entry = {"block": "docs/why.md:3", "seconds": 1.0}
+    entry = {"block": "docs/why-runinference.md:3", "seconds": 1.0}
     text = format_last_run({"last": last, "blocks": {"k": entry, "l": entry}})
     assert (
         "24 November 2026: 9 tests in 10 minutes. It ran 2 different code blocks from 1 files."
         in text
     )
-    assert "| `docs/why.md` | 2 | 2 |" in text
+    assert "| `docs/why-runinference.md` | 2 | 2 |" in text
 
 
 class Files:

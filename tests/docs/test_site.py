@@ -137,23 +137,23 @@ SEARCHES = {
     "batch size": "batching/",
     "max_batch_size": "batching/",
     "padding": "batching/",
-    "dead letter": "errors-and-dead-letters/",
-    "with_exception_handling": "errors-and-dead-letters/",
-    "model per key": "model-per-key/",
-    "keyed": "keyed-handlers/",
-    "KeyedModelHandler": "keyed-handlers/",
+    "dead letter": "error-handling-and-dead-letter-queues/",
+    "with_exception_handling": "error-handling-and-dead-letter-queues/",
+    "model per key": "per-key-models/",
+    "keyed": "keyed-model-handlers/",
+    "KeyedModelHandler": "keyed-model-handlers/",
     "PredictionResult": "prediction-results/",
     "refresh the model": "model-refresh/",
     "WatchFilePattern": "model-refresh/",
-    "memory": "sharing-and-memory/",
-    "large_model": "sharing-and-memory/",
+    "memory": "memory-and-model-sharing/",
+    "large_model": "memory-and-model-sharing/",
     "too many requests": "remote-models/",
     "openai": "llm-endpoints/",
     "retry": "remote-models/",
     "state_dict": "pre-trained-models/",
     "saved model": "pre-trained-models/",
-    "a/b test": "multi-model/",
-    "migrate from beam": "coming-from-beam/",
+    "a/b test": "multi-model-pipelines/",
+    "migrate from beam": "coming-from-apache-beam/",
     "stack expects each tensor to be equal size": "troubleshooting/",
     "architecture": "architecture/",
 }
@@ -249,7 +249,7 @@ def test_navigation_search_and_copy_buttons_work_with_the_keyboard(
 
 def test_a_folded_example_can_be_unfolded(chromium: Browser, address: str) -> None:
     with open_tab(chromium, address) as tab:
-        tab.goto(f"{address}multi-model/", wait_until="load")
+        tab.goto(f"{address}multi-model-pipelines/", wait_until="load")
         block = tab.locator(".folds").first
         button, line = block.locator(".unfold"), block.get_by_text("def train_detector").first
         assert not line.is_visible()
@@ -266,7 +266,7 @@ def test_tables_do_not_scroll_sideways_on_a_phone(chromium: Browser, address: st
         .map((box) => box.scrollWidth - box.clientWidth)"""
     label = "getComputedStyle(document.querySelector('[data-label]'), '::before').content"
     with open_tab(chromium, address, size=PHONE) as tab:
-        for page in ("coming-from-beam/", "hugging-face/", "sharing-and-memory/", "metrics/"):
+        for page in ("coming-from-apache-beam/", "hugging-face/", "memory-and-model-sharing/", "metrics-and-monitoring/"):
             tab.goto(address + page, wait_until="load")
             found = tab.evaluate(scrolls)
             assert found, page

@@ -28,7 +28,7 @@ _MAX_PREFIXES = 32
 
 
 class InferenceMetrics:
-    """The metrics of one model in one step, as described in docs/metrics.md."""
+    """The metrics of one model in one step, as described in docs/metrics-and-monitoring.md."""
 
     def __init__(self, namespace: str, prefix: str = "") -> None:
         start = f"{prefix}_" if prefix else ""

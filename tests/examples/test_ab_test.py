@@ -1,4 +1,4 @@
-"""Tests of examples/quickstart.py."""
+"""Tests of examples/ab_test.py."""
 
 import pickle
 import re
@@ -21,7 +21,7 @@ def read_answers(path):
 @pytest.fixture(scope="module")
 def printed(run_example):
     """The output of the example without arguments."""
-    return run_example("quickstart")
+    return run_example("ab_test")
 
 
 def test_classifies_every_image_at_every_noise_level_with_both_models(printed):
@@ -72,7 +72,7 @@ def test_accepts_images_an_output_path_and_models(load_example, tmp_path, capsys
     np.savetxt(tmp_path / "images.txt", np.column_stack([labels, images])[:20], delimiter=",")
     always_seven = joblib.load(samples.digits_forest()).fit(images[:5], [7] * 5)
     joblib.dump(always_seven, tmp_path / "seven.joblib")
-    load_example("quickstart").run(
+    load_example("ab_test").run(
         [
             *("--input", str(tmp_path / "images.txt")),
             *("--output", str(tmp_path / "out.csv")),
@@ -90,4 +90,4 @@ def test_accepts_images_an_output_path_and_models(load_example, tmp_path, capsys
 def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.pickle")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.pickle"):
-        load_example("quickstart").run(["--model_a", missing, "--output", str(tmp_path / "out")])
+        load_example("ab_test").run(["--model_a", missing, "--output", str(tmp_path / "out")])

@@ -1,32 +1,6 @@
-# A/B: two models compared
-
-Two models read the same images, clean and under more and more noise. By their keys the answers meet again, and a table
-says which model to trust.
-
-```shell
-python examples/quickstart.py --output answers.csv > /dev/null
-wc -l < answers.csv
-sort -t , -n answers.csv | sed -n '1,3p'
-```
-
-```text title="Output"
-7970
-0,0,1,1
-0,1,1,1
-0,2,1,1
-```
-
-A line is the number of an image, its noise, the answer of A and the answer of B. How such a pipeline is put together is
-in [several models](../multi-model.md#ab-one-input-two-models-compared).
-
-## The program
-
-`make demo` runs it.
-
-```python
 """Compare two models on the same images in one pipeline (A/B test).
 
-    python examples/quickstart.py
+    python examples/ab_test.py
 
 Model A is a logistic regression, and model B is a random forest. Both classify 797
 held-out handwritten digits at ten noise levels. Each image has a key, which joins the
@@ -127,7 +101,7 @@ def run(argv=None):
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(
-        tempfile.mkdtemp(prefix="quickstart-"), "answers.csv"
+        tempfile.mkdtemp(prefix="ab-test-"), "answers.csv"
     )
     console = Console(highlight=False)
     with console.status("Training two models, unless they are cached"):
@@ -224,60 +198,3 @@ def shades(console):
 
 if __name__ == "__main__":
     run()
-```
-
-<!-- varies: folder="/\S+(?=/answers)" share="\d+\.\d%" seconds="\d+\.\d(?= s)" rate="[\d,]+(?= per second)" took="\d:\d\d:\d\d" bar="[━╸╺]+" -->
-```text title="Output"
-Classifying digits ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 15940/15940 0:00:05
-┏━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━┓
-┃   noise ┃ accuracy of A ┃ accuracy of B ┃ agreement ┃
-┡━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━┩
-│ 0 of 16 │         92.7% │         94.9% │     93.6% │
-│ 1 of 16 │         91.7% │         94.6% │     92.3% │
-│ 2 of 16 │         90.3% │         93.1% │     90.6% │
-│ 3 of 16 │         87.5% │         91.5% │     88.6% │
-│ 4 of 16 │         82.1% │         87.1% │     82.6% │
-│ 5 of 16 │         75.8% │         81.8% │     76.4% │
-│ 6 of 16 │         69.1% │         76.0% │     70.6% │
-│ 7 of 16 │         63.0% │         69.4% │     64.7% │
-│ 8 of 16 │         55.8% │         62.5% │     57.7% │
-│ 9 of 16 │         50.6% │         56.5% │     53.6% │
-└─────────┴───────────────┴───────────────┴───────────┘
-15,940 predictions in 7.0 s: 2,291 per second.
-Written as (image, noise, A, B) to <folder>/answers.csv
-
-Misclassified without noise:
-╭────── a 8 ───────╮  ╭────── a 9 ───────╮  ╭────── a 4 ───────╮
-│     ██▓▓         │  │     ▓▓██▓▓       │  │     ░░██▒▒       │
-│   ░░██▓▓▓▓       │  │   ▒▒▓▓████▒▒     │  │   ░░██▓▓    ▒▒   │
-│     ██░░██▓▓░░   │  │       ▒▒██▓▓     │  │   ▒▒██    ▓▓██   │
-│     ░░████▓▓     │  │     ██▓▓██▓▓     │  │   ▒▒██▓▓████░░   │
-│     ▓▓▓▓██       │  │     ░░▒▒░░▓▓░░   │  │     ▒▒▒▒██▓▓     │
-│   ░░▓▓  ▒▒▒▒     │  │           ▒▒▒▒   │  │       ▒▒██       │
-│   ░░▓▓    ██     │  │     ░░▓▓████▒▒   │  │       ▓▓▓▓       │
-│     ▓▓████▒▒     │  │     ██▒▒░░       │  │     ░░██░░       │
-╰─── A: 9  B: 8 ───╯  ╰─── A: 9  B: 3 ───╯  ╰─── A: 9  B: 9 ───╯
-```
-
-<!-- draws: TD -->
-```mermaid
-flowchart TD
-    s0["Images"]
-    s1["Add noise"]
-    s2(["Model A"])
-    s3["Digit A"]
-    s4(["Model B"])
-    s5["Digit B"]
-    s6["Compare"]
-    s7["Format"]
-    s8["Write"]
-    s0 --> s1
-    s1 --> s2
-    s2 --> s3
-    s1 --> s4
-    s4 --> s5
-    s3 --> s6
-    s5 --> s6
-    s6 --> s7
-    s7 --> s8
-```
