@@ -8,8 +8,8 @@ import pytest
 from benchmarks import pages
 from benchmarks.__main__ import main
 from benchmarks.harness import Case, Outcome, measure
-from benchmarks.plots import curves
-from benchmarks.registry import MODULES, cases
+from benchmarks.plots import bars, curves
+from benchmarks.registry import MODULES, NAMES, cases
 
 VARIANTS = {
     "W1": 2,
@@ -29,8 +29,8 @@ VARIANTS = {
 MAX_CASES = {"start": 1, "W1": 1, "sizes": 1}
 
 
-def test_every_workload_has_a_number_of_variants():
-    assert VARIANTS.keys() == MODULES.keys()
+def test_every_workload_has_a_name_and_a_number_of_variants():
+    assert VARIANTS.keys() == MODULES.keys() == NAMES.keys()
 
 
 @pytest.mark.parametrize("workload", VARIANTS)
@@ -94,6 +94,30 @@ def test_page_shows_the_measured_numbers(path):
     page = path.read_text(encoding="utf-8")
     numbers = json.loads(pages.NUMBERS.read_text(encoding="utf-8"))
     assert page == pages.render(page, numbers, pages.PAGES[path])
+
+
+def test_pages_for_users_show_names_instead_of_codes():
+    numbers = json.loads(pages.NUMBERS.read_text(encoding="utf-8"))
+    for make in (pages.plot, pages.table, pages.slower, pages.metrics, pages.others):
+        assert not re.search(r"\bW\d|ideal|\bours\b", make(numbers)), make.__name__
+
+
+def test_slower_cases_are_listed_with_their_ratio():
+    figures = {"ours ÷ Beam": {"median": 0.5, "smallest": 0.4, "largest": 1.2}}
+    case = {"workload": "W1", "variant": "batches of 8", "figures": figures}
+    faster = {"ours ÷ Beam": {"median": 2, "smallest": 1, "largest": 3}}
+    numbers = {"cases": [case, {**case, "variant": "batches of 9", "figures": faster}]}
+    listed = pages.slower(numbers)
+    assert "| Single rows, batches of 8 | **0.5 ×** (0.4 to 1.2) |" in listed
+    assert "batches of 9" not in listed
+
+
+def test_bars_have_a_legend_and_percentages():
+    svg = bars({"rows": {"this": 1.25, "other": 0.5}}, "in % (higher is better)")
+    assert re.findall(r">([^<>]+)</text>", svg) == [
+        "in &#37; (higher is better)",
+        *("this", "other", "rows", "125&#37;", "50&#37;", "upper bound"),
+    ]
 
 
 def test_curves_are_within_their_axes():

@@ -7,32 +7,35 @@ import numpy as np
 
 WIDTH = 420
 
-_BAR, _ROW = 11, 46
+_BAR, _ROW, _LEGEND = 11, 46, 46
+_FILLS = ('style="fill: var(--md-typeset-a-color)"', 'opacity="0.4"')  # by series
 _LEFT, _TOP, _PANEL, _BETWEEN = 52, 26, 130, 70
 
 
-def bars(cases):
-    """Plot the share of the ideal of this library and Beam, as a pair of bars per workload."""
-    share = {
-        (row, who): case["figures"][f"{who} of the ideal"]["median"]
-        for row, case in enumerate(cases)
-        for who in ("ours", "Beam")
-    }
-    scale = (WIDTH - 75) / max(1.0, *share.values())
-    height = _ROW * len(cases) + 24
-    parts = []
-    for row, case in enumerate(cases):
-        top = row * _ROW
-        parts.append(_text(0, top + 12, f"{case['workload']} {case['variant']}"))
-        for number, (who, opacity) in enumerate((("ours", 0.95), ("Beam", 0.4))):
-            y, width = top + 17 + number * (_BAR + 1), share[row, who] * scale
-            parts.append(
-                f'<rect x="0" y="{y}" width="{width:.0f}" height="{_BAR}" opacity="{opacity}"/>'
-            )
-            parts.append(_text(width + 5, y + 10, f"{share[row, who]:.2f} {who}", size=11))
-    parts.append(_line(scale, 0, scale, height - 20, dashed=True))
-    parts.append(_text(scale, height - 6, "ideal", anchor="middle"))
-    return _svg(height, "Share of the ideal of this library and Beam, by workload", parts)
+def bars(groups, title):
+    """Plot groups of bars with a legend. Values are shares of an upper bound, and shown in percent.
+
+    Args:
+        groups: For each group label, the values by series. All groups have the same series.
+        title: What the bars show. It is also the description of the plot.
+    """
+    series = list(next(iter(groups.values())))
+    scale = (WIDTH - 45) / max(1.0, *(max(named.values()) for named in groups.values()))
+    parts = [_text(0, 12, title)]
+    for number, name in enumerate(series):
+        x = number * 110
+        parts += [_bar(x, 22, 11, number), _text(x + 16, 32, name, size=11)]
+    for row, (label, named) in enumerate(groups.items()):
+        top = _LEGEND + row * _ROW
+        parts.append(_text(0, top + 12, label))
+        for number, value in enumerate(named.values()):
+            y, width = top + 17 + number * (_BAR + 1), value * scale
+            parts.append(_bar(0, y, width, number))
+            parts.append(_text(width + 5, y + 10, f"{100 * value:.3g}%", size=11))
+    bottom = _LEGEND + len(groups) * _ROW
+    parts.append(_line(scale, _LEGEND, scale, bottom, dashed=True))
+    parts.append(_text(scale, bottom + 14, "upper bound", anchor="end"))
+    return _svg(bottom + 24, title, parts)
 
 
 def curves(sizes, panels):
@@ -91,6 +94,10 @@ def _line(x1, y1, x2, y2, opacity=1.0, dashed=False):
     return f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" stroke="currentColor"{style}/>'
 
 
+def _bar(x, y, width, series):
+    return f'<rect x="{x}" y="{y}" width="{width:.0f}" height="{_BAR}" {_FILLS[series]}/>'
+
+
 def _text(x, y, text, size=12, anchor="start"):
     # Escape the percent sign, because the site is formatted with Python's % operator.
     shown = escape(text).replace("%", "&#37;")
@@ -98,6 +105,7 @@ def _text(x, y, text, size=12, anchor="start"):
 
 
 def _svg(height, label, parts):
+    label = label.replace("%", "&#37;")
     head = (
         f'<svg class="benchmark" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{label}" '
         'fill="currentColor">'

@@ -1,4 +1,4 @@
-"""The workloads by name. Each is imported on demand, because frameworks take seconds to import."""
+"""The workloads by code, with their names. Each is imported on demand, because frameworks take seconds to import."""
 
 from importlib import import_module
 
@@ -16,6 +16,23 @@ MODULES = {
     "W8": "w8_bad_rows",
     "W9": "w9_trees",
     "W10": "w10_texts",
+}
+
+#: Names for users, who don't know the codes. The variant of a case follows the name.
+NAMES = {
+    "start": "Startup",
+    "sizes": "Batch sizes",
+    "W1": "Single rows",
+    "W1c": "Rows in arrays",
+    "W2": "Images",
+    "W3": "Token sequences",
+    "W4": "Large outputs",
+    "W5": "Per-key models",
+    "W6": "Remote model",
+    "W7": "Small bundles",
+    "W8": "Rows that fail",
+    "W9": "XGBoost",
+    "W10": "Hugging Face",
 }
 
 

@@ -44,6 +44,7 @@ def test_accepts_a_table_an_output_path_and_a_model(load_example, tmp_path):
             *("--output", str(tmp_path / "out.csv")),
             *("--model_path", str(tmp_path / "model.joblib")),
             *("--model_file_type", "JOBLIB"),
+            *("--chunk_size", "2"),
             "--job_name=passed-through-to-beam",
         ]
     )
