@@ -119,7 +119,7 @@ def run(argv=None):
     start = time.perf_counter()
     with ThreadPoolExecutor() as background, progress_bar(console) as progress:
         running = background.submit(lambda: pipeline.run().wait_until_finish())
-        task = progress.add_task("Classifying digits", total=expected)
+        task = progress.add_task("Classifying", total=expected)
         while not running.done():
             progress.update(task, completed=tally.count)
             time.sleep(0.05)
@@ -132,7 +132,7 @@ def run(argv=None):
     console.print(summary(level, labels[number], a, b))
     console.print(
         f"{expected:,} predictions in {seconds:.1f} s: "
-        f"{expected / seconds:,.0f} per second."
+        f"{expected / seconds:,.0f} per second"
     )
     console.print(f"Written as (image, noise, A, B) to {output}\n", soft_wrap=True)
     clean = level == 0
@@ -158,14 +158,14 @@ def read_images(path):
 
 
 def progress_bar(console):
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn()
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
 def summary(level, truth, a, b):
     """Return a table of the accuracy and agreement of A and B per noise level."""
-    table = Table()
-    for heading in ("noise", "accuracy of A", "accuracy of B", "agreement"):
+    table = Table(title="Accuracy of A and B, and agreement")
+    for heading in ("noise", "A", "B", "agree"):
         table.add_column(heading, justify="right")
     for noise in NOISE_LEVELS:
         at = level == noise
