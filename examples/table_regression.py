@@ -13,7 +13,8 @@ import tempfile
 
 import apache_beam as beam
 import pandas as pd
-from apache_beam.io.filesystems import FileSystems
+from apache_beam.dataframe.convert import to_pcollection
+from apache_beam.dataframe.io import read_csv
 from apache_beam.options.pipeline_options import PipelineOptions
 from runinference import RunInference, samples
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerPandas
@@ -22,46 +23,42 @@ PREDICTION = "prediction"
 
 
 def run(argv=None):
-    """Run the pipeline. Each row of the file becomes a one-row data frame."""
+    """Run the pipeline. Each element is a data frame with many rows of the file."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
-    path = args.input or write_patients()
     output = args.output or os.path.join(
         tempfile.mkdtemp(prefix="predicted-"), "predicted.csv"
     )
     handler = SklearnModelHandlerPandas(
         model_uri=args.model_path or samples.diabetes_regressor(),
         model_file_type=ModelFileType[args.model_file_type],
-    )
-    with FileSystems.open(path) as file:
-        columns = pd.read_csv(file, nrows=0).columns
+    ).with_no_batching(whole_results=True)
     with beam.Pipeline(options=options) as pipeline:
+        table = pipeline | "Read" >> read_csv(
+            args.input or write_patients(), chunksize=args.chunk_size
+        )
         _ = (
-            pipeline
-            | "Path" >> beam.Create([path])
-            | "Read" >> beam.FlatMap(read_rows)
+            to_pcollection(table, yield_elements="pandas", label="To frames")
             | "Predict" >> RunInference(handler)
-            | "Format" >> beam.Map(as_line)
+            | "Format" >> beam.Map(format_rows)
             | "Write"
             >> beam.io.WriteToText(
-                output, shard_name_template="", header=",".join([*columns, PREDICTION])
+                output,
+                shard_name_template="",
+                header=format_header([*table.columns, PREDICTION]),
             )
         )
     print(f"Predictions: {output}")
 
 
-def read_rows(path):
-    """Yield each row of a CSV file as a one-row data frame."""
-    with FileSystems.open(path) as file:
-        for chunk in pd.read_csv(file, chunksize=10_000):
-            for i in range(len(chunk)):
-                yield chunk.iloc[[i]]
+def format_rows(result):
+    """Format the rows of a frame and their predictions as lines of CSV."""
+    rows = result.example.assign(**{PREDICTION: result.inference})
+    return rows.to_csv(header=False, index=False).rstrip("\r\n")
 
 
-def as_line(result):
-    """Format a row and its prediction as a line of CSV."""
-    row = result.example.assign(**{PREDICTION: result.inference})
-    return row.to_csv(header=False, index=False).rstrip("\r\n")
+def format_header(columns):
+    return pd.DataFrame(columns=columns).to_csv(index=False).rstrip("\r\n")
 
 
 def write_patients():
@@ -76,7 +73,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="CSV file with a header that includes the model's columns",
+        help="CSV files with a header that includes the model's columns",
     )
     parser.add_argument(
         "--output",
@@ -90,6 +87,12 @@ def parse_args(argv):
         choices=["PICKLE", "JOBLIB"],
         default="PICKLE",
         help="file format of the model",
+    )
+    parser.add_argument(
+        "--chunk_size",
+        type=int,
+        default=10_000,
+        help="maximum number of rows per frame",
     )
     return parser.parse_known_args(argv)
 

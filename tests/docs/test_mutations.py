@@ -41,14 +41,14 @@ MUTATIONS = {
         "zip(examples, rows, repeat(model_id))",
         "zip(examples, rows, repeat(None))",
         "docs/per-key-models.md",
-        "says",
+        "predicted by",
     ),
     "results lose their keys": Mutation(
         "handlers/keyed.py",
         "return [key for key, _ in batch]",
         "return [None for key, _ in batch]",
         "docs/keyed-model-handlers.md",
-        "till.png shows",
+        "flower 0 ->",
     ),
     "one bad element fails its batch": Mutation(
         "handlers/error_policy.py",
