@@ -213,6 +213,20 @@ def test_the_color_scheme_follows_the_system(chromium: Browser, address: str) ->
             assert tab.evaluate("document.body.dataset.mdColorScheme") == name
 
 
+def test_the_home_page_shows_the_install_command_and_an_example_on_the_first_screen(
+    chromium: Browser, address: str
+) -> None:
+    bottom = "(box) => box.getBoundingClientRect().bottom"
+    for size in ({"width": 1440, "height": 900}, PHONE):
+        with open_tab(chromium, address, size=size) as tab:
+            tab.goto(address, wait_until="load")
+            tab.evaluate("document.fonts.ready")
+            shell = tab.locator(".language-shell").first
+            example = tab.locator(".language-python pre").first
+            assert shell.is_visible()
+            assert shell.evaluate(bottom) < example.evaluate(bottom) < size["height"]
+
+
 ACTIVE_ELEMENT = """() => {
     const element = document.activeElement;
     const style = getComputedStyle(element);
@@ -266,7 +280,12 @@ def test_tables_do_not_scroll_sideways_on_a_phone(chromium: Browser, address: st
         .map((box) => box.scrollWidth - box.clientWidth)"""
     label = "getComputedStyle(document.querySelector('[data-label]'), '::before').content"
     with open_tab(chromium, address, size=PHONE) as tab:
-        for page in ("coming-from-apache-beam/", "hugging-face/", "memory-and-model-sharing/", "metrics-and-monitoring/"):
+        for page in (
+            "coming-from-apache-beam/",
+            "hugging-face/",
+            "memory-and-model-sharing/",
+            "metrics-and-monitoring/",
+        ):
             tab.goto(address + page, wait_until="load")
             found = tab.evaluate(scrolls)
             assert found, page
