@@ -1,7 +1,8 @@
 // Small fixes of the theme, for readers who use a keyboard or a screen reader.
 
-// Material puts its scripts' dialog and navigation on the page without names of their own.
+// The theme's dialogs have no names, and it marks the buttons of each code block as a navigation landmark.
 function nameLandmarks() {
+  document.querySelectorAll("nav.md-code__nav").forEach((nav) => nav.setAttribute("role", "group"));
   document.querySelectorAll("[role=dialog]:not([aria-label])").forEach((dialog) => {
     dialog.setAttribute("aria-label", dialog.dataset.mdComponent || "dialog");
   });
@@ -19,6 +20,7 @@ function reachWhatScrolls() {
 nameLandmarks();
 reachWhatScrolls();
 addEventListener("resize", reachWhatScrolls);
+addEventListener("load", nameLandmarks);
 addEventListener("load", reachWhatScrolls);
 document.fonts.ready.then(reachWhatScrolls); // other letters are wider
 

@@ -284,14 +284,14 @@ def _axe_source() -> str:
 
 
 def run_axe(tab: Page, rules: list[str] | None = None) -> list[str]:
-    """Return the serious and critical violations of these rules, by default of all but `NARROW_RULES`."""
+    """Return the serious violations and duplicate landmarks. The default is all rules but `NARROW_RULES`."""
     default_rules = {"rules": {rule: {"enabled": False} for rule in NARROW_RULES}}
     options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else default_rules)}
     found = tab.evaluate("(options) => axe.run(options)", options)["violations"]
     return [
         f"{each['id']}: {each['help']}: {node['html'][:160]} {node.get('failureSummary', '')}"
         for each in found
-        if each["impact"] in ("serious", "critical")
+        if each["impact"] in ("serious", "critical") or each["id"] == "landmark-unique"
         for node in each["nodes"][:5]
     ]
 
