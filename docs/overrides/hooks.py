@@ -17,13 +17,30 @@ _BOOST = {
     "examples/": 0.5,
     "changelog.md": 0.3,
     "contributing.md": 0.3,
-    "batching.md": 1.5,
-    "coming-from-apache-beam.md": 2,
-    "model-refresh.md": 2,
-    "pre-trained-models.md": 1.5,
-    "prediction-results.md": 2,
 }
 """Search ranking of pages, 1 by default. Guides rank above the reference."""
+
+_KEYWORDS = {
+    "batching.md": ["batch size", "max_batch_size", "padding"],
+    "coming-from-apache-beam.md": ["migrate"],
+    "error-handling-and-dead-letter-queues.md": ["DLQ", "with_exception_handling", "timeout"],
+    "gpus.md": ["CUDA", "out of memory"],
+    "hugging-face.md": ["embeddings"],
+    "keyed-model-handlers.md": ["KeyedModelHandler"],
+    "llm-endpoints.md": ["OpenAI", "rate limit"],
+    "memory-and-model-sharing.md": ["large_model", "memory"],
+    "model-refresh.md": ["WatchFilePattern", "refresh the model"],
+    "multi-model-pipelines.md": ["A/B test", "cascade", "ensemble", "multi-model", "voting"],
+    "per-key-models.md": ["model per key"],
+    "pre-trained-models.md": ["saved model", "state_dict"],
+    "prediction-results.md": ["PredictionResult"],
+    "quickstart.md": ["install"],
+    "remote-models.md": ["rate limit", "retry", "timeout"],
+    "tabular-data.md": ["BigQuery", "CSV", "DataFrame", "NamedTuple", "Parquet", "ReadFromCsv"],
+    "tensorflow-and-keras.md": ["SavedModel", "tf.Example"],
+    "troubleshooting.md": ["out of memory"],
+}
+"""Words that users search for, in addition to those in headings. The search counts them like a heading."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -31,6 +48,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for place, boost in _BOOST.items():
         if page.file.src_uri.startswith(place):
             page.meta.setdefault("search", {"boost": boost})
+    if page.file.src_uri in _KEYWORDS:
+        page.meta.setdefault("tags", _KEYWORDS[page.file.src_uri])
     if page.file.src_uri == "contributing.md":  # it documents the comments
         return markdown
     return _DIRECTIVE.sub("", markdown)

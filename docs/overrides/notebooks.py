@@ -17,6 +17,7 @@ from posixpath import join, normpath
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent))
+import needs
 import provenance
 
 _LOG = logging.getLogger("mkdocs.plugins.notebooks")
@@ -49,7 +50,8 @@ def on_page_content(html: str, page: Any, files: Any, config: Any, **_: Any) -> 
     html = _LINK.sub(lambda link: _resolve_link(link, page, files), html)
     name = page.file.src_uri.rpartition("/")[2]
     root = Path(config.config_file_path).parent
-    line = _download_line(name) + _run_line(Path(page.file.abs_src_path), root)
+    source = Path(page.file.abs_src_path)
+    line = _download_line(name, source) + _run_line(source, root)
     return html.replace("</h1>", f"</h1>\n{line}", 1)
 
 
@@ -83,7 +85,11 @@ def _run_line(notebook: Path, root: Path) -> str:
     )
 
 
-def _download_line(name: str) -> str:
+def _download_line(name: str, notebook: Path) -> str:
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    command = f"{needs.find_requirements(code).command} notebook"
     return (
-        f'<p class="download"><a href="{name}" download>Download this notebook</a>, and run it.</p>'
+        f'<p class="download"><a href="{name}" download>Download this notebook</a>. '
+        f"To run it: <code>{escape(command)}</code> in a clone of the repository.</p>"
     )

@@ -1,25 +1,26 @@
 """Plain Markdown versions of all pages, and `llms.txt`, for language models and other programs.
 
 `batching/` is also available as `batching/index.md`: the source of the page without the comments for the
-tests. The API reference is rendered from the docstrings, and notebooks with their stored outputs.
+tests. The API reference is rendered from the same objects as on the
+site, and notebooks with their stored outputs.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import griffe
-
-sys.path.append(str(Path(__file__).parent))
-from docstrings import ExamplesAsPrograms
+import yaml
+from mkdocstrings_handlers.python import do_filter_objects, do_order_members
 
 _COMMENT = re.compile(r"^[ \t]*<!--.*?-->[ \t]*\n", re.MULTILINE | re.DOTALL)
 _HTML = re.compile(r"^</?div[^>]*>\n", re.MULTILINE)
-_OBJECT = re.compile(r"^::: (?P<path>[\w.]+)\n(?:    .*\n?)*", re.MULTILINE)
+_OBJECT = re.compile(
+    r"^::: (?P<path>[\w.]+)(?:\n|\Z)(?P<settings>(?:    .*(?:\n|\Z))*)", re.MULTILINE
+)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)(\{[^}]*\})?")
 _texts: dict[str, str] = {}
 _state = {"command": "build"}
@@ -39,9 +40,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> None:
     if _state["command"] == "serve":
         return
     keeps_comments = page.file.src_uri == "contributing.md"  # it documents them
-    text = markdown if keeps_comments else _HTML.sub("", _COMMENT.sub("", markdown))
-    source = Path(config.config_file_path).parent / "src"
-    _texts[page.file.src_uri] = _OBJECT.sub(lambda match: render_api(match["path"], source), text)
+    _texts[page.file.src_uri] = markdown if keeps_comments else plain_markdown(markdown, config)
+
+
+def plain_markdown(markdown: str, config: Any) -> str:
+    """Return the Markdown without comments and HTML, and with the documentation of the objects that it names."""
+    text = _HTML.sub("", _COMMENT.sub("", markdown))
+
+    def describe(found: re.Match[str]) -> str:
+        handler = config.plugins["mkdocstrings"].get_handler("python")
+        return render_api(found["path"], found["settings"], handler)
+
+    return _OBJECT.sub(describe, text)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> None:
@@ -102,23 +112,61 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.?!:])\s", text, maxsplit=1)[0]
 
 
-def render_api(path: str, source: Path) -> str:
-    """Return the documentation of an object, or of a module and its public members, from the docstrings."""
-    return "\n".join(_describe(_load_package(source)[path.partition(".")[2]], 2))
+def render_api(path: str, settings: str, handler: Any) -> str:
+    """Return the documentation of an object and its members, with the settings of the page that names it."""
+    options = handler.get_options((yaml.safe_load(settings) or {}).get("options", {}))
+    return "\n".join(
+        _describe(handler.collect(path, options), options, options.heading_level, is_root=True)
+    )
 
 
-def _describe(found: Any, level: int) -> list[str]:
-    lines = [f"{'#' * level} {found.path}", ""]
-    found = found.final_target if found.is_alias else found
+def _describe(found: Any, options: Any, level: int, is_root: bool = False) -> Iterator[str]:
+    if not is_root or options.show_root_heading:
+        yield f"{'#' * level} {found.path}\n"
+    if found.is_function or "__init__" in found.all_members:
+        yield f"```python\n{_signature(found)}\n```\n"
     if found.is_class or found.is_function:
-        lines += ["```python", _signature(found), "```", ""]
-    lines += [found.docstring.value, ""] if found.docstring else []
-    if found.is_module or found.is_class:
-        for name, member in found.members.items():
-            is_public = not name.startswith("_") and (not member.is_alias or member.is_exported)
-            if is_public and (member.is_class or member.is_function) and member.docstring:
-                lines += _describe(member, level + 1)
-    return lines
+        yield f"[Source]({source_url(found, options)})\n"
+    if found.docstring:
+        yield found.docstring.value + "\n"
+    if is_root and found.is_module:
+        yield "| name | description |\n|---|---|"
+        yield from (
+            f"| `{each.name}` | {summary(each)} |" for each in public_members(found, options)
+        )
+        yield ""
+    for each in public_members(found, options, options.members if is_root else None):
+        if each.is_class or each.is_function:
+            yield from _describe(each, options, level + 1)
+
+
+def public_members(found: Any, options: Any, names: Any = None) -> list[Any]:
+    """Return the members that the page of the site shows."""
+    members = do_filter_objects(
+        found.all_members,
+        filters=options.filters,
+        members_list=names,
+        inherited_members=options.inherited_members,
+        keep_no_docstrings=options.show_if_no_docstring,
+    )
+    return [
+        each
+        for each in do_order_members(members, options.members_order, names)
+        if each.name != "__init__"
+        and not each.is_module
+        and (options.filters == "public" or not each.is_imported or each.is_public)
+    ]
+
+
+def summary(found: Any) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    return " ".join(found.docstring.value.partition("\n\n")[0].split()) if found.docstring else ""
+
+
+def source_url(found: Any, options: Any) -> str:
+    """Return the address of the source of an object in the repository."""
+    path = found.relative_package_filepath.as_posix()
+    return f"{options.extra['repo_url']}/blob/main/src/{path}#L{found.lineno}-L{found.endlineno}"
 
 
 def _signature(found: Any) -> str:
@@ -133,21 +181,6 @@ def _parameter(each: Any) -> str:
     annotation = f": {each.annotation}" if each.annotation else ""
     default = f" = {each.default}" if each.default is not None and not stars else ""
     return f"{stars}{each.name}{annotation}{default}"
-
-
-_packages: dict[float, Any] = {}
-
-
-def _load_package(source: Path) -> Any:
-    """Load the library with griffe, again if a module has changed."""
-    newest = max(file.stat().st_mtime for file in source.rglob("*.py"))
-    if newest not in _packages:
-        _packages.clear()
-        extensions = griffe.load_extensions(ExamplesAsPrograms)
-        _packages[newest] = griffe.load(
-            "runinference", search_paths=[str(source)], extensions=extensions
-        )
-    return _packages[newest]
 
 
 def render_notebook(file: Path) -> str:

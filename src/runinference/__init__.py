@@ -1,4 +1,4 @@
-"""Machine-learning inference as one step of an Apache Beam pipeline.
+"""Run machine-learning models inside Apache Beam pipelines.
 
 Each framework's handlers are in a separate module, which imports the framework:
 ``runinference.sklearn_inference``, ``runinference.pytorch_inference``.

@@ -30,7 +30,7 @@ def check_git(arguments: list[str]) -> str | None:
     if arguments[:1] != ["clone"] or len(arguments) < 2:
         return f"git {' '.join(arguments)}: only `git clone` has a stub"
     target = Path(arguments[2] if len(arguments) > 2 else Path(arguments[1]).stem)
-    address = re.search(r"^repo_url: *(\S+)", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    address = re.search(r'^repo_url: .*"(\S+)"', (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     if address and arguments[1].removesuffix(".git") != address[1]:
         return f"{arguments[1]} is not the project's address, {address[1]}"
     shutil.copytree(ROOT / "examples", target / "examples")

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from html import escape
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mkdocs.config import load_config
 
 from docs.blocks import ROOT, Block
+from docs.overrides import load_override
 from docs.report import Report, describe_run
 from docs.run import RunResult
-
-
-def load_override(name: str) -> ModuleType:
-    file = ROOT / "docs" / "overrides" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"override_{name}", file)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_doctests_become_a_complete_program() -> None:
@@ -57,9 +46,25 @@ def test_doctests_import_names_from_public_modules(file: str, name: str, module:
     assert names[name] == (module, name)
 
 
-def test_the_plain_reference_lists_the_names_that_a_package_exports() -> None:
-    text = load_override("plain").render_api("runinference.testing", ROOT / "src")
-    assert "### runinference.testing.check_handler" in text
+@pytest.fixture(scope="module")
+def site_config() -> Any:
+    """The configuration of the site, with its plugins ready to render the API reference."""
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    config.plugins["mkdocstrings"].on_config(config)
+    return config
+
+
+def test_the_plain_reference_has_the_same_objects_as_the_site(site_config: Any) -> None:
+    plain = load_override("plain")
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")
+    text = plain.plain_markdown(page, site_config)
+    assert text.startswith("# runinference.errors\n")
+    assert "## runinference.errors.EndpointError" in text
+    assert "| `EndpointError` |" in text
+    assert "PartialResult" not in text  # the page excludes it
+    assert "## runinference.testing.check_handler" in plain.plain_markdown(
+        "::: runinference.testing", site_config
+    )
 
 
 def highlighted_block(language: str, code: str, title: str = "") -> str:
@@ -234,20 +239,41 @@ def add_requirements(markdown: str, place: str = "guides/one.md") -> str:
     return load_override("needs").on_page_markdown(markdown, page=page)
 
 
-def test_a_page_lists_the_extras_and_packages_of_its_examples() -> None:
+@pytest.mark.parametrize(
+    ("imports", "command"),
+    [
+        (
+            "import spacy\nfrom runinference import samples\nsamples.held_out_digits()",
+            '".[sklearn]" spacy',
+        ),
+        ("import torch, transformers", '".[transformers]"'),
+        ("import torchvision, transformers", '".[torch,transformers]"'),
+        ("import xgboost, sklearn.datasets, pandas", '".[xgboost]"'),
+        ("from runinference.sklearn_inference import SklearnModelHandlerNumpy", '".[sklearn]"'),
+        ("from apache_beam.io import ReadFromCsv", '".[sklearn]"'),
+        ("from runinference.samples import digits_shufflenet", '".[torch]"'),
+        ("from runinference.openai_inference import OpenAIModelHandler", '".[remote]"'),
+        ("import spacy", ". spacy"),
+    ],
+)
+def test_a_page_shows_the_command_that_installs_what_its_examples_import(
+    imports: str, command: str
+) -> None:
+    page = f"# One\n\nWords.\n\n```python\n{imports}\n```\n"
+    clone = "[clone of the repository](../index.md#install)"
+    line = f"*To run the examples on this page: `pip install {command}` in a {clone}.*"
+    assert add_requirements(page) == page.replace("# One\n\n", f"# One\n\n{line}\n\n")
+
+
+def test_a_page_that_needs_nothing_or_has_a_complete_command_shows_no_other_command() -> None:
     page = "# One\n\nWords.\n\n```python\n{}\n```\n"
-    imports = "import spacy\nfrom runinference import RunInference, samples\nimport xgboost"
-    requirements = (
-        "the extras `sklearn` and `xgboost` and the package `spacy`: [install](../index.md#install)"
-    )
-    assert add_requirements(page.format(imports)) == page.format(imports).replace(
-        "# One\n\n", f"# One\n\n*The examples on this page require {requirements}.*\n\n"
-    )
-    assert "the extra `transformers`:" in add_requirements(
-        page.format("import torch, transformers"), "one.md"
-    )
-    for nothing in ("import apache_beam, os", "import runinference", "this is no Python"):
+    for nothing in ("import apache_beam, os, yaml", "import runinference", "this is no Python"):
         assert add_requirements(page.format(nothing)) == page.format(nothing)
+    needed = page.format("import sklearn, torch, spacy")
+    complete = f'{needed}\n```shell\npip install ".[torch,sklearn]" spacy\n```\n'
+    assert add_requirements(complete) == complete
+    incomplete = f'{needed}\n```shell\npip install ".[sklearn]" spacy\n```\n'
+    assert '`pip install ".[sklearn,torch]" spacy`' in add_requirements(incomplete)
 
 
 def test_a_module_from_an_unknown_package_fails_the_build() -> None:
@@ -255,3 +281,50 @@ def test_a_module_from_an_unknown_package_fails_the_build() -> None:
         LookupError, match=r"imports seaborn\.objects, which no extra or package provides"
     ):
         add_requirements("# One\n\n```python\nimport seaborn.objects\n```\n")
+
+
+@pytest.mark.parametrize(
+    ("repository", "site"),
+    [
+        ("https://github.com/Owner/name", "https://owner.github.io/name/"),
+        ("https://gitlab.com/group/team/name/", "https://group.gitlab.io/team/name/"),
+        ("https://git.example.com/name", "https://git.example.com/name/"),
+    ],
+)
+def test_the_address_of_the_site_follows_from_the_address_of_the_repository(
+    monkeypatch: pytest.MonkeyPatch, repository: str, site: str
+) -> None:
+    monkeypatch.setenv("REPO_URL", repository)
+    publishing = load_override("publishing")
+    config = publishing.on_config(load_config(str(ROOT / "mkdocs.yml")))
+    assert config.site_url == site
+    assert (
+        publishing.source_url(config, "README.md")
+        == f"{repository.rstrip('/')}/edit/main/README.md"
+    )
+    monkeypatch.setenv("SITE_URL", "https://docs.example.com/")
+    assert (
+        publishing.on_config(load_config(str(ROOT / "mkdocs.yml"))).site_url
+        == "https://docs.example.com/"
+    )
+
+
+def test_pages_name_the_repository_of_the_publisher() -> None:
+    publishing = load_override("publishing")
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    assert config.repo_url == publishing.PLACEHOLDER
+    config.repo_url = "https://github.com/owner/name"
+    file = SimpleNamespace(src_uri="one.md")
+    page = SimpleNamespace(file=file, meta={"description": "One."})
+    text = f"# One\n\ngit clone {publishing.PLACEHOLDER}.git\n"
+    assert "git clone https://github.com/owner/name.git" in publishing.on_page_markdown(
+        text, page, config
+    )
+
+
+def test_a_description_is_the_first_sentence_without_markdown() -> None:
+    describe = load_override("publishing").describe
+    assert (
+        describe("# One\n\n*Note.*\n\nRun `a_b` on [the **big** page](a.md). More.")
+        == "Run a_b on the big page."
+    )
