@@ -26,7 +26,7 @@ PREDICTION = "prediction"
 
 
 def run(argv=None):
-    """Run the pipeline. Each row becomes a key and a one-row data frame."""
+    """Run the pipeline. Each element is a key and a data frame with its rows."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_patients()
@@ -37,7 +37,7 @@ def run(argv=None):
     handler = KeyedModelHandler(
         [KeyModelMapping([key], model) for key, model in make_handlers(models)],
         max_models_per_worker_hint=args.max_models,
-    )
+    ).with_no_batching(whole_results=True)  # one result per data frame
     with FileSystems.open(path) as file:
         columns = pd.read_csv(file, nrows=0).columns.drop(args.key)
     with beam.Pipeline(options=options) as pipeline:
@@ -46,7 +46,7 @@ def run(argv=None):
             | "Path" >> beam.Create([path])
             | "Read" >> beam.FlatMap(read_rows, args.key)
             | "Predict" >> RunInference(handler)
-            | "Format" >> beam.MapTuple(as_line)
+            | "Format" >> beam.MapTuple(as_lines)
             | "Write"
             >> beam.io.WriteToText(
                 output,
@@ -67,19 +67,18 @@ def make_handlers(pattern):
 
 
 def read_rows(path, key):
-    """Yield the key of each row of a CSV file and its other columns as a data frame."""
+    """Yield each key of a CSV file with a data frame of up to 10,000 of its rows."""
     with FileSystems.open(path) as file:
         for chunk in pd.read_csv(file, dtype={key: str}, chunksize=10_000):
-            keys = chunk.pop(key)
-            for i in range(len(chunk)):
-                yield keys.iloc[i], chunk.iloc[[i]]
+            for value, rows in chunk.groupby(key, dropna=False):
+                yield value, rows.drop(columns=key)
 
 
-def as_line(key, result):
-    """Format a key, its row and the prediction as a line of CSV."""
-    row = result.example.assign(**{PREDICTION: result.inference})
-    row.insert(0, "key", key)
-    return row.to_csv(header=False, index=False).rstrip("\r\n")
+def as_lines(key, result):
+    """Format a key, its rows and their predictions as lines of CSV."""
+    rows = result.example.assign(**{PREDICTION: result.inference})
+    rows.insert(0, "key", key)
+    return rows.to_csv(header=False, index=False).rstrip("\r\n")
 
 
 def age_bands(patients):

@@ -34,7 +34,7 @@ The parliament passed a new tax law.
 The mayor lost the election.
 Shares fell sharply after the bank's report.
 She pays the rent at the end of the month.
-The doctor told him to stay in bed.
+The doctor advised him to rest.
 He broke his arm while skiing.
 The striker scored twice in the second half.
 She won the chess tournament.

@@ -24,7 +24,7 @@ COLUMNS = ["predicted", "probability"]
 
 
 def run(argv=None):
-    """Run the pipeline. Each row of the file becomes a one-row data frame."""
+    """Run the pipeline. Each element is a data frame of many rows."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     folder = tempfile.mkdtemp(prefix="classified-")
@@ -35,16 +35,16 @@ def run(argv=None):
     handler = XGBoostModelHandlerPandas(
         model_class=xgboost.Booster,
         model_state=args.model_path or os.path.join(folder, "tumors.ubj"),
-    )
+    ).with_no_batching(whole_results=True)  # one result per data frame
     with FileSystems.open(path) as file:
         columns = list(pd.read_csv(file, nrows=0).columns)
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "Path" >> beam.Create([path])
-            | "Read" >> beam.FlatMap(read_rows)
+            | "Read" >> beam.FlatMap(read_chunks)
             | "Classify" >> RunInference(handler)
-            | "Format" >> beam.Map(as_line)
+            | "Format" >> beam.Map(as_lines)
             | "Write"
             >> beam.io.WriteToText(
                 output, shard_name_template="", header=",".join([*columns, *COLUMNS])
@@ -53,20 +53,21 @@ def run(argv=None):
     print(f"Classified: {output}")
 
 
-def read_rows(path):
-    """Yield each row of a CSV file as a one-row data frame."""
+def read_chunks(path):
+    """Yield the rows of a CSV file in data frames of up to 10,000 rows."""
     with FileSystems.open(path) as file:
-        for chunk in pd.read_csv(file, chunksize=10_000):
-            for i in range(len(chunk)):
-                yield chunk.iloc[[i]]
+        yield from pd.read_csv(file, chunksize=10_000)
 
 
-def as_line(result):
-    """Format a row, its most probable class and the probability as a line of CSV."""
-    [output] = result.inference  # the probability of class 1, or of each class
-    scores = np.array([1 - output, output]) if np.ndim(output) == 0 else output
-    row = result.example.assign(predicted=scores.argmax(), probability=scores.max())
-    return row.to_csv(header=False, index=False).rstrip("\r\n")
+def as_lines(result):
+    """Format rows, their most probable classes and the probabilities as lines of CSV."""
+    scores = result.inference  # the probability of class 1, or of each class
+    if scores.ndim == 1:
+        scores = np.column_stack([1 - scores, scores])
+    rows = result.example.assign(
+        predicted=scores.argmax(axis=1), probability=scores.max(axis=1)
+    )
+    return rows.to_csv(header=False, index=False).rstrip("\r\n")
 
 
 def train(folder):
