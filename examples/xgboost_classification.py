@@ -60,7 +60,7 @@ def read_chunks(path):
 
 
 def as_lines(result):
-    """Format rows, their most probable classes and the probabilities as lines of CSV."""
+    """Format rows, their classes and the probabilities as lines of CSV."""
     scores = result.inference  # the probability of class 1, or of each class
     if scores.ndim == 1:
         scores = np.column_stack([1 - scores, scores])

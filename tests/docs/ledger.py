@@ -1,4 +1,4 @@
-"""The list of all code that the tests don't run, with the reasons. The page "How the documentation is tested" shows it."""
+"""The list of all code that the tests don't run, with the reasons, for the page on documentation tests."""
 
 from __future__ import annotations
 
