@@ -15,6 +15,7 @@ import apache_beam as beam
 import pandas as pd
 from apache_beam.dataframe.convert import to_pcollection
 from apache_beam.dataframe.io import read_csv
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from runinference import RunInference, samples
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerPandas
@@ -26,6 +27,7 @@ def run(argv=None):
     """Run the pipeline. Each element is a data frame with many rows of the file."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
+    path = args.input or write_patients()
     output = args.output or os.path.join(
         tempfile.mkdtemp(prefix="predicted-"), "predicted.csv"
     )
@@ -33,32 +35,41 @@ def run(argv=None):
         model_uri=args.model_path or samples.diabetes_regressor(),
         model_file_type=ModelFileType[args.model_file_type],
     ).with_no_batching(whole_results=True)
+    with FileSystems.open(path) as file:
+        header = pd.read_csv(file, nrows=0).assign(**{PREDICTION: []})
     with beam.Pipeline(options=options) as pipeline:
-        table = pipeline | "Read" >> read_csv(
-            args.input or write_patients(), chunksize=args.chunk_size
-        )
         _ = (
-            to_pcollection(table, yield_elements="pandas", label="To frames")
+            pipeline
+            | "Read" >> ReadFrames(path, args.chunk_size)
             | "Predict" >> RunInference(handler)
             | "Format" >> beam.Map(format_rows)
             | "Write"
             >> beam.io.WriteToText(
                 output,
                 shard_name_template="",
-                header=format_header([*table.columns, PREDICTION]),
+                header=header.to_csv(index=False).rstrip("\r\n"),
             )
         )
     print(f"Predictions: {output}")
+
+
+class ReadFrames(beam.PTransform):
+    """Read a CSV file as data frames with up to ``chunk_size`` rows."""
+
+    def __init__(self, path, chunk_size):
+        super().__init__()
+        self.path = path
+        self.chunk_size = chunk_size
+
+    def expand(self, pipeline):
+        table = pipeline | read_csv(self.path, chunksize=self.chunk_size)
+        return to_pcollection(table, yield_elements="pandas")
 
 
 def format_rows(result):
     """Format the rows of a frame and their predictions as lines of CSV."""
     rows = result.example.assign(**{PREDICTION: result.inference})
     return rows.to_csv(header=False, index=False).rstrip("\r\n")
-
-
-def format_header(columns):
-    return pd.DataFrame(columns=columns).to_csv(index=False).rstrip("\r\n")
 
 
 def write_patients():
@@ -73,7 +84,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--input",
-        help="CSV files with a header that includes the model's columns",
+        help="CSV file with a header that includes the model's columns",
     )
     parser.add_argument(
         "--output",

@@ -108,7 +108,7 @@ def test_slower_cases_are_listed_with_their_ratio():
     faster = {"ours ÷ Beam": {"median": 2, "smallest": 1, "largest": 3}}
     numbers = {"cases": [case, {**case, "variant": "batches of 9", "figures": faster}]}
     listed = pages.slower(numbers)
-    assert "| Single rows, batches of 8 | **0.5 ×** (0.4 to 1.2) |" in listed
+    assert "| Single rows, batches of 8 | **0.5x** (0.4 to 1.2) |" in listed
     assert "batches of 9" not in listed
 
 

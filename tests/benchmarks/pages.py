@@ -192,7 +192,7 @@ def _speedup(case):
 def _times(figure):
     """Format a ratio with its smallest and largest value."""
     smallest, largest = _short(figure["smallest"]), _short(figure["largest"])
-    return f"**{_short(figure['median'])} ×** ({smallest} to {largest})"
+    return f"**{_short(figure['median'])}x** ({smallest} to {largest})"
 
 
 def _value(metric, value):

@@ -1,4 +1,4 @@
-"""The workloads by code, with their names. Each is imported on demand, because frameworks take seconds to import."""
+"""The workloads by code, and their names. Each is imported on demand, because frameworks are slow to import."""
 
 from importlib import import_module
 
