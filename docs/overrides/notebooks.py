@@ -88,8 +88,9 @@ def _run_line(notebook: Path, root: Path) -> str:
 def _download_line(name: str, notebook: Path) -> str:
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    command = f"{needs.find_requirements(code).command} notebook"
-    return (
-        f'<p class="download"><a href="{name}" download>Download this notebook</a>. '
-        f"To run it: <code>{escape(command)}</code> in a clone of the repository.</p>"
-    )
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    needed = needs.find_requirements(code)
+    needed.packages.append("notebook")
+    command = f" To run it: <code>{escape(needed.command)}</code> in a clone of the repository."
+    link = f'<a href="{name}" download>Download this notebook</a>.'
+    return f'<p class="download">{link}{"" if needs.is_installed(needed, text) else command}</p>'

@@ -109,7 +109,8 @@ def first_sentence(text: str) -> str:
         if paragraph[:1].isalnum() or paragraph.startswith(("`", "["))
     ]
     text = _LINK.sub(r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
-    return re.split(r"(?<=[.?!:])\s", text, maxsplit=1)[0]
+    sentence = re.split(r"(?<=[.?!])\s", text, maxsplit=1)[0]
+    return re.sub(r":$", ".", sentence)
 
 
 def render_api(path: str, settings: str, handler: Any) -> str:

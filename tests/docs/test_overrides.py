@@ -265,6 +265,24 @@ def test_a_page_shows_the_command_that_installs_what_its_examples_import(
     assert add_requirements(page) == page.replace("# One\n\n", f"# One\n\n{line}\n\n")
 
 
+def test_a_notebook_shows_what_it_needs_unless_its_text_contains_the_command(
+    tmp_path: Path,
+) -> None:
+    notebook = tmp_path / "one.ipynb"
+
+    def download_line(text: str) -> str:
+        sources = {"markdown": text, "code": "%pip --version\nimport sklearn, matplotlib"}
+        cells = [{"cell_type": kind, "source": [source]} for kind, source in sources.items()]
+        notebook.write_text(json.dumps({"cells": cells}), "utf-8")
+        return load_override("notebooks")._download_line("one.ipynb", notebook)
+
+    command = "pip install &quot;.[sklearn]&quot; matplotlib notebook"
+    assert command in download_line("Run it.")
+    assert command in download_line('Run it: `pip install ".[sklearn]" notebook`.')
+    complete = download_line('Run it: `pip install ".[sklearn]" matplotlib notebook`.')
+    assert "pip install" not in complete
+
+
 def test_a_page_that_needs_nothing_or_has_a_complete_command_shows_no_other_command() -> None:
     page = "# One\n\nWords.\n\n```python\n{}\n```\n"
     for nothing in ("import apache_beam, os, yaml", "import runinference", "this is no Python"):
@@ -324,6 +342,7 @@ def test_pages_name_the_repository_of_the_publisher() -> None:
 
 def test_a_description_is_the_first_sentence_without_markdown() -> None:
     describe = load_override("publishing").describe
+    assert describe("# One\n\nRun it: one, `two`:\n\n```python\n```\n") == "Run it: one, two."
     assert (
         describe("# One\n\n*Note.*\n\nRun `a_b` on [the **big** page](a.md). More.")
         == "Run a_b on the big page."
