@@ -43,7 +43,7 @@ PACKAGES = {
     "runinference.samples.held_out_digits": "scikit-learn",
     "runinference.samples.question_answerer": "transformers",
     "runinference.samples.review_classifier": "transformers",
-    "runinference.samples.servers": "scikit-learn",
+    "runinference.samples.servers.digits": "scikit-learn",
     "runinference.sklearn_inference": "scikit-learn",
     "runinference.tensorflow_inference": "tensorflow",
     "runinference.xgboost_inference": "xgboost",
@@ -163,19 +163,22 @@ def _package(name: str) -> str:
 
 
 def _imported_names(example: str) -> Iterator[str]:
-    """Yield the modules that an example imports, and the full names of what it uses from Beam and this package."""
+    """Yield the modules that an example imports, and the full names of what it uses from them."""
     code = re.sub(r"^[%!].*$", "", example, flags=re.MULTILINE)  # commands in notebooks
     try:
         nodes = list(ast.walk(ast.parse(code)))
     except SyntaxError:  # an example that is meant to fail
         return
+    imported = {}
     for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            imported |= {alias.asname or alias.name: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "samples":
-            yield f"runinference.samples.{node.attr}"
+            imported |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    yield from imported.values()
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in imported:
+            yield f"{imported[ast.unparse(node.value)]}.{node.attr}"
     if FRAMES.search(code):
         yield "pandas"

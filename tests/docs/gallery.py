@@ -1,6 +1,7 @@
 """The example gallery: each file in examples/ has a page in docs/examples/ that shows its source.
 
-`python -m docs.gallery` copies the sources into the pages. `make docs-update` runs it first.
+`python -m docs.gallery` copies the sources into the pages, and lists in the table of the index what each
+example needs. `make docs-update` runs it first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from docs import site_reader
 from docs.blocks import ROOT, Block, display_path
+from docs.overrides import load_override
 from docs.update import rewrite
 
 PAGES = ROOT / "docs" / "examples"
@@ -52,7 +54,21 @@ def check_example(example: Path) -> list[str]:
     index = (page.parent / "index.md").read_text("utf-8")
     if not re.search(rf"\({re.escape(page.name)}\)", index):
         problems.append(f"docs/examples/index.md has no link to {page.name}.")
+    elif list_requirements(index, example) != index:
+        problems.append(
+            f"docs/examples/index.md lists other requirements of {name}. "
+            "To update it, run `make docs-update`."
+        )
     return problems
+
+
+def list_requirements(index: str, example: Path) -> str:
+    """Return the index with the extras and packages of an example in the last column of its row."""
+    needed = load_override("needs").find_requirements([example.read_text("utf-8")])
+    row = re.compile(
+        rf"^(\|.*\({re.escape(gallery_page(example).name)}\).*\|)[^|\n]*\|$", re.MULTILINE
+    )
+    return row.sub(lambda match: f"{match[1]} {needed.names or 'none'} |", index)
 
 
 def update_page(example: Path) -> None:
@@ -68,3 +84,4 @@ def update_page(example: Path) -> None:
 if __name__ == "__main__":
     for each in find_examples():
         update_page(each)
+        INDEX.write_text(list_requirements(INDEX.read_text("utf-8"), each), "utf-8")

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from docs.blocks import ROOT
-from docs.gallery import PAGES, check_example, find_examples, gallery_page, update_page
+from docs.gallery import (
+    PAGES,
+    check_example,
+    find_examples,
+    gallery_page,
+    list_requirements,
+    update_page,
+)
 
 PROGRAM = 'print("one")\n'
 PAGE = """# One
@@ -67,6 +74,19 @@ def test_reports_and_updates_an_outdated_source(project: Path) -> None:
     update_page(project)
     assert not check_example(project)
     assert gallery_page(project).read_text() == PAGE.format('print("two")')
+
+
+def test_reports_and_lists_the_requirements_in_the_table_of_the_index(project: Path) -> None:
+    index = gallery_page(project).parent / "index.md"
+    index.write_text(
+        "| [One](one-two.md) | text | `sklearn` |\n| [Two](two.md) | text | `torch` |\n"
+    )
+    (problem,) = check_example(project)
+    assert "lists other requirements of one_two.py" in problem
+    project.write_text("import torchvision, spacy, transformers\n")
+    assert list_requirements(index.read_text(), project) == (
+        "| [One](one-two.md) | text | `torch`, `transformers`, `spacy` |\n| [Two](two.md) | text | `torch` |\n"
+    )
 
 
 def test_reports_a_page_without_command_and_index_entry(project: Path) -> None:
