@@ -82,7 +82,7 @@ docs-update: $(FULL) ## update the outputs on pages (PAGE=docs/batching.md: one 
 
 docs-format: $(FULL) ## format the code on pages (PAGE=docs/batching.md: one page)
 	$(call say,code on pages)
-	@$(DOCS) docs.update --format $(PAGES)
+	@$(PYTEST) --quiet --update-examples $(addprefix --page ,$(PAGES)) -k formatted tests/docs/test_pages.py
 
 site: $(FULL) ## build the site into site/, with warnings as errors
 	$(call say,site)

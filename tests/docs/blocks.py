@@ -56,7 +56,8 @@ class Block:
 
     @property
     def name(self) -> str:
-        return f"{display_path(self.path)}:{self.line}"
+        """The file and the lines, as in the test IDs of pytest-examples."""
+        return f"{display_path(self.path)}:{self.line}-{self.end_line}"
 
     @property
     def text(self) -> str:

@@ -1,6 +1,7 @@
 """Collects all code blocks, and checks that two independent parsers find the same Python blocks.
 
-The parsers are the Markdown parser of the site (`site_reader`) and pytest-examples.
+pytest-examples collects the Python blocks. The Markdown parser of the site (`site_reader`) finds them too, with
+their outputs and the blocks in other languages.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pytest_examples import find_examples
+import pytest
+from pytest_examples import EvalExample, find_examples
 
 from docs import site_reader
 from docs.blocks import ROOT, Block, Problem, Program, attach_outputs
@@ -21,18 +23,36 @@ def find_sources(root: Path = ROOT) -> list[Path]:
     return sorted(pages) + readme + sorted((root / "src").rglob("*.py"))
 
 
+def set_style(eval_example: EvalExample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the style of code on pages, which are narrower than modules."""
+    # The only format of ruff in which pytest-examples replaces the lines by those of the page.
+    monkeypatch.setenv("RUFF_OUTPUT_FORMAT", "concise")
+    monkeypatch.chdir(eval_example.tmp_path)  # away from the settings of the project
+    eval_example.set_config(
+        line_length=88,
+        target_version="py310",
+        quotes="double",
+        ruff_line_length=88,
+        ruff_select=["E", "F", "I", "B", "UP", "SIM", "C4", "W"],
+        ruff_ignore=["FURB", "PL", "RET", "RUF"],  # in the default selection of ruff
+    )
+
+
 def read_all(paths: Iterable[Path]) -> tuple[list[Program], list[Block], list[Problem]]:
-    """Return all programs, blocks, and problems in these files."""
+    """Return the programs and blocks of these files, without those of files with problems, and the problems.
+
+    A wrong fence or title has consequences for the blocks around it. Only the cause is reported.
+    """
     programs: list[Program] = []
     blocks: list[Block] = []
     problems: list[Problem] = []
+    is_empty = True
     for path in paths:
-        page_blocks, read_problems = site_reader.read(path)
+        page_blocks, page_problems = site_reader.read(path)
+        is_empty = is_empty and not page_blocks
         page_programs, attach_problems = attach_outputs(page_blocks)
-        programs += page_programs
-        blocks += page_blocks
         empty = [block for block in page_blocks if not block.code.strip()]
-        problems += [
+        page_problems = page_problems or [
             block.problem(
                 "an empty block", "Fill it or remove it. `<!-- draws: LR -->` fills a diagram."
             )
@@ -40,9 +60,13 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Program], list[Block], list[Pr
             if not block.role
         ]
         # pytest-examples misreads empty blocks, which `make docs-update` is about to fill.
-        parser_problems = [] if empty else compare_parsers(path, page_blocks)
-        problems += _first_per_line(read_problems + attach_problems + parser_problems)
-    if not blocks:
+        page_problems = page_problems or ([] if empty else compare_parsers(path, page_blocks))
+        page_problems = page_problems or attach_problems
+        problems += _first_per_line(page_problems)
+        if not page_problems:
+            programs += page_programs
+            blocks += page_blocks
+    if is_empty:
         problems.append(
             Problem(ROOT / "docs", 1, "no block was found at all", "Check docs.site_reader.")
         )

@@ -6,10 +6,12 @@ import re
 from collections import Counter
 from difflib import unified_diff
 
-from docs.blocks import Block, Problem, Program
+from docs.blocks import Block, Problem, Program, display_path
 from docs.run import RunResult
 
 _HINT = "If the new output is right, run `make docs-update`."
+_FRAME = re.compile(r'File "(?:[^"\n]*/)?program\.py", line (?P<line>\d+)')
+_UNDEFINED = re.compile(r"^NameError: name '(?P<name>\w+)' is not defined", re.MULTILINE)
 
 
 def check_run(program: Program, result: RunResult) -> list[Problem]:
@@ -26,11 +28,10 @@ def check_run(program: Program, result: RunResult) -> list[Problem]:
             )
         ]
     if block.raises and find_error_message(result.stderr, block.raises) is None:
-        message = f"should raise {block.raises}, but fails with:\n{stderr_tail(result)}"
+        message = f"should raise {block.raises}, but fails with:\n{stderr_tail(block, result)}"
         return [block.problem(message, "Fix the program or the `raises` comment.")]
     if result.failed and not block.raises:
-        message = f"the program fails:\n{stderr_tail(result)}"
-        return [block.problem(message, "Fix the program.")]
+        return [_describe_failure(block, result)]
     problems = []
     if program.output is None and result.stdout.strip():
         problems.append(
@@ -61,8 +62,24 @@ def find_error_message(stderr: str, name: str) -> str | None:
     return stderr[starts[-1].start() :].strip("\n") if starts else None
 
 
-def stderr_tail(result: RunResult) -> str:
-    return result.stderr.strip()[-2000:]
+def _describe_failure(block: Block, result: RunResult) -> Problem:
+    """Return the problem of a program that fails, at the line of the page that raises."""
+    lines = [block.line + int(frame["line"]) for frame in _FRAME.finditer(result.stderr)]
+    hint = "Fix the program."
+    if undefined := _UNDEFINED.search(result.stderr):
+        name = undefined["name"]
+        hint = f"Define or import `{name}` in this block, because blocks don't share names."
+    message = f"the program fails:\n{stderr_tail(block, result)}"
+    return Problem(block.path, lines[-1] if lines else block.line, message, hint)
+
+
+def stderr_tail(block: Block, result: RunResult) -> str:
+    """Return the end of stderr, with the lines of the page in tracebacks."""
+
+    def frame_on_page(frame: re.Match[str]) -> str:
+        return f'File "{display_path(block.path)}", line {block.line + int(frame["line"])}'
+
+    return _FRAME.sub(frame_on_page, result.stderr.strip())[-2000:]
 
 
 def matches(block: Block, actual: str) -> bool:

@@ -8,13 +8,13 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from pytest_examples import EvalExample, find_examples
 
 from docs import run_cache, site_reader
 from docs.blocks import ROOT, Problem
-from docs.collect import compare_parsers, read_all
+from docs.collect import compare_parsers, read_all, set_style
 from docs.compare import check_run
 from docs.ledger import skipped_blocks, stubbed_lines
-from docs.lint import lint
 from docs.page_selection import changed_pages
 from docs.run import FreshInterpreter, Interpreter, run
 from docs.run_cache import RunCache, environment_key
@@ -132,7 +132,7 @@ BAD_PAGES = {
         print(undefined)
         ```
         """,
-        2,
+        3,
         "NameError: name 'undefined' is not defined",
     ),
     "an outdated output": (
@@ -499,13 +499,44 @@ def test_blocks_in_docstrings_have_the_line_numbers_of_the_module(tmp_path: Path
     assert program.output.code == "1"
 
 
-def test_reports_the_line_of_unformatted_code(page: Page) -> None:
-    _, blocks, _ = read_all([page('```python\nimport os\n\nx = "a"\n```\n\n```python\ny=1\n```\n')])
-    problems = lint(blocks)
-    assert [(problem.line, problem.message.split(":")[0]) for problem in problems] == [
-        (2, "F401"),
-        (7, "the code is not formatted"),
-    ]
+def test_reports_the_line_of_unformatted_code(
+    page: Page, eval_example: EvalExample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = page('```python\nimport os\n\nx = "a"\n```\n\n```python\ny=1\n```\n')
+    unused, unformatted = find_examples(path)
+    set_style(eval_example, monkeypatch)
+    with pytest.raises(pytest.fail.Exception, match=r"page\.md:2:\d+: F401"):
+        eval_example.lint(unused)
+    with pytest.raises(pytest.fail.Exception, match=r"y = 1"):
+        eval_example.lint(unformatted)
+
+
+def test_a_wrong_fence_is_the_only_problem_of_its_page(check: Check) -> None:
+    (problem,) = check(
+        """
+        ```bash
+        echo one
+        ```
+
+        ```text title="Output"
+        one
+        ```
+        """
+    )
+    assert "unsupported language `bash`" in problem.message
+
+
+def test_a_traceback_shows_the_lines_of_the_page(
+    page: Page, fork_server: Interpreter, env: dict[str, str]
+) -> None:
+    path = page("# One\n\n```python\ndef one():\n    return x\n\n\none()\n```\n")
+    (program,), _, _ = read_all([path])
+    for interpreter in (fork_server, FreshInterpreter(env)):
+        (problem,) = check_run(program, run(program, interpreter, env))
+        assert problem.line == 5
+        assert f'File "{path}", line 8, in <module>' in problem.message
+        assert "program.py" not in problem.message
+        assert "Define or import `x` in this block" in problem.hint
 
 
 def test_updating_writes_the_output_and_keeps_every_other_byte(

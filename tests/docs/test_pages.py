@@ -1,4 +1,7 @@
-"""Every code block in pages, README and docstrings runs, and prints the output that the page shows."""
+"""Every code block in pages, README and docstrings runs, and prints the output that the page shows.
+
+pytest-examples collects the Python blocks. `make docs-format` formats them with `--update-examples`.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+from pytest_examples import CodeExample, EvalExample, find_examples
 
 from docs import ledger, report
 from docs.blocks import ROOT, Block, Problem, Program
-from docs.collect import find_sources, read_all
+from docs.collect import find_sources, read_all, set_style
 from docs.compare import check_run
-from docs.lint import lint
 from docs.page_selection import selected_pages
 from docs.run import Interpreter
 from docs.run_cache import RunCache
@@ -40,12 +44,16 @@ class Contents(NamedTuple):
     problems: list[Problem]
 
 
+def find_paths(pages: tuple[str, ...]) -> list[Path]:
+    """Return these pages, by default all, without notebooks."""
+    selected = [ROOT / page for page in pages if not page.endswith(".ipynb")]
+    return selected if pages else find_sources()
+
+
 @cache
 def read(pages: tuple[str, ...]) -> Contents:
-    paths = [ROOT / page for page in pages if not page.endswith(".ipynb")]
-    if pages and not paths:
-        return Contents([], [], [])
-    return Contents(*read_all(paths or find_sources()))
+    paths = find_paths(pages)
+    return Contents(*read_all(paths)) if paths else Contents([], [], [])
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +62,24 @@ def contents(pytestconfig: pytest.Config) -> Contents:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "program" in metafunc.fixturenames:
-        programs = read(selected_pages(metafunc.config)).programs
-        run_here = [program for program in programs if not program.block.skip]
-        metafunc.parametrize("program", run_here, ids=lambda program: program.block.name)
+    """Parametrize tests with the Python blocks that pytest-examples finds, and with the shell blocks."""
+    pages = selected_pages(metafunc.config)
+    if not {"example", "shell_block"} & set(metafunc.fixturenames):
+        return
+    contents = read(pages)
+    if "example" in metafunc.fixturenames:
+        bad_files = {problem.path for problem in contents.problems}
+        examples = [
+            each for each in find_examples(*find_paths(pages)) if each.path not in bad_files
+        ]
+        metafunc.parametrize("example", examples, ids=str)
+    else:
+        shell_blocks = [
+            program
+            for program in contents.programs
+            if program.block.language == "shell" and not program.block.skip
+        ]
+        metafunc.parametrize("shell_block", shell_blocks, ids=lambda program: program.block.name)
 
 
 def test_blocks_are_valid_and_both_parsers_read_them_alike(contents: Contents) -> None:
@@ -75,24 +97,49 @@ def test_every_block_is_run_compared_or_parsed(contents: Contents) -> None:
     assert compared == sum(block is not None for blocks in shown for block in blocks)
 
 
-def test_program_prints_the_output_that_the_page_shows(
-    program: Program,
+@pytest.fixture
+def run_and_compare(
     interpreter: Interpreter,
     env: dict[str, str],
     runs: RunCache,
     record_property: Callable[[str, object], None],
+) -> Callable[[Program], None]:
+    """Return a function that runs a program, and fails if the page shows something else."""
+
+    def run_and_compare(program: Program) -> None:
+        result = runs.run(program, interpreter, env)
+        record_property("block", report.describe_run(program.block, result))
+        problems = check_run(program, result)
+        if problems:
+            runs.discard(program)
+            pytest.fail("\n" + "\n".join(map(str, problems)), pytrace=False)
+
+    return run_and_compare
+
+
+def test_example_prints_the_output_that_the_page_shows(
+    example: CodeExample, contents: Contents, run_and_compare: Callable[[Program], None]
 ) -> None:
-    result = runs.run(program, interpreter, env)
-    record_property("block", report.describe_run(program.block, result))
-    problems = check_run(program, result)
-    if problems:
-        runs.discard(program)
-        pytest.fail("\n" + "\n".join(map(str, problems)), pytrace=False)
+    place = (example.path, example.start_line)
+    run_and_compare(
+        next(each for each in contents.programs if (each.block.path, each.block.line) == place)
+    )
 
 
-def test_code_is_formatted_and_has_no_lint_errors(contents: Contents) -> None:
-    problems = lint(contents.blocks)
-    assert not problems, "\n" + "\n".join(map(str, problems))
+def test_shell_block_prints_the_output_that_the_page_shows(
+    shell_block: Program, run_and_compare: Callable[[Program], None]
+) -> None:
+    run_and_compare(shell_block)
+
+
+def test_example_is_formatted_and_has_no_lint_errors(
+    example: CodeExample, eval_example: EvalExample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_style(eval_example, monkeypatch)
+    if eval_example.update_examples:
+        eval_example.format(example)
+    else:
+        eval_example.lint(example)
 
 
 @pytest.mark.parametrize("language", PARSERS)
@@ -109,6 +156,8 @@ def test_data_is_well_formed(contents: Contents, language: str) -> None:
 
 
 def test_the_page_about_the_tests_lists_the_code_that_is_not_run() -> None:
+    if read(()).problems:
+        pytest.skip("another test reports the problems of a page")
     text = ledger.PAGE.read_text("utf-8")
     assert text == ledger.fill_in_table(text, read(()).blocks), (
         "To update the table, run `make docs-update`."

@@ -1,6 +1,6 @@
-"""Rewrites the outputs (or, with --format, the code) on pages, and changes no other byte.
+"""Rewrites the outputs on pages, and changes no other byte.
 
-python -m docs.update [--format] [page ...]
+python -m docs.update [page ...]
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from queue import SimpleQueue
 from docs import compare, ledger, notebooks
 from docs.blocks import Block, Problem, Program
 from docs.collect import find_sources, read_all
-from docs.lint import format_code
 from docs.run import PRELOADED, Interpreter, RunResult, environment, run, start_fork_server
 
 Change = tuple[Block, str]
@@ -75,7 +74,7 @@ def update(programs: list[Program]) -> list[Problem]:
                     free.put(interpreter)
 
             results = list(pool.map(run_one, (each for each in programs if not each.block.skip)))
-    _apply([change for changes, _ in results for change in changes], "the output")
+    _apply([change for changes, _ in results for change in changes])
     return [problem for _, problems in results for problem in problems]
 
 
@@ -86,14 +85,6 @@ def update_notebooks(paths: list[Path]) -> list[Problem]:
         return [problem for path in paths for problem in notebooks.update(path, env)]
 
 
-def reformat(blocks: list[Block]) -> None:
-    """Format the Python code on pages with ruff."""
-    python = [block for block in blocks if block.language == "python"]
-    texts = format_code(python) if python else []
-    pairs = zip(python, texts, strict=True)
-    _apply([(block, text) for block, text in pairs if text != block.code.rstrip("\n")], "the code")
-
-
 def update_ledger() -> None:
     """Update the list of code that the tests don't run."""
     text = ledger.PAGE.read_text("utf-8")
@@ -101,35 +92,29 @@ def update_ledger() -> None:
     ledger.PAGE.write_text(ledger.fill_in_table(text, blocks), "utf-8")
 
 
-def _apply(changes: list[Change], target: str) -> None:
+def _apply(changes: list[Change]) -> None:
     by_path: dict[Path, list[Change]] = {}
     for block, text in changes:
-        print(f"{block.name}: rewrote {target}")
+        print(f"{block.name}: rewrote the output")
         by_path.setdefault(block.path, []).append((block, text))
     for path, each in by_path.items():
         rewrite(path, each)
     if not changes:
-        print(f"nothing to rewrite: {target} is up to date")
+        print("nothing to rewrite: the outputs are up to date")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="*", type=Path)
-    parser.add_argument("--format", action="store_true")
-    arguments = parser.parse_args()
-    paths = [page.resolve() for page in arguments.pages]
+    paths = [page.resolve() for page in parser.parse_args().pages]
     notebook_paths = [path for path in paths if path.suffix == ".ipynb"] or (
         [] if paths else notebooks.find_notebooks()
     )
     pages = [path for path in paths if path not in notebook_paths] if paths else find_sources()
-    programs, blocks, problems = read_all(pages) if pages else ([], [], [])
-    unreadable = {problem.path for problem in problems}  # their blocks may be misread
-    if arguments.format:
-        reformat([block for block in blocks if block.path not in unreadable])
-    else:
-        problems += update([each for each in programs if each.block.path not in unreadable])
-        problems += update_notebooks(notebook_paths)
-        update_ledger()
+    programs, _, problems = read_all(pages) if pages else ([], [], [])
+    problems += update(programs)
+    problems += update_notebooks(notebook_paths)
+    update_ledger()
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
