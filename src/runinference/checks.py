@@ -110,7 +110,7 @@ def check_env_vars(value: Any, secret: str | None = None) -> None:
 
     Args:
         value: The variables.
-        secret: A variable that contains a secret, whatever its name is.
+        secret: A variable that contains a secret, with any name.
     """
     check_mapping("env_vars", value)
     for variable, text in value.items():

@@ -170,7 +170,7 @@ class _ModelClient:
     def send(self, protocol: Any, send: Callable[[Sequence[InputSpec]], Any]) -> Any:
         """Return ``send(inputs)`` for the inputs of the model, which are empty if the server doesn't provide them.
 
-        If the server rejects the request and has new metadata, the request is sent once more.
+        If the server rejects the request and has new metadata, the request is sent again.
         """
         path = protocol.description_path
         if path is None:

@@ -15,7 +15,7 @@ class PredictionResult(NamedTuple):
     Attributes:
         example: The element that the model received, after preprocessing.
         inference: The model output for this element.
-        model_id: The path or name that the model was loaded from, if the handler knows one.
+        model_id: The path or name that the model was loaded from, if the handler has one.
     """
 
     example: Any

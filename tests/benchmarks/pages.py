@@ -117,7 +117,7 @@ def sizes(numbers):
     cases = _of(numbers, "sizes")
     throughput = {
         name: [case["elements"] / median(case["seconds"][who]) for case in cases]
-        for name, who in {"pipeline": "ours", "bare loop": "limit"}.items()
+        for name, who in {"pipeline": "ours", "plain loop": "limit"}.items()
     }
     calls = [case["figures"][f"{CALL_MILLISECONDS}, limit"]["median"] for case in cases]
     panels = {"images per second": throughput, CALL_MILLISECONDS: {"a call": calls}}

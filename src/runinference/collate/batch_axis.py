@@ -30,7 +30,7 @@ def unbatch_checked(
     """Split the output of a model like ``unbatch``, and check that no part is as long as the batch only by chance.
 
     The states of an LSTM, for example, have the shape (layers, batch, features). To find such parts, the model is
-    called once more, with a batch of two or three elements, for each new part of an output. A single array is only
+    called again, with a batch of two or three elements, for each new part of an output. A single array is only
     checked if two of its dimensions are as long as the batch.
 
     Args:

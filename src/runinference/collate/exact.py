@@ -24,7 +24,7 @@ def to_array(value: Any, name: str, index: int | None = None) -> Any:
     """Return a NumPy array with the values of an array, tensor, number, text or nested list.
 
     A text, or a list with texts, becomes an array of dtype ``object``. NumPy's dtypes for texts and bytes drop
-    zeros at the end, and turn numbers beside texts into texts.
+    zeros at the end, and turn numbers that are mixed with texts into texts.
 
     >>> to_array(["red", 3, None], "the value").tolist()
     ['red', 3, None]
@@ -57,7 +57,7 @@ def to_array(value: Any, name: str, index: int | None = None) -> Any:
 def find_common_dtype(arrays: Iterable[Any]) -> Any:
     """Return a dtype for the values of all arrays, or None if there is none. Empty arrays have no values.
 
-    Numbers get a number type. Texts and bytes beside other values become Python objects.
+    Numbers get a number type. Texts and bytes that are mixed with other values become Python objects.
     """
     arrays = list(arrays)
     dtypes = {array.dtype for array in arrays if array.size} or {arrays[0].dtype}

@@ -37,7 +37,7 @@ class Padding:
     first key in ``value`` if ``value`` names keys.
 
     A part of a result is cut to the length of its example if its size in dimension ``dim`` depends on the
-    input length. To determine this, the model is called once more with two copies of a shorter example, for each
+    input length. To determine this, the model is called again with two copies of a shorter example, for each
     new part of an output. So the scores of ten classes are not cut, even in a batch padded to length ten.
 
     >>> from runinference import Padding

@@ -21,7 +21,7 @@ def leaves_with_path(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def map_with_path(tree: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
-    """Return a tree of the same structure, with ``function(path, leaf)`` in place of each leaf."""
+    """Return a tree of the same structure, with ``function(path, leaf)`` instead of each leaf."""
     nodes = children(tree)
     if nodes is None:
         return function(path, tree)

@@ -28,7 +28,7 @@ def stack_arrays(
     """Stack examples along a new first axis with NumPy, without changing a value.
 
     A batch that is an array already is returned as it is. Texts and bytes become Python objects, and so do numbers
-    beside texts. Numbers of several dtypes get one that holds all of them.
+    that are mixed with texts. Numbers of several dtypes get one that holds all of them.
 
     Args:
         batch: Arrays, tensors, numbers, texts or nested lists, or an array of shape (batch, …).

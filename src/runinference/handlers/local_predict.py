@@ -147,4 +147,4 @@ class LocalModel:
 
 
 def _nothing() -> None:
-    """Return what a pickled copy of a handler holds in place of a local model."""
+    """Return what a pickled copy of a handler contains instead of a local model."""

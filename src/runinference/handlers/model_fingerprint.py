@@ -77,7 +77,7 @@ class _Pickler(pickle.Pickler):
         self.fast = True
 
     def persistent_id(self, value: Any) -> Any:
-        """Return what is written in place of a value; None for the value itself."""
+        """Return what is written instead of a value; None for the value itself."""
         if isinstance(value, (type, ModuleType)):
             return f"{getattr(value, '__module__', '')}.{value.__name__}"
         if isinstance(value, FunctionType):

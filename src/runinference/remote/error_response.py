@@ -1,4 +1,4 @@
-"""What a server says in an error response, or in an error inside a response of status 200."""
+"""The content of an error response, or of an error inside a response of status 200."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LABEL_FIELDS = (
 _HOLDER_LABEL_FIELDS = ("code", "error_code", "status", "status_code", "error_type")
 
 # The first pattern that matches a label of an error, such as its code or type, decides its status. A request that
-# exceeds a quota is refused until someone pays, unlike one that exceeds a rate.
+# exceeds a quota is rejected until someone pays, unlike one that exceeds a rate.
 _QUOTA = re.compile("quota|billing|insufficient_(funds|balance|credit)|payment_required")
 _STATUSES = (
     (402, _QUOTA),
@@ -54,9 +54,9 @@ class ServerError:
     """An error that a server describes.
 
     Attributes:
-        message: What the server says, on any number of lines.
+        message: The message of the server, on any number of lines.
         status: The HTTP status that the description stands for, or None if it is unclear.
-        is_quota: Whether requests are refused because a quota is used up, which no retry changes.
+        is_quota: Whether requests are rejected because a quota is used up, which no retry changes.
         retry_after: Seconds to wait, if the description has them.
     """
 

@@ -194,7 +194,7 @@ class HttpClient:
             except BodyError:
                 if is_success:
                     raise
-                body, complete = b"", False  # the status says enough
+                body, complete = b"", False  # the status is enough
             return status, received, body, complete
 
     def _get_url(self, path: str) -> Any:

@@ -165,7 +165,7 @@ def _to_dtype(data: Any, dtype: Any) -> Any:
     if array.dtype.kind not in {"b": "b", "f": "iuf"}.get(dtype.kind, "iuf"):
         raise ValueError(f"the data are of type {array.dtype}")
     if array.dtype.kind == "f" and dtype.kind != "f":
-        array = np.asarray(data, object)  # NumPy makes floats of very large integers beside others
+        array = np.asarray(data, object)  # NumPy makes floats of very large integers among others
     with np.errstate(all="ignore"):
         converted = array.astype(dtype)
     is_same = converted == array if dtype.kind != "f" else np.isinf(converted) == np.isinf(array)

@@ -80,7 +80,7 @@ def get_chat_text(choice: Mapping[str, Any]) -> str:
 
     Raises:
         UnusableAnswerError: The choice has no text: the model refused, wrote only its reasoning, or its output was
-            filtered, or the content has another form. The message says which.
+            filtered, or the content has another form. The message describes which.
     """
     message = choice.get("message")
     if not isinstance(message, Mapping):

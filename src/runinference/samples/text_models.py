@@ -18,8 +18,8 @@ _SOURCES = (__file__, text_data.__file__, training.__file__)
 def review_classifier() -> str:
     """Return the directory of a Hugging Face model that classifies reviews as POSITIVE or NEGATIVE.
 
-    The model knows the words of [held_out_reviews][runinference.samples.held_out_reviews], and *not*. The first
-    call trains it, which takes a few seconds.
+    The vocabulary of the model is the words of [held_out_reviews][runinference.samples.held_out_reviews],
+    and *not*. The first call trains it, which takes a few seconds.
     """
     return get_or_train("review_classifier", "", "transformers", _train_review_classifier, _SOURCES)
 
@@ -36,7 +36,7 @@ def question_answerer() -> str:
 def blank_filler() -> str:
     """Return the directory of a Hugging Face model that predicts the word at ``[MASK]``.
 
-    The model knows days, months, animals and opposites, see
+    The model covers days, months, animals and opposites, see
     [held_out_blanks][runinference.samples.held_out_blanks].
     """
     return get_or_train("blank_filler", "", "transformers", _train_blank_filler, _SOURCES)

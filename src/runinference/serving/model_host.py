@@ -1,7 +1,7 @@
 """The process that hosts a shared model: how others find it, and what it answers.
 
 A process that hosts a model holds a lock on a file in a directory of the user, which contains its address and a
-random key. The system releases the lock when the process ends, for whatever reason. The next process that locks it
+random key. The system releases the lock when the process ends, for any reason. The next process that locks it
 hosts the model.
 """
 
@@ -31,7 +31,7 @@ from apache_beam.internal import pickler
 from runinference.serving.ipc import dumps_outcome
 from runinference.serving.placement import InProcessModel
 
-#: Sent in place of a handler, to delete the model.
+#: Sent instead of a handler, to delete the model.
 DELETE = None
 #: Answers: this process does not host the model any more; it will load the model; it has loaded it.
 GONE, LOADING, LOADED = b"gone", b"loading", b"loaded"
@@ -279,7 +279,7 @@ def _end_all() -> None:
 
 
 def _forget_servers() -> None:
-    """Give up what a process inherits when it is forked: locks and sockets that belong to the parent."""
+    """Close what a process inherits when it is forked: locks and sockets that belong to the parent."""
     global _LISTENERS_LOCK
     _LISTENERS_LOCK = threading.Lock()
     for listener, _ in _LISTENERS.values():

@@ -32,7 +32,7 @@ _PROGRAM = "from runinference.serving.subprocess_model import serve; serve()"
 class SubprocessModel:
     """A model in a subprocess, which runs one call at a time.
 
-    The subprocess ends when this object is closed or freed, and when this process ends, for whatever reason.
+    The subprocess ends when this object is closed or freed, and when this process ends, for any reason.
 
     Args:
         version: The model.

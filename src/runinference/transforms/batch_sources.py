@@ -48,7 +48,7 @@ class BundleBatches(BatchSource):
         Args:
             engine: Runs the batches.
             now: Returns the time when the current element came, in nanoseconds. By default, the current time.
-            groups: Runs or holds batches of models that aren't loaded. Whoever passes it flushes it.
+            groups: Runs or holds batches of models that aren't loaded. The caller flushes it.
         """
         super().__init__(engine)
         self._owns_groups = groups is None

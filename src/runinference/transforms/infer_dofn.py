@@ -73,7 +73,7 @@ class InferDoFn(beam.DoFn):  # type: ignore[misc]
 class ExplodeWindows(beam.DoFn):  # type: ignore[misc]
     """Emit an element once in each of its windows, as Beam does for a DoFn with a window parameter.
 
-    If the handler may modify examples in place, each window gets a copy of its own.
+    If the handler may modify examples in place, each window gets a separate copy.
     """
 
     def __init__(self, handler: Any) -> None:
@@ -99,5 +99,5 @@ class ExplodeWindows(beam.DoFn):  # type: ignore[misc]
 def _copy(element: Any) -> Any:
     try:
         return copy.deepcopy(element)
-    except Exception:  # an object that refuses copies
+    except Exception:  # an object that cannot be copied
         return element

@@ -23,7 +23,7 @@ _COUNTERS = (
 )
 
 
-#: Metrics of so many models are kept for the next batch. Each refresh can name another model.
+#: The number of models whose metrics are kept for the next batch. Each refresh can name another model.
 _MAX_PREFIXES = 32
 
 

@@ -29,7 +29,7 @@ class _Held:
 class ModelGroups:
     """Calls of many models, in an order in which models that don't fit into memory together are loaded once.
 
-    A batch of a model that is loaded, or that fits beside those that are, runs at once. Others are held until the
+    A batch of a model that is loaded, or that fits in addition to those, runs at once. Others are held until the
     bundle ends or too much is held, and then all batches of one model run in succession.
     """
 

@@ -75,7 +75,7 @@ def check_timestamp(name: str, value: Any) -> None:
 
 
 class EmitNewFiles(beam.DoFn):  # type: ignore[misc]
-    """Emit the files that appeared since the last poll, oldest first, each with a timestamp of its own."""
+    """Emit the files that appeared since the last poll, oldest first, each with its own timestamp."""
 
     KNOWN = ReadModifyWriteStateSpec("known", beam.coders.FastPrimitivesCoder())
 

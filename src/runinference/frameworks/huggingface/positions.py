@@ -21,7 +21,7 @@ def find_max_tokens(model: Any) -> int | None:
 
 
 def _count_positions(parent: Any) -> int | None:
-    """Return the number of tokens that the position embeddings beside the token embeddings of a module cover."""
+    """Return the number of tokens that the position embeddings of a module with token embeddings cover."""
     tables = {name: child for name, child in parent.named_children() if _is_table(child)}
     positions = [table for name, table in tables.items() if "pos" in name or name == "wpe"]
     if not positions or len(tables) == len(positions):

@@ -1,4 +1,4 @@
-"""Read the settings that the sentence-transformers library saves beside a model."""
+"""Read the settings that the sentence-transformers library saves with a model."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from runinference.frameworks.torch.loading import first_sentence
 
 torch = need("torch", extra="torch")
 
-#: What PyTorch says about a wrong dtype.
+#: Messages of PyTorch about a wrong dtype.
 _DTYPE = re.compile(
     r"same dtype|share same datatype|scalar type|should be the same|does not match weight dtype"
     r"|not implemented for '|expected .* dtype|cannot be cast|Float did not match"
 )
-#: What PyTorch says about a wrong shape, or about an index that is too large.
+#: Messages of PyTorch about a wrong shape, or about an index that is too large.
 _SHAPE = re.compile(
     r"shapes cannot be multiplied|size mismatch|must match|must be equal to input_size|[Ee]xpected \d-?D"
     r"|expected input|[Gg]iven (groups|normalized_shape)|should contain \d+ elements|must be \d-?D|Kernel size"
