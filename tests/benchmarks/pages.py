@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs" / "assets" / "benchmarks.json"
 BEGIN, END = "<!-- measured: {} -->", "<!-- /measured -->"
 
-OURS, BEAM = "runinference", "apache_beam.ml.inference"
+OURS, BEAM = "runinference", "Apache Beam"
 SPEEDUP = "ours ÷ Beam"
 
 METRICS = {
