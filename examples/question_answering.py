@@ -32,7 +32,7 @@ def run(argv=None):
         AutoModelForQuestionAnswering,
         args.device,
         tokenizer_args={"truncation": "only_second"},
-        max_padded_size=args.max_tokens_a_batch,
+        max_padded_size=args.max_tokens_per_batch,
     )
     with beam.Pipeline(options=options) as pipeline:
         _ = (
@@ -116,7 +116,7 @@ def parse_args(argv):
         "--longest", type=int, default=15, help="maximum tokens per answer"
     )
     parser.add_argument(
-        "--max_tokens_a_batch",
+        "--max_tokens_per_batch",
         type=int,
         default=4096,
         help="maximum number of tokens per batch, padding included",

@@ -62,7 +62,7 @@ def run(argv=None):
         args.model or default_model(),
         device=args.device,
         normalize=True,
-        max_padded_size=args.max_tokens_a_batch,
+        max_padded_size=args.max_tokens_per_batch,
     )
     with beam.Pipeline(options=options) as pipeline:
         sentences = read(
@@ -146,7 +146,7 @@ def parse_args(argv):
         "--top", type=int, default=3, help="number of sentences per query"
     )
     parser.add_argument(
-        "--max_tokens_a_batch",
+        "--max_tokens_per_batch",
         type=int,
         default=4096,
         help="maximum number of tokens per batch, padding included",
