@@ -39,6 +39,18 @@ FIND_OVERFLOW = """() => {
 }"""
 
 
+FIND_COVERED_CODE = """() => [...document.querySelectorAll(".md-content nav.md-code__nav")].flatMap((nav) => {
+    const buttons = nav.getBoundingClientRect();
+    const text = document.createRange();
+    text.selectNodeContents(nav.parentElement.querySelector("code"));
+    const isCovered = [...text.getClientRects()].some(
+        (box) => box.width && box.right > buttons.left && box.left < buttons.right
+            && box.bottom > buttons.top + 1 && box.top < buttons.bottom - 1
+    );
+    return isCovered && buttons.width ? [`buttons cover code: ${text.toString().slice(0, 60)}`] : [];
+})"""
+
+
 def build_site(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
     """Build the site in strict mode, and return the messages of mkdocs if the build fails.
 
@@ -86,7 +98,7 @@ class PageAudit:
     Attributes:
         errors: JavaScript and console errors.
         external_requests: URLs of other hosts that the page requests.
-        overflows: Elements that are wider than a phone's screen.
+        overflows: Elements that are wider than a phone's screen, and code below buttons.
         accessibility_violations: Serious or critical violations that axe reports, and low contrast in code.
     """
 
@@ -156,7 +168,7 @@ def audit_page(chromium: Browser, address: str, page: str) -> PageAudit:
         audit.accessibility_violations += run_axe(tab, COLOR_RULES)
         tab.set_viewport_size(PHONE)
         tab.evaluate(_WAIT_FOR_FRAME)
-        audit.overflows += tab.evaluate(FIND_OVERFLOW)
+        audit.overflows += tab.evaluate(FIND_OVERFLOW) + tab.evaluate(FIND_COVERED_CODE)
         audit.accessibility_violations += run_axe(tab, NARROW_RULES)
     return audit
 
