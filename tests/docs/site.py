@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from html.parser import HTMLParser
@@ -202,6 +202,12 @@ _REMOVE_HIGHLIGHTING = """() => {
 #: Resize events are handled before the next frame is drawn.
 _WAIT_FOR_FRAME = "() => new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))"
 
+HAS_COPY_BUTTONS = """() => {
+    const programs = document.querySelectorAll(".md-content .language-python, .md-content .language-shell");
+    return [...programs].every((block) => block.querySelector(".md-code__button[data-md-type=copy]"));
+}"""
+"""Whether the theme has added its copy buttons, which it does after the page has loaded."""
+
 CLICK_COPY_BUTTONS = """async () => {
     const found = [];
     for (const block of document.querySelectorAll(".md-content .highlight:not(.no-copy)")) {
@@ -234,6 +240,8 @@ def copy_blocks(chromium: Browser, address: str, page: str) -> list[CopiedBlock]
     """Click each copy button of a page, and return the blocks with the text of the real clipboard."""
     with shared_tab(chromium) as tab:
         tab.goto(address + page, wait_until="load")
+        with suppress(TimeoutError):  # a missing button is reported with its block
+            tab.wait_for_function(HAS_COPY_BUTTONS, timeout=10_000)
         return [CopiedBlock(**each) for each in tab.evaluate(CLICK_COPY_BUTTONS)]
 
 
