@@ -142,7 +142,7 @@ def _describe(found: Any, options: Any, level: int, is_root: bool = False) -> It
 
 
 def public_members(found: Any, options: Any, names: Any = None) -> list[Any]:
-    """Return the members that the page of the site shows."""
+    """Return the members that the page of the site shows, in its order: attributes, classes, and functions."""
     members = do_filter_objects(
         found.all_members,
         filters=options.filters,
@@ -152,7 +152,10 @@ def public_members(found: Any, options: Any, names: Any = None) -> list[Any]:
     )
     return [
         each
-        for each in do_order_members(members, options.members_order, names)
+        for each in sorted(
+            do_order_members(members, options.members_order, names),
+            key=lambda each: each.kind.value,
+        )
         if each.name != "__init__"
         and not each.is_module
         and (options.filters == "public" or not each.is_imported or each.is_public)
