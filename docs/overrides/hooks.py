@@ -10,6 +10,10 @@ _DIRECTIVE = re.compile(
 )
 _ERROR = re.compile(r'(<div class="language-text highlight)("><span class="filename">Error</span>)')
 _NAME = re.compile(r'(<h1 id="runinference\.[^>]*>(?:(?!</h1>).)*?runinference\.)(?=\w)', re.DOTALL)
+_PRIVATE_PATH = re.compile(
+    r' title="(?:([\w.]+) \(runinference\.[^)"]*\)'
+    r'|runinference\.(?:batching|caching|collate|frameworks|handlers|remote|serving|transforms)\.[^"]*)"'
+)
 _BOOST = {
     "reference/": 0.3,
     "how-the-documentation-is-tested.md": 0.3,
@@ -53,6 +57,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri == "contributing.md":  # it documents the comments
         return markdown
     return _DIRECTIVE.sub("", markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Show the public paths of objects in the tooltips of the API reference, and no private ones."""
+    return _PRIVATE_PATH.sub(lambda path: f' title="{path[1]}"' if path[1] else "", output)
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -216,6 +216,17 @@ def test_module_names_can_wrap_after_the_dot() -> None:
     )
 
 
+def test_tooltips_show_public_paths_only() -> None:
+    link = '<a title="runinference.X (runinference.handlers.x.X)" href="#x"></a>'
+    html = link + '<span title="runinference.{}"></span>'
+    assert load_override("hooks").on_post_page(html.format("handlers.x.T")) == (
+        '<a title="runinference.X" href="#x"></a><span></span>'
+    )
+    assert 'title="runinference.errors.E"' in load_override("hooks").on_post_page(
+        html.format("errors.E")
+    )
+
+
 def test_the_report_keeps_the_entries_of_other_pages(tmp_path: Path) -> None:
     def report_run(*names: str, passed: bool = True) -> dict[str, Any]:
         report = Report(tmp_path, is_complete=False)
