@@ -37,7 +37,8 @@ def run(argv=None):
     handler = KeyedModelHandler(
         [KeyModelMapping([key], model) for key, model in make_handlers(models)],
         max_models_per_worker_hint=args.max_models,
-    ).with_no_batching(whole_results=True)  # one result per data frame
+    )
+    handler = handler.with_no_batching(whole_results=True)  # one result per data frame
     with FileSystems.open(path) as file:
         columns = pd.read_csv(file, nrows=0).columns.drop(args.key)
     with beam.Pipeline(options=options) as pipeline:

@@ -35,7 +35,8 @@ def run(argv=None):
     handler = XGBoostModelHandlerPandas(
         model_class=xgboost.Booster,
         model_state=args.model_path or os.path.join(folder, "tumors.ubj"),
-    ).with_no_batching(whole_results=True)  # one result per data frame
+    )
+    handler = handler.with_no_batching(whole_results=True)  # one result per data frame
     with FileSystems.open(path) as file:
         columns = list(pd.read_csv(file, nrows=0).columns)
     with beam.Pipeline(options=options) as pipeline:

@@ -21,7 +21,7 @@ from runinference.samples.cache import cache_directory
 TIMEOUT_S = 120.0
 
 #: Packages that many pages import. TensorFlow is not among them: it starts threads, which do not survive a fork.
-PRELOADED = ("sklearn.linear_model", "sklearn.datasets", "torch")
+PRELOADED = ("sklearn.linear_model", "sklearn.datasets", "torch", "transformers.pipelines")
 _SERVER = Path(__file__).with_name("fork_server.py")
 _DIAGRAM_STARTUP = Path(__file__).with_name("diagram_startup")
 
