@@ -237,9 +237,19 @@ CLICK_COPY_BUTTONS = """async () => {
 
 
 def copy_blocks(chromium: Browser, address: str, page: str) -> list[CopiedBlock]:
-    """Click each copy button of a page, and return the blocks with the text of the real clipboard."""
+    """Click each copy button of a page, and return the blocks with the text of the real clipboard.
+
+    On a busy machine, Chromium rarely stops to copy at all. So a page with an empty text is opened once more.
+    """
+    copied = _copy_once(chromium, address + page)
+    if any(each.clipboard == "" for each in copied):
+        copied = _copy_once(chromium, address + page)
+    return copied
+
+
+def _copy_once(chromium: Browser, url: str) -> list[CopiedBlock]:
     with shared_tab(chromium) as tab:
-        tab.goto(address + page, wait_until="load")
+        tab.goto(url, wait_until="load")
         with suppress(TimeoutError):  # a missing button is reported with its block
             tab.wait_for_function(HAS_COPY_BUTTONS, timeout=10_000)
         return [CopiedBlock(**each) for each in tab.evaluate(CLICK_COPY_BUTTONS)]

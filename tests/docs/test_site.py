@@ -113,7 +113,7 @@ def test_copied_code_runs_and_prints_the_output_that_the_browser_shows(
         cells = [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
         assert [each.clipboard for each in copied] == [cell.source.rstrip() for cell in cells]
         return
-    if read_all([file])[2]:
+    if any(problem.path == file for problem in read_all([file])[2]):
         pytest.skip("test_pages.py reports the problems of this page")
     problems = (
         []
