@@ -111,6 +111,18 @@ def test_a_program_that_did_not_run_exactly_as_shown_has_no_such_line(
     assert add_run_line(block, html, RESULT, monkeypatch) == html
 
 
+@pytest.mark.parametrize(
+    ("code", "is_run"),
+    [('pip install ".[sklearn]"', False), ("make demo", False), ("make demo\npython a.py", True)],
+)
+def test_commands_that_are_checked_instead_of_run_have_no_such_line(
+    code: str, is_run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = Block(ROOT / "docs" / "page.md", 1, 3, "shell", "", code)
+    html = highlighted_block("shell", block.text)
+    assert (add_run_line(block, html, RESULT, monkeypatch) != html) == is_run
+
+
 def test_the_page_about_the_tests_summarizes_the_last_complete_run() -> None:
     format_last_run = load_override("provenance").format_last_run
     assert "built without the report" in format_last_run({})
