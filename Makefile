@@ -57,7 +57,8 @@ unit: $(FULL) ## run the unit tests only
 	$(call say,unit tests)
 	@$(PYTEST) --numprocesses $(WORKERS) --quiet --ignore tests/docs
 
-SELECTION = $(if $(FRESH),--fresh,--cached) $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
+PRISM ?= $(shell command -v prism)
+SELECTION = $(if $(FRESH),--fresh,--cached) $(if $(filter prism,$(RUNNER)),--prism "$(PRISM)") $(if $(CHANGED),--changed) $(addprefix --page ,$(PAGES))
 
 fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop, and run the large profiles of other tests
 	$(call say,random pipelines$(comma) hostile models$(comma) soak test)

@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fresh", action="store_true", help="start a new interpreter for each Python program"
     )
     group.addoption(
+        "--prism", type=Path, help="run pipelines on Prism, from the binary at this path"
+    )
+    group.addoption(
         "--changed", action="store_true", help="test only the pages that differ from main"
     )
     group.addoption("--page", action="append", default=[], help="test only this page")

@@ -26,9 +26,10 @@ from docs.run import (
 
 
 @pytest.fixture(scope="session")
-def env() -> dict[str, str]:
+def env(pytestconfig: pytest.Config) -> dict[str, str]:
     """The environment of every block. All blocks of a session share a home directory."""
-    return environment(Path(os.environ["RUNINFERENCE_DOCS_HOME"]))
+    home = Path(os.environ["RUNINFERENCE_DOCS_HOME"])
+    return environment(home, prism=pytestconfig.getoption("--prism"))
 
 
 @dataclass
@@ -62,7 +63,9 @@ def interpreter(
 @pytest.fixture(scope="session")
 def runs(pytestconfig: pytest.Config) -> run_cache.RunCache:
     """The results of earlier runs: of this session or, with `--cached`, of earlier sessions too."""
-    key = run_cache.environment_key("fresh" if pytestconfig.getoption("--fresh") else "forked")
+    interpreter = "fresh" if pytestconfig.getoption("--fresh") else "forked"
+    runner = "prism" if pytestconfig.getoption("--prism") else "embedded"
+    key = run_cache.environment_key(f"{interpreter} {runner}")
     if not pytestconfig.getoption("--cached") or os.environ.get("CI"):
         return run_cache.RunCache(Path(os.environ["RUNINFERENCE_DOCS_HOME"]) / "runs", key)
     run_cache.prune_saved_runs()

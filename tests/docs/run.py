@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -150,16 +152,20 @@ def execute(command: list[str], cwd: Path, env: dict[str, str], limit: float) ->
     return RunResult(out, err, code, time.perf_counter() - began)
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, prism: Path | None = None) -> dict[str, str]:
     """Return the environment of programs: this machine's tools, one thread per process, and `home`.
 
     Beam's default runner first tries to download the Prism binary into the home directory, and falls back
-    to the embedded runner. Pages must print the same with and without a network, so a file takes the place
-    of Prism's directory, and the download fails at once.
+    to the embedded runner. Pages must print the same with and without a network. So by default, a file takes
+    the place of Prism's directory, and the download fails at once. If the path of the binary is given, Beam finds
+    it where it would have saved it.
 
     The cache contains only this user's sample models, so that each is trained once.
     """
-    (home / ".apache_beam").touch()
+    if prism is None:
+        (home / ".apache_beam").touch()
+    else:
+        _install_prism(home, prism)
     samples = cache_directory()
     samples.mkdir(parents=True, exist_ok=True)
     (home / "cache").mkdir(exist_ok=True)
@@ -177,3 +183,15 @@ def environment(home: Path) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+def _install_prism(home: Path, prism: Path) -> None:
+    """Put the Prism binary where Beam looks for it before it downloads Prism."""
+    if not prism.is_file():
+        raise FileNotFoundError(f"Prism is not at {prism}. To fix this, set PRISM to its path.")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    name = f"apache_beam-v{version('apache-beam')}-prism-{platform.system().lower()}-{machine}.zip"
+    directory = home / ".apache_beam" / "cache" / "prism" / "bin"
+    directory.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (directory / name).symlink_to(prism.resolve())

@@ -73,12 +73,19 @@ def _double_in_place(batch):
     return [array.copy() for array in batch]
 
 
-@pytest.mark.parametrize("max_batch_size", [1, 4, 100])
-def test_a_model_that_works_in_place_sees_an_element_unchanged_in_each_of_its_windows(
-    max_batch_size,
-):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_batch_size": 1},
+        {"max_batch_size": 4},
+        {"max_batch_size": 100},
+        {"max_batch_duration_secs": 1},
+        {"max_batch_duration_secs": 1, "max_batch_size": 1},
+    ],
+)
+def test_a_model_that_works_in_place_sees_an_element_unchanged_in_each_of_its_windows(options):
     """A full batch runs between two windows of an element."""
-    handler = FunctionHandler(_double_in_place, max_batch_size=max_batch_size)
+    handler = FunctionHandler(_double_in_place, **options)
     caught = []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         arrays = pipeline | beam.Create(

@@ -240,11 +240,13 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         handler, do_fn, element_type = self._model_handler, self._make_dofn(), examples.element_type
         windowing, side_inputs = examples.windowing, self._side_inputs()
         infer = beam.ParDo(do_fn, **side_inputs)
+        if not isinstance(windowing.windowfn, _SINGLE_WINDOW):
+            explode = beam.ParDo(ExplodeWindows(handler)).with_output_types(element_type)
+            examples = examples | "BeamML_RunInference_ExplodeWindows" >> explode
         if isinstance(do_fn, BufferedInferDoFn):
             shard = beam.ParDo(AssignShardKey(handler))
-            if (
-                windowing.windowfn.is_merging()
-            ):  # elements wait in the global window, across sessions
+            if windowing.windowfn.is_merging():
+                # Elements wait in the global window, across sessions.
                 shard = beam.ParDo(AssignShardKey(handler, keep_windows=True), **side_inputs)
                 infer = InferInWindows(do_fn, windowing)
             shard = shard.with_output_types(tuple[str, Any])
@@ -252,9 +254,6 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             if windowing.windowfn.is_merging():
                 wait = beam.WindowInto(GlobalWindows())
                 examples = examples | "BeamML_RunInference_GlobalWindow" >> wait
-        elif not isinstance(windowing.windowfn, _SINGLE_WINDOW):
-            explode = beam.ParDo(ExplodeWindows(handler)).with_output_types(element_type)
-            examples = examples | "BeamML_RunInference_ExplodeWindows" >> explode
         infer = infer.with_output_types(result_type(handler, element_type))
         infer = infer.with_resource_hints(**handler.get_resource_hints())
         if self._handling is None:
