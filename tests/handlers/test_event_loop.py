@@ -25,7 +25,7 @@ TIMEOUT_SECS = 30
 
 class AsyncDoubler(ModelHandler):
     def load_model(self):
-        return "model"
+        return print  # Beam keeps a weak reference to the model
 
     async def run_inference(self, batch, model, inference_args=None):
         await asyncio.sleep(0)
@@ -93,6 +93,37 @@ def test_returns_unsplit_results():
 @pytest.mark.parametrize("handler", HANDLERS[:3], ids=lambda handler: type(handler).__name__)
 def test_works_in_a_pipeline(handler):
     assert sorted(run([1, 2, 3], RunInference(handler))) == [2, 4, 6]
+
+
+class WaitsForBase(AsyncDoubler):
+    async def run_inference(self, batch, model, inference_args=None):
+        return await super().run_inference(batch, model, inference_args)
+
+
+class GeneratesFromBase(GeneratingDoubler):
+    async def run_inference(self, batch, model, inference_args=None):
+        async for result in super().run_inference(batch, model, inference_args):
+            yield result
+
+
+@pytest.mark.parametrize("kind", [AsyncDoubler, GeneratingDoubler, WaitsForBase, GeneratesFromBase])
+def test_works_in_transforms_and_handlers_of_beam(kind):
+    handler = kind()
+    keyed = beam_base.KeyedModelHandler(handler)
+    mapped = beam_base.KeyedModelHandler([beam_base.KeyModelMapping(["k"], kind())])
+    assert sorted(run([1, 2, 3], beam_base.RunInference(handler))) == [2, 4, 6]
+    for transform in (beam_base.RunInference(keyed), RunInference(keyed)):
+        assert sorted(run([("k", 1), ("k", 2)], transform)) == [("k", 2), ("k", 4)]
+    for outer in (keyed, mapped):
+        outer.override_metrics("test")
+        model = outer.load_model()
+        assert [*outer.run_inference([("k", 1), ("k", 2)], model)] == [("k", 2), ("k", 4)]
+    assert handler.predict([1]) == [2]
+
+
+def test_what_an_async_method_returns_is_a_coroutine():
+    assert asyncio.run(AsyncDoubler().run_inference([1], "model")) == [2]
+    AsyncDoubler().run_inference([1], "model").close()
 
 
 def test_works_inside_a_running_event_loop():

@@ -7,11 +7,20 @@ bundles must use the same one.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import threading
 import types
-from collections.abc import AsyncIterable, Awaitable, Coroutine, Generator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
 from typing import Any
 
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
@@ -38,6 +47,66 @@ def resolve(output: Any) -> Any:
     if isinstance(output, AsyncIterable):
         return _run(_collect(output))
     return output
+
+
+def iterable_without_await(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method whose output, if it is asynchronous, can be awaited or iterated over like a list.
+
+    Beam's transforms and handlers iterate over what ``run_inference`` of a handler returns.
+
+    >>> async def double(numbers):
+    ...     return [2 * n for n in numbers]
+    >>> list(iterable_without_await(double)([1, 2]))
+    [2, 4]
+    """
+    if not (inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)):
+        return method
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        output = method(*args, **kwargs)
+        is_coroutine = isinstance(output, Coroutine)
+        return _IterableCoroutine(output) if is_coroutine else _IterableGenerator(output)
+
+    return run
+
+
+class _IterableCoroutine(Coroutine[Any, Any, Any]):
+    """A coroutine whose result can also be iterated over without ``await``."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+
+    def send(self, value: Any) -> Any:
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._coroutine.__await__()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(resolve(self._coroutine))
+
+
+class _IterableGenerator(AsyncGenerator[Any, Any]):
+    """An async generator that can also be iterated over without ``async for``."""
+
+    def __init__(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generator = generator
+
+    def asend(self, value: Any) -> Any:
+        return self._generator.asend(value)
+
+    def athrow(self, *error: Any) -> Any:
+        return self._generator.athrow(*error)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(resolve(self._generator))
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

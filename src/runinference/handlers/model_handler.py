@@ -16,6 +16,7 @@ from runinference.caching.memory_budget import model_bytes
 from runinference.checks import check_bool, check_callable, check_env_vars, check_int
 from runinference.collate.unbatch import ListOutput, to_results
 from runinference.collate.unsplit import unsplit_result
+from runinference.handlers.event_loop import iterable_without_await
 from runinference.handlers.local_predict import predict_locally
 from runinference.handlers.options import (
     HandlerOptions,
@@ -96,6 +97,8 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         super().__init_subclass__(**kwargs)
         if {"run_inference", "request"} & vars(cls).keys() and "_keeps_examples" not in vars(cls):
             cls._keeps_examples = False  # that of a base class is about its own method
+        if "run_inference" in vars(cls):
+            cls.run_inference = iterable_without_await(cls.run_inference)  # type: ignore[method-assign]
         if "update_model_path" in vars(cls):
             cls.update_model_path = _counted(cls.update_model_path)  # type: ignore[method-assign]
 
