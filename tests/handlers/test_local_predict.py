@@ -104,3 +104,16 @@ def test_loading_may_predict_with_another_handler():
             return Path("inner").predict([1])
 
     assert Outer("x").predict([1]) == ["inner"]
+
+
+def _find_positive(numbers):
+    return next(n for n in numbers if n > 0)  # StopIteration if there is none
+
+
+@pytest.mark.parametrize("wrap", [lambda handler: handler, MaybeKeyedModelHandler])
+@pytest.mark.parametrize("name", ["with_preprocess_fn", "with_postprocess_fn"])
+def test_a_function_that_raises_stop_iteration_loses_no_example(wrap, name):
+    function = _find_positive if name == "with_preprocess_fn" else lambda result: next(iter([]))
+    handler = getattr(wrap(Path("m")), name)(function)
+    with pytest.raises((RuntimeError, StopIteration)):
+        handler.predict([[1], [0], [2]])

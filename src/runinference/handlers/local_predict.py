@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from runinference.batching.adaptive_size import AdaptiveSize
@@ -28,7 +28,7 @@ def predict_locally(
     handler.validate_inference_args(inference_args)
     model = LocalModel.of(handler).get(handler)
     for function in handler.get_preprocess_fns():
-        examples = map(function, examples)
+        examples = _apply(function, examples)
     found: dict[int, list[Any]] = {}
     for one, numbered in handler.group_by_model(examples, model):
         if handler.should_skip_batching():
@@ -40,6 +40,12 @@ def predict_locally(
     for function in handler.get_postprocess_fns():
         results = [function(result) for result in results]
     return results
+
+
+def _apply(function: Callable[[Any], Any], examples: Iterable[Any]) -> Iterator[Any]:
+    # Not map(), which ends without an error where the function raises StopIteration.
+    for example in examples:
+        yield function(example)
 
 
 def _check_arguments(examples: Any, inference_args: Any) -> None:
