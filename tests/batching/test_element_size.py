@@ -12,6 +12,7 @@ import apache_beam as beam
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
 import pytest
 import scipy.sparse
 import tensorflow as tf
@@ -31,6 +32,13 @@ class Data:
 @dataclasses.dataclass(slots=True)
 class Slots:
     field: Any
+
+
+class Private:
+    __slots__ = ("__field",)
+
+    def __init__(self, field: Any) -> None:
+        self.__field = field
 
 
 class Named(NamedTuple):
@@ -54,6 +62,7 @@ ELEMENTS = {
     "structured array": np.array([(1, BLOCK)], dtype=[("id", "i4"), ("x", "O")]),
     "dataclass": Data(BLOCK),
     "slots": Slots(BLOCK),
+    "private slots": Private(BLOCK),
     "named tuple": Named(BLOCK),
     "Beam row": beam.Row(field=BLOCK),
     "nested": {"a": [(Data([BLOCK]),)]},
@@ -70,6 +79,12 @@ ELEMENTS = {
     "string dtype": pd.DataFrame({"text": pd.array(["x" * MIB], dtype="string")}),
     "categories": pd.DataFrame({"text": pd.Categorical(["x" * MIB])}),
     "multi-index": pd.DataFrame({"n": [1]}, pd.MultiIndex.from_tuples([("x" * MIB, 1)])),
+    "string array": pd.array(["x" * MIB], dtype="string"),
+    "integer array": pd.array([0] * (MIB // 9 + 1), dtype="Int64"),
+    "categorical": pd.Categorical(["x" * MIB]),
+    "extension array of objects": pd.arrays.NumpyExtensionArray(np.array([bytes(MIB)], object)),
+    "interval array": pd.arrays.IntervalArray.from_breaks(np.arange(MIB // 16 + 1.0)),
+    "PyArrow buffer": pa.py_buffer(bytes(MIB)),
     "series of strings": pd.Series(["x" * MIB]),
     "index of strings": pd.Index(["x" * MIB]),
     "tensor": torch.zeros(MIB // 4),
@@ -127,6 +142,30 @@ def test_many_values_are_estimated_from_some(element):
     assert 20 * 100_000 < size < 120 * 100_000
 
 
+def _dict(id: int) -> Any:
+    return {"id": id, "name": "a", "text": "x" * 1_000}
+
+
+def _nested(id: int) -> Any:
+    return {"id": id, "source": {"name": "a", "lines": ["y", "x" * 1_000]}}
+
+
+@pytest.mark.parametrize("n", [100, 1_500, 5_000])
+@pytest.mark.parametrize(
+    "make", [_dict, _nested, lambda n: ("id", "x" * 1_100), lambda n: Data([n, np.zeros(140)])]
+)
+@pytest.mark.parametrize("container", [list, lambda items: dict(enumerate(items)), np.array])
+def test_the_estimate_includes_all_fields_of_records(make, n, container):
+    records = [make(i) for i in range(n)]
+    if container is np.array:
+        array = np.empty(n, object)
+        array[:] = records
+        records = array
+    else:
+        records = container(records)
+    assert n * 1_000 < size_in_bytes(records) < n * 1_700
+
+
 def test_the_size_of_a_batch_is_the_sum_of_its_elements():
     batch = [np.zeros(n) for n in range(5_000)]
     assert batch_size_in_bytes(batch) == sum(array.nbytes for array in batch)
@@ -139,4 +178,6 @@ def test_an_object_whose_attributes_raise_has_a_size():
             raise KeyError(name)
 
     assert size_in_bytes(Hostile()) > 0
+    assert size_in_bytes([BLOCK, Hostile()]) > MIB
+    assert size_in_bytes(pd.DataFrame({"dtype": [BLOCK]})) > MIB
     assert size_in_bytes(size_in_bytes) < 1_000  # not what its module holds

@@ -17,6 +17,8 @@ import numpy as np
 _MAX_VALUES = 2_048
 _MAX_DEPTH = 32
 _MAX_SHORT = 16
+# The parts of a container that are visited in any case, so that the size of a record includes all of its fields.
+_MIN_VISITED = 16
 
 # Types without parts and without `nbytes`. Most elements and keys have one, so they are looked up first.
 _SCALAR_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
@@ -86,15 +88,50 @@ def _measure(value: Any, budget: int, path: _Path) -> int:
 
 def _measure_parts(parts: Any, n_parts: int, budget: int, path: _Path) -> int:
     """Return the bytes of the parts of a value; if there are too many, those of some of them times the ratio."""
-    n_visited = min(n_parts, max(1, budget))
+    n_visited = min(n_parts, max(_MIN_VISITED, budget))
     if n_visited == 0:
         return 0
     if n_visited < n_parts:
         can_slice = isinstance(parts, (list, tuple, np.flatiter))
         step = -(-n_parts // n_visited)
         parts = parts[::step] if can_slice else islice(parts, n_visited)
-    sizes = [_measure(part, budget // n_visited, path) for part in parts]
-    return sum(sizes) * n_parts // len(sizes) if len(sizes) < n_parts else sum(sizes)
+    scalars, others = 0, []
+    for n_visited, part in enumerate(parts, 1):  # noqa: B007 - counts the parts
+        if type(part) in _SCALAR_TYPES:
+            scalars += sys.getsizeof(part)
+        else:
+            others.append(part)
+    total = scalars + (_measure_nested(others, budget, path) if others else 0)
+    return total * n_parts // n_visited
+
+
+def _measure_nested(parts: list[Any], budget: int, path: _Path) -> int:
+    """Return the bytes of parts with parts of their own. If these are too many, visit all parts of some."""
+    n_parts = len(parts)
+    most = max(1, budget // _MIN_VISITED)
+    counts = [min(_count_values(part), most) for part in parts]
+    n_values = sum(counts)
+    if n_values > budget:
+        step = -(-n_parts // max(1, n_parts * budget // n_values))
+        parts, counts = parts[::step], counts[::step]
+        n_values = sum(counts)
+    shares = [max(count, budget * count // n_values) for count in counts]
+    total = sum(_measure(part, share, path) for part, share in zip(parts, shares, strict=True))
+    return total * n_parts // len(parts)
+
+
+def _count_values(part: Any) -> int:
+    """Return how many values a part of a container holds directly, or a guess."""
+    try:
+        if isinstance(part, Mapping):
+            return max(1, 2 * len(part))
+        if isinstance(part, (list, tuple, set, frozenset, deque)):
+            return max(1, len(part))
+        if isinstance(part, np.ndarray):
+            return max(1, part.size if part.dtype.hasobject else 1)
+        return max(1, len(getattr(part, "__dict__", ())))
+    except Exception:  # see _measure
+        return 1
 
 
 @functools.lru_cache(maxsize=1_024)
@@ -125,11 +162,18 @@ def _measure_sequence(value: Any, budget: int, path: _Path) -> int:
 
 def _measure_mapping(value: Any, budget: int, path: _Path) -> int:
     if 2 * len(value) > budget:
-        return _measure_parts(value.items(), len(value), budget, path)
+        items = islice(value.items(), max(_MIN_VISITED, budget // 2))
+        columns = [*zip(*items, strict=True)]
+        sizes = [_measure_parts(column, len(column), budget // 2, path) for column in columns]
+        return sum(sizes) * len(value) // len(columns[0])
     return _measure_parts(chain.from_iterable(value.items()), 2 * len(value), budget, path)
 
 
 def _measure_pandas(value: Any, budget: int, path: _Path) -> int:
+    kind: Any = type(value)
+    if hasattr(kind, "dtype") and not hasattr(kind, "array"):  # an extension array
+        value = sys.modules["pandas"].Series(value, copy=False)
+        return _measure_column(value, budget, path)
     if not hasattr(value, "memory_usage"):
         return sys.getsizeof(value)
     if not hasattr(value, "columns"):
@@ -151,7 +195,7 @@ def _measure_column(column: Any, budget: int, path: _Path) -> int:
         return int(column.memory_usage(deep=True))
     dtype = column.dtype
     nbytes = int(column.memory_usage(**options))
-    is_text = dtype.kind == "O" and not hasattr(dtype, "categories")
+    is_text = dtype.kind == "O" and (isinstance(dtype, np.dtype) or dtype.type is str)
     is_text = is_text and not hasattr(dtype, "pyarrow_dtype")
     if is_text and getattr(dtype, "storage", "python") == "python":
         sample = (
@@ -217,14 +261,29 @@ def _measure_object(value: Any, budget: int, path: _Path) -> int:
         if hasattr(value, name):
             fields.append(getattr(value, name))
     if not fields:
-        return max(sys.getsizeof(value), nbytes if isinstance(nbytes, int) else 0)
+        return max(
+            sys.getsizeof(value), nbytes if isinstance(nbytes, int) else 0, _measure_buffer(value)
+        )
     return _measure_parts(fields, len(fields), budget, path)
+
+
+def _measure_buffer(value: Any) -> int:
+    """Return the bytes of an object that shares a buffer, such as a buffer of PyArrow; 0 for others."""
+    try:
+        with memoryview(value) as view:
+            return view.nbytes
+    except (TypeError, ValueError, BufferError):
+        return 0
 
 
 @functools.lru_cache(maxsize=1_024)
 def _list_slots(kind: Any) -> tuple[str, ...]:
-    slots = (parent.__dict__.get("__slots__", ()) for parent in kind.__mro__)
-    names = chain.from_iterable([slot] if isinstance(slot, str) else slot for slot in slots)
+    names = []
+    for parent in kind.__mro__:
+        slots = parent.__dict__.get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{parent.__name__.lstrip('_')}{name}" if is_private else name)
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
