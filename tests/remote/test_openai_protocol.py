@@ -61,6 +61,9 @@ MESSAGES = [
     ({"content": [{"type": "output_text", "text": "hello"}]}, "hello"),
     ({"content": {"type": "text", "text": "hello"}}, "hello"),
     ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "hi"}]}, "hi"),
+    ({"content": [{"type": "reasoning", "text": "hm"}, TEXT]}, "hel"),
+    ({"content": [{"type": "thinking", "text": "hm"}, "hi"]}, "hi"),
+    ({"content": [{"type": "text", "text": {"value": "hi", "annotations": []}}]}, "hi"),
     ({"content": [TEXT, {"type": "image_url", "image_url": {"url": "x"}}]}, "hel"),
     ({"content": "hello", "reasoning_content": "hm"}, "hello"),
     ({"content": None, "tool_calls": [{"id": "1"}]}, ""),
@@ -85,6 +88,7 @@ NO_TEXT = [
     ({"content": None, "reasoning_content": "hm"}, "length", "only its reasoning"),
     ({"content": "", "reasoning": "hm"}, "stop", "only its reasoning"),
     ({"content": [{"type": "thinking", "thinking": "hm"}]}, "length", "only its reasoning"),
+    ({"content": [{"type": "reasoning", "text": "hm"}]}, "stop", "only its reasoning"),
     ({"content": ""}, "length", "increase max_tokens"),
     ({"content": ""}, "content_filter", "content filter removed it"),
     ({"content": [{"type": "image_url", "image_url": {}}]}, "stop", "content of type image_url"),
@@ -162,6 +166,9 @@ def test_keeps_the_order_of_choices_without_an_index():
         {"choices": [chat(None)]},
         {"choices": [chat(5)]},
         {"error": {"message": "out of order"}},
+        {"choices": [chat("Hi")], "errors": [{"message": "out of order"}]},
+        {"choices": [chat("", finish_reason="error")]},
+        {"choices": [chat("Hi", finish_reason="error")]},
     ],
 )
 def test_rejects_an_invalid_response(response):

@@ -92,7 +92,8 @@ def describe_json(value: Any) -> str:
     """Return the keys and the error message of a dictionary, or the start of another value."""
     if not isinstance(value, Mapping):
         return f"{repr(value)[:80]} ({type(value).__name__})"
-    error = f", error {str(value['error'])[:200]!r}" if value.get("error") else ""
+    found = value.get("error") or value.get("errors")
+    error = f", error {str(found)[:200]!r}" if found else ""
     more = ", ..." if len(value) > _MAX_KEYS else ""
     return f"{{{', '.join(repr(key)[:_MAX_NAME] for key in list(value)[:_MAX_KEYS])}{more}}}{error}"
 

@@ -87,13 +87,13 @@ def get_chat_text(choice: Mapping[str, Any]) -> str:
         raise UnusableAnswerError(
             f"A choice has no message: its fields are {describe_json(choice)}."
         )
+    reason = choice.get("finish_reason")
     text, others = _read_content(message.get("content"))
     if text or message.get("tool_calls") or message.get("function_call"):
         return text or ""
     audio = message.get("audio")
     if isinstance(audio, Mapping) and isinstance(audio.get("transcript"), str):
         return str(audio["transcript"])
-    reason = choice.get("finish_reason")
     refusal = message.get("refusal") or others.get("refusal")
     reasoning = any(
         message.get(name) for name in _REASONING_FIELDS
@@ -109,12 +109,13 @@ def _read_content(content: Any) -> tuple[str | None, dict[str, Any]]:
         return content, {}
     texts, others = [], {}
     for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+        kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if isinstance(text, Mapping):
+            text = text.get("value")
+        if isinstance(text, str) and kind not in _REASONING_PARTS:
+            texts.append(text)
         else:
-            kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
             others[kind[:40]] = part.get(kind) if isinstance(part, Mapping) else part
     return ("".join(texts) if texts else None), others
 
@@ -197,7 +198,7 @@ def _parse_embedding(embedding: Any) -> Any:
 def _get_items(response: Any, name: str, n: int) -> list[dict[str, Any]]:
     """Return the n items of a response, in the order of the examples."""
     items = response.get(name) if isinstance(response, Mapping) else None
-    if isinstance(response, Mapping) and response.get("error"):
+    if isinstance(response, Mapping) and (response.get("error") or response.get("errors")):
         raise UnusableAnswerError(f"The response is {describe_json(response)}.")
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise UnusableAnswerError(
@@ -208,6 +209,10 @@ def _get_items(response: Any, name: str, n: int) -> list[dict[str, Any]]:
         if item.get("error"):
             raise UnusableAnswerError(
                 f"The server failed on one of the {name}: {describe_json(item)}."
+            )
+        if item.get("finish_reason") == "error":
+            raise UnusableAnswerError(
+                "The server failed before it completed its output: finish_reason is 'error'."
             )
     if len(items) != n:
         hint = " If it takes one example per request, set max_request_size=1." if n > 1 else ""
