@@ -148,6 +148,9 @@ POOLING = {"idx": 1, "path": "1_Pooling", "type": LIBRARY + "Pooling"}
         ("1_Pooling/config.json", {"pooling_mode": ["mean", "best"]}, "the pooling best"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "'fill-mask'"),
         ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "'modality_config'"),
+        ("sentence_bert_config.json", {"query_expansion": {"method": "mask"}}, "'query_expansion'"),
+        ("sentence_bert_config.json", {"query_length": 32}, "'query_length'"),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "bert"}, "'tokenizer_name_or_path'"),
         ("sentence_bert_config.json", {"model_args": {"dtype": "bfloat16"}}, "set 'dtype' in load_model"),
         ("sentence_roberta_config.json", {"tokenizer_args": {"x": 1}}, "set 'x' in load_tokenizer_args"),
         (

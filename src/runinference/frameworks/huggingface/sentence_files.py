@@ -90,6 +90,19 @@ _HUB_KEYWORDS = (
     "revision",
     "subfolder",
 )
+#: Settings of the first layer that this handler follows or checks, or that don't change embeddings.
+_KNOWN_SETTINGS = frozenset(
+    [
+        *_KEYWORDS,
+        "do_lower_case",
+        "max_seq_length",
+        "modality_config",
+        "module_output_name",
+        "processing_kwargs",
+        "transformer_task",
+        "unpad_inputs",
+    ]
+)
 _TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 _LEGACY_POOLINGS = {
     "pooling_mode_cls_token": "cls",
@@ -167,6 +180,9 @@ def _check_transformer(uri: str, config: Mapping[str, Any], given: Mapping[str, 
         "transformer_task": config.get("transformer_task") in (None, "feature-extraction"),
         "module_output_name": config.get("module_output_name") in (None, "token_embeddings"),
         "modality_config": "message" not in modalities and modalities.get("text", _TEXT) == _TEXT,
+    }
+    is_supported |= {
+        name: not value for name, value in config.items() if name not in _KNOWN_SETTINGS
     }
     for name, value in is_supported.items():
         if not value:
