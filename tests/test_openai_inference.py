@@ -627,9 +627,46 @@ def test_an_error_inside_a_response_is_retried_in_beams_form_too(client_package)
         {"client_args": {"default_headers": {"Authorization": KEY}}},
         {"base_url": f"https://me:{KEY}@api.example.com/v1"},
         {"base_url": f"https://api.example.com/v1?key={KEY}"},
+        {"client_args": {"base_url": f"https://me:{KEY}@api.example.com/v1"}},
+        {"client_args": {"websocket_base_url": f"wss://me:{KEY}@api.example.com/v1"}},
+        {"client_args": {"default_query": {"api-key": KEY}}},
+        {"client_args": {"default_query": {"q": "sk-0123456789abcdef"}}},
     ],
 )
 def test_rejects_secrets_that_a_pipeline_would_store(options):
     with pytest.raises(OptionError, match="would be stored in the pipeline") as raised:
         OpenAIModelHandler("m", chat_completion_from_string, **options)
     assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"organization": "org\r\nX-Other: 1"}, "without line breaks"),
+        ({"project": "project\n"}, "without line breaks"),
+        ({"organization": "\u20ac"}, "Latin-1"),
+        ({"client_args": {"organization": "org\n"}}, "without line breaks"),
+        ({"client_args": {"default_headers": ["X-Other"]}}, "must be a dictionary"),
+        ({"api_key": "sk-0123\r\nX-Other: 1"}, "contains a line break"),
+        ({"api_key": "\u043a\u043b\u044e\u0447"}, "invalid characters"),
+        ({"api_key": " "}, "must be a text that is not empty"),
+    ],
+)
+def test_rejects_headers_that_http_cannot_represent(options, message):
+    with pytest.raises(OptionError, match=message) as raised:
+        OpenAIModelHandler("m", chat_completion_from_string, **options)
+    assert "sk-0123" not in str(raised.value)
+
+
+def test_a_key_with_a_line_break_is_not_sent(client_package, monkeypatch):
+    with servers.llm(key=KEY) as url:
+        for key in (f" {KEY}\n", lambda: f"{KEY}\n"):
+            handler = OpenAIModelHandler("shout", chat_completion_from_string, key, base_url=url)
+            assert handler.predict(["a"])[0].inference.choices[0].message.content == "A"
+        broken = f"{KEY}\nX-Other: 1"
+        monkeypatch.setenv("OPENAI_API_KEY", broken)
+        for given in (lambda: broken, None):
+            handler = OpenAIModelHandler("shout", chat_completion_from_string, given, base_url=url)
+            with pytest.raises(OptionError, match="contains a line break") as raised:
+                handler.predict(["a"])
+            assert KEY not in str(raised.value)

@@ -474,7 +474,13 @@ def test_options_without_effect_raise_an_error(create):
         ("AWS_SECRET_ACCESS_KEY", "abc"),
         ("PGPASSWORD", "abc"),
         ("api_key", "abc"),
+        ("AUTHORIZATION", "abc"),
+        ("DB_PASS", "abc"),
+        ("APP_SECRETS", "abc"),
         ("ENDPOINT", "sk-hunter2hunter2"),
+        ("GH", "github_pat_11ABCDEFG0123456789"),
+        ("CI", "glpat-abcdefghijklmnop"),
+        ("SSH", "-----BEGIN RSA PRIVATE KEY-----"),
         ("HTTPS_PROXY", "http://user:hunter2@proxy:80"),
     ],
 )

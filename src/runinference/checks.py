@@ -95,11 +95,13 @@ def check_sha256(name: str, value: Any) -> None:
 
 #: How values begin that are keys, in any setting.
 SECRET_VALUE = re.compile(
-    r"\s*(bearer|basic|digest|token|apikey)\s|\s*(sk-|hf_|ghp_|gsk_|xai-|AIza|AKIA|eyJ)[\w-]{12}",
+    r"\s*(bearer|basic|digest|token|apikey)\s|\s*-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\s*(sk-|hf_|gh[opsu]_|github_pat_|glpat-|gsk_|xai-|xox[abp]-|nvapi-|r8_|AIza|AKIA|eyJ)[\w-]{12}",
     re.IGNORECASE,
 )
 _SECRET_VARIABLE = re.compile(
-    "(^|_)(key|token|secret|auth|cookie|pat|pwd)$|(apikey|password|passwd|passphrase)$",
+    "(^|_)(key|token|secrets?|auth|authorization|cookie|pat|pass|pwd)$"
+    "|(apikey|password|passwd|passphrase)$",
     re.IGNORECASE,
 )
 _URL_WITH_PASSWORD = re.compile(r"[a-z]://[^/\s:@]*:[^/\s@]+@", re.IGNORECASE)
@@ -122,11 +124,22 @@ def check_env_vars(value: Any, secret: str | None = None) -> None:
                 "this, convert it with str()."
             )
         is_secret = variable == secret or _SECRET_VARIABLE.search(variable)
-        if is_secret or SECRET_VALUE.match(text) or _URL_WITH_PASSWORD.search(text):
+        if is_secret or is_secret_value(text):
             raise OptionError(
                 f"env_vars has {variable!r}, which looks like a secret. It would be stored in the pipeline. To "
                 "fix this, set the variable in the environment of the workers."
             )
+
+
+def is_secret_value(value: Any) -> bool:
+    """Return whether a value is text that looks like a key, or a URL with a password.
+
+    >>> is_secret_value("sk-0123456789abcdef"), is_secret_value("postgres://me:pw@host"), is_secret_value("http://a")
+    (True, True, False)
+    """
+    if not isinstance(value, str):
+        return False
+    return bool(SECRET_VALUE.match(value) or _URL_WITH_PASSWORD.search(value))
 
 
 def _describe(value: Any) -> str:

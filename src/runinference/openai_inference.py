@@ -11,10 +11,12 @@ from runinference.checks import check_callable, check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.options import accepts
+from runinference.remote.endpoint import check_key
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
 from runinference.remote.openai_client import (
     ProcessSecret,
     check_client_options,
+    check_organization,
     complete_chats,
     create_embeddings,
     create_openai_client,
@@ -194,9 +196,11 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
                 "api_key must be a key as text, a function that returns it, or None, but is of type "
                 f"{type(api_key).__name__}."
             )
-        for name, value in (("organization", organization), ("project", project)):
-            if value is not None:
-                check_text(name, value)
+        if isinstance(api_key, str):
+            check_text("api_key", api_key.strip())
+            api_key = check_key(api_key, "api_key")
+        check_organization("organization", organization)
+        check_organization("project", project)
         if client_args is not None:
             check_mapping("client_args", client_args)
         if max_request_size is None:
@@ -212,6 +216,8 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         self._secret = ProcessSecret(api_key) if isinstance(api_key, str) else None
         self._get_key = None if isinstance(api_key, str) else api_key
         check_client_options(base_url, self.client_args)
+        for name in ("organization", "project"):
+            check_organization(name, (client_args or {}).get(name))
 
     @property
     def api_key(self) -> str | Callable[[], str] | None:
@@ -253,7 +259,7 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
                 self.request_fn(self.model_name, batch, model, dict(inference_args or {}))
             )
         except Exception as error:
-            redacted = redact_key(error, self._resolve_key())
+            redacted = redact_key(error, model)
             if redacted is error:
                 raise
         else:
@@ -264,7 +270,7 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
 
     def _resolve_key(self) -> str | None:
         if callable(self._get_key):
-            return self._get_key()
+            return check_key(self._get_key(), "The key that the function api_key returned")
         return resolve_key(self._secret)
 
 

@@ -29,7 +29,7 @@ from runinference.remote.http_client import MAX_RESPONSE_BYTES, HttpClient
 from runinference.results import PredictionResult
 
 _INVALID_URL = "base_url must be a URL such as http://localhost:8000."
-_SECRET_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
+SECRET_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 # What the client sets for each request, or can't support.
@@ -197,7 +197,7 @@ def check_headers(
             raise OptionError(
                 f"{option} has the name {name!r}, which isn't valid in HTTP. Use letters, digits and hyphens."
             )
-        if _SECRET_NAME.search(name) or (isinstance(value, str) and SECRET_VALUE.match(value)):
+        if SECRET_NAME.search(name) or (isinstance(value, str) and SECRET_VALUE.match(value)):
             raise OptionError(
                 f"{option} has {name!r}, whose value would be stored in the pipeline. {key_hint}"
             )
@@ -254,15 +254,24 @@ def normalize_url(url: Any) -> str:
 def _read_key(variable: str | None) -> str | None:
     if variable is None:
         return None
-    key = os.environ.get(variable, "").strip()
+    name = f"The environment variable {variable} (api_key_env)"
+    key = check_key(os.environ.get(variable, ""), name)
     if not key:
         raise OptionError(
-            f"The environment variable {variable} (api_key_env) is not set here. Set it to the server's key on "
-            "each worker. If the server needs no key, set api_key_env=None."
+            f"{name} is not set here. Set it to the server's key on each worker. If the server needs no key, set "
+            "api_key_env=None."
         )
+    return key
+
+
+def check_key(key: str, name: str) -> str:
+    """Return a key without spaces and line breaks around it, or raise ``OptionError`` if HTTP can't represent it.
+
+    HTTP libraries quote the key in their errors about invalid headers.
+    """
+    key = key.strip()
     if not (key.isascii() and key.isprintable()):
         raise OptionError(
-            f"The environment variable {variable} (api_key_env) contains a line break or other invalid "
-            "characters. Set it to a valid key."
+            f"{name} contains a line break or other invalid characters. Set it to a valid key."
         )
     return key

@@ -10,8 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+from runinference.checks import check_mapping, check_text, is_secret_value
 from runinference.errors import EndpointError, OptionError, ResultMismatchError, UnusableAnswerError
-from runinference.remote.endpoint import check_headers, is_local, normalize_url
+from runinference.remote.endpoint import (
+    SECRET_NAME,
+    check_headers,
+    check_key,
+    is_local,
+    normalize_url,
+)
 from runinference.remote.error_response import find_error, shorten
 from runinference.remote.http_client import HttpClient
 from runinference.remote.json_text import check_depth
@@ -65,7 +72,9 @@ def resolve_key(secret: ProcessSecret | None) -> str | None:
         OptionError: The key was given in another process, and the environment of this one has none.
     """
     key = secret.value if secret is not None else None
-    key = key or os.environ.get(_KEY_VARIABLE, "").strip() or None
+    if key is None:
+        name = f"The environment variable {_KEY_VARIABLE}"
+        key = check_key(os.environ.get(_KEY_VARIABLE, ""), name) or None
     if key is None and secret is not None:
         raise OptionError(
             "api_key was given to the handler in another process, and keys are not stored in pipelines. To fix "
@@ -77,16 +86,31 @@ def resolve_key(secret: ProcessSecret | None) -> str | None:
 
 def check_client_options(base_url: str | None, client_args: Mapping[str, Any] | None) -> None:
     """Raise ``OptionError`` if options that are stored in the pipeline contain secrets."""
-    if base_url is not None:
-        normalize_url(base_url)
+    arguments = dict(client_args or {})
+    for url in (base_url, arguments.get("base_url")):
+        if url is not None:
+            normalize_url(url)
     key_hint = f"Use api_key instead, or the environment variable {_KEY_VARIABLE}."
-    for name in client_args or {}:
-        if name in _SECRET_ARGUMENTS:
-            raise OptionError(
-                f"client_args has {name!r}, which would be stored in the pipeline. {key_hint}"
-            )
-    headers = (client_args or {}).get("default_headers") or {}
+    headers, query = (arguments.get(name) or {} for name in ("default_headers", "default_query"))
+    check_mapping("client_args['default_headers']", headers)
+    check_mapping("client_args['default_query']", query)
+    secrets = [
+        *(name for name in arguments if name in _SECRET_ARGUMENTS),
+        *(name for name in query if SECRET_NAME.search(name)),
+        *(name for name, value in {**query, **arguments}.items() if is_secret_value(value)),
+    ]
+    if secrets:
+        raise OptionError(
+            f"client_args has {secrets[0]!r}, which would be stored in the pipeline. {key_hint}"
+        )
     check_headers(headers, "client_args['default_headers']", key_hint)
+
+
+def check_organization(name: str, value: str | None) -> None:
+    """Raise ``OptionError`` if the ID of an organization or a project can't be sent in a header."""
+    if value is not None:
+        check_text(name, value)
+        check_headers({f"OpenAI-{name.capitalize()}": value}, name)
 
 
 def create_openai_client(key: str | None, options: Mapping[str, Any], max_connections: int) -> Any:
@@ -133,6 +157,7 @@ class OpenAIClient:
             raise OptionError(
                 f"client_args has {next(iter(options))!r}, which needs the package openai. Run: pip install openai"
             )
+        self.api_key = key
         self._http = HttpClient(
             base_url,
             api_key=key,
@@ -268,13 +293,14 @@ def _no_results_error(name: str, response: Any) -> EndpointError:
     return error
 
 
-def redact_key(error: Exception, key: str | None) -> Exception:
-    """Return an error without the key: the same one, or an ``EndpointError`` if its message contains the key."""
+def redact_key(error: Exception, client: Any) -> Exception:
+    """Return an error whose message does not contain the client's key: the same one, or an ``EndpointError``."""
+    key = getattr(client, "api_key", None)
     try:
         text = f"{error} {error!r} {error.args!r}"
     except Exception:
         return error
-    if not key or key not in text:
+    if not (isinstance(key, str) and key) or key not in text:
         return error
     message = shorten(f"{type(error).__name__}: {error}".replace(key, "[the key]"), 1_000)
     redacted = EndpointError(message)
