@@ -224,3 +224,16 @@ def test_an_output_that_does_not_start_with_the_batch_is_an_error(tmp_path, size
     handler = Numpy(str(tmp_path), min_batch_size=size)
     with pytest.raises(ResultMismatchError):
         handler.predict(np.ones((size, 2, 3), np.float32))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"key": x}, lambda x: [{"key": x}]])
+def test_inputs_with_one_key_in_nested_dictionaries_get_values_of_their_own(wrap, tmp_path):
+    first, second = keras.Input((1,), name="first"), keras.Input((1,), name="second")
+    inputs = {"a": wrap(first), "b": wrap(second)}
+    path = str(tmp_path / "nested.keras")
+    keras.Model(inputs, keras.layers.Subtract()([first, second])).save(path)
+    one, five = np.ones(1, np.float32), np.full(1, 5, np.float32)
+    [result] = Numpy(path).predict([{"first": five, "second": one}])
+    assert result.inference.numpy().tolist() == [4]
+    with pytest.raises(ElementError, match="Its inputs are first, second"):
+        Numpy(path).predict([{"key": five}])

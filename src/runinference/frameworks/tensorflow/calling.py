@@ -28,6 +28,8 @@ def call_model(model: Any, batch: Sequence[Any], inference_args: Mapping[str, An
         return _call(model, stack_columns(batch), {}, inference_args)
     structure = _get_input_structure(model)
     names = {path: _get_input_name(path, tensor) for path, tensor in leaves_with_path(structure)}
+    if len({*names.values()}) < len(names):  # nested dictionaries with the same key
+        names = {path: str(tensor.name) for path, tensor in leaves_with_path(structure)}
     tensors = {names[path]: tensor for path, tensor in leaves_with_path(structure)}
     # Keras adapts shapes itself where it can, so they aren't checked here.
     inputs = [InputSpec(name, _get_numpy_type(tensor), ()) for name, tensor in tensors.items()]
