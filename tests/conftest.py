@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fresh", action="store_true", help="start a new interpreter for each Python program"
     )
     group.addoption(
-        "--prism", type=Path, help="run pipelines on Prism, from the binary at this path"
+        "--prism", type=Path, help="run pipelines on Prism, whose binary is at this path"
     )
     group.addoption(
         "--changed", action="store_true", help="test only the pages that differ from main"

@@ -10,6 +10,8 @@ from docs.blocks import Block, Problem, Program, display_path
 from docs.run import RunResult
 
 _HINT = "If the new output is right, run `make docs-update`."
+#: Beam logs this when it stops a server, such as Prism, after the pipeline has failed.
+_SERVER_LOG = re.compile(r"^WARNING:apache_beam\.utils\.subprocess_server:.*\n?", re.MULTILINE)
 _FRAME = re.compile(r'File "(?:[^"\n]*/)?program\.py", line (?P<line>\d+)')
 _UNDEFINED = re.compile(r"^NameError: name '(?P<name>\w+)' is not defined", re.MULTILINE)
 
@@ -59,7 +61,9 @@ def shown_and_actual(program: Program, result: RunResult) -> list[tuple[Block, s
 def find_error_message(stderr: str, name: str) -> str | None:
     """Return the end of stderr, from the last line that begins with the name of the error."""
     starts = list(re.finditer(rf"^(?:\w+\.)*{re.escape(name)}(?=:|\s*$)", stderr, re.MULTILINE))
-    return stderr[starts[-1].start() :].strip("\n") if starts else None
+    if not starts:
+        return None
+    return _SERVER_LOG.sub("", stderr[starts[-1].start() :]).strip("\n")
 
 
 def _describe_failure(block: Block, result: RunResult) -> Problem:
