@@ -32,7 +32,54 @@ def sklearn(path="a.pkl", **options):
     return SklearnModelHandlerNumpy(path, **options)
 
 
+class Equal:
+    """A value whose repr says nothing."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __repr__(self):
+        return "equal"
+
+
+class First:
+    class Net:
+        layers = 1
+
+
+class Second:
+    class Net:
+        layers = 2
+
+
+def local_class(n, base=object):
+    class Local(base):
+        size = n
+
+        def load_model(self):
+            return n
+
+        @property
+        def doubled(self):
+            return 2 * n
+
+        @staticmethod
+        def describe():
+            return super(Local, Local)
+
+    return Local
+
+
 DIFFERENT = {
+    "set of objects with one repr": (Custom({Equal(1)}), Custom({Equal(2)})),
+    "nested classes of one name": (Custom(First.Net), Custom(Second.Net)),
+    "objects of such classes": (Custom(First.Net()), Custom(Second.Net())),
+    "local handlers": (local_class(1, ModelHandler)(), local_class(2, ModelHandler)()),
+    "local classes": (Custom(local_class(1)), Custom(local_class(2))),
+    "local classes with another base": (
+        Custom(local_class(1)),
+        Custom(local_class(1, First.Net)),
+    ),
     "path": (sklearn(), sklearn("b.pkl")),
     "file type": (sklearn(), sklearn(model_file_type=ModelFileType.JOBLIB)),
     "class": (Custom(1), Other(1)),
@@ -50,6 +97,8 @@ DIFFERENT = {
     "class that the model is made of": (Custom(int), Custom(str)),
 }
 SAME = {
+    "local handlers": (local_class(1, ModelHandler)(), local_class(1, ModelHandler)()),
+    "local classes": (Custom(local_class(1)), Custom(local_class(1))),
     "batching": (sklearn(), sklearn(max_batch_size=3, max_batch_bytes=1000)),
     "functions": (sklearn(), sklearn().with_preprocess_fn(len).with_postprocess_fn(len)),
     "no batching": (sklearn(), sklearn().with_no_batching()),

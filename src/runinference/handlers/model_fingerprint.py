@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import sys
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -38,6 +39,20 @@ _OF_CALLS = frozenset(
 )
 
 
+#: Attributes of classes that do not change what their instances do, or cannot be written.
+_OF_CLASSES = frozenset(
+    {
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__static_attributes__",
+        "__weakref__",
+        "_abc_impl",
+    }
+)
+
+
 def fingerprint(handler: Any, *more: Any) -> str:
     """Return a text that is equal for handlers of one class that load the same model, also in other processes.
 
@@ -60,12 +75,16 @@ def fingerprint(handler: Any, *more: Any) -> str:
     ):
         [handler] = handler.inner_handlers()
     try:
-        with io.BytesIO() as file:
-            _Pickler(file).dump((handler, more))
-            content = file.getvalue()
+        content = _dumps((handler, more))
     except Exception:  # contains something that only Beam's pickler can write
         content = pickler.dumps((handler, more))
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _dumps(value: Any) -> bytes:
+    with io.BytesIO() as file:
+        _Pickler(file).dump(value)
+        return file.getvalue()
 
 
 class _Pickler(pickle.Pickler):
@@ -75,11 +94,14 @@ class _Pickler(pickle.Pickler):
         super().__init__(file, protocol=5)
         # No references between equal parts, which are the same object in one value and copies in another.
         self.fast = True
+        self._classes: dict[type, int] = {}  # those whose attributes are written, with their number
 
     def persistent_id(self, value: Any) -> Any:
         """Return what is written instead of a value; None for the value itself."""
-        if isinstance(value, (type, ModuleType)):
-            return f"{getattr(value, '__module__', '')}.{value.__name__}"
+        if isinstance(value, ModuleType):
+            return value.__name__
+        if isinstance(value, type):
+            return self._class_id(value)
         if isinstance(value, FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             name = f"{value.__module__}.{value.__qualname__}"
@@ -87,7 +109,11 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, CodeType):
             return value.co_code, value.co_names, value.co_consts
         if isinstance(value, (set, frozenset)):
-            return sorted(map(repr, value))
+            return sorted(map(_dumps, value))
+        if isinstance(value, (staticmethod, classmethod)):
+            return type(value).__name__, value.__func__
+        if isinstance(value, property):
+            return value.fget, value.fset, value.fdel
         if isinstance(value, ModelHandler):
             return type(value), [
                 (name, attribute)
@@ -95,3 +121,22 @@ class _Pickler(pickle.Pickler):
                 if name not in _OF_CALLS and not name.startswith("_runinference")
             ]
         return None
+
+    def _class_id(self, kind: type) -> Any:
+        """Return the name of a class, and its attributes if another class can have the same name."""
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if _is_importable(kind):
+            return name
+        if kind in self._classes:
+            return name, self._classes[kind]
+        self._classes[kind] = len(self._classes)
+        attributes = [(k, v) for k, v in sorted(vars(kind).items()) if k not in _OF_CLASSES]
+        return name, kind.__bases__, attributes
+
+
+def _is_importable(kind: type) -> bool:
+    """Return whether the name of a class leads to it, which is not so for classes defined in a function."""
+    found: Any = sys.modules.get(kind.__module__)
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is kind
