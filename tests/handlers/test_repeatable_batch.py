@@ -60,6 +60,11 @@ def halve_row(x):
     return halve_list(x.values)
 
 
+def halve_structured_row(x):
+    x["f0"], x["f1"] = x["f0"] / 2, x["f1"] / 2
+    return float(x["f0"] + x["f1"])
+
+
 def halve_tensor_shape(x):
     x /= 2
     x.unsqueeze_(0)
@@ -80,6 +85,15 @@ KINDS = {
     "nested": (lambda n: {"deep": ({"x": array(n)},)}, halve_dict),
     "series": (lambda n: pd.Series(array(n)), halve_array),
     "frame": (lambda n: pd.DataFrame({"a": array(n)}), halve_frame),
+    "row of a structured array": (
+        lambda n: np.array([(n, n)], dtype="f8, f8")[0],
+        halve_structured_row,
+    ),
+    "record": (lambda n: np.rec.array([(n, n)], dtype="f8, f8")[0], halve_structured_row),
+    "frame of lists": (
+        lambda n: pd.DataFrame({"a": [[float(n), float(n)]]}),
+        lambda x: halve_list(x["a"].iloc[0]),
+    ),
     "dataclass": (lambda n: Row([float(n), float(n)]), halve_row),
     "unpicklable": (lambda n: Unpicklable([float(n), float(n)]), halve_row),
     "bytearray": (
@@ -170,6 +184,66 @@ def test_a_table_as_a_batch_is_retried_as_it_came():
     outcomes = infer(Tables(None).with_no_batching(), np.stack([array(n) for n in NUMBERS]))
     assert [o for o in outcomes if isinstance(o, float)] == [2.0, 4.0, 8.0, 10.0]
     assert outcomes[2].tolist() == [6.0, 6.0]
+
+
+class Frames(Halving):
+    """Halves the frames and series of a pre-batched pipeline in place."""
+
+    def run_inference(self, batch, model, inference_args=None):
+        column = batch["a"] if batch.ndim > 1 else batch
+        sums = [self.halve(x) if isinstance(x, list) else float(x) for x in column]
+        if self.bad in sums or len(sums) > self.max_size:
+            raise self.error(f"{len(sums)} rows")
+        return sums
+
+
+LISTS = [[float(n), float(n)] for n in NUMBERS]
+TABLES = {
+    "lists": lambda: pd.DataFrame({"a": [list(x) for x in LISTS]}),
+    "series of lists": lambda: pd.Series([list(x) for x in LISTS]),
+    "labels that are positions": lambda: pd.DataFrame({"a": NUMBERS}, [0.0, 1.0, 2.0, 3.0, 4.0]),
+    "descending labels": lambda: pd.DataFrame({"a": NUMBERS}, [9.0, 7.0, 5.0, 3.0, 1.0]),
+    "labels of a series": lambda: pd.Series(NUMBERS, [10.5, 20.5, 30.5, 40.5, 50.5]),
+    "numbers as labels": lambda: pd.Series(NUMBERS, [4, 3, 2, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_a_frame_as_a_batch_is_divided_by_position_as_it_came(table):
+    outcomes = infer(Frames(halve_list).with_no_batching(), table())
+    assert [o for o in outcomes if isinstance(o, float)] == [2.0, 4.0, 8.0, 10.0]
+    frame = outcomes[2]
+    assert (frame["a"].iloc[0] if isinstance(frame, pd.DataFrame) else frame) in (6, [6.0, 6.0])
+    by_memory = Frames(halve_list, MemoryError, bad=None, max_size=2).with_no_batching()
+    assert by_memory.predict([table()]) == [float(n) for n in NUMBERS]
+
+
+class UnpicklingError(ValueError):
+    """An element that is an exception with two arguments, whose pickle can't be loaded."""
+
+    def __init__(self, text, values):
+        super().__init__(text)
+        self.values = values
+
+
+def test_elements_that_cannot_be_unpickled_fail_together_with_a_hint():
+    handler = Halving(halve_row)
+    transform = RunInference(handler).with_exception_handling()
+    engine = InferenceEngine(transform._config())
+    route = engine.router.route(None)
+    examples = [UnpicklingError("", [float(n)] * 2) for n in NUMBERS]
+    for outcome in engine.infer(route, examples):
+        assert isinstance(outcome.error, UnrepeatableBatchError)
+        assert isinstance(outcome.error.__cause__, ValueError)
+    [alone] = engine.infer(route, [UnpicklingError("", [6.0, 6.0])])
+    assert type(alone.error) is ValueError
+    assert type(alone.example) is UnpicklingError
+
+
+def test_frames_of_objects_that_cannot_be_pickled_are_not_shared():
+    examples = [pd.DataFrame({"a": [Unpicklable([float(n)] * 2)]}) for n in NUMBERS]
+    outcomes = infer(Halving(lambda x: halve_row(x["a"].iloc[0])), examples)
+    assert not [o for o in outcomes if isinstance(o, float)]
 
 
 def test_keys_do_not_change_that():

@@ -279,3 +279,30 @@ def test_the_declared_type_is_the_type_of_the_result(twice):
     assert result_type(Own(), np.ndarray) is PredictionResult
     assert result_type(unsplit(Own()), np.ndarray) is not PredictionResult
     assert Doubler("x").gives_whole_results() is False
+
+
+class AppendsInPlace(ModelHandler):
+    """Appends a number to the list in each cell, and returns its length."""
+
+    def load_model(self):
+        return None
+
+    def run_inference(self, batch, model, inference_args=None):
+        cells = [frame["a"].iloc[0] for frame in batch]
+        for cell in cells:
+            cell.append(1)
+        return [len(cell) for cell in cells]
+
+
+def test_each_window_gets_the_objects_of_a_frame_as_they_came():
+    caught = []
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create([1, 2], reshuffle=False)
+            | beam.Map(lambda n: window.TimestampedValue(pd.DataFrame({"a": [[n]]}), 7))
+            | beam.WindowInto(window.SlidingWindows(15, 5))
+            | RunInference(AppendsInPlace(max_batch_size=1))
+            | beam.ParDo(CollectElements(caught))
+        )
+    assert CollectElements.take(caught) == [2] * 6

@@ -67,6 +67,16 @@ def get_row(value: Any, index: int) -> Any:
     return value[index]
 
 
+def slice_rows(value: Any, index: slice) -> Any:
+    """Return some rows of a list, an array or a table, by position: tables may slice by the labels of rows.
+
+    >>> import pandas as pd
+    >>> slice_rows(pd.Series([1, 2, 3], index=[2.0, 1.0, 0.0]), slice(2)).tolist()
+    [1, 2]
+    """
+    return value.iloc[index] if hasattr(value, "iloc") else value[index]
+
+
 def _to_unbindable(tensor: Any) -> Any:
     """Convert a PyTorch tensor to a layout that ``unbind`` supports."""
     if tensor.is_mkldnn:

@@ -7,12 +7,13 @@ import operator
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from runinference.collate.rows import get_row
+from runinference.collate.rows import get_row, slice_rows
 from runinference.errors import UnrepeatableBatchError, describe
 
 
@@ -43,7 +44,7 @@ class RepeatableBatch:
         return len(self.elements)
 
     def __getitem__(self, index: slice) -> RepeatableBatch:
-        part = RepeatableBatch(self.elements[index], self._copies)
+        part = RepeatableBatch(slice_rows(self.elements, index), self._copies)
         part._kept = self._kept and self._kept[index]
         return part
 
@@ -64,12 +65,15 @@ class RepeatableBatch:
 
     def unrepeatable_error(self, error: BaseException) -> UnrepeatableBatchError | None:
         """Return the error of elements that a call may have modified, or None if calls can be repeated."""
+        if isinstance(self._kept, _Copy):
+            self._kept = self._kept.checked()
         return self._kept.error(error) if isinstance(self._kept, _Unknown) else None
 
     def original(self, index: int) -> Any:
         """Return an element as it came, or as it is now if no copy was kept."""
         if isinstance(self._kept, (_Copy, _TableCopy)):
-            return get_row(self._kept[index : index + 1].restore(), 0)
+            with suppress(Exception):  # it can be pickled, but not unpickled
+                return get_row(self._kept[index : index + 1].restore(), 0)
         return get_row(self.elements, index)
 
 
@@ -85,7 +89,10 @@ class SingleBatch(RepeatableBatch):
         return self
 
     def original(self, index: int) -> Any:
-        return self._kept.restore() if isinstance(self._kept, _Copy) else self.elements
+        if isinstance(self._kept, _Copy):
+            with suppress(Exception):
+                return self._kept.restore()
+        return self.elements
 
 
 class CombinedBatch(RepeatableBatch):
@@ -145,12 +152,33 @@ class _Same(_Kept):
 class _Copy(_Kept):
     """Copies of elements, in the form that `_copy` returns."""
 
+    _is_checked = False
+
+    def __getitem__(self, index: slice) -> _Kept:
+        part = _Copy(self._value[index])
+        part._is_checked = self._is_checked
+        return part
+
+    def checked(self) -> _Kept:
+        """Return this object, or the error if an element can be pickled but not unpickled."""
+        if not self._is_checked:
+            try:
+                for part in self._value if type(self._value) in (list, tuple) else [self._value]:
+                    _restore(part)
+            except Exception as error:
+                return _Unknown(error)
+            self._is_checked = True
+        return self
+
     def restore(self) -> Any:
         return _restore(self._value)
 
 
 class _TableCopy(_Kept):
     """A copy of an array or a table, which can be sliced."""
+
+    def __getitem__(self, index: slice) -> _Kept:
+        return _TableCopy(slice_rows(self._value, index))
 
     def restore(self) -> Any:
         return _copy_table(self._value)
@@ -190,6 +218,8 @@ def _keep(elements: Any, as_one: bool) -> _Kept:
 
 def _copy_table(value: Any) -> Any:
     """Copy an array, a tensor or a table of rows."""
+    if hasattr(value, "iloc"):  # a deep copy of a pandas object shares the Python objects in it
+        return _Pickled(value).restore()
     copied = _copy(value) if isinstance(value, np.ndarray) or hasattr(value, "clone") else None
     return copy.deepcopy(value) if copied is None or type(copied) is not type(value) else copied
 
@@ -212,10 +242,17 @@ class _DeepCopied:
     __slots__ = ("_value",)
 
     def __init__(self, value: Any) -> None:
+        if hasattr(value, "iloc"):
+            raise TypeError(f"a {type(value).__name__} contains objects that cannot be pickled")
         self._value = copy.deepcopy(value)
 
     def restore(self) -> Any:
         return copy.deepcopy(self._value)
+
+
+def duplicate(value: Any) -> Any:
+    """Return a copy of a value that calls may modify, or the value if it cannot be modified."""
+    return _restore(_copy(value))
 
 
 _Copier = Callable[[Any], Any]
@@ -238,6 +275,10 @@ def _copy(value: Any) -> Any:
 
 def _find_copier(kind: Any) -> _Copier:
     torch = sys.modules.get("torch")
+    if issubclass(
+        kind, np.void
+    ):  # a row that can be modified; NumPy ignores changes of an unpickled one
+        return copy.deepcopy
     if issubclass(kind, np.generic):
         return _return_same
     if torch is not None and kind is torch.Tensor:

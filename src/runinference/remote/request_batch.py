@@ -6,12 +6,15 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from runinference.collate.rows import slice_rows
+
 
 def split_batch(batch: Any, max_size: int | None) -> list[Any]:
     """Split a batch into requests of at most ``max_size`` examples. A mapping is never split."""
     if max_size is None or not is_sequence(batch) or len(batch) <= max_size:
         return [batch]
-    return [batch[start : start + max_size] for start in range(0, len(batch), max_size)]
+    starts = range(0, len(batch), max_size)
+    return [slice_rows(batch, slice(start, start + max_size)) for start in starts]
 
 
 def is_sequence(batch: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from apache_beam.transforms.window import WindowedValue
 
 from runinference.handlers.call import may_modify_examples
 from runinference.handlers.error_policy import Failure
+from runinference.handlers.repeatable_batch import duplicate
 from runinference.transforms.batch_sources import BatchSource, BundleBatches
 from runinference.transforms.config import InferenceConfig
 from runinference.transforms.engine import InferenceEngine
@@ -98,6 +98,6 @@ class ExplodeWindows(beam.DoFn):  # type: ignore[misc]
 
 def _copy(element: Any) -> Any:
     try:
-        return copy.deepcopy(element)
+        return duplicate(element)
     except Exception:  # an object that cannot be copied
         return element
