@@ -48,6 +48,73 @@ def test_the_model_is_loaded_again_after_its_path_was_updated(wrap, example):
     assert str(handler.predict([example])) == str(before).replace("old", "new")
 
 
+class SetsPath:
+    def update_model_path(self, model_path=None):
+        self.path = model_path
+
+
+class Mixed(SetsPath, Path):
+    pass
+
+
+class MixedAgain(Mixed):
+    pass
+
+
+class BehindTheBase(Path, SetsPath):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Mixed, MixedAgain, BehindTheBase])
+def test_a_mixin_may_define_how_the_path_is_updated(kind):
+    handler = kind("old")
+    assert handler.predict([1]) == ["old"]
+    handler.update_model_path("new")
+    assert handler.predict([1]) == ["new"]
+
+
+class TakesArguments(Path):
+    """Takes its arguments out of the dictionary."""
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [inference_args.pop("word") + inference_args["words"].pop()] * len(batch)
+
+
+WRAPPERS = {
+    "plain": (lambda h: h, [1, 1]),
+    "pre-batched": (lambda h: h.with_no_batching(), [[1], [1]]),
+    "unsplit": (lambda h: h.with_no_batching(whole_results=True), [[1], [1]]),
+    "keyed": (KeyedModelHandler, [("a", 1), ("b", 1)]),
+    "keyed, unsplit": (
+        lambda h: KeyedModelHandler(h).with_no_batching(whole_results=True),
+        [("a", [1]), ("b", [1])],
+    ),
+    "per key": (lambda h: _per_key(h), [("a", 1), ("b", 1)]),
+    "per key, pre-batched": (
+        lambda h: _per_key(h).with_no_batching(),
+        [[("a", 1), ("b", 1)], [("b", 1), ("a", 1)]],
+    ),
+    "per key, unsplit": (
+        lambda h: _per_key(h).with_no_batching(whole_results=True),
+        [("a", [1]), ("b", [1])],
+    ),
+}
+
+
+def _per_key(handler):
+    return KeyedModelHandler([KeyModelMapping([key], copy.copy(handler)) for key in "ab"])
+
+
+@pytest.mark.parametrize(("wrap", "examples"), WRAPPERS.values(), ids=WRAPPERS)
+def test_each_call_gets_its_own_copy_of_the_arguments(wrap, examples):
+    arguments = {"word": "x", "words": ["y"]}
+    results = wrap(TakesArguments("")).predict(examples, arguments)
+    n_examples = sum(len(x) if isinstance(x, list) and x[0] != 1 else 1 for x in examples)
+    assert len(results) == n_examples
+    assert all("xy" in str(result) for result in results)
+    assert arguments == {"word": "x", "words": ["y"]}
+
+
 @pytest.mark.parametrize("through", ["wrapper", "inner"])
 def test_per_key_models_are_loaded_again_after_an_update(through):
     inner = Path("old")

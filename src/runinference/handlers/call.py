@@ -48,9 +48,9 @@ def run_batch_in_parts(
     handler: Any, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
 ) -> list[Any]:
     """Run a handler like `run_batch`, but raise `PartialBatchError` if some parts of the batch succeeded."""
+    inference_args = inference_args and copy_containers(dict(inference_args))
     if returns_unsplit_results(handler):
         return [run_unsplit(partial(call_model, handler), batch, model, inference_args)]
-    inference_args = inference_args and copy_containers(dict(inference_args))
     if runs_in_parts(handler):
         parts = handler.run_in_parts(batch, model, inference_args)
         if any(part.error is not None for part in parts):

@@ -67,9 +67,10 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     def group_by_model(
         self, examples: Iterable[Any], model: Any
     ) -> Iterable[tuple[Any, Iterable[tuple[int, Any]]]]:
-        if self._per_key:
+        has_one_model = not self.should_skip_batching() or self.gives_whole_results()
+        if self._per_key and has_one_model:
             return self._unkeyed.group_by_model(examples, model)  # type: ignore[no-any-return]
-        return super().group_by_model(examples, model)
+        return super().group_by_model(examples, model)  # elements are batches for several models
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         return int(self._unkeyed.get_num_bytes(batch))

@@ -99,7 +99,8 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
             cls._keeps_examples = False  # that of a base class is about its own method
         if "run_inference" in vars(cls):
             cls.run_inference = iterable_without_await(cls.run_inference)  # type: ignore[method-assign]
-        if "update_model_path" in vars(cls):
+        owner = next(base for base in cls.__mro__ if "update_model_path" in vars(base))
+        if owner is cls or not issubclass(owner, ModelHandler):  # a mixin's method isn't counted
             cls.update_model_path = _counted(cls.update_model_path)  # type: ignore[method-assign]
 
     @accepts(HandlerOptions)

@@ -19,7 +19,7 @@ from runinference.errors import (
     shorten_text,
     suggest,
 )
-from runinference.handlers.call import call_model
+from runinference.handlers.call import call_model, copy_containers
 from runinference.handlers.key_mapping import (
     KeyModelMapping,
     check_mappings,
@@ -161,9 +161,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
     def group_by_model(
         self, examples: Iterable[Any], model: ModelCache
     ) -> Iterable[tuple[Any, Iterable[tuple[int, Any]]]]:
-        """Return the numbered examples of each model, loaded models first; not of batches with several models."""
-        if self.should_skip_batching() and not self.gives_whole_results():
-            return super().group_by_model(examples, model)
+        """Return the numbered examples of each model, loaded models first."""
         groups: dict[KeyedModel, list[tuple[int, Any]]] = {}
         for index, example in enumerate(examples):
             groups.setdefault(self.model_for(split_pair(example)[0]), []).append((index, example))
@@ -173,7 +171,7 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         self, one: KeyedModel, batch: Any, cache: ModelCache, inference_args: dict[str, Any] | None
     ) -> Any:
         with cache.acquire(one.identity, partial(_LoadedModel, one.handler)) as loaded:
-            return call_model(one.handler, batch, loaded.model, inference_args)
+            return call_model(one.handler, batch, loaded.model, copy_containers(inference_args))
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
         changed: Any = super().with_no_batching(whole_results=whole_results)
