@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pytest
 import torch
 import xgboost
@@ -17,19 +19,29 @@ from runinference import (
     Backoff,
     KeyedModelHandler,
     KeyModelMapping,
+    KeyModelPathMapping,
     MaybeKeyedModelHandler,
     ModelHandler,
+    ModelMetadata,
     Padding,
     RunInference,
     WatchFilePattern,
 )
 from runinference import huggingface_inference as hf
 from runinference.errors import OptionError
-from runinference.http_inference import HTTPModelHandler, KServeV2, TFServing
+from runinference.http_inference import (
+    HTTPModelHandler,
+    KServeV2,
+    TFServing,
+    TFServingColumns,
+    TorchServe,
+)
 from runinference.lightgbm_inference import LightGBMModelHandlerNumpy
 from runinference.onnx_inference import OnnxModelHandlerNumpy
 from runinference.openai_inference import (
     OpenAIChatModelHandler,
+    OpenAICompletionsModelHandler,
+    OpenAIEmbeddingsModelHandler,
     OpenAIModelHandler,
     chat_completion_from_string,
 )
@@ -40,8 +52,10 @@ from runinference.xgboost_inference import XGBoostModelHandlerNumpy
 
 NAN, INF = math.nan, math.inf
 NOT_COUNTS = [0, -1, True, 1.5, "2", NAN, INF]
-NOT_DURATIONS = [0, -1, True, "2", NAN, INF]
-NOT_AT_LEAST_0 = [-1, True, "2", NAN, INF]
+HUGE = 10**400  # too large for a float
+NOT_DURATIONS = [0, -1, True, "2", NAN, INF, HUGE, 1e10]
+NOT_AT_LEAST_0 = [-1, True, "2", NAN, INF, HUGE]
+NOT_WAITS = [*NOT_AT_LEAST_0, 1e10]
 NOT_BOOLS = ["False", 0, 1.5]
 NOT_TEXTS = ["", 3, b"x"]
 NOT_MAPPINGS = [["a"], "a", {1: "a"}]
@@ -58,18 +72,33 @@ class Service(RemoteModelHandler):
         return batch
 
 
+class Limiter:
+    def allow(self, *, hits_added):
+        return True
+
+
+class LimiterWithoutHits:
+    def allow(self):
+        return True
+
+
+async def always(error):
+    return True
+
+
 #: Values by option, for options of every handler.
 OF_HANDLERS: dict[str, list[Any]] = {
     **dict.fromkeys(("min_batch_size", "max_batch_size", "max_batch_bytes"), NOT_COUNTS),
     "model_copies": NOT_COUNTS,
     "max_batch_duration_secs": NOT_DURATIONS,
-    "max_batch_weight": NOT_DURATIONS,
+    "max_batch_weight": NOT_AT_LEAST_0,
+    "list_output": ["rows", ["per_element"], np.array(["per_element", "x"])],
     "element_size_fn": NOT_FUNCTIONS,
     "batch_length_fn": NOT_FUNCTIONS,
     "large_model": NOT_BOOLS,
     "env_vars": [*NOT_MAPPINGS, {"A": 1}, {"": "a"}, {"A=B": "a"}, {"A": "\0"}],
 }
-_LENGTHS = [[], 5, "abc", [0], [3, 2], [2, 2], ["1"], [NAN], [True]]
+_LENGTHS = [[], 5, "abc", b"ab", iter([1, 2]), [0], [3, 2], [2, 2], ["1"], [NAN], [True]]
 #: A function that creates an object, with the invalid values of each of its options.
 INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
     "ModelHandler": (ModelHandler, OF_HANDLERS),
@@ -81,14 +110,14 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
         Service,
         {
             "num_retries": [-1, True, 1.5, "2", NAN],
-            "throttle_delay_secs": [*NOT_AT_LEAST_0, 0.5],
+            "throttle_delay_secs": [*NOT_AT_LEAST_0, 1e10, 0.5],
             "overload_ratio": NOT_AT_LEAST_0,
-            "window_ms": NOT_DURATIONS,
-            "bucket_ms": NOT_DURATIONS,
+            "window_ms": [0, -1, True, "2", NAN, INF, HUGE, 1e12],
+            "bucket_ms": [0, -1, True, "2", NAN, INF, HUGE, 1e-12],
             "max_request_size": NOT_COUNTS,
             "max_concurrent_requests": NOT_COUNTS,
-            "retry_filter": NOT_FUNCTIONS,
-            "rate_limiter": [3, object()],
+            "retry_filter": [*NOT_FUNCTIONS, ConnectionError, always],
+            "rate_limiter": [3, object(), Limiter, LimiterWithoutHits()],
             "backoff": [3, Backoff],
             "namespace": [3],
             "large_model": [True],
@@ -112,8 +141,43 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
         lambda model="m", **options: OpenAIChatModelHandler(
             "http://localhost", model, None, **options
         ),
-        {"model": NOT_TEXTS, "parameters": NOT_MAPPINGS, "max_request_size": [2]},
+        {
+            "model": NOT_TEXTS,
+            "parameters": NOT_MAPPINGS,
+            "max_request_size": [*NOT_COUNTS, 2, 1.0],
+        },
     ),
+    **{
+        handler.__name__: (
+            lambda model="m", handler=handler, **options: handler(
+                "http://localhost", model, None, **options
+            ),
+            {
+                "model": NOT_TEXTS,
+                "parameters": NOT_MAPPINGS,
+                "max_request_size": NOT_COUNTS,
+                "timeout": NOT_DURATIONS,
+                "max_response_bytes": NOT_COUNTS,
+            },
+        )
+        for handler in (OpenAICompletionsModelHandler, OpenAIEmbeddingsModelHandler)
+    },
+    **{
+        protocol.__name__: (
+            lambda model_name="m", protocol=protocol, **options: protocol(model_name, **options),
+            {
+                "model_name": [*NOT_TEXTS, None, "a/b", "."],
+                "version": ["", "a/b", "..", True, 1.5, ["1"]],
+                **options,
+            },
+        )
+        for protocol, options in (
+            (KServeV2, {"outputs": ["y", [], [""], [3], 3]}),
+            (TFServing, {"signature_name": NOT_TEXTS}),
+            (TFServingColumns, {"signature_name": NOT_TEXTS}),
+            (TorchServe, {}),
+        )
+    },
     **{
         handler.__name__: (
             lambda model_uri="m", handler=handler, **options: handler(model_uri, **options),
@@ -226,20 +290,30 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
         lambda **options: KeyedModelHandler(ModelHandler(), **options),
         {"max_models_per_worker_hint": [1], "max_model_bytes_per_worker": [1]},
     ),
+    "padding with a value for its mask": (
+        lambda value: Padding(value=value, mask="real"),
+        {"value": [{"ids": 0, "real": 1}]},
+    ),
+    "key model mapping": (
+        lambda keys: KeyedModelHandler([KeyModelMapping(keys, ModelHandler())]),
+        {
+            "keys": ["abc", 3, None, [], b"ab", bytearray(b"ab"), np.array(5), np.eye(2)],
+        },
+    ),
     "padding": (
         Padding,
         {
             "value": ["0", {}, {"a": "0"}, None],
             "mask": NOT_TEXTS,
             "dim": [-1, True, 1.5, "0"],
-            "side": ["top", None],
+            "side": ["top", None, ["left"], np.array(["left", "right"])],
             "unpad": NOT_BOOLS,
         },
     ),
     "backoff": (
         Backoff,
         {
-            **dict.fromkeys(("initial_secs", "max_secs", "max_retry_after_secs"), NOT_AT_LEAST_0),
+            **dict.fromkeys(("initial_secs", "max_secs", "max_retry_after_secs"), NOT_WAITS),
             "multiplier": [0.5, *NOT_AT_LEAST_0],
             "jitter": [1.5, *NOT_AT_LEAST_0],
         },
@@ -251,7 +325,15 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
             "clock": [3, None],
             "inference_args": NOT_MAPPINGS,
             "metrics_namespace": [3],
-            "model_metadata_pcoll": ["model.pkl", [1]],
+            "model_metadata_pcoll": [
+                "model.pkl",
+                [1],
+                5,
+                False,
+                beam.Pipeline(),
+                ModelMetadata("m", "m"),
+                KeyModelPathMapping(["a"], "m"),
+            ],
             "watch_model_pattern": NOT_TEXTS,
             "model_identifier": NOT_TEXTS,
             "use_model_manager": NOT_BOOLS,
@@ -272,7 +354,7 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
         {
             "max_models": NOT_COUNTS,
             "max_model_bytes": NOT_COUNTS,
-            "wait_timeout_seconds": NOT_AT_LEAST_0,
+            "wait_timeout_seconds": NOT_WAITS,
         },
     ),
     "model manager arguments": (
@@ -413,6 +495,18 @@ def test_paths_can_be_path_objects(tmp_path):
     for handler in handlers:
         assert str(tmp_path) in map(str, vars(handler).values())
         assert not any(isinstance(value, Path) for value in vars(handler).values())
+
+
+def test_a_request_function_need_not_be_hashable():
+    @dataclasses.dataclass
+    class Ask:
+        n: int
+
+        def __call__(self, model_name, batch, client, inference_args):
+            return batch
+
+    assert OpenAIModelHandler("m", Ask(1)).max_request_size is None
+    assert OpenAIModelHandler("m", chat_completion_from_string).max_request_size == 1
 
 
 def test_messages_do_not_show_values_that_can_be_secret():

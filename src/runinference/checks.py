@@ -29,8 +29,8 @@ def check_number(name: str, value: Any, minimum: float = 0, unit: str = "") -> N
     """Check a finite number of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise OptionError(f"{name} must be a number, but is {_describe(value)}.")
-    if not math.isfinite(value):
-        raise OptionError(f"{name} must be a finite number, but is {value!r}.")
+    if not _is_finite(value):
+        raise OptionError(f"{name} must be a finite number, but is {_describe(value)}.")
     if value < minimum:
         raise OptionError(f"{name} must be at least {minimum}{unit}, but is {value!r}.")
 
@@ -40,6 +40,19 @@ def check_positive(name: str, value: Any, unit: str = "") -> None:
     check_number(name, value, -math.inf)
     if value <= 0:
         raise OptionError(f"{name} must be greater than 0{unit}, but is {value!r}.")
+
+
+#: A century. Python and Beam cannot wait much longer.
+_MAX_SECS = 100 * 365 * 86_400
+
+
+def check_seconds(name: str, value: Any, *, may_be_0: bool = False) -> None:
+    """Check a time in seconds: a finite number that Python and Beam can wait for."""
+    (check_number if may_be_0 else check_positive)(name, value, unit=" seconds")
+    if value > _MAX_SECS:
+        raise OptionError(
+            f"{name} must be at most {_MAX_SECS:,} seconds (a century), but is {_describe(value)}."
+        )
 
 
 def check_bool(name: str, value: Any) -> None:
@@ -140,6 +153,13 @@ def is_secret_value(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     return bool(SECRET_VALUE.match(value) or _URL_WITH_PASSWORD.search(value))
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is too large for a float
+        return False
 
 
 def _describe(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from runinference.checks import check_callable, check_mapping, check_text
+from runinference.checks import check_callable, check_int, check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.options import accepts
@@ -65,6 +65,8 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     _input = "messages"
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:
+        if max_request_size is not None:
+            check_int("max_request_size", max_request_size)
         if max_request_size not in (None, 1):
             raise OptionError(
                 "A chat request contains one conversation. To fix this, remove max_request_size. Requests run "
@@ -204,7 +206,7 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         if client_args is not None:
             check_mapping("client_args", client_args)
         if max_request_size is None:
-            max_request_size = _REQUEST_SIZES.get(request_fn)
+            max_request_size = next((n for f, n in _REQUEST_SIZES if f is request_fn), None)
         options.setdefault("namespace", "OpenAIModelHandler")
         super().__init__(max_request_size=max_request_size, **options)
         self.model_name = model_name
@@ -339,8 +341,9 @@ def embedding_from_string(
     return create_embeddings(model_name, to_strings(batch), client, inference_args)
 
 
-_REQUEST_SIZES: dict[Any, int] = {
-    chat_completion_from_string: 1,
-    chat_completion_from_conversation: 1,
-    embedding_from_string: 32,
-}
+#: Pairs, because a function of the user may not be hashable.
+_REQUEST_SIZES: list[tuple[Any, int]] = [
+    (chat_completion_from_string, 1),
+    (chat_completion_from_conversation, 1),
+    (embedding_from_string, 32),
+]

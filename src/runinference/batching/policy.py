@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from runinference.checks import (
     check_mapping,
     check_number,
     check_positive,
+    check_seconds,
 )
 from runinference.errors import ElementError, OptionError, UnknownOptionError, suggest
 
@@ -89,9 +90,10 @@ class BatchPolicy:
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), -sys.maxsize)
                 check_positive(name, getattr(self, name))
-        for name in ("max_batch_weight", "max_batch_duration_secs"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
+        if self.max_batch_weight is not None:
+            check_positive("max_batch_weight", self.max_batch_weight)
+        if self.max_batch_duration_secs is not None:
+            check_seconds("max_batch_duration_secs", self.max_batch_duration_secs)
         for name, function in (
             ("element_size_fn", self.element_size_fn),
             ("batch_length_fn", self.length_fn),
@@ -172,7 +174,9 @@ def _measure(function: Callable[[Any], Any], element: Any, name: str) -> Any:
 
 def _check_boundaries(boundaries: Any) -> tuple[float, ...]:
     """Return the boundaries of length buckets, or raise `OptionError` unless they are positive and ascending."""
-    is_list = isinstance(boundaries, Iterable) and not isinstance(boundaries, (str, Mapping))
+    # An iterator, which can be read once only, is not a list.
+    not_lists = (str, bytes, Mapping, Iterator)
+    is_list = isinstance(boundaries, Iterable) and not isinstance(boundaries, not_lists)
     values = tuple(boundaries) if is_list else ()
     for value in values:
         check_number("Each of batch_bucket_boundaries", value)

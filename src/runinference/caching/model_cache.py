@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from runinference.checks import check_int, check_number
+from runinference.checks import check_int, check_seconds
 
 
 class CachedModel(Protocol):
@@ -45,7 +45,7 @@ class CacheLimits:
         for name in ("max_models", "max_bytes"):
             if getattr(self, name) is not None:
                 check_int(f"The {name} of a model cache", getattr(self, name))
-        check_number("The wait_timeout_seconds of a model cache", self.wait_secs)
+        check_seconds("The wait_timeout_seconds of a model cache", self.wait_secs, may_be_0=True)
 
 
 class ModelCache:

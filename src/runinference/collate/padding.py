@@ -82,7 +82,12 @@ class Padding:
         check_bool("The unpad of Padding", self.unpad)
         if self.mask is not None:
             check_text("The mask of Padding", self.mask)
-        if self.side not in ("right", "left"):
+            if isinstance(self.value, Mapping) and self.value.get(self.mask):
+                raise OptionError(
+                    f"Padding has the value {self.value[self.mask]!r} for its mask {self.mask!r}, which is padded "
+                    "with 0. To fix this, leave the mask out of value."
+                )
+        if not isinstance(self.side, str) or self.side not in ("right", "left"):
             raise OptionError(
                 f"The side of Padding must be 'right' or 'left', but is {self.side!r}."
             )

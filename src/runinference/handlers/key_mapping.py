@@ -95,7 +95,8 @@ def _check_mapping(number: int, mapping: Any) -> None:
         )
     if not _is_list(mapping.keys) or not list(mapping.keys):
         raise OptionError(
-            f"KeyModelMapping number {number} needs a list of one or more keys, but has {mapping.keys!r}."
+            f"KeyModelMapping number {number} needs a list of one or more keys, but has "
+            f"{describe_value(mapping.keys)}."
         )
     check_handler_object(mapping.mh, f"KeyModelMapping number {number}")
     reject_functions(mapping.mh, "KeyedModelHandler")
@@ -108,7 +109,9 @@ def _check_mapping(number: int, mapping: Any) -> None:
 
 
 def _is_list(keys: Any) -> bool:
-    return isinstance(keys, Iterable) and not isinstance(keys, (str, bytes))
+    is_array = hasattr(keys, "shape") and len(keys.shape) != 1  # a single value, or a table
+    is_list = isinstance(keys, Iterable) and not isinstance(keys, (str, bytes, bytearray))
+    return is_list and not is_array
 
 
 def _check_equality(key: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from typing_extensions import Self, TypedDict, TypeVar
 
@@ -62,12 +62,12 @@ class HandlerOptions(TypedDict, total=False):
 def check_list_output(value: Any) -> ListOutput | None:
     """Return the value of the option ``list_output``; raise `OptionError` if it is not valid."""
     choices = get_args(ListOutput)
-    if value is not None and value not in choices:
+    if value is not None and not (isinstance(value, str) and value in choices):
         raise OptionError(
             f"list_output must be 'per_element' or 'multi_output', but is {value!r}."
             f"{suggest(str(value), choices)}"
         )
-    return value  # type: ignore[no-any-return]
+    return cast(ListOutput | None, value)
 
 
 def accepts(options: type | Callable[..., None]) -> Callable[[FunctionT], FunctionT]:

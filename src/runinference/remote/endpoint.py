@@ -19,7 +19,7 @@ from runinference.checks import (
     check_env_vars,
     check_int,
     check_mapping,
-    check_positive,
+    check_seconds,
 )
 from runinference.errors import OptionError
 from runinference.extras import need
@@ -63,7 +63,7 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", normalize_url(self.base_url))
-        check_positive("timeout", self.timeout, " seconds")
+        check_seconds("timeout", self.timeout)
         check_bool("key_over_http", self.key_over_http)
         check_int("max_response_bytes", self.max_response_bytes)
         check_headers(self.headers)

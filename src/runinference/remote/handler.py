@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from abc import abstractmethod
@@ -142,7 +143,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             )
         check_int("num_retries", num_retries, 0)
         check_int("max_concurrent_requests", max_concurrent_requests)
-        check_callable("retry_filter", retry_filter)
+        _check_retry_filter(retry_filter)
         if not isinstance(namespace, str):
             raise OptionError(f"namespace must be text, but is {namespace!r}.")
         if not isinstance(backoff, (Backoff, type(None))):
@@ -151,7 +152,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
             raise OptionError(
                 "backoff has no effect with num_retries=0. To fix this, leave it out."
             )
-        if rate_limiter is not None and not callable(getattr(rate_limiter, "allow", None)):
+        if rate_limiter is not None and not _is_rate_limiter(rate_limiter):
             raise OptionError(
                 f"rate_limiter must be an object with allow(hits_added=n), but is {rate_limiter!r}."
             )
@@ -272,6 +273,35 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
 
     def _create_pool(self) -> RequestPool:
         return RequestPool(self.max_concurrent_requests, self._rate_limiter)
+
+
+def _check_retry_filter(retry_filter: Any) -> None:
+    """Raise `OptionError` for what is not a function, or is one whose result would always count as true."""
+    check_callable("retry_filter", retry_filter)
+    if isinstance(retry_filter, type) and issubclass(retry_filter, BaseException):
+        name = retry_filter.__name__
+        raise OptionError(
+            f"retry_filter must be a function of an error, but is the class {name}. To fix this, use "
+            f"lambda error: isinstance(error, {name})."
+        )
+    if inspect.iscoroutinefunction(retry_filter):
+        raise OptionError(
+            f"retry_filter must return True or False, but {retry_filter.__name__} is a coroutine function. To fix "
+            "this, define it with def instead of async def."
+        )
+
+
+def _is_rate_limiter(value: Any) -> bool:
+    allow = getattr(value, "allow", None)
+    if isinstance(value, type) or not callable(allow):
+        return False
+    try:
+        inspect.signature(allow).bind(hits_added=1)
+    except TypeError:
+        return False
+    except ValueError:  # a function written in C
+        pass
+    return True
 
 
 def _raise_if_overridden(cls: type, method: str, hook: str) -> None:

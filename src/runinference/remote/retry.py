@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from runinference.checks import check_number
+from runinference.checks import check_number, check_seconds
 from runinference.errors import (
     BatchShapeError,
     ElementError,
@@ -52,8 +52,9 @@ class Backoff:
     max_retry_after_secs: float = 600
 
     def __post_init__(self) -> None:
-        for name in ("initial_secs", "max_secs", "max_retry_after_secs", "jitter"):
-            check_number(f"Backoff: {name}", getattr(self, name))
+        for name in ("initial_secs", "max_secs", "max_retry_after_secs"):
+            check_seconds(f"Backoff: {name}", getattr(self, name), may_be_0=True)
+        check_number("Backoff: jitter", self.jitter)
         check_number("Backoff: multiplier", self.multiplier, 1)
         if self.jitter > 1:
             raise OptionError(f"Backoff: jitter must be from 0 to 1, but is {self.jitter!r}.")

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from typing_extensions import Self
 
+from runinference.checks import check_names, check_text
 from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.errors import OptionError, UnusableAnswerError
 from runinference.remote.json_tensors import (
@@ -69,9 +70,12 @@ class _NamedModel:
     version: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.model_name or "/" in f"{self.model_name}{self.version or ''}":
+        check_text("model_name", self.model_name)
+        if isinstance(self.version, bool) or not isinstance(self.version, (int, type(None))):
+            check_text("version", self.version)
+        if "/" in f"{self.model_name}{self.version or ''}":
             raise OptionError(
-                f"model_name is {self.model_name!r}, which is empty or has a slash. Set the version "
+                f"model_name or version has a slash: {self.model_id!r}. Set the version "
                 "separately, for example version='2'."
             )
         if not {self.model_name, self.version}.isdisjoint((".", "..")):
@@ -119,6 +123,14 @@ class KServeV2(_NamedModel):
     """
 
     outputs: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.outputs is not None:
+            check_names("outputs", self.outputs)
+            if not self.outputs:
+                raise OptionError("outputs is empty. To fix this, name an output, or leave it out.")
+
     request_size = 32
 
     @property
@@ -190,6 +202,12 @@ class TFServing(_NamedModel):
     """
 
     signature_name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.signature_name is not None:
+            check_text("signature_name", self.signature_name)
+
     request_size = 32
 
     @property

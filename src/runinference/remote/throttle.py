@@ -10,8 +10,11 @@ import time
 from apache_beam.io.components.util import MovingSum
 from apache_beam.metrics import Metrics
 
-from runinference.checks import check_number, check_positive
+from runinference.checks import check_number, check_positive, check_seconds
 from runinference.errors import OptionError
+
+#: The most parts of the history of requests, each of which is a counter.
+_MAX_BUCKETS = 100_000
 
 
 class Throttle:
@@ -40,8 +43,13 @@ class Throttle:
             raise OptionError(
                 f"bucket_ms ({bucket_ms}) must be greater than 0 and at most window_ms ({window_ms})."
             )
+        if window_ms / bucket_ms > _MAX_BUCKETS:
+            raise OptionError(
+                f"bucket_ms ({bucket_ms}) divides window_ms ({window_ms}) into more than {_MAX_BUCKETS:,} parts. "
+                "To fix this, raise bucket_ms."
+            )
         check_number("overload_ratio", overload_ratio)
-        check_number("throttle_delay_secs", throttle_delay_secs)
+        check_seconds("throttle_delay_secs", throttle_delay_secs, may_be_0=True)
         if throttle_delay_secs != int(throttle_delay_secs):
             raise OptionError(
                 f"throttle_delay_secs must be a whole number of seconds, but is {throttle_delay_secs!r}."

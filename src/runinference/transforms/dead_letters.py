@@ -11,7 +11,7 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms import window
 
-from runinference.checks import check_bool, check_number, check_positive
+from runinference.checks import check_bool, check_number, check_seconds
 from runinference.errors import OptionError, TooManyFailuresError
 from runinference.handlers.error_policy import Failure
 
@@ -66,7 +66,7 @@ class ExceptionHandling:
                 f"threshold is the share of elements that may fail, from 0 to 1, but is {self.threshold!r}."
             )
         if self.timeout is not None:
-            check_positive("timeout", self.timeout, " seconds")
+            check_seconds("timeout", self.timeout)
 
 
 def apply_functions(

@@ -17,7 +17,7 @@ from runinference.checks import (
     check_bool,
     check_callable,
     check_mapping,
-    check_positive,
+    check_seconds,
     check_text,
 )
 from runinference.collate.unsplit import returns_unsplit_results
@@ -130,7 +130,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         if not watch_model_pattern and (interval is not None or stop_timestamp is not None):
             raise OptionError("interval and stop_timestamp are for watch_model_pattern.")
         if interval is not None:
-            check_positive("interval", interval, " seconds")
+            check_seconds("interval", interval)
         if stop_timestamp is not None:
             check_timestamp("stop_timestamp", stop_timestamp)
         if model_manager_args is not None:
@@ -346,7 +346,7 @@ def _check_types(
     """Raise `OptionError` if an option of ``RunInference`` has the wrong type."""
     if inference_args is not None and not isinstance(inference_args, AsSideInput):
         check_mapping("inference_args", inference_args)
-    if isinstance(metadata, (str, bytes, list, tuple, dict, AsSideInput, beam.PTransform)):
+    if metadata is not None and not isinstance(metadata, beam.PCollection):
         raise OptionError(
             "model_metadata_pcoll must be a PCollection of ModelMetadata or KeyModelPathMapping, but is a "
             f"{type(metadata).__name__}."

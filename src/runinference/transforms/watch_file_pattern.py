@@ -11,7 +11,7 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 
-from runinference.checks import check_positive, check_text
+from runinference.checks import check_seconds, check_text
 from runinference.errors import OptionError
 from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import WatchConfig, find_new_files
@@ -46,7 +46,7 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         """
         super().__init__()
         check_text("file_pattern", file_pattern)
-        check_positive("interval", interval, " seconds")
+        check_seconds("interval", interval)
         check_timestamp("stop_timestamp", stop_timestamp)
         self.file_pattern = file_pattern
         self.interval = interval
