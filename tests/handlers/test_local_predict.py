@@ -115,6 +115,23 @@ def test_each_call_gets_its_own_copy_of_the_arguments(wrap, examples):
     assert arguments == {"word": "x", "words": ["y"]}
 
 
+@pytest.mark.parametrize("rows_per_batch", [1, 3, 6])
+def test_models_of_pre_batched_elements_are_loaded_once_each(rows_per_batch):
+    loads = []
+
+    class Counted(Path):
+        def load_model(self):
+            loads.append(self.path)
+            return super().load_model()
+
+    mappings = [KeyModelMapping([key], Counted(key)) for key in "abcdef"]
+    handler = KeyedModelHandler(mappings, max_models_per_worker_hint=2).with_no_batching()
+    rows = [("abcdef"[n % 6], n) for n in range(24)]
+    batches = [rows[n : n + rows_per_batch] for n in range(0, 24, rows_per_batch)]
+    assert handler.predict([*batches, []]) == [(key, key) for key, _ in rows]
+    assert sorted(loads) == list("abcdef")
+
+
 @pytest.mark.parametrize("through", ["wrapper", "inner"])
 def test_per_key_models_are_loaded_again_after_an_update(through):
     inner = Path("old")

@@ -66,11 +66,12 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
 
     def group_by_model(
         self, examples: Iterable[Any], model: Any
-    ) -> Iterable[tuple[Any, Iterable[tuple[int, Any]]]]:
-        has_one_model = not self.should_skip_batching() or self.gives_whole_results()
-        if self._per_key and has_one_model:
-            return self._unkeyed.group_by_model(examples, model)  # type: ignore[no-any-return]
-        return super().group_by_model(examples, model)  # elements are batches for several models
+    ) -> Iterable[tuple[Any, Iterable[tuple[Any, Any]]]]:
+        if not self._per_key:
+            return super().group_by_model(examples, model)
+        if self.should_skip_batching() and not self.gives_whole_results():
+            return self._unkeyed.group_rows_by_model(examples, model)  # type: ignore[no-any-return]
+        return self._unkeyed.group_by_model(examples, model)  # type: ignore[no-any-return]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         return int(self._unkeyed.get_num_bytes(batch))

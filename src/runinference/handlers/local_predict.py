@@ -33,7 +33,11 @@ def predict_locally(
     for one, numbered in handler.group_by_model(examples, model):
         if handler.should_skip_batching():
             for index, batch in numbered:
-                found[index] = list(_predict_batch(handler, batch, model, inference_args))
+                output = list(_predict_batch(handler, batch, model, inference_args))
+                if isinstance(index, list):  # the numbers of the rows
+                    found.update(zip(index, ([result] for result in output), strict=True))
+                else:
+                    found[index] = output
         else:
             found |= _predict_in_batches(handler, one, numbered, model, inference_args)
     results = [result for index in range(len(found)) for result in found[index]]

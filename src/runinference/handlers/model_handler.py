@@ -176,8 +176,11 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
     def group_by_model(
         self, examples: Iterable[Any], model: ModelT
-    ) -> Iterable[tuple[Any, Iterable[tuple[int, Any]]]]:
-        """Return the numbered examples of each model that ``predict`` calls, with a handler for its batches."""
+    ) -> Iterable[tuple[Any, Iterable[tuple[Any, Any]]]]:
+        """Return the numbered examples of each model that ``predict`` calls, with a handler for its batches.
+
+        A part of an example that is a batch comes with a list: the numbers of its rows.
+        """
         return [(self, enumerate(examples))]
 
     def get_num_bytes(self, batch: Sequence[ExampleT]) -> int:

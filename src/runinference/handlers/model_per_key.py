@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from runinference.caching.memory_budget import estimate_model_bytes
@@ -165,6 +166,23 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
         groups: dict[KeyedModel, list[tuple[int, Any]]] = {}
         for index, example in enumerate(examples):
             groups.setdefault(self.model_for(split_pair(example)[0]), []).append((index, example))
+        return [(one.handler, groups[one]) for one in _loaded_first(groups, model)]
+
+    def group_rows_by_model(
+        self, batches: Iterable[Any], model: ModelCache
+    ) -> Iterable[tuple[Any, Iterable[tuple[list[int], Any]]]]:
+        """Return the rows of each model in batches of several models, with a list of their numbers."""
+        numbers = count()
+        groups: dict[KeyedModel, list[tuple[list[int], Any]]] = {}
+        for batch in batches:
+            parts: dict[KeyedModel, list[tuple[int, Any]]] = {}
+            for row in batch:
+                parts.setdefault(self.model_for(split_pair(row)[0]), []).append(
+                    (next(numbers), row)
+                )
+            for one, part in parts.items():
+                indices, rows = zip(*part, strict=True)
+                groups.setdefault(one, []).append((list(indices), list(rows)))
         return [(one.handler, groups[one]) for one in _loaded_first(groups, model)]
 
     def _run_one(
