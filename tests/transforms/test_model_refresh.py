@@ -18,7 +18,7 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from common import RUNNER, CollectElements, linear_regression
+from common import RUNNER, CollectElements, linear_regression, no_updates
 from runinference import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -103,7 +103,7 @@ class Worker:
 
 
 def make_worker(handler, **options) -> Worker:
-    transform = RunInference(handler, model_metadata_pcoll=object(), **options)
+    transform = RunInference(handler, model_metadata_pcoll=no_updates(), **options)
     return Worker(transform)
 
 
@@ -223,7 +223,7 @@ def test_a_refresh_of_the_wrong_type_is_logged_and_the_model_stays_in_use(update
 
 
 def test_all_threads_of_a_process_share_the_new_model():
-    transform = RunInference(FromPath("first"), model_metadata_pcoll=object())
+    transform = RunInference(FromPath("first"), model_metadata_pcoll=no_updates())
     workers = [Worker(transform) for _ in range(4)]
     for update in (A, B):
         threads = [threading.Thread(target=w.bundle, args=((1, update),)) for w in workers]
@@ -401,7 +401,7 @@ def test_accepts_the_metadata_class_of_beam():
 
 def test_two_sources_of_new_models_raise():
     with pytest.raises(OptionError, match="pass only one of them"):
-        RunInference(FromPath("x"), model_metadata_pcoll=object(), watch_model_pattern="*")
+        RunInference(FromPath("x"), model_metadata_pcoll=no_updates(), watch_model_pattern="*")
     with pytest.raises(OptionError, match="are for watch_model_pattern"):
         RunInference(FromPath("x"), interval=3)
 

@@ -75,7 +75,7 @@ class _NamedModel:
             check_text("version", self.version)
         if "/" in f"{self.model_name}{self.version or ''}":
             raise OptionError(
-                f"model_name or version has a slash: {self.model_id!r}. Set the version "
+                f"model_name is {self.model_name!r}, which is empty or has a slash. Set the version "
                 "separately, for example version='2'."
             )
         if not {self.model_name, self.version}.isdisjoint((".", "..")):
