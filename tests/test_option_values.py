@@ -91,7 +91,7 @@ OF_HANDLERS: dict[str, list[Any]] = {
     **dict.fromkeys(("min_batch_size", "max_batch_size", "max_batch_bytes"), NOT_COUNTS),
     "model_copies": NOT_COUNTS,
     "max_batch_duration_secs": NOT_DURATIONS,
-    "max_batch_weight": NOT_AT_LEAST_0,
+    "max_batch_weight": [0, *NOT_AT_LEAST_0],
     "list_output": ["rows", ["per_element"], np.array(["per_element", "x"])],
     "element_size_fn": NOT_FUNCTIONS,
     "batch_length_fn": NOT_FUNCTIONS,
