@@ -106,7 +106,7 @@ def _measure_parts(parts: Any, n_parts: int, budget: int, path: _Path) -> int:
 
 
 def _measure_nested(parts: list[Any], budget: int, path: _Path) -> int:
-    """Return the bytes of parts with parts of their own. If these are too many, visit all parts of some."""
+    """Return the bytes of nested parts. If there are too many, visit all parts of some."""
     n_parts = len(parts)
     most = max(1, budget // _MIN_VISITED)
     counts = [min(_count_values(part), most) for part in parts]
