@@ -359,7 +359,7 @@ def _made_at_run_time():
         "property raises",
         "huge",
         "both",
-        "half a surrogate pair",
+        "a lone surrogate",
         "class without hash",
         "repr is no plain text",
     ],

@@ -108,7 +108,7 @@ def _format_traceback(error: BaseException) -> list[str]:
 
 
 def _to_text(text: str) -> str:
-    r"""Shorten a text, and escape half surrogate pairs, which can't be encoded.
+    r"""Shorten a text, and escape lone surrogates, which can't be encoded.
 
     >>> _to_text("a \ud800")
     'a \\ud800'

@@ -275,9 +275,8 @@ def _copy(value: Any) -> Any:
 
 def _find_copier(kind: Any) -> _Copier:
     torch = sys.modules.get("torch")
-    if issubclass(
-        kind, np.void
-    ):  # a row that can be modified; NumPy ignores changes of an unpickled one
+    if issubclass(kind, np.void):
+        # A structured row can be modified, but NumPy ignores changes of an unpickled one.
         return copy.deepcopy
     if issubclass(kind, np.generic):
         return _return_same

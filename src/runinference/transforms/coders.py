@@ -161,7 +161,7 @@ def _get_return_annotation(handler: Any) -> Any:
 
 
 def _is_encodable(value: Any) -> bool:
-    """Return whether all texts in a value can be written as UTF-8. Half a surrogate pair, as in JSON, can't."""
+    """Return whether all texts in a value can be written as UTF-8. A lone surrogate, as in JSON, can't."""
     kind = type(value)
     if kind is str:
         return bool(value.isascii()) or value.encode(errors="ignore").decode() == value

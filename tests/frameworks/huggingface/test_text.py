@@ -128,13 +128,13 @@ def test_rejects_elements_that_are_not_texts_and_invalid_tokenizer_args(base):
 
 
 @pytest.mark.parametrize("text", ["half a pair: \ud83d", ("cat", "\udc00")])
-def test_half_a_surrogate_pair_raises_an_error_with_a_fix(base, classifier, text):
+def test_a_lone_surrogate_raises_an_error_with_a_fix(base, classifier, text):
     handlers = [HuggingFaceModelHandlerText(base, min_batch_size=2)]
     if isinstance(text, str):
         pipeline = HuggingFacePipelineModelHandler
         handlers.append(pipeline("text-classification", classifier, min_batch_size=2))
     for handler in handlers:
-        with pytest.raises(ElementError, match="Element 1 .*surrogate pair.*with_preprocess_fn"):
+        with pytest.raises(ElementError, match="Element 1 .*lone surrogate.*with_preprocess_fn"):
             handler.predict(["cat", text])
 
 

@@ -194,7 +194,7 @@ def explain_unencodable_texts(batch: Sequence[Any]) -> Iterator[None]:
                 map(_is_encodable, element if isinstance(element, (tuple, list)) else [element])
             ):
                 raise ElementError(
-                    f"Element {index} of the batch holds half of a surrogate pair, which cannot be encoded as "
+                    f"Element {index} of the batch contains a lone surrogate, which cannot be encoded as "
                     "UTF-8. To fix this, replace it with with_preprocess_fn, for example lambda text: "
                     'text.encode(errors="replace").decode().'
                 ) from error

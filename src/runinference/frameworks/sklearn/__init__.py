@@ -1,1 +1,1 @@
-"""Load ONNX models."""
+"""Load scikit-learn estimators."""

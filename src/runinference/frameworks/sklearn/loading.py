@@ -29,6 +29,7 @@ class ModelFileType(enum.Enum):
 
 
 def load_pickle(file: BinaryIO, path: str, file_type: ModelFileType) -> Any:
+    """Load an estimator from a pickle or joblib file, or raise ``ModelUnpicklingError``."""
     library = pickle if file_type is ModelFileType.PICKLE else need("joblib", extra="sklearn")
     try:
         return library.load(file)
@@ -39,6 +40,7 @@ def load_pickle(file: BinaryIO, path: str, file_type: ModelFileType) -> Any:
 
 
 def load_skops(file: BinaryIO, path: str, trusted_types: Sequence[str] | None) -> Any:
+    """Load an estimator from a skops file; raise ``ModelLoadError`` if it contains types that are not trusted."""
     skops_io = need("skops.io", extra="sklearn")
     data = file.read()
     try:
