@@ -208,51 +208,43 @@ HAS_COPY_BUTTONS = """() => {
 }"""
 """Whether the theme has added its copy buttons, which it does after the page has loaded."""
 
-CLICK_COPY_BUTTONS = """async () => {
-    const found = [];
-    for (const block of document.querySelectorAll(".md-content .highlight:not(.no-copy)")) {
-        const code = block.querySelector("pre > code");
-        const button = block.querySelector(".md-code__button[data-md-type=copy]");
-        const title = block.querySelector(".filename");
-        let text = null;
-        if (button) {
-            await navigator.clipboard.writeText("");
-            button.click();
-            text = "";
-            for (let tries = 0; tries < 200 && !text; tries++) {
-                await new Promise((wake) => setTimeout(wake, 5));
-                text = await navigator.clipboard.readText();
-            }
+FIND_BLOCKS = ".md-content .highlight:not(.no-copy)"
+
+CLICK_COPY_BUTTON = """async (block) => {
+    const button = block.querySelector(".md-code__button[data-md-type=copy]");
+    const title = block.querySelector(".filename");
+    let text = null;
+    if (button) {
+        await navigator.clipboard.writeText("");
+        button.click();
+        text = "";
+        for (let tries = 0; tries < 200 && !text; tries++) {
+            await new Promise((wake) => setTimeout(wake, 5));
+            text = await navigator.clipboard.readText();
         }
-        const language = [...block.classList].find((name) => name.startsWith("language-")) || "";
-        found.push({
-            language: language.replace("language-", ""),
-            title: title ? title.textContent : "",
-            shown: code.textContent,
-            clipboard: text,
-        });
     }
-    return found;
+    const language = [...block.classList].find((name) => name.startsWith("language-")) || "";
+    return {
+        language: language.replace("language-", ""),
+        title: title ? title.textContent : "",
+        shown: block.querySelector("pre > code").textContent,
+        clipboard: text,
+    };
 }"""
 
 
 def copy_blocks(chromium: Browser, address: str, page: str) -> list[CopiedBlock]:
     """Click each copy button of a page, and return the blocks with the text of the real clipboard.
 
-    On a busy machine, Chromium rarely stops to copy at all. So a page with an empty text is opened once more.
+    Each click is a call of its own. Playwright runs a call as a user gesture, and Chromium lets a script copy
+    during the five seconds after a gesture only.
     """
-    copied = _copy_once(chromium, address + page)
-    if any(each.clipboard == "" for each in copied):
-        copied = _copy_once(chromium, address + page)
-    return copied
-
-
-def _copy_once(chromium: Browser, url: str) -> list[CopiedBlock]:
     with shared_tab(chromium) as tab:
-        tab.goto(url, wait_until="load")
+        tab.goto(address + page, wait_until="load")
         with suppress(TimeoutError):  # a missing button is reported with its block
             tab.wait_for_function(HAS_COPY_BUTTONS, timeout=10_000)
-        return [CopiedBlock(**each) for each in tab.evaluate(CLICK_COPY_BUTTONS)]
+        blocks = tab.query_selector_all(FIND_BLOCKS)
+        return [CopiedBlock(**block.evaluate(CLICK_COPY_BUTTON)) for block in blocks]
 
 
 def search(tab: Page, words: str, results: int = 3) -> list[str]:
