@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 
+import apache_beam as beam
 import pytest
 
 from benchmarks import pages
 from benchmarks.__main__ import main
-from benchmarks.harness import Case, Outcome, measure
+from benchmarks.harness import SAMPLED, Case, Outcome, Sink, measure, run_pipeline
 from benchmarks.plots import bars, curves
 from benchmarks.registry import MODULES, NAMES, cases
+from runinference import PredictionResult
 
 VARIANTS = {
     "W1": 2,
@@ -71,7 +74,7 @@ def test_figure_is_the_median_of_the_ratios_of_all_rounds():
         def run():
             nonlocal now
             now += next(left)
-            return Outcome([1], [1], {"bytes": 5})
+            return Outcome(1, metrics={"bytes": 5})
 
         return run
 
@@ -128,8 +131,41 @@ def test_curves_are_within_their_axes():
     assert heights == sorted(heights[:3], reverse=True) + sorted(heights[3:], reverse=True)
 
 
-def test_incorrect_outcome_raises_an_error():
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [(1, 10), (2, 20)],
+        [(1, 10), (2, 20), (3, 30), (3, 30)],
+        [(1, 10), (2, 20), (2, 20)],
+        [(1, 10), (2, 30), (3, 20)],
+        [(1, 10), (2, 20), (3, 31)],
+    ],
+    ids=["none", "lost", "additional", "duplicate", "swapped", "wrong"],
+)
+def test_incorrect_results_raise_an_error(results):
+    outcome = Outcome()
+    for number, value in results:
+        outcome.add(number, value)
+    with pytest.raises(AssertionError, match="is correct|results came out"):
+        outcome.check([1, 2, 3], [10, 20, 30])
+
+
+def test_sink_counts_all_results_and_keeps_some_of_them():
+    n = 20 * SAMPLED
+    rows = list(range(1, n + 1))
+    double = beam.Map(lambda row: PredictionResult(row, 2 * row))
+    outcome = run_pipeline(lambda: rows, double, Sink(float))
+    outcome.check(rows, [2 * row for row in rows])
+    assert outcome.sample[1] == (1 + SAMPLED, 2 + 2 * SAMPLED)
+    assert len(outcome.sample) == 20
+
+
+def test_incorrect_outcome_of_a_workload_raises_an_error():
     case = next(iter(cases("W5", scale=0.0001)))
-    wrong = Outcome([], [])
+    outcome = case.runs["limit"]()
+    case.check("limit", outcome)
     with pytest.raises(AssertionError):
-        case.check("ours", wrong)
+        case.check("ours", replace(outcome, products=outcome.products + 1))
+    with pytest.raises(AssertionError):
+        case.check("ours", Outcome())

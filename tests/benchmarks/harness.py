@@ -1,6 +1,7 @@
 """Measure how long contenders take for the same work, in alternating rounds, and check every outcome."""
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,22 +9,78 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.worker.statesampler import StateSampler
 
 #: Wall-clock time, or the CPU time of this process, which varies less on busy machines.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
+#: One of this many results of a bundle is compared with the expected result. Checksums cover the others.
+SAMPLED = 53
+
 # Jobs wait for Beam's state sampler, which sleeps for 200 ms by default.
 StateSampler.__init__.__defaults__ = (1,)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """The examples and inferences of one run, in any order. The floor has no inferences."""
+    """The number of results of one run, two checksums, and a sample of the results.
 
-    examples: Sequence[Any]
-    inferences: Sequence[Any]
+    Keeping all results would measure Python's garbage collector, which visits each of them repeatedly.
+
+    Attributes:
+        n: The number of results.
+        numbers: The sum of the numbers that identify the examples.
+        products: The sum of number times value, where the value is a number from the inference. It changes if
+            results are swapped.
+        sample: Some of the results, as pairs of an example and its inference.
+        metrics: Further figures of the run, by name.
+    """
+
+    n: int = 0
+    numbers: float = 0.0
+    products: float = 0.0
+    sample: list[tuple[Any, Any]] = field(default_factory=list)
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def add(self, number: float, value: float) -> None:
+        """Add one result."""
+        self.n += 1
+        self.numbers += number
+        self.products += number * value
+
+    def add_batch(self, numbers: Any, values: Any) -> None:
+        """Add a batch of results, given as arrays or tensors of one number and one value per result."""
+        numbers = np.asarray(numbers, np.float64)
+        self.n += len(numbers)
+        self.numbers += float(numbers.sum())
+        self.products += float(numbers @ np.asarray(values, np.float64))
+
+    def add_outcome(self, other: "Outcome") -> None:
+        """Add the results of another part of the same run."""
+        self.n += other.n
+        self.numbers += other.numbers
+        self.products += other.products
+        self.sample += other.sample
+
+    def check(self, numbers: Any, values: Any = 0.0, tolerance: float = 1e-9) -> None:
+        """Raise `AssertionError` unless the results are those of these numbers and values, in any order.
+
+        Args:
+            numbers: One number per example.
+            values: One value per inference. The floor has no inferences, so its values are 0.
+            tolerance: Relative tolerance of the values.
+        """
+        assert self.n == len(numbers), f"{self.n} of {len(numbers)} results came out"
+        numbers = np.asarray(numbers, np.float64)
+        for name, terms, total, relative in (
+            ("numbers", numbers, self.numbers, 1e-10),
+            ("products", numbers * np.asarray(values, np.float64), self.products, tolerance),
+        ):
+            allowed = relative * max(1.0, float(np.abs(terms).sum()))
+            assert abs(total - terms.sum()) <= allowed, (
+                f"The sum of the {name} is {total}, but {terms.sum()} is correct."
+            )
 
 
 @dataclass(frozen=True)
@@ -116,59 +173,85 @@ def time_run(run: Callable[[], Outcome], clock: Callable[[], float]) -> tuple[fl
     return clock() - start, outcome
 
 
-class CollectExamples(beam.DoFn):
-    """Collect elements in this process, which the embedded runner shares."""
+class Sink(beam.DoFn):
+    """Count results, add up their checksums, and keep a sample, in this process, which the runner shares.
 
-    examples: list[Any] = []
-    inferences: list[Any] = []
+    Args:
+        number: Returns the number that identifies an example.
+        value: Returns a number from an inference.
+    """
 
-    def process(self, element):
-        self.examples.append(element)
+    _total = Outcome()
+    _lock = threading.Lock()
 
+    def __init__(self, number: Callable[[Any], float], value: Callable[[Any], float] = float):
+        self._number = number
+        self._value = value
 
-class CollectResults(CollectExamples):
-    """Collect the example and inference of each result."""
+    def start_bundle(self):
+        self._bundle = Outcome()
 
     def process(self, result):
-        self.examples.append(result.example)
-        self.inferences.append(result.inference)
+        self._add(result.example, result.inference)
+
+    def _add(self, example, inference):
+        bundle = self._bundle
+        if bundle.n % SAMPLED == 0:
+            bundle.sample.append((example, inference))
+        bundle.add(self._number(example), self._value(inference))
+
+    def finish_bundle(self):
+        with self._lock:
+            self._total.add_outcome(self._bundle)
+
+    @classmethod
+    def take_total(cls) -> Outcome:
+        """Return what all sinks of the process counted, and start again."""
+        with cls._lock:
+            total, Sink._total = cls._total, Outcome()
+        return total
 
 
-class CollectKeyedResults(CollectExamples):
-    """Collect the key, example and inference of each keyed result."""
+class KeyedSink(Sink):
+    """Count keyed results. The example is a pair of the key and the example."""
 
     def process(self, keyed):
         key, result = keyed
-        self.examples.append((key, result.example))
-        self.inferences.append(result.inference)
+        self._add((key, result.example), result.inference)
 
 
-def run_pipeline(make_elements: Callable[[], Iterable[Any]], *steps: Any) -> Outcome:
-    """Apply steps to elements on Beam's embedded runner. The last step must collect the elements.
+class ExampleSink(Sink):
+    """Count examples, for the floor. It works as much as a sink of results."""
+
+    def __init__(self, number: Callable[[Any], float]):
+        super().__init__(number)
+
+    def process(self, example):
+        self._add(example, 0)
+
+
+def identity(element: Any) -> Any:
+    """Return the element. The floor applies this function instead of `RunInference`."""
+    return element
+
+
+def run_pipeline(
+    make_elements: Callable[[], Iterable[Any]], *steps: Any, options: Sequence[str] = ()
+) -> Outcome:
+    """Apply steps to elements on Beam's embedded runner. The last step must be a sink.
 
     `make_elements` runs inside the pipeline, so the source adds almost no cost.
     """
-    CollectExamples.examples.clear()
-    CollectExamples.inferences.clear()
-    with beam.Pipeline("FnApiRunner") as pipeline:
+    Sink.take_total()
+    with beam.Pipeline("FnApiRunner", PipelineOptions([*options])) as pipeline:
         elements = pipeline | beam.Impulse() | beam.FlatMap(lambda _: make_elements())
         for number, step in enumerate(steps):
+            if isinstance(step, beam.DoFn):
+                step = beam.ParDo(step)
             elements = elements | f"Step {number}" >> step
-    return Outcome(list(CollectExamples.examples), list(CollectExamples.inferences))
+    return Sink.take_total()
 
 
 def batches(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
     """Split rows into batches of `size`. The last batch may be smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def sort_order(examples: Sequence[Any]) -> np.ndarray:
-    """Return indices that sort examples by their first two numbers."""
-    return np.lexsort(np.stack([np.asarray(example)[:2] for example in examples]).T[::-1])
-
-
-def assert_same_rows(got: Sequence[Any], expected: Sequence[Any]) -> None:
-    """Raise `AssertionError` unless both sequences have the same rows, in any order."""
-    assert len(got) == len(expected), f"{len(got)} of {len(expected)} elements came out"
-    got, expected = np.stack(got), np.stack(expected)
-    np.testing.assert_array_equal(got[sort_order(got)], expected[sort_order(expected)])

@@ -68,8 +68,8 @@ def run(program):
         encoding="utf-8",
         check=True,
     )
-    return Outcome(["row"] * int(done.stdout), [])
+    return Outcome(int(done.stdout))
 
 
 def check(contender, outcome):
-    assert len(outcome.examples) == 1
+    assert outcome.n == 1

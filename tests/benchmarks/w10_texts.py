@@ -1,6 +1,7 @@
 """W10: 512 short texts and a Hugging Face text classification pipeline."""
 
 import functools
+import operator
 import random
 import sys
 import tempfile
@@ -13,9 +14,9 @@ import torch
 import transformers
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, run_pipeline
+from benchmarks.harness import Case, ExampleSink, Outcome, Sink, identity, run_pipeline
 from benchmarks.placeholders import placeholder_package
-from runinference import PredictionResult, RunInference
+from runinference import RunInference
 from runinference.huggingface_inference import HuggingFacePipelineModelHandler
 
 SIZES = (1, 8, 32, 64, 128, 256)
@@ -73,7 +74,8 @@ def texts(n):
     """Return texts of 5 to 10 words that start with their number."""
     rng = random.Random(0)
     return [
-        " ".join([str(number), *rng.choices(WORDS, k=rng.randint(4, 9))]) for number in range(n)
+        " ".join([str(number), *rng.choices(WORDS, k=rng.randint(4, 9))])
+        for number in range(1, n + 1)
     ]
 
 
@@ -109,43 +111,42 @@ def best_size(pipeline, n):
     return min(SIZES, key=lambda size: min(seconds(size), seconds(size)))
 
 
+def number(text):
+    """Return the number at the start of a text, from 1."""
+    return int(text.partition(" ")[0])
+
+
+#: The score in an answer of the pipeline.
+score = operator.itemgetter("score")
+
+
 def bare_loop(pipeline, n, size):
-    return Outcome(texts(n), pipeline(texts(n), batch_size=size))
-
-
-@functools.cache
-def results(n):
-    return [PredictionResult(text, {"label": "LABEL_0", "score": 0.5}, "bert") for text in texts(n)]
-
-
-def identity(result):
-    return result
+    outcome = Outcome()
+    outcome.add_batch([*map(number, texts(n))], [*map(score, pipeline(texts(n), batch_size=size))])
+    return outcome
 
 
 def floor(n):
-    return run_pipeline(
-        functools.partial(results, n), beam.Map(identity), beam.ParDo(CollectExamples())
-    )
+    return run_pipeline(functools.partial(texts, n), beam.Map(identity), ExampleSink(number))
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(
-        functools.partial(texts, n), transform(handler), beam.ParDo(CollectResults())
-    )
+    return run_pipeline(functools.partial(texts, n), transform(handler), Sink(number, score))
 
 
 @functools.cache
 def expected(pipeline, n):
-    return dict(zip(texts(n), pipeline(texts(n), batch_size=1), strict=True))
+    return pipeline(texts(n), batch_size=1)
 
 
 def check(pipeline, n, contender, outcome):
     """Check that every text came out once, with the correct label and score."""
+    numbers = np.arange(1, n + 1)
     if contender == "floor":
-        assert len(outcome.examples) == n
-        return
-    labels = expected(pipeline, n)
-    assert sorted(outcome.examples) == sorted(texts(n))
-    for text, inference in zip(outcome.examples, outcome.inferences, strict=True):
-        np.testing.assert_allclose(inference["score"], labels[text]["score"], rtol=1e-5, atol=1e-5)
-        assert inference["label"] == labels[text]["label"] or abs(inference["score"] - 0.5) < 1e-5
+        return outcome.check(numbers)
+    answers = expected(pipeline, n)
+    outcome.check(numbers, [*map(score, answers)], tolerance=1e-5)
+    for text, inference in outcome.sample:
+        correct = answers[number(text) - 1]
+        np.testing.assert_allclose(inference["score"], correct["score"], rtol=1e-5, atol=1e-5)
+        assert inference["label"] == correct["label"] or abs(inference["score"] - 0.5) < 1e-5

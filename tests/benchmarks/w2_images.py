@@ -15,7 +15,7 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 from torchvision.models import mobilenet_v3_small
 
-from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, batches, run_pipeline
+from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -59,7 +59,7 @@ def cases(scale):
 @functools.cache
 def images(n):
     values = np.random.default_rng(0).normal(size=(n, *SHAPE)).astype(np.float32)
-    values[:, 0, 0, 0] = np.arange(n) / n  # makes every image unique
+    values[:, 0, 0, 0] = np.arange(1, n + 1) / n  # makes every image unique
     return [torch.from_numpy(image.copy()) for image in values]
 
 
@@ -88,28 +88,31 @@ def best_size(model, n):
     return min(SIZES, key=lambda size: min(seconds(size), seconds(size)))
 
 
+def number(image):
+    """Return the number that identifies an image, a fraction of 1."""
+    return image[0, 0, 0].item()
+
+
+def value(scores):
+    """Return one score of an image for the checksum."""
+    return scores[0].item()
+
+
 def bare_loop(model, n, size):
-    results = []
+    outcome = Outcome()
     with torch.inference_mode():
         for batch in batches(images(n), size):
-            results.extend(model(torch.stack(batch)).clone().unbind(0))
-    return Outcome(images(n), results)
+            pixels = torch.stack(batch)
+            outcome.add_batch(pixels[:, 0, 0, 0], model(pixels)[:, 0])
+    return outcome
 
 
 def floor(n):
-    return run_pipeline(
-        functools.partial(images, n), beam.Map(identity), beam.ParDo(CollectExamples())
-    )
-
-
-def identity(image):
-    return image
+    return run_pipeline(functools.partial(images, n), beam.Map(identity), ExampleSink(number))
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(
-        functools.partial(images, n), transform(handler), beam.ParDo(CollectResults())
-    )
+    return run_pipeline(functools.partial(images, n), transform(handler), Sink(number, value))
 
 
 @functools.cache
@@ -120,11 +123,14 @@ def expected(model, n):
 
 def check(model, n, contender, outcome):
     """Check that every image came out once, with the correct scores."""
-    numbers = [round(float(image[0, 0, 0]) * n) for image in outcome.examples]
-    assert sorted(numbers) == list(range(n))
-    if contender != "floor":
-        scores = torch.stack(list(outcome.inferences)).numpy()
-        np.testing.assert_allclose(scores, expected(model, n)[numbers], rtol=1e-4, atol=1e-5)
+    numbers = np.arange(1, n + 1, dtype=np.float32) / np.float32(n)
+    if contender == "floor":
+        return outcome.check(numbers)
+    scores = expected(model, n)
+    outcome.check(numbers, scores[:, 0], tolerance=1e-5)
+    for image, inference in outcome.sample:
+        correct = scores[round(number(image) * n) - 1]
+        np.testing.assert_allclose(inference, correct, rtol=1e-4, atol=1e-5)
 
 
 def measure_memory(scale, best):

@@ -12,8 +12,8 @@ from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 from apache_beam.transforms.util import SortAndBatchElements
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, run_pipeline
-from runinference import Padding, PredictionResult, RunInference
+from benchmarks.harness import Case, ExampleSink, Outcome, Sink, identity, run_pipeline
+from runinference import Padding, RunInference
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor
 
 BUDGET = 2_048
@@ -106,8 +106,9 @@ def length(element):
 
 
 def get_number(element):
+    """Return the number that identifies a sequence, from 1."""
     first, second = element["input_ids"][:2].tolist()
-    return (first - 1) * 100 + second - 1
+    return (first - 1) * 100 + second
 
 
 @functools.cache
@@ -145,32 +146,27 @@ def ideal_batches(n):
     return [*result, batch]
 
 
+def value(logits):
+    """Return one logit of a sequence for the checksum."""
+    return logits[0].item()
+
+
 def bare_loop(model, n):
-    examples, logits = [], []
+    outcome = Outcome()
     with torch.inference_mode():
         for batch in ideal_batches(n):
-            examples.extend(batch)
-            logits.extend(model(**pad(batch)))
-    return Outcome(examples, logits)
+            outcome.add_batch([*map(get_number, batch)], model(**pad(batch))[:, 0])
+    return outcome
 
 
 def floor(n):
     return run_pipeline(
-        functools.partial(results, n), beam.Map(identity), beam.ParDo(CollectExamples())
+        functools.partial(sequences, n), beam.Map(identity), ExampleSink(get_number)
     )
 
 
-@functools.cache
-def results(n):
-    return [PredictionResult(element, torch.zeros(8), "bert.pt") for element in sequences(n)]
-
-
-def identity(result):
-    return result
-
-
 def run_with(n, *steps):
-    return run_pipeline(functools.partial(sequences, n), *steps, beam.ParDo(CollectResults()))
+    return run_pipeline(functools.partial(sequences, n), *steps, Sink(get_number, value))
 
 
 def run_and_count(run, n):
@@ -178,8 +174,8 @@ def run_and_count(run, n):
     Classifier.n_tokens = 0
     outcome = run()
     share = Classifier.n_tokens / sum(map(length, sequences(n)))
-    metrics = {"tokens per real token": share} if share else {}
-    return Outcome(outcome.examples, outcome.inferences, metrics)
+    outcome.metrics = {"tokens per real token": share} if share else {}
+    return outcome
 
 
 @functools.cache
@@ -190,10 +186,11 @@ def expected(model, n):
 
 def check(model, n, contender, outcome):
     """Check that every sequence came out once, with the same logits as without padding."""
+    numbers = np.arange(1, n + 1)
     if contender == "floor":
-        assert len(outcome.examples) == n
-        return
-    numbers = [get_number(element) for element in outcome.examples]
-    assert sorted(numbers) == list(range(n))
-    logits = torch.stack(list(outcome.inferences)).numpy()
-    np.testing.assert_allclose(logits, expected(model, n)[numbers], rtol=1e-4, atol=1e-5)
+        return outcome.check(numbers)
+    logits = expected(model, n)
+    outcome.check(numbers, logits[:, 0], tolerance=1e-5)
+    for element, inference in outcome.sample:
+        correct = logits[get_number(element) - 1]
+        np.testing.assert_allclose(inference, correct, rtol=1e-4, atol=1e-5)

@@ -10,15 +10,8 @@ import torch
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 
-from benchmarks.harness import (
-    Case,
-    CollectExamples,
-    CollectResults,
-    Outcome,
-    assert_same_rows,
-    batches,
-    run_pipeline,
-)
+from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, run_pipeline
+from benchmarks.w1_rows import first_value
 from runinference import PredictionResult, RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -83,32 +76,50 @@ def save_model():
     return model, str(path)
 
 
+def value(output):
+    """Return one number of an output for the checksum."""
+    return output[0].item()
+
+
+def number(example):
+    """Return the first value of an example, which identifies it."""
+    return example[0].item()
+
+
 def bare_loop(model, n, size):
-    results = []
+    outcome = Outcome()
     with torch.inference_mode():
         for batch in batches(examples(n), size):
-            results.extend(model(torch.stack(batch)))
-    return Outcome(examples(n), results)
+            features = torch.stack(batch)
+            outcome.add_batch(features[:, 0], model(features)[:, 0])
+    return outcome
 
 
 def floor(n):
-    return run_pipeline(
-        functools.partial(outputs, n), beam.Reshuffle(), beam.ParDo(CollectExamples())
-    )
+    sink = ExampleSink(first_value)
+    return run_pipeline(functools.partial(outputs, n), beam.Reshuffle(), sink)
 
 
 def run_with(n, transform, handler):
-    steps = transform(handler), beam.Reshuffle(), beam.ParDo(CollectResults())
+    steps = transform(handler), beam.Reshuffle(), Sink(number, value)
     return run_pipeline(functools.partial(examples, n), *steps)
+
+
+@functools.cache
+def expected(model, n):
+    with torch.inference_mode():
+        return model(torch.stack(examples(n)))[:, 0]
 
 
 def check(model, n, contender, outcome):
     """Check that every example came out once, with the correct output."""
-    assert_same_rows(outcome.examples, outputs(n) if contender == "floor" else examples(n))
-    if contender != "floor":
-        with torch.inference_mode():
-            expected = model(torch.stack(list(map(torch.as_tensor, outcome.examples)))).numpy()
-        np.testing.assert_allclose(np.stack(outcome.inferences), expected, rtol=1e-5, atol=1e-5)
+    if contender == "floor":
+        return outcome.check([*map(first_value, outputs(n))])
+    outcome.check([*map(number, examples(n))], expected(model, n), tolerance=1e-5)
+    with torch.inference_mode():
+        for example, inference in outcome.sample:
+            correct = model(torch.as_tensor(example)[None])[0]
+            np.testing.assert_allclose(inference, correct, rtol=1e-5, atol=1e-5)
 
 
 def measure_encoded_size(contender, outcome):
@@ -117,5 +128,5 @@ def measure_encoded_size(contender, outcome):
     if result_type is None:
         return {}
     coder = beam.coders.registry.get_coder(result_type)
-    result = result_type(outcome.examples[0], outcome.inferences[0], "w4.pt")
+    result = result_type(*outcome.sample[0], "w4.pt")
     return {"bytes per result": len(coder.encode(result))}

@@ -7,9 +7,17 @@ import numpy as np
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import sklearn_inference as beam_sklearn
 
-from benchmarks.harness import Case, CollectKeyedResults, Outcome, batches, run_pipeline
-from benchmarks.w1_rows import rows, train_model
-from runinference import KeyedModelHandler, KeyModelMapping, PredictionResult, RunInference
+from benchmarks.harness import (
+    Case,
+    ExampleSink,
+    KeyedSink,
+    Outcome,
+    batches,
+    identity,
+    run_pipeline,
+)
+from benchmarks.w1_rows import first_value, rows, train_model
+from runinference import KeyedModelHandler, KeyModelMapping, RunInference
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
 KEYS, MODELS = 100, 4
@@ -32,7 +40,7 @@ def cases(scale):
             for i, (_, path) in enumerate(models)
         ]
     )
-    estimators = [model for model, _ in models]
+    estimators = tuple(model for model, _ in models)
     yield Case(
         workload="W5",
         variant="100 keys, 4 models",
@@ -64,49 +72,50 @@ def elements(n):
     return [(f"key {key}", row) for key, row in zip(keys, rows(n), strict=True)]
 
 
+@functools.cache
+def key_numbers():
+    return {f"key {key}": 1.0 + key for key in range(KEYS)}
+
+
+def number(element):
+    """Return a number that identifies a key and its row."""
+    key, row = element
+    return key_numbers()[key] * first_value(row)
+
+
 def bare_loop(models, n):
     groups = [[] for _ in models]
     for element in elements(n):
         groups[model_by_key()[element[0]]].append(element)
-    examples, predictions = [], []
+    outcome = Outcome()
     for model, group in zip(models, groups, strict=True):
         for batch in batches(group, 1_024):
-            examples.extend(batch)
-            predictions.extend(model.predict(np.stack([row for _, row in batch])))
-    return Outcome(examples, predictions)
-
-
-@functools.cache
-def results(n):
-    return [(k, PredictionResult(row, np.int64(0), "rows.pickle")) for k, row in elements(n)]
-
-
-def identity(result):
-    return result
+            predictions = model.predict(np.stack([row for _, row in batch]))
+            outcome.add_batch([*map(number, batch)], predictions)
+    return outcome
 
 
 def floor(n):
-    return run_pipeline(
-        functools.partial(results, n), beam.Map(identity), beam.ParDo(CollectKeyedResults())
-    )
+    return run_pipeline(functools.partial(elements, n), beam.Map(identity), ExampleSink(number))
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(
-        functools.partial(elements, n), transform(handler), beam.ParDo(CollectKeyedResults())
-    )
+    return run_pipeline(functools.partial(elements, n), transform(handler), KeyedSink(number))
+
+
+@functools.cache
+def expected(models, n):
+    """Return the number and the prediction of each element."""
+    by_model = np.stack([model.predict(np.stack(rows(n))) for model in models])
+    indices = [model_by_key()[key] for key, _ in elements(n)]
+    return np.array([*map(number, elements(n))]), by_model[indices, np.arange(n)]
 
 
 def check(models, n, contender, outcome):
     """Check that every element came out once with its key and the prediction of its model."""
-    by_row = {id(row): key for key, row in elements(n)}
-    assert len(outcome.examples) == n
-    assert {id(row): key for key, row in outcome.examples} == by_row
+    numbers, predictions = expected(models, n)
     if contender == "floor":
-        return
-    for number, model in enumerate(models):
-        indices = [
-            i for i, (key, _) in enumerate(outcome.examples) if model_by_key()[key] == number
-        ]
-        predictions = model.predict(np.stack([outcome.examples[i][1] for i in indices]))
-        np.testing.assert_array_equal([outcome.inferences[i] for i in indices], predictions)
+        return outcome.check(numbers)
+    outcome.check(numbers, predictions)
+    for (key, row), prediction in outcome.sample:
+        assert prediction == models[model_by_key()[key]].predict(row[np.newaxis])

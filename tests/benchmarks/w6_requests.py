@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import Case, CollectExamples, CollectResults, Outcome, batches, run_pipeline
+from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
 from runinference import PredictionResult, RemoteModelHandler, RunInference
 
 ROWS, MAX_CONCURRENT = 8, 16
@@ -100,33 +101,29 @@ def server():
 
 
 def rows(n):
-    return list(range(n))
+    return list(range(1, n + 1))
 
 
 def bare_client(port, n):
+    outcome = Outcome()
     with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
-        answers = list(pool.map(Client(port).post, batches(rows(n), ROWS)))
-    return Outcome(rows(n), [answer for batch in answers for answer in batch])
-
-
-def identity(row):
-    return row
+        requests = batches(rows(n), ROWS)
+        for batch, answers in zip(requests, pool.map(Client(port).post, requests), strict=True):
+            outcome.add_batch(batch, answers)
+    return outcome
 
 
 def floor(n):
-    return run_pipeline(
-        functools.partial(rows, n), beam.Map(identity), beam.ParDo(CollectExamples())
-    )
+    return run_pipeline(functools.partial(rows, n), beam.Map(identity), ExampleSink(float))
 
 
 def run_with(n, transform, handler):
-    return run_pipeline(
-        functools.partial(rows, n), transform(handler), beam.ParDo(CollectResults())
-    )
+    return run_pipeline(functools.partial(rows, n), transform(handler), Sink(float))
 
 
 def check(n, contender, outcome):
     """Check that every row came out once, with its double."""
-    assert sorted(outcome.examples) == rows(n)
-    if contender != "floor":
-        assert list(outcome.inferences) == [2 * row for row in outcome.examples]
+    if contender == "floor":
+        return outcome.check(rows(n))
+    outcome.check(rows(n), 2 * np.array(rows(n)))
+    assert all(answer == 2 * row for row, answer in outcome.sample)

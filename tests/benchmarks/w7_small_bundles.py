@@ -13,7 +13,8 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 from apache_beam.utils.windowed_value import WindowedValue
 
-from benchmarks.harness import Case, Outcome, batches
+from benchmarks.harness import SAMPLED, Case, Outcome, batches
+from benchmarks.w4_shuffled_results import number, value
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -83,11 +84,12 @@ def save_model():
 
 
 def bare_loop(model, n):
-    scores = []
+    outcome = Outcome()
     with torch.inference_mode():
         for batch in batches(examples(n), 64):
-            scores.extend(model(torch.stack(batch)))
-    return Outcome(examples(n), scores)
+            features = torch.stack(batch)
+            outcome.add_batch(features[:, 0], model(features)[:, 0])
+    return outcome
 
 
 class OurRunner:
@@ -138,44 +140,45 @@ class Bundles:
     def __call__(self):
         remaining = iter(self._bundles)
         lock = threading.Lock()
-        results = [[] for _ in self._do_fns]
+        outcomes = [Outcome() for _ in self._do_fns]
         seconds = [[] for _ in self._do_fns]
 
-        def work(number):
+        def work(thread):
             while True:
                 with lock:
                     bundle = next(remaining, None)
                 if bundle is None:
                     return
                 start = time.perf_counter()
-                results[number].extend(self._bundle(self._do_fns[number], bundle))
-                seconds[number].append(time.perf_counter() - start)
+                results = self._bundle(self._do_fns[thread], bundle)
+                seconds[thread].append(time.perf_counter() - start)
+                for result in results:
+                    if outcomes[thread].n % SAMPLED == 0:
+                        outcomes[thread].sample.append((result.example, result.inference))
+                    outcomes[thread].add(number(result.example), value(result.inference))
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(len(self._do_fns))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        all_results = [result for part in results for result in part]
+        total = Outcome()
+        for outcome in outcomes:
+            total.add_outcome(outcome)
         p99 = float(np.percentile(np.concatenate(seconds), 99))
-        metrics = {"p99 latency in ms": 1_000 * p99, "models loaded": self._n_models}
-        return Outcome(
-            [r.example for r in all_results], [r.inference for r in all_results], metrics
-        )
+        total.metrics = {"p99 latency in ms": 1_000 * p99, "models loaded": self._n_models}
+        return total
 
 
 @functools.cache
 def expected(model, n):
     with torch.inference_mode():
-        scores = model(torch.stack(examples(n))).numpy()
-    return {id(example): row for example, row in zip(examples(n), scores, strict=True)}
+        return model(torch.stack(examples(n)))[:, 0]
 
 
 def check(model, n, contender, outcome):
     """Check that every example came out once, with the correct scores."""
-    expected_scores = expected(model, n)
-    assert len(outcome.examples) == n
-    assert {id(example) for example in outcome.examples} == expected_scores.keys()
-    scores = torch.stack(list(outcome.inferences)).numpy()
-    rows = np.stack([expected_scores[id(example)] for example in outcome.examples])
-    np.testing.assert_allclose(scores, rows, rtol=1e-5, atol=1e-5)
+    outcome.check([*map(number, examples(n))], expected(model, n), tolerance=1e-5)
+    with torch.inference_mode():
+        for example, inference in outcome.sample:
+            np.testing.assert_allclose(inference, model(example[None])[0], rtol=1e-5, atol=1e-5)

@@ -1,24 +1,17 @@
 """W9: 20,000 rows and an XGBoost model with 100 trees. One model call per batch."""
 
 import functools
+import operator
 import tempfile
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import xgboost
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import (
-    Case,
-    CollectResults,
-    Outcome,
-    assert_same_rows,
-    batches,
-    run_pipeline,
-)
+from benchmarks.harness import Case, Outcome, Sink, batches, run_pipeline
 from benchmarks.placeholders import placeholder_package
-from benchmarks.w1_rows import FEATURES, floor, rows
+from benchmarks.w1_rows import FEATURES, check, first_value, floor, rows
 from runinference import RunInference
 from runinference.xgboost_inference import XGBoostModelHandlerNumpy
 
@@ -74,22 +67,13 @@ def tables(n):
 
 
 def bare_loop(model, n):
-    predictions = []
+    outcome = Outcome()
     for batch in batches(rows(n), 1_024):
-        predictions.extend(model.predict(np.stack(batch)))
-    return Outcome(rows(n), predictions)
+        features = np.stack(batch)
+        outcome.add_batch(features[:, 0], model.predict(features))
+    return outcome
 
 
 def run_with(n, elements, transform, handler):
-    return run_pipeline(
-        functools.partial(elements, n), transform(handler), beam.ParDo(CollectResults())
-    )
-
-
-def check(model, n, contender, outcome):
-    """Check that every row came out once, with the correct prediction."""
-    examples = [np.ravel(example) for example in outcome.examples]
-    assert_same_rows(examples, rows(n))
-    if contender != "floor":
-        inferences = np.array([np.ravel(inference)[0] for inference in outcome.inferences])
-        np.testing.assert_array_equal(inferences, model.predict(np.stack(examples)))
+    sink = Sink(first_value, operator.methodcaller("item"))
+    return run_pipeline(functools.partial(elements, n), transform(handler), sink)
