@@ -1,6 +1,7 @@
 """Measure how long contenders take for the same work, in alternating rounds, and check every outcome."""
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,6 +98,8 @@ class Case:
         goals: The goals of the project by figure name, such as `("≥", 0.8)` or `("≤", 1.1)`.
         metrics: A function that returns further figures of an outcome, such as bytes per result.
         measure_once: A function that returns figures that are measured once, such as peak memory.
+        max_rounds: The number of rounds of a slow case, if more are requested.
+        compared: Names of metrics, lower is better, of which Beam's is divided by ours.
     """
 
     workload: str
@@ -109,6 +112,8 @@ class Case:
         outcome.metrics
     )
     measure_once: Callable[[], Mapping[str, float]] = dict
+    max_rounds: int = sys.maxsize
+    compared: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -143,24 +148,35 @@ class Measurement:
         for name, taken in seconds.items():
             if name not in ("limit", "floor", "ours"):
                 ratios[f"ours ÷ {name}"] = taken / ours
+        for metric in self.case.compared:
+            ours, beams = (np.array(self.metrics[f"{metric}, {who}"]) for who in ("ours", "Beam"))
+            ratios[f"{metric}, Beam ÷ ours"] = beams / ours
         figures = {name: Figure(ratio.tolist()) for name, ratio in ratios.items()}
         return {**figures, **{name: Figure(rounds) for name, rounds in self.metrics.items()}}
 
 
-def measure(case: Case, rounds: int, clock: Callable[[], float]) -> Measurement:
+def measure(
+    case: Case,
+    rounds: int,
+    clock: Callable[[], float],
+    show: Callable[[str], None] = lambda progress: None,
+) -> Measurement:
     """Run all contenders of a case in alternating order. The first round is a warm-up and not counted."""
+    rounds = min(rounds, case.max_rounds)
     contenders = list(case.runs)
     measured = Measurement(case, {name: [] for name in contenders})
     for number in range(rounds + 1):
         # Rotate the order, so that no contender always follows the same one.
         first = number % len(contenders)
         for name in contenders[first:] + contenders[:first]:
+            show(f"{f'round {number} of {rounds}' if number else 'warm-up'}, {name}")
             seconds, outcome = time_run(case.runs[name], clock)
             case.check(name, outcome)
             if number > 0:
                 measured.seconds[name].append(seconds)
                 for metric, value in case.metrics(name, outcome).items():
                     measured.metrics.setdefault(f"{metric}, {name}", []).append(float(value))
+    show("metrics that are measured once")
     measured.metrics.update({name: [float(value)] for name, value in case.measure_once().items()})
     return measured
 

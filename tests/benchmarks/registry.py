@@ -1,6 +1,7 @@
 """The workloads by code, and their names. Each is imported on demand, because frameworks are slow to import."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 MODULES = {
     "start": "start",
@@ -16,6 +17,8 @@ MODULES = {
     "W8": "w8_bad_rows",
     "W9": "w9_trees",
     "W10": "w10_texts",
+    "W11": "w11_accelerator",
+    "W12": "w12_worker_threads",
 }
 
 #: Names for users, who don't know the codes. The variant of a case follows the name.
@@ -33,7 +36,33 @@ NAMES = {
     "W8": "Rows that fail",
     "W9": "XGBoost",
     "W10": "Hugging Face",
+    "W11": "Simulated accelerator",
+    "W12": "Worker threads",
 }
+
+#: Frameworks that a workload needs, by the names of their modules.
+FRAMEWORKS = {
+    "start": ["sklearn"],
+    "sizes": ["torch", "torchvision"],
+    "W1": ["sklearn"],
+    "W1c": ["sklearn"],
+    "W2": ["torch", "torchvision"],
+    "W3": ["torch", "transformers"],
+    "W4": ["torch"],
+    "W5": ["sklearn"],
+    "W6": [],
+    "W7": ["torch"],
+    "W8": ["sklearn"],
+    "W9": ["sklearn", "xgboost"],
+    "W10": ["torch", "transformers"],
+    "W11": ["torch", "torchvision"],
+    "W12": ["torch", "torchvision"],
+}
+
+
+def missing_packages(workload):
+    """Return the frameworks of a workload that are not installed."""
+    return [name for name in FRAMEWORKS[workload] if find_spec(name) is None]
 
 
 def cases(workload, scale):

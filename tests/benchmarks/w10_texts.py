@@ -20,6 +20,13 @@ from runinference import RunInference
 from runinference.huggingface_inference import HuggingFacePipelineModelHandler
 
 SIZES = (1, 8, 32, 64, 128, 256)
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
 WORDS = (
     "the",
     "a",
@@ -80,24 +87,18 @@ def texts(n):
 
 
 @functools.cache
-def save_model():
-    """Save a small BERT model with its tokenizer and return the directory."""
+def save_model(model_class=transformers.BertForSequenceClassification, **config):
+    """Save a BERT model, by default a small one, with its tokenizer and return the directory."""
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     digits = [*"0123456789", *(f"##{digit}" for digit in range(10))]
     (folder / "vocab.txt").write_text("\n".join([*special, *digits, *WORDS]))
     transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(special) + len(digits) + len(WORDS),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=64,
-    )
+    vocab_size = len(special) + len(digits) + len(WORDS)
+    config = transformers.BertConfig(vocab_size=vocab_size, **{**SMALL, **config})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformers.BertForSequenceClassification(config).save_pretrained(folder)
+        model_class(config).save_pretrained(folder)
     return str(folder)
 
 

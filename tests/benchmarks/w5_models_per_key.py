@@ -52,7 +52,7 @@ def cases(scale):
             "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
         },
         check=functools.partial(check, estimators, n),
-        goals={"ours of the ideal": ("≥", 0.7), "ours ÷ Beam": ("≥", 4)},
+        goals={"ours of the ideal": ("≥", 0.85), "ours ÷ Beam": ("≥", 4)},
     )
 
 

@@ -34,7 +34,7 @@ def cases(scale):
             "Beam": functools.partial(run_with, n, tables, beam_base.RunInference, beam_handler),
         },
         check=functools.partial(check, model, n),
-        goals={"ours of the ideal": ("≥", 0.7), "ours ÷ Beam": ("≥", 25)},
+        goals={"ours of the ideal": ("≥", 0.75), "ours ÷ Beam": ("≥", 25)},
     )
 
 

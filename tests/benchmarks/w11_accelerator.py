@@ -1,0 +1,104 @@
+"""W11: 2,048 images of 224 x 224 pixels and a model that uses no CPU, as if it ran on an accelerator."""
+
+import functools
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import torch
+from apache_beam.ml.inference import base as beam_base
+from apache_beam.ml.inference import pytorch_inference as beam_pytorch
+
+from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
+from benchmarks.w2_images import number, value
+from runinference import RunInference
+from runinference.pytorch_inference import PytorchModelHandlerTensor
+
+SHAPE = (3, 224, 224)
+BATCH, SECONDS = 128, 0.020
+DISTINCT = 256  # 154 MB, which no cache holds
+
+
+class SimulatedAccelerator(torch.nn.Module):
+    """A model that takes 20 ms per batch of 128 without the GIL, and returns twice the first pixels."""
+
+    def forward(self, images):
+        time.sleep(SECONDS * len(images) / BATCH)
+        return 2 * images[:, 0, 0, :8]
+
+
+def cases(scale):
+    n = max(2 * BATCH, int(2_048 * scale))
+    torch.set_num_threads(1)
+    model, path = SimulatedAccelerator(), Path(tempfile.mkdtemp(prefix="benchmark-")) / "empty.pt"
+    torch.save(model.state_dict(), path)
+    options = {
+        "state_dict_path": str(path),
+        "model_class": SimulatedAccelerator,
+        "min_batch_size": BATCH,
+        "max_batch_size": BATCH,
+    }
+    ours = PytorchModelHandlerTensor(**options)
+    beam_handler = beam_pytorch.PytorchModelHandlerTensor(**options)
+    yield Case(
+        workload="W11",
+        variant=f"batches of {BATCH}",
+        n=n,
+        runs={
+            "limit": functools.partial(bare_loop, model, n),
+            "overlapped loop": functools.partial(overlapped_loop, model, n),
+            "floor": functools.partial(floor, n),
+            "ours": functools.partial(run_with, n, RunInference, ours),
+            "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
+        },
+        check=functools.partial(check, n),
+        goals={"ours ÷ overlapped loop": ("≥", 0.9), "ours ÷ Beam": ("≥", 1)},
+    )
+
+
+@functools.cache
+def images(n):
+    """Return images of 602 kB. Some are the same tensor, to save memory."""
+    distinct = [torch.full(SHAPE, float(number)) for number in range(1, DISTINCT + 1)]
+    return [distinct[at % DISTINCT] for at in range(n)]
+
+
+def bare_loop(model, n):
+    outcome = Outcome()
+    with torch.inference_mode():
+        for batch in batches(images(n), BATCH):
+            pixels = torch.stack(batch)
+            outcome.add_batch(pixels[:, 0, 0, 0], model(pixels)[:, 0])
+    return outcome
+
+
+def overlapped_loop(model, n):
+    """Stack the next batch in another thread while the model computes."""
+    outcome, remaining = Outcome(), iter(batches(images(n), BATCH))
+    with ThreadPoolExecutor(1) as pool, torch.inference_mode():
+        stacked = pool.submit(torch.stack, next(remaining))
+        while stacked is not None:
+            pixels, batch = stacked.result(), next(remaining, None)
+            stacked = None if batch is None else pool.submit(torch.stack, batch)
+            outcome.add_batch(pixels[:, 0, 0, 0], model(pixels)[:, 0])
+    return outcome
+
+
+def floor(n):
+    return run_pipeline(functools.partial(images, n), beam.Map(identity), ExampleSink(number))
+
+
+def run_with(n, transform, handler):
+    return run_pipeline(functools.partial(images, n), transform(handler), Sink(number, value))
+
+
+def check(n, contender, outcome):
+    """Check that every image came out as often as it went in, with the correct numbers."""
+    numbers = 1 + np.arange(n) % DISTINCT
+    outcome.check(numbers, 0 if contender == "floor" else 2 * numbers)
+    if contender != "floor":
+        for image, inference in outcome.sample:
+            np.testing.assert_array_equal(inference, 2 * image[0, 0, :8])
