@@ -15,14 +15,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.harness import CLOCKS, measure
-from benchmarks.registry import MODULES, cases
-from benchmarks.report import as_json, describe_machine, make_tables
+from benchmarks.harness import CLOCKS
+from benchmarks.registry import MODULES, cases, missing_packages
+from benchmarks.report import as_json, describe_machine, make_tables, measure_case
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--workload", choices=MODULES, action="append", help="default: all")
+    parser.add_argument(
+        "--only",
+        "--workload",
+        choices=MODULES,
+        action="extend",
+        nargs="+",
+        metavar="CODE",
+        help=f"default: all of {', '.join(MODULES)}",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up round")
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the elements to use")
     parser.add_argument(
@@ -33,29 +41,39 @@ def main(argv=None):
     )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="use cpu on busy machines")
     args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}. To fix this, set at least 1.")
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    measured = []
-    for name in args.workload or MODULES:
-        for case in cases(name, args.scale):
-            with console.status(f"{case.workload}, {case.variant}"):
-                measured.append(measure(case, args.rounds, CLOCKS[args.clock]))
-        save_numbers(args.json, [one for one in measured if one.case.workload == name], args)
-    for table in make_tables(measured):
+    measured, absent = [], {}
+    for name in args.only or MODULES:
+        if packages := missing_packages(name):
+            absent[name] = packages
+            console.print(f"{name}: absent, because {', '.join(packages)} is not installed")
+        of_workload = [
+            measure_case(case, args.rounds, CLOCKS[args.clock], console)
+            for case in ([] if packages else cases(name, args.scale))
+        ]
+        save_numbers(args.json, name, of_workload, packages, args)
+        measured += of_workload
+    for table in make_tables(measured, absent):
         console.print(table)
     console.print(f"Numbers: {args.json}", soft_wrap=True)
 
 
-def save_numbers(path, measured, args):
+def save_numbers(path, workload, measured, packages, args):
     """Replace the cases of a workload in the JSON file and keep those of other workloads."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    previous = json.loads(path.read_text())["cases"] if path.exists() else []
+    previous = json.loads(path.read_text()) if path.exists() else {"cases": []}
     new = [{**as_json(one), "clock": args.clock, "scale": args.scale} for one in measured]
-    names = {case["workload"] for case in new}
-    kept = [case for case in previous if case["workload"] not in names]
+    kept = [case for case in previous["cases"] if case["workload"] != workload]
+    absent = {**previous.get("absent", {}), workload: packages}
     order = list(MODULES)
-    ordered = sorted([*kept, *new], key=lambda case: order.index(case["workload"]))
-    numbers = {**describe_machine(), "cases": ordered}
+    numbers = {
+        **describe_machine(),
+        "absent": {name: packages for name, packages in absent.items() if packages},
+        "cases": sorted([*kept, *new], key=lambda case: order.index(case["workload"])),
+    }
     path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -1,20 +1,39 @@
-"""Format measurements as tables and as JSON."""
+"""Measure cases with progress, and format the measurements as tables and as JSON."""
 
 import os
 import platform
-from importlib.metadata import version
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from operator import ge, le
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Measurement
+from benchmarks.harness import Case, Measurement, measure
 
 PACKAGES = ("apache-beam", "numpy", "scikit-learn", "torch", "transformers", "xgboost")
 
 
-def make_tables(measured: list[Measurement]) -> list[Table]:
-    """Return a table of the figures with their goals, and a table of the seconds."""
+def measure_case(
+    case: Case, rounds: int, clock: Callable[[], float], console: Console
+) -> Measurement:
+    """Measure a case, and show progress."""
+    start, label = time.perf_counter(), f"{case.workload}, {case.variant}"
+    with console.status(label) as status:
+        measured = measure(case, rounds, clock, lambda now: status.update(f"{label}: {now}"))
+    console.print(f"{label}: {time.perf_counter() - start:.0f} s")
+    return measured
+
+
+def make_tables(measured: list[Measurement], absent: dict[str, list[str]]) -> list[Table]:
+    """Return a table of the figures with their goals, and a table of the seconds.
+
+    Args:
+        measured: The measured cases.
+        absent: The missing packages of workloads that could not be measured.
+    """
     ratios = Table("workload", "figure", title="\nMedian, smallest and largest of the rounds")
     seconds = Table("workload", title="\nSeconds, median of the rounds")
     for heading in ("median", "smallest", "largest", "goal", ""):
@@ -37,6 +56,8 @@ def make_tables(measured: list[Measurement]) -> list[Table]:
         ratios.add_section()
         medians = (f"{name} {np.median(rounds):.3f}" for name, rounds in one.seconds.items())
         seconds.add_row(label, f"{case.n:,}", "  ".join(medians))
+    for workload, packages in absent.items():
+        seconds.add_row(workload, "absent", f"not installed: {', '.join(packages)}")
     return [ratios, seconds]
 
 
@@ -53,8 +74,16 @@ def describe_machine() -> dict:
         "system": platform.system(),
         "machine": platform.machine(),
         "processors": os.cpu_count(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: found for name in PACKAGES if (found := find_version(name))},
     }
+
+
+def find_version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def as_json(one: Measurement) -> dict:
