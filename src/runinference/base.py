@@ -6,6 +6,7 @@ from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandle
 from runinference.handlers.model_handler import (
     ExampleT,
     ModelHandler,
+    ModelHandlerLike,
     ModelT,
     PostProcessT,
     PredictionT,
@@ -34,6 +35,7 @@ __all__ = [
     "KeyedModelHandler",
     "MaybeKeyedModelHandler",
     "ModelHandler",
+    "ModelHandlerLike",
     "ModelMetadata",
     "ModelT",
     "PostProcessT",

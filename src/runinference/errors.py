@@ -1,7 +1,8 @@
 """The exceptions of this library. Each message describes what happened and how to fix it.
 
-An exception that replaces one of Beam or Python also derives from it, so existing ``except`` clauses still match.
-Each takes a single message, because Beam rebuilds errors as ``type(error)(message)`` to add the step name.
+An exception that replaces one of Beam's or Python's exceptions also derives from it, so existing ``except``
+clauses still match. Each takes a single message, because Beam rebuilds errors as ``type(error)(message)`` to add
+the step name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class RunInferenceError(Exception):
 
 
 class UnknownOptionError(RunInferenceError, TypeError):
-    """A keyword argument is not known."""
+    """A keyword argument is unknown."""
 
 
 class OptionError(RunInferenceError, ValueError, RuntimeError):
@@ -83,14 +84,15 @@ class ResultMismatchError(RunInferenceError, ValueError):
 
 
 class OutOfMemoryError(RunInferenceError, MemoryError):
-    """Out of memory for an element that is itself a batch and cannot be split. See ``__cause__``."""
+    """The model ran out of memory on an element that is itself a batch and cannot be split. See ``__cause__``."""
 
 
 class ModelUnavailableError(RunInferenceError, RuntimeError):
     """The model could not be loaded, which affects every batch. See ``__cause__``.
 
     Attributes:
-        stops_pipeline: Whether the step has no other model, so that its elements do not become dead letters.
+        stops_pipeline: Whether the error fails the pipeline, because the step has no other model. If False, the
+            elements can become dead letters.
     """
 
     stops_pipeline = False
@@ -101,19 +103,19 @@ class InferenceTimeoutError(RunInferenceError, TimeoutError):
 
 
 class ChildDiedError(RunInferenceError, RuntimeError):
-    """The process of a model ended while it processed a batch."""
+    """The subprocess of a model exited while it processed a batch."""
 
 
 class ModelHostDiedError(ChildDiedError):
-    """The process that hosts a shared model ended during a call. The call is not repeated in another process."""
+    """The process that hosts a shared model exited during a call. The call is not retried in another process."""
 
 
 class UnrepeatableBatchError(RunInferenceError, RuntimeError):
-    """A call failed and can't be repeated, because it may have modified its elements. See ``__cause__``."""
+    """A call failed and can't be retried, because it may have modified its elements. See ``__cause__``."""
 
 
 class TooManyFailuresError(RunInferenceError, ValueError):
-    """The share of failed elements exceeds the threshold."""
+    """The share of failed elements exceeds the ``threshold`` of ``with_exception_handling``."""
 
 
 class PartialResult(NamedTuple):
@@ -199,7 +201,7 @@ class EndpointTimeoutError(EndpointError, TimeoutError):
 
 
 class UnusableAnswerError(EndpointError):
-    """A successful response does not follow the protocol. Retrying does not help."""
+    """A successful response does not follow the protocol of the endpoint. By default, it is not retried."""
 
 
 class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name

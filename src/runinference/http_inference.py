@@ -46,8 +46,9 @@ __all__ = [
 class HTTPModelHandler(EndpointModelHandler):
     """A handler for model servers whose inputs and outputs are arrays, or dictionaries of arrays by name.
 
-    An element is one example, without a batch dimension, and so is its result. If the server provides the dtypes
-    and shapes of its inputs, numbers are converted within their kind, such as float64 to float32.
+    An element is one example, without a batch dimension. Its result has no batch dimension either. If the server
+    provides the dtypes and shapes of its inputs, numbers are converted to another dtype of the same kind, for
+    example from float64 to float32.
 
     >>> from runinference import samples
     >>> from runinference.samples import servers
@@ -77,14 +78,14 @@ class HTTPModelHandler(EndpointModelHandler):
             base_url: URL of the server, such as ``http://localhost:8080``.
             protocol: ``KServeV2``, ``TFServing``, ``TFServingColumns`` or ``TorchServe`` with the name of the
                 model, or your own object with the methods of ``TensorProtocol``.
-            api_key_env: Environment variable of the workers that holds the key, which is sent as a bearer token.
-                None if the server needs no key.
+            api_key_env: Name of the environment variable that contains the API key on the workers. The key is sent
+                as a bearer token. None if the server needs no key.
             max_request_size: Maximum number of examples in a request. By default 32, and 1 for TorchServe.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
                 ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, the URL contains a secret, or the key would be sent unencrypted.
+            OptionError: A value is invalid, the URL contains a secret, or the key would be sent unencrypted.
             ImportError: httpx or tenacity isn't installed.
         """
         if isinstance(protocol, type) or not all(
@@ -112,7 +113,7 @@ class HTTPModelHandler(EndpointModelHandler):
         Args:
             batch: Arrays of the same shape, or dictionaries of such arrays by input name.
             model: The client that ``create_client`` returned.
-            inference_args: Additional fields of the request. For KServe, fields of ``parameters``.
+            inference_args: Additional fields of the request, or None. For KServe, fields of ``parameters``.
 
         Raises:
             BatchShapeError: The shape of an example differs from the others, or from the model's input.
@@ -134,7 +135,10 @@ class HTTPModelHandler(EndpointModelHandler):
         return [PredictionResult(x, y, protocol.model_id) for x, y in zip(batch, rows, strict=True)]
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Check that arguments can be fields of a request.
+        """Check that all arguments can be fields of a request.
+
+        Args:
+            inference_args: Additional fields of a request, or None.
 
         Raises:
             OptionError: An argument can't be written as JSON, or the protocol has no fields for arguments.
@@ -150,7 +154,11 @@ class HTTPModelHandler(EndpointModelHandler):
         return not is_ours or super().may_modify_examples()
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Set the model to call: ``"name"`` or ``"name/version"``."""
+        """Set the name of the model to call.
+
+        Args:
+            model_path: ``"name"`` or ``"name/version"``. If None or empty, the model stays the same.
+        """
         if model_path:
             self._protocol = self._protocol.renamed(model_path)
 

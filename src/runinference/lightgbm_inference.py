@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
@@ -17,9 +18,13 @@ from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
 from runinference.results import PredictionResult
 
-lightgbm = need("lightgbm", extra="lightgbm")
+if TYPE_CHECKING:
+    import lightgbm
+else:
+    lightgbm = need("lightgbm", extra="lightgbm")
 
 __all__ = [
+    "LightGBMInferenceFn",
     "LightGBMModelHandlerNumpy",
     "LightGBMModelHandlerPandas",
     "LightGBMModelHandlerSciPy",
@@ -27,15 +32,21 @@ __all__ = [
 ]
 
 
+LightGBMInferenceFn = Callable[[Sequence[Any], Any, "dict[str, Any] | None"], Iterable[Any]]
+"""An ``inference_fn``: ``(batch, model, inference_args)`` to one result per example."""
+
+
 def default_lightgbm_inference_fn(
-    batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+    batch: Sequence[Any],
+    model: lightgbm.Booster,
+    inference_args: dict[str, Any] | None = None,
 ) -> Iterable[PredictionResult]:
-    """Join the rows of all examples to one table, and call the model's ``predict`` once.
+    """Concatenate the rows of all examples to one table, and call the model's ``predict`` once.
 
     Args:
-        batch: Arrays or lists, data frames, or sparse matrices.
-        model: A ``lightgbm.Booster``.
-        inference_args: Keyword arguments for the model's ``predict``, such as ``raw_score``.
+        batch: The examples: arrays or lists, data frames, or sparse matrices.
+        model: The model.
+        inference_args: Keyword arguments for the model's ``predict``, such as ``raw_score``, or None.
 
     Returns:
         One result per example: one prediction for a row of shape ``(features,)``, and an array of predictions
@@ -43,6 +54,7 @@ def default_lightgbm_inference_fn(
 
     Raises:
         BatchShapeError: The examples differ in type or columns, or don't have the model's columns.
+        ElementError: The model rejects the values of the examples.
         ResultMismatchError: The number of predictions isn't the number of rows.
     """
 
@@ -68,26 +80,30 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
+        model_uri: str | os.PathLike[str],
         *,
-        inference_fn: Callable[..., Iterable[Any]] = default_lightgbm_inference_fn,
+        inference_fn: LightGBMInferenceFn = default_lightgbm_inference_fn,
         **options: Unpack[HandlerOptions],
     ) -> None:
         """Configure the model file and how the model is called.
 
         Args:
             model_uri: The path of a text file written by ``Booster.save_model``, on any file system that Beam
-                reads. For an ``LGBMClassifier``, save its ``booster_``. Loading such a file runs no code.
-            inference_fn: A function ``(batch, model, inference_args)`` that calls the booster and returns the
-                results, instead of ``default_lightgbm_inference_fn``.
+                supports. For an ``LGBMClassifier``, save its ``booster_``. Loading such a file runs no code.
+            inference_fn: A function ``(batch, model, inference_args)`` that calls the booster and returns one
+                result per example.
             **options: The options of every handler, see ``HandlerOptions``.
+
+        Raises:
+            OptionError: ``model_uri`` isn't a path, ``inference_fn`` isn't a function, or another option is
+                invalid.
         """
         super().__init__(**options)
         check_callable("inference_fn", inference_fn)
         self._model_uri = check_path("model_uri", model_uri)
         self._inference_fn = inference_fn
 
-    def load_model(self) -> Any:
+    def load_model(self) -> lightgbm.Booster:
         """Load the file as a ``lightgbm.Booster``.
 
         Raises:
@@ -108,7 +124,7 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
 class LightGBMModelHandlerNumpy(_LightGBMModelHandler):
     """Run a LightGBM model on NumPy arrays.
 
-    An array of shape ``(features,)`` is one row and gets one prediction; from a multiclass classifier that's an
+    An array of shape ``(features,)`` is one row and gets one prediction. For a multiclass classifier, that is an
     array of class probabilities. An array of shape ``(rows, features)`` gets an array with one prediction per
     row. The model is called once per batch.
 

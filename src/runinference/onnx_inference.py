@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
@@ -19,24 +20,33 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
-__all__ = ["OnnxModelHandlerNumpy"]
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["NumpyInferenceFn", "OnnxModelHandlerNumpy", "default_numpy_inference_fn"]
 
 NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
+"""An ``inference_fn``: ``(session, batch, inference_args)`` to the model's output for the batch."""
 
 
 def default_numpy_inference_fn(
-    inference_session: Any, batch: Sequence[Any], inference_args: dict[str, Any] | None = None
+    inference_session: onnxruntime.InferenceSession,
+    batch: Sequence[Any],
+    inference_args: dict[str, Any] | None = None,
 ) -> Any:
     """Stack the arrays of a batch, run the model once, and return its first output.
 
     Args:
-        inference_session: An ``onnxruntime.InferenceSession``.
-        batch: Arrays of one shape for the model's first input, or dictionaries of such arrays by input name.
-        inference_args: More inputs by name, the same for all examples.
+        inference_session: The model.
+        batch: Arrays of the same shape for the model's first input, or dictionaries of such arrays by input name.
+        inference_args: Additional inputs by name, the same for all examples, or None.
+
+    Returns:
+        The first output, whose leading dimension is the batch size: an array of shape ``(batch, …)``, or a list.
 
     Raises:
-        BatchShapeError: The arrays differ in shape, or don't have the shape that the model takes.
-        ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
+        BatchShapeError: The arrays differ in shape, or don't have the shape that the model expects.
+        ElementError: An input is missing, unknown, or has a dtype that the model doesn't accept.
     """
     return _run(None, inference_session, batch, inference_args)
 
@@ -45,7 +55,7 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
     """Run an ONNX model on NumPy arrays, or on dictionaries of arrays by input name.
 
     The arrays of a batch are stacked along a new first axis. They must have the same shape. Numbers are converted
-    to the dtype that the model takes if that is safe, for example from float64 to float32.
+    to the dtype that the model expects if that is safe, for example from float64 to float32.
 
     >>> import os, tempfile
     >>> from skl2onnx import to_onnx
@@ -70,9 +80,12 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
-        session_options: Callable[[], Any] | None = None,
-        providers: Sequence[Any] = ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        model_uri: str | os.PathLike[str],
+        session_options: Callable[[], onnxruntime.SessionOptions] | None = None,
+        providers: Sequence[str | tuple[str, dict[str, Any]]] = [
+            "CUDAExecutionProvider",
+            "CPUExecutionProvider",
+        ],
         provider_options: Sequence[dict[str, Any]] | None = None,
         *,
         inference_fn: NumpyInferenceFn = default_numpy_inference_fn,
@@ -82,22 +95,23 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         """Configure the model file and where the model runs.
 
         Args:
-            model_uri: The path of the file, on any file system that Beam reads. Loading it runs no code.
+            model_uri: The path of the ONNX file, on any file system that Beam supports. Loading it runs no code.
             session_options: A function that returns ``onnxruntime.SessionOptions``. The options themselves can't
                 be sent to workers.
-            providers: Execution providers in order of preference: names, or pairs of a name and its options. A
-                worker skips providers that its onnxruntime doesn't have. If none is left, or none works, the
-                model runs on the CPU, and a warning is logged.
-            provider_options: One dictionary of options per provider, if ``providers`` holds names only.
-            inference_fn: A function ``(session, batch, inference_args)`` that calls the model and returns the
-                outputs, instead of the default.
-            output_names: The name of one output, whose rows are the results, or several names, for results that
-                are dictionaries by output name. The default is the first output, as in Beam.
+            providers: Execution providers in order of preference: names, or pairs of a name and a dictionary of
+                options. A worker skips providers that its onnxruntime doesn't support. If none is left, or none
+                works, the model runs on the CPU, and a warning is logged.
+            provider_options: One dictionary of options per provider, if ``providers`` contains only names.
+            inference_fn: A function ``(session, batch, inference_args)`` that calls the model and returns its
+                output for the batch.
+            output_names: The name of one output, or a list of several. With one name, results are the rows of that
+                output. With a list, they are dictionaries by output name. By default, the first output, as in
+                Beam.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: A provider is unknown, options don't match the providers, ``session_options`` isn't a
-                function, or ``output_names`` is combined with ``inference_fn``.
+            OptionError: A provider is unknown, ``provider_options`` doesn't match ``providers``,
+                ``session_options`` isn't a function, or ``output_names`` is combined with ``inference_fn``.
         """
         super().__init__(**options)
         check_callable("inference_fn", inference_fn)
@@ -124,14 +138,14 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         if output_names is not None:
             self._model_inference_fn = functools.partial(_run, output_names)
 
-    def load_model(self) -> Any:
+    def load_model(self) -> onnxruntime.InferenceSession:
         """Load the file as an ``onnxruntime.InferenceSession``.
 
         Raises:
             ModelNotFoundError: The file doesn't exist.
-            ModelLoadError: The file isn't an ONNX model, is truncated, needs a later onnxruntime, or takes or
-                returns tensors of a type that NumPy doesn't have, such as bfloat16.
-            OptionError: The model has no output of a name in ``output_names``.
+            ModelLoadError: The file isn't an ONNX model, is truncated, needs a later version of onnxruntime, or
+                has inputs or outputs of a dtype that NumPy doesn't support, such as bfloat16.
+            OptionError: The model has no output with a name in ``output_names``.
         """
         session = onnx_session.load_session(
             self._model_uri, self._session_options, self._providers, self._provider_options
@@ -146,11 +160,17 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         inference_session: Any,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionResult]:
-        """Run the model on a batch. ``inference_args`` are more inputs by name.
+        """Run the model on a batch.
+
+        Args:
+            batch: Arrays of the same shape for the model's first input, or dictionaries of such arrays by input
+                name.
+            inference_session: The ``onnxruntime.InferenceSession`` that ``load_model`` returned.
+            inference_args: Additional inputs by name, the same for all examples, or None.
 
         Raises:
-            BatchShapeError: The arrays differ in shape, or don't have the shape that the model takes.
-            ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
+            BatchShapeError: The arrays differ in shape, or don't have the shape that the model expects.
+            ElementError: An input is missing, unknown, or has a dtype that the model doesn't accept.
             ResultMismatchError: An output doesn't have one row per example.
         """
         call = self._model_inference_fn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import Unpack
@@ -41,6 +41,7 @@ __all__ = [
     "OpenAICompletionsModelHandler",
     "OpenAIEmbeddingsModelHandler",
     "OpenAIModelHandler",
+    "RequestFn",
     "chat_completion_from_conversation",
     "chat_completion_from_string",
     "embedding_from_string",
@@ -82,10 +83,10 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
 
 
 class OpenAICompletionsModelHandler(OpenAIEndpointModelHandler):
-    """A handler for language models that complete texts. Examples are strings, results are ``Generation``.
+    """A handler for language models that complete texts. Each result is a ``Generation``.
 
-    By default each text is one request, because some servers don't accept several. If yours does, set
-    ``max_request_size``.
+    Examples are strings. By default, each request contains one example, because some servers don't accept several.
+    If your server does, set ``max_request_size``.
 
     >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:
@@ -107,7 +108,9 @@ class OpenAICompletionsModelHandler(OpenAIEndpointModelHandler):
 
 
 class OpenAIEmbeddingsModelHandler(OpenAIEndpointModelHandler):
-    """A handler for embedding models, with 32 texts per request by default. Each result is a float32 vector.
+    """A handler for embedding models. Each result is a float32 array of shape ``(dimensions,)``.
+
+    Examples are strings. By default, a request contains up to 32 examples.
 
     >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:
@@ -128,7 +131,10 @@ class OpenAIEmbeddingsModelHandler(OpenAIEndpointModelHandler):
         return parse_embeddings(response, n, fields)
 
 
-RequestFn = Callable[[str, Sequence[Any], Any, dict[str, Any]], Any]
+RequestFn = Callable[
+    [str, Sequence[Any], Any, dict[str, Any]], Iterable[Any] | Awaitable[Iterable[Any]]
+]
+"""A ``request_fn``: ``(model_name, batch, client, inference_args)`` to one response per example."""
 
 
 class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
@@ -138,7 +144,7 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
     ``chat.completions.create``, ``completions.create``, ``embeddings.create`` and ``responses.create``, whose
     results have the same attributes.
 
-    For new programs, ``OpenAIChatModelHandler``, ``OpenAICompletionsModelHandler`` and
+    For new pipelines, ``OpenAIChatModelHandler``, ``OpenAICompletionsModelHandler`` and
     ``OpenAIEmbeddingsModelHandler`` are simpler.
 
     >>> from runinference.samples import servers
@@ -170,17 +176,16 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
 
         Args:
             model_name: Name of the model.
-            request_fn: Called with the model's name, a batch, the client and a dictionary of ``inference_args``.
-                Returns one response per example. It may be a coroutine function.
-                ``chat_completion_from_string``, ``chat_completion_from_conversation`` and
-                ``embedding_from_string`` are such functions.
-            api_key: The key, or a function that returns it. A function is called on the workers. A key stays in
-                this process: it isn't stored in the pipeline, and other processes read the environment variable
-                ``OPENAI_API_KEY``, as they do by default.
+            request_fn: A function ``(model_name, batch, client, inference_args)`` that returns one response per
+                example, such as ``chat_completion_from_string``, ``chat_completion_from_conversation`` or
+                ``embedding_from_string``. It may be a coroutine function.
+            api_key: The API key, or a function that returns it. A function is called on the workers. A key stays
+                in this process and isn't stored in the pipeline. Other processes read the environment variable
+                ``OPENAI_API_KEY``. By default, all processes do.
             organization: ID of the organization. By default the environment variable ``OPENAI_ORG_ID``.
             project: ID of the project. By default the environment variable ``OPENAI_PROJECT_ID``.
-            base_url: URL of the server's API. By default the environment variable ``OPENAI_BASE_URL``, or that of
-                OpenAI.
+            base_url: URL of the server's API. By default the environment variable ``OPENAI_BASE_URL``, or else the
+                URL of OpenAI's API.
             client_args: Additional arguments for the client, such as ``timeout`` and ``default_headers``. They
                 must not contain secrets.
             max_request_size: Maximum number of examples in a call of ``request_fn``. By default 1 for the chat
@@ -188,7 +193,7 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             **options: The options of every remote handler, see ``RemoteModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, or ``base_url`` or ``client_args`` contains a secret.
+            OptionError: A value is invalid, or ``base_url`` or ``client_args`` contains a secret.
             ImportError: tenacity isn't installed, or neither openai nor httpx is.
         """
         check_text("model_name", model_name)
@@ -223,7 +228,7 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
 
     @property
     def api_key(self) -> str | Callable[[], str] | None:
-        """The key or function that was given. None in other processes, which don't get the key."""
+        """The API key or function that was given. None for a key in other processes, which don't get it."""
         return self._secret.value if self._secret is not None else self._get_key
 
     def create_client(self) -> Any:
@@ -251,10 +256,10 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         Args:
             batch: The examples.
             model: The client that ``create_client`` returned.
-            inference_args: Arguments for the request function.
+            inference_args: Arguments for the request function, or None.
 
         Raises:
-            Exception: The error of the client. If its message contains the key, an ``EndpointError``.
+            Exception: The error of the client. If its message contains the key, an ``EndpointError`` instead.
         """
         try:
             responses = resolve(
@@ -285,7 +290,8 @@ def chat_completion_from_string(
         model_name: Name of the model.
         batch: The messages.
         client: A client of the package ``openai``, or one with the same methods.
-        inference_args: Arguments of ``chat.completions.create``. ``system`` is the text of a system message.
+        inference_args: Keyword arguments for ``chat.completions.create``. The additional argument ``system`` is
+            the text of a system message.
 
     Returns:
         One ``ChatCompletion`` per string, in order.
@@ -309,7 +315,8 @@ def chat_completion_from_conversation(
         model_name: Name of the model.
         batch: The conversations: lists of messages, which are dictionaries with ``role`` and ``content``.
         client: A client of the package ``openai``, or one with the same methods.
-        inference_args: Arguments of ``chat.completions.create``. ``system`` is the text of a system message.
+        inference_args: Keyword arguments for ``chat.completions.create``. The additional argument ``system`` is
+            the text of a system message.
 
     Returns:
         One ``ChatCompletion`` per conversation, in order.
@@ -330,7 +337,7 @@ def embedding_from_string(
         model_name: Name of the model.
         batch: The texts.
         client: A client of the package ``openai``, or one with the same methods.
-        inference_args: Arguments of ``embeddings.create``.
+        inference_args: Keyword arguments for ``embeddings.create``.
 
     Returns:
         One ``Embedding`` per string, in order.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
@@ -18,6 +19,8 @@ from runinference.collate.padding import Padding
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.frameworks.torch.calling import (
+    KeyedTensorInferenceFn,
+    TensorInferenceFn,
     check_no_padding,
     check_padding,
     default_keyed_tensor_inference_fn,
@@ -46,11 +49,16 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
-torch = need("torch", extra="torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = need("torch", extra="torch")
 
 __all__ = [
+    "KeyedTensorInferenceFn",
     "PytorchModelHandlerKeyedTensor",
     "PytorchModelHandlerTensor",
+    "TensorInferenceFn",
     "default_keyed_tensor_inference_fn",
     "default_tensor_inference_fn",
     "make_keyed_tensor_model_fn",
@@ -58,15 +66,6 @@ __all__ = [
 ]
 
 _InferenceArgs = dict[str, Any] | None
-
-#: Types of ``inference_fn``: ``(batch, model, device, inference_args, model_id)`` to the results.
-TensorInferenceFn = Callable[
-    [Sequence[Any], Any, Any, "dict[str, Any] | None", "str | None"], Iterable[PredictionResult]
-]
-KeyedTensorInferenceFn = Callable[
-    [Sequence["dict[str, Any]"], Any, Any, "dict[str, Any] | None", "str | None"],
-    Iterable[PredictionResult],
-]
 
 
 class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
@@ -80,46 +79,47 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        state_dict_path: str | None = None,
-        model_class: Callable[..., Any] | None = None,
+        state_dict_path: str | os.PathLike[str] | None = None,
+        model_class: Callable[..., torch.nn.Module] | None = None,
         model_params: dict[str, Any] | None = None,
-        device: Any = "CPU",
+        device: str | torch.device = "CPU",
         *,
-        inference_fn: Callable[..., Iterable[PredictionResult]] | None = None,
-        torch_script_model_path: str | None = None,
+        inference_fn: TensorInferenceFn | KeyedTensorInferenceFn | None = None,
+        torch_script_model_path: str | os.PathLike[str] | None = None,
         load_model_args: dict[str, Any] | None = None,
-        torch_export_model_path: str | None = None,
+        torch_export_model_path: str | os.PathLike[str] | None = None,
         model_sha256: str | None = None,
         compile: bool | str | dict[str, Any] = False,
-        autocast: Any = None,
+        autocast: Literal["bfloat16", "float16"] | torch.dtype | None = None,
         channels_last: bool = False,
         padding: Padding | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
-        """Create a handler from weights and a class, or from a file that holds a complete model.
+        """Create a handler from weights and a class, or from a file that contains a complete model.
 
         Args:
-            state_dict_path: The path of the weights, on any file system that Beam reads: a state dictionary that
-                ``torch.save`` wrote, or a file whose name ends in ``.safetensors``. Loading it with the default
-                ``weights_only=True`` runs no code.
+            state_dict_path: The path of the weights, on any file system that Beam supports: a state dictionary
+                that ``torch.save`` wrote, or a file whose name ends in ``.safetensors``. Loading it with the
+                default ``weights_only=True`` runs no code.
             model_class: The class or function that creates the module for the weights.
-            model_params: Keywords for ``model_class``.
+            model_params: Keyword arguments for ``model_class``.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"`` or ``"mps"``. If a worker
                 has no such device, the model runs on its CPU, with a warning. Results are moved to the CPU.
-            inference_fn: The function that calls the model instead of the default. It takes the batch, the
-                model, its device, the inference arguments and the model ID, and returns the results.
+            inference_fn: A function ``(batch, model, device, inference_args, model_id)`` that calls the model and
+                returns one result per example. By default, ``default_tensor_inference_fn`` or
+                ``default_keyed_tensor_inference_fn``.
             torch_script_model_path: The path of a TorchScript file, instead of weights and a class.
-            load_model_args: Keywords for ``torch.load``, ``torch.jit.load`` or ``torch.export.load``.
+            load_model_args: Keyword arguments for ``torch.load``, ``torch.jit.load`` or ``torch.export.load``.
             torch_export_model_path: The path of a file that ``torch.export.save`` wrote, instead of weights and
-                a class. Loading it may run code: load only files that you trust.
-            model_sha256: The SHA-256 digest of the model file, in hexadecimal digits. It is checked before the
+                a class. Loading it may run code. Load only files that you trust.
+            model_sha256: The expected SHA-256 digest of the model file, in hexadecimal. It is checked before the
                 file is loaded.
-            compile: True, a mode such as ``"max-autotune"``, or keywords for ``torch.compile``. The model is
-                compiled when it is first called.
-            autocast: ``"bfloat16"`` or ``"float16"`` for mixed precision. The default inference functions
-                convert results back to float32.
-            channels_last: Whether an image model computes in the channels-last memory format, which is faster
-                for convolutions. Elements may have any memory format.
+            compile: Whether to compile the model with ``torch.compile``: True, a mode such as ``"max-autotune"``,
+                or a dictionary of keyword arguments. The model is compiled when it is first called.
+            autocast: The dtype for mixed precision, ``"bfloat16"`` or ``"float16"``. None for full precision. The
+                default inference functions convert results back to float32.
+            channels_last: Whether an image model computes in the channels-last memory format, which makes
+                convolutions faster. Elements may have any memory format.
             padding: How to pad tensors of different lengths. If None, all tensors must have the same shape. It
                 also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
                 pass a ``batch_length_fn``.
@@ -144,7 +144,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             )
         if model_params is not None and model_class is None:
             raise OptionError("model_params are for model_class. To fix this, leave them out.")
-        self._state_dict_path = state_dict_path and check_path("state_dict_path", state_dict_path)
+        self._state_dict_path = _check_optional_path("state_dict_path", state_dict_path)
         self._model_class = model_class
         self._model_params = model_params or {}
         self._device = parse_device(device)
@@ -152,11 +152,11 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._padding = padding
         if padding is not None:
             self._inference_fn = with_padding(self._inference_fn, padding)
-        self._torch_script_model_path = torch_script_model_path and check_path(
+        self._torch_script_model_path = _check_optional_path(
             "torch_script_model_path", torch_script_model_path
         )
         self._load_model_args = load_model_args or {}
-        self._torch_export_model_path = torch_export_model_path and check_path(
+        self._torch_export_model_path = _check_optional_path(
             "torch_export_model_path", torch_export_model_path
         )
         self._model_sha256 = model_sha256
@@ -174,19 +174,19 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     _torch_export_model_path: str | None = None
     _model_sha256: str | None = None
     _compile: dict[str, Any] | None = None
-    _autocast: Any = None
+    _autocast: torch.dtype | None = None
     _channels_last = False
 
-    def load_model(self) -> Any:
+    def load_model(self) -> torch.nn.Module:
         """Load the model on its device, in evaluation mode.
 
         Raises:
             ModelNotFoundError: The file doesn't exist.
             ModelLoadError: The file has another format or digest, its weights don't fit the class, or this
-                machine can't compile.
+                machine can't compile the model.
         """
         device = resolve_device(self._device)
-        model = self._load_file(device).to(device)
+        model: torch.nn.Module = self._load_file(device).to(device)
         if self.batch_elements_kwargs().get("max_batch_size") != 1:
             check_evaluation_mode(getattr(model, "program", model), repr(self._model_id()))
         if self._channels_last:
@@ -206,7 +206,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
     ) -> Iterable[PredictionResult]:
-        """Call the model on a batch; ``inference_args`` are keywords of the call."""
+        """Call the model on a batch. ``inference_args`` are keyword arguments for the call."""
         device, call = get_model_device(model, self._device), self._inference_fn
         if self.gives_whole_results():
             call = without_splitting(call, self.results_of)
@@ -245,7 +245,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
 class PytorchModelHandlerTensor(_PytorchModelHandler):
     """Run a PyTorch model on tensors, stacked along a new first dimension.
 
-    The tensors must have one shape. With ``padding``, they may differ in one dimension.
+    The tensors must have the same shape. With ``padding``, they may differ in one dimension.
 
     >>> from runinference import samples
     >>> from torchvision.models import shufflenet_v2_x0_5
@@ -264,13 +264,17 @@ class PytorchModelHandlerTensor(_PytorchModelHandler):
 
 
 class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
-    """Run a PyTorch model on dictionaries of tensors, whose keys are the keywords of the model's call.
+    """Run a PyTorch model on dictionaries of tensors, whose keys are the names of the model's parameters.
 
-    The tensors of each key are stacked along a new first dimension and must have one shape. With ``padding``, they
-    may differ in one dimension.
+    The tensors of each key are stacked along a new first dimension and must have the same shape. With ``padding``,
+    they may differ in one dimension.
     """
 
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
+
+
+def _check_optional_path(name: str, path: str | os.PathLike[str] | None) -> str | None:
+    return check_path(name, path) if path else None
 
 
 def _check_types(

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 
 class PredictionResult(NamedTuple):
-    """One example and its prediction. Equal to Beam's class, and unpacked like it.
+    """An element and its prediction. Compares equal to Beam's ``PredictionResult``, and unpacks like it.
 
     >>> example, inference, model_id = PredictionResult([1.0, 2.0], 7, "model.pkl")
     >>> inference
     7
 
     Attributes:
-        example: The element that the model received, after preprocessing.
-        inference: The model output for this element.
-        model_id: The path or name that the model was loaded from, if the handler has one.
+        example: The element that the model received, after preprocessing. Of any type.
+        inference: The model output for this element. Its type depends on the handler.
+        model_id: The path or name of the model. None if the handler has none.
     """
 
     example: Any

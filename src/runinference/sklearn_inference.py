@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
@@ -37,12 +38,19 @@ from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import open_model
 from runinference.results import PredictionResult
 
-__all__ = ["ModelFileType", "SklearnModelHandlerNumpy", "SklearnModelHandlerPandas"]
+__all__ = [
+    "ModelFileType",
+    "NumpyInferenceFn",
+    "PandasInferenceFn",
+    "SklearnModelHandlerNumpy",
+    "SklearnModelHandlerPandas",
+]
 
 
-#: Types of ``inference_fn``: ``(model, batch, inference_args)`` to the predictions; for frames also their rows.
 NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
-PandasInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
+"""An ``inference_fn`` for arrays: ``(model, batch, inference_args)`` to one prediction per array."""
+PandasInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], "tuple[Any, Any]"]
+"""An ``inference_fn`` for data frames: ``(model, batch, inference_args)`` to the predictions and their frames."""
 
 
 def _predict_arrays(
@@ -141,15 +149,15 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
     _path_attribute = "_model_uri"
     _has_native_model = True
     _supports_dynamic_batching = True
-    _default_inference_fn: Callable[..., Any]
+    _default_inference_fn: NumpyInferenceFn | PandasInferenceFn
 
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
+        model_uri: str | os.PathLike[str],
         model_file_type: ModelFileType = ModelFileType.PICKLE,
         *,
-        inference_fn: Callable[..., Any] | None = None,
+        inference_fn: NumpyInferenceFn | PandasInferenceFn | None = None,
         trusted_types: Sequence[str] | None = None,
         model_sha256: str | None = None,
         **options: Unpack[HandlerOptions],
@@ -157,17 +165,19 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """Configure the estimator's file and how the estimator is called.
 
         Args:
-            model_uri: The path of the file, on any file system that Beam reads.
-            model_file_type: The format of the file.
-            inference_fn: A function ``(model, batch, inference_args)`` that calls the estimator, instead of the
-                default described above.
-            trusted_types: For skops files: names of types that may be built, in addition to those of
-                scikit-learn, NumPy and Python that skops trusts by default.
-            model_sha256: The expected SHA-256 digest of the file in hexadecimal, checked before loading.
+            model_uri: The path of the estimator's file, on any file system that Beam supports.
+            model_file_type: The format of the file, by default a pickle.
+            inference_fn: A function ``(model, batch, inference_args)`` that calls the estimator instead of the
+                default described above, and returns one prediction per example.
+            trusted_types: For skops files: fully qualified names of types that may be loaded, in addition to those
+                of scikit-learn, NumPy and Python that skops trusts by default.
+            model_sha256: The expected SHA-256 digest of the file, in hexadecimal. It is checked before the file is
+                loaded.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: ``model_file_type`` isn't a ``ModelFileType``, or doesn't support ``trusted_types``.
+            OptionError: ``model_file_type`` isn't a ``ModelFileType``, or doesn't support ``trusted_types``, or
+                another option is invalid.
         """
         super().__init__(**options)
         if not isinstance(model_file_type, ModelFileType):
@@ -254,6 +264,11 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
     ) -> Iterable[PredictionResult]:
         """Run the estimator on a batch of arrays.
 
+        Args:
+            batch: Arrays or lists of the same shape, or sparse matrices of one row.
+            model: The estimator that ``load_model`` returned.
+            inference_args: Keyword arguments for the estimator's ``predict``, or None.
+
         Raises:
             BatchShapeError: The arrays differ in shape, or have other features than the training data.
             ElementError: The estimator rejects the values of an array.
@@ -270,8 +285,8 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
 
     By default, the frames of a batch are concatenated and passed to the estimator's ``predict``. They must have
     the same columns. An example can also be a record with named values: a dictionary, Series, named tuple,
-    dataclass or ``beam.Row``. An ``inference_fn`` gets a list of frames, and returns the predictions and the list
-    of rows that they belong to.
+    dataclass or ``beam.Row``. An ``inference_fn`` gets a list of frames, and returns a tuple: the predictions, and
+    the list of frames that they belong to.
 
     >>> from runinference import samples
     >>> handler = SklearnModelHandlerPandas(model_uri=samples.diabetes_regressor())
@@ -288,6 +303,11 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Run the estimator on a batch of single-row frames, or on the rows of one frame.
+
+        Args:
+            batch: Data frames of one row with the same columns, records, or one data frame.
+            model: The estimator that ``load_model`` returned.
+            inference_args: Keyword arguments for the estimator's ``predict``, or None.
 
         Raises:
             BatchShapeError: A frame doesn't have exactly one row, or has other columns than the first.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
@@ -17,19 +18,30 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
-__all__ = ["ModelType", "TFModelHandlerNumpy", "TFModelHandlerTensor"]
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+__all__ = [
+    "ModelType",
+    "TFModelHandlerNumpy",
+    "TFModelHandlerTensor",
+    "TensorInferenceFn",
+    "default_numpy_inference_fn",
+    "default_tensor_inference_fn",
+]
 
 TensorInferenceFn = Callable[
     [Any, Sequence[Any], "dict[str, Any]", "str | None"], Iterable[PredictionResult]
 ]
+"""An ``inference_fn``: ``(model, batch, inference_args, model_id)`` to one result per example."""
 
 
 class ModelType(enum.Enum):
     """The kind of a model file.
 
     Attributes:
-        SAVED_MODEL: A complete model: the folder of a SavedModel, a ``.keras`` file, or an HDF5 file.
-        SAVED_WEIGHTS: Weights only, for a model that ``create_model_fn`` builds.
+        SAVED_MODEL: A complete model: the directory of a SavedModel, a ``.keras`` file, or an HDF5 file.
+        SAVED_WEIGHTS: Only weights, for a model that ``create_model_fn`` builds.
     """
 
     SAVED_MODEL = 1
@@ -42,20 +54,20 @@ def default_numpy_inference_fn(
     """Stack the arrays of a batch, call the model once, and split its output by example.
 
     Args:
-        model: A Keras model; a SavedModel, whose signature ``serving_default`` or only signature is called; or
-            another callable.
-        batch: Arrays of one shape for the model's first input, or dictionaries of such arrays by input name.
-        inference_args: Keyword arguments for the model's call, such as ``training``. For a signature, more
+        model: A Keras model, a SavedModel, or another callable. Of a SavedModel, the signature ``serving_default``
+            is called, or the only signature.
+        batch: Arrays of the same shape for the model's first input, or dictionaries of such arrays by input name.
+        inference_args: Keyword arguments for the model's call, such as ``training``. For a signature, additional
             inputs by name, the same for all examples.
         model_id: The path of the model, for the results.
 
     Returns:
-        One result per example. Inferences are tensors; if the model has several outputs, dictionaries or tuples
-        of tensors.
+        One result per example. Inferences are tensors. If the model has several outputs, they are dictionaries or
+        tuples of tensors.
 
     Raises:
-        BatchShapeError: The arrays differ in shape, or don't have the shape that the model takes.
-        ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
+        BatchShapeError: The arrays differ in shape, or don't have the shape that the model expects.
+        ElementError: An input is missing, unknown, or has a dtype that the model doesn't accept.
         ResultMismatchError: An output doesn't have one row per example.
     """
     return to_results(batch, call_model(model, batch, inference_args or {}), model_id)
@@ -66,7 +78,23 @@ def default_tensor_inference_fn(
 ) -> Iterable[PredictionResult]:
     """Stack the tensors of a batch, call the model once, and split its output by example.
 
-    Takes, returns and raises the same as ``default_numpy_inference_fn``, for tensors instead of arrays.
+    Args:
+        model: A Keras model, a SavedModel, or another callable. Of a SavedModel, the signature ``serving_default``
+            is called, or the only signature.
+        batch: Tensors of the same shape for the model's first input, or dictionaries of such tensors by input
+            name.
+        inference_args: Keyword arguments for the model's call, such as ``training``. For a signature, additional
+            inputs by name, the same for all examples.
+        model_id: The path of the model, for the results.
+
+    Returns:
+        One result per example. Inferences are tensors. If the model has several outputs, they are dictionaries or
+        tuples of tensors.
+
+    Raises:
+        BatchShapeError: The tensors differ in shape, or don't have the shape that the model expects.
+        ElementError: An input is missing, unknown, or has a dtype that the model doesn't accept.
+        ResultMismatchError: An output doesn't have one row per example.
     """
     return default_numpy_inference_fn(model, batch, inference_args, model_id)
 
@@ -83,47 +111,48 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
+        model_uri: str | os.PathLike[str],
         model_type: ModelType = ModelType.SAVED_MODEL,
-        create_model_fn: Callable[[], Any] | None = None,
+        create_model_fn: Callable[[], tf.keras.Model] | None = None,
         *,
         load_model_args: dict[str, Any] | None = None,
-        custom_weights: str = "",
+        custom_weights: str | os.PathLike[str] = "",
         inference_fn: TensorInferenceFn | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
         """Configure the model file, and how the model is loaded and called.
 
         Args:
-            model_uri: The path of a SavedModel's folder, of a ``.keras`` or HDF5 file, or of a weights file, on
-                any file system that Beam reads. If Keras or TensorFlow can't read it there, it's copied.
-            model_type: Whether the file holds a complete model or weights only.
-            create_model_fn: For weights only: a function that builds the model.
+            model_uri: The path of a SavedModel's directory, of a ``.keras`` or HDF5 file, or of a weights file, on
+                any file system that Beam supports. If Keras or TensorFlow can't read it there, it's copied to a
+                temporary file.
+            model_type: Whether the file contains a complete model or only weights.
+            create_model_fn: For ``SAVED_WEIGHTS``, a function that builds the model.
             load_model_args: Keyword arguments for ``keras.models.load_model``, such as ``custom_objects``, or
                 for ``tf.saved_model.load``, such as ``tags``. By default, Keras files with Python code are
                 rejected (``safe_mode=True``), and training state isn't loaded (``compile=False``).
-            custom_weights: The path of weights that replace those of the Keras model.
-            inference_fn: A function ``(model, batch, inference_args, model_id)`` that calls the model and
-                returns the results, instead of the default.
+            custom_weights: The path of a weights file, whose weights replace those of the Keras model.
+            inference_fn: A function ``(model, batch, inference_args, model_id)`` that calls the model and returns
+                one result per example. By default, ``default_numpy_inference_fn`` or
+                ``default_tensor_inference_fn``.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: Options conflict with ``model_type``.
+            OptionError: Options conflict with ``model_type``, or a value is invalid.
         """
         super().__init__(**options)
         if inference_fn is not None:
             check_callable("inference_fn", inference_fn)
         if load_model_args is not None:
             check_mapping("load_model_args", load_model_args)
-        if custom_weights:
-            custom_weights = check_path("custom_weights", custom_weights)
-        _check_model_type(model_type, create_model_fn, load_model_args or custom_weights)
+        weights_path = check_path("custom_weights", custom_weights) if custom_weights else ""
+        _check_model_type(model_type, create_model_fn, load_model_args or weights_path)
         self._model_uri = check_path("model_uri", model_uri)
         self._model_type = model_type
         self._inference_fn = inference_fn or type(self)._default_inference_fn
         self._create_model_fn = create_model_fn
         self._load_model_args = load_model_args or {}
-        self._custom_weights = custom_weights
+        self._custom_weights = weights_path
 
     def load_model(self) -> Any:
         """Load a Keras model, or a SavedModel with ``tf.saved_model.load``.
@@ -145,11 +174,11 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Run the model on a batch. The results hold tensors.
+        """Run the model on a batch. The results contain tensors.
 
         Raises:
-            BatchShapeError: The elements differ in shape, or don't have the shape that the model takes.
-            ElementError: An input is missing, unknown, or has a dtype that the model doesn't take.
+            BatchShapeError: The elements differ in shape, or don't have the shape that the model expects.
+            ElementError: An input is missing, unknown, or has a dtype that the model doesn't accept.
             ResultMismatchError: An output doesn't have one row per example.
         """
         args = inference_args or {}
@@ -165,8 +194,8 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
 class TFModelHandlerNumpy(_TFModelHandler):
     """Run a TensorFlow or Keras model on NumPy arrays, or on dictionaries of arrays by input name.
 
-    The arrays of a batch are stacked along a new first axis. They must have the same shape. Results hold tensors:
-    ``result.inference.numpy()`` is an array.
+    The arrays of a batch are stacked along a new first axis. They must have the same shape. Results contain
+    tensors: ``result.inference.numpy()`` is an array.
 
     >>> import os, tempfile, keras
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])

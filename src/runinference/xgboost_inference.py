@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
@@ -19,30 +20,38 @@ from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
 from runinference.results import PredictionResult
 
-xgboost = need("xgboost", extra="xgboost")
+if TYPE_CHECKING:
+    import xgboost
+else:
+    xgboost = need("xgboost", extra="xgboost")
 
 __all__ = [
+    "XGBoostInferenceFn",
     "XGBoostModelHandler",
     "XGBoostModelHandlerDatatable",
     "XGBoostModelHandlerNumpy",
     "XGBoostModelHandlerPandas",
     "XGBoostModelHandlerSciPy",
+    "default_xgboost_inference_fn",
 ]
 
 XGBoostInferenceFn = Callable[
     [Sequence[Any], Any, "dict[str, Any] | None"], Iterable[PredictionResult]
 ]
+"""An ``inference_fn``: ``(batch, model, inference_args)`` to one result per example."""
 
 
 def default_xgboost_inference_fn(
-    batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+    batch: Sequence[Any],
+    model: xgboost.Booster | xgboost.XGBModel,
+    inference_args: dict[str, Any] | None = None,
 ) -> Iterable[PredictionResult]:
-    """Join the rows of all examples to one table, and call the model's ``predict`` once.
+    """Concatenate the rows of all examples to one table, and call the model's ``predict`` once.
 
     Args:
-        batch: Arrays or lists, data frames, or sparse matrices.
-        model: An ``xgboost.Booster`` or ``xgboost.XGBModel``.
-        inference_args: Keyword arguments for the model's ``predict``.
+        batch: The examples: arrays or lists, data frames, or sparse matrices.
+        model: The model.
+        inference_args: Keyword arguments for the model's ``predict``, or None.
 
     Returns:
         One result per example: one prediction for a row of shape ``(features,)``, and an array of predictions
@@ -50,6 +59,7 @@ def default_xgboost_inference_fn(
 
     Raises:
         BatchShapeError: The examples differ in type or columns, or don't have the model's columns.
+        ElementError: The model rejects the values of the examples.
         ResultMismatchError: The number of predictions isn't the number of rows.
     """
     arguments = inference_args or {}
@@ -65,7 +75,7 @@ def default_xgboost_inference_fn(
     )
 
 
-class XGBoostLoadError(ModelLoadError, xgboost.core.XGBoostError):  # type: ignore[misc, name-defined]
+class XGBoostLoadError(ModelLoadError, xgboost.core.XGBoostError):
     """A model file cannot be loaded by XGBoost."""
 
 
@@ -80,8 +90,8 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_class: Callable[..., Any],
-        model_state: str,
+        model_class: Callable[..., ModelT],
+        model_state: str | os.PathLike[str],
         inference_fn: XGBoostInferenceFn = default_xgboost_inference_fn,
         **options: Unpack[HandlerOptions],
     ) -> None:
@@ -91,13 +101,14 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
             model_class: The class of the model, such as ``xgboost.Booster`` or ``xgboost.XGBClassifier``, or a
                 function that returns an empty model.
             model_state: The path of a JSON or UBJ file written by ``save_model``, on any file system that Beam
-                reads. Loading such a file runs no code.
-            inference_fn: A function ``(batch, model, inference_args)`` that calls the model and returns the
-                results, instead of the default.
+                supports. Loading such a file runs no code.
+            inference_fn: A function ``(batch, model, inference_args)`` that calls the model and returns one result
+                per example.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: ``model_class`` isn't callable, or has no ``load_model`` or ``predict``.
+            OptionError: ``model_class`` isn't callable, or has no ``load_model`` or ``predict``, or another option
+                is invalid.
         """
         super().__init__(**options)
         _check_model_class(model_class)
@@ -113,7 +124,7 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
             ModelNotFoundError: The file doesn't exist.
             ModelLoadError: The file is empty, truncated, in another format, or of another class.
         """
-        model = self._model_class()
+        model: Any = self._model_class()
         if missing := _find_missing_method(model):
             raise ModelLoadError(
                 f"model_class returned a {type(model).__name__}, which has no {missing}(). It must return an "

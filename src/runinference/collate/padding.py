@@ -30,15 +30,15 @@ StackFn = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Padding:
-    """Padding of examples to the length of the longest one in the batch.
+    """Padding of examples to the length of the longest example in the batch.
 
     Examples are arrays, tensors, or dictionaries of these. The ``example`` of a result is not padded. The length
     of an example is its size in dimension ``dim``. For a dictionary, it is the length of its arrays, or of the
     first key in ``value`` if ``value`` names keys.
 
     A part of a result is cut to the length of its example if its size in dimension ``dim`` depends on the
-    input length. To determine this, the model is called again with two copies of a shorter example, for each
-    new part of an output. So the scores of ten classes are not cut, even in a batch padded to length ten.
+    input length. To determine this, the model is called again with two copies of a shorter example, once for
+    each part of an output. Therefore, the scores of ten classes are not cut, even in a batch padded to length ten.
 
     >>> from runinference import Padding
     >>> padding = Padding(value=-1, mask="real")
@@ -49,11 +49,13 @@ class Padding:
            [1, 0, 0]])}
 
     Attributes:
-        value: The padding value, a number that the dtype of the examples can hold. For dictionaries, it can also
-            map each key to pad to a value. The tensors of all other keys must have one shape.
-        mask: The name of the mask, an int64 array of shape (batch, longest): 1 for values of the example, 0 for
-            padding. For dictionaries, it is added as a key. If the examples already have this key, their mask is
-            padded with 0. For arrays and tensors, it is passed as a keyword argument of the model.
+        value: The padding value, a number that the dtype of the examples can represent. For dictionaries, it can
+            also be a dictionary with a value for each key to pad. The tensors of all other keys must have one
+            shape.
+        mask: The name of the mask, an int64 array of shape (batch, longest): 1 for values of an example, 0 for
+            padding. None for no mask. For dictionaries, it is added as a key. If the examples already have this
+            key, their mask is padded with 0. For arrays and tensors, it is passed as a keyword argument of the
+            model.
         dim: The dimension of an example to pad. Sizes in all other dimensions must be equal.
         side: The side to pad. Models that generate text usually need ``"left"``.
         unpad: Whether to remove the padding from the results.
@@ -93,7 +95,10 @@ class Padding:
             )
 
     def length(self, example: Any) -> int:
-        """Return the length of an example before padding. Can be used as a ``batch_length_fn``.
+        """Return the length of an example before padding. You can pass this method as ``batch_length_fn``.
+
+        Args:
+            example: An array, a tensor, or a dictionary of these.
 
         Raises:
             BatchShapeError: The example lacks the dimension or key to pad, or has several lengths.
@@ -138,7 +143,11 @@ class Padding:
         return joined
 
     def masks(self, batch: Sequence[Any]) -> dict[str, npt.NDArray[np.int64]]:
-        """Return the mask of a batch by its name. Empty if the mask has no name."""
+        """Return a dictionary with the mask of a batch by its name. Empty if ``mask`` is None.
+
+        Args:
+            batch: The examples.
+        """
         if self.mask is None:
             return {}
         lengths = [self.length(example) for example in batch]

@@ -32,7 +32,12 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         model: ModelT,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionT]:
-        """Run the model on a batch. ``inference_args`` are keyword arguments for the model's ``predict``.
+        """Run the model on a batch.
+
+        Args:
+            batch: The examples: arrays or lists, data frames, or sparse matrices.
+            model: The object that ``load_model`` returned.
+            inference_args: Keyword arguments for the model's ``predict``, or None.
 
         Raises:
             BatchShapeError: The examples differ in type or columns, or don't have the model's columns.
@@ -40,7 +45,8 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         path = getattr(self, str(self._path_attribute))
         if self.gives_whole_results() and self._inference_fn is self._default_inference_fn:
             [result] = self._inference_fn([batch], model, inference_args)  # one table, one example
-            return self.results_of(batch, result.inference, path)
+            unsplit: Any = self.results_of(batch, result.inference, path)
+            return unsplit  # type: ignore[no-any-return]
         results: Any = self._inference_fn(batch, model, inference_args)
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
@@ -57,7 +63,7 @@ def predict_tables(
     predict: Callable[[Any], Any],
     errors: tuple[type[Exception], ...] = (ValueError,),
 ) -> list[PredictionResult]:
-    """Join the rows of all examples to one table, predict once, and split the predictions by example.
+    """Concatenate the rows of all examples to one table, predict once, and split the predictions by example.
 
     Args:
         batch: Arrays or lists, data frames, records or sparse matrices.

@@ -17,9 +17,15 @@ _PLAIN_TYPES = frozenset({str, bytes, int, bool, type(None)})
 
 
 class KeyModelMapping(Generic[KeyT, ExampleT, PredictionT, ModelT]):
-    """A mapping of keys to a model: elements with one of ``keys`` use the handler ``mh``."""
+    """A mapping of keys to the model handler that their elements use."""
 
     def __init__(self, keys: list[KeyT], mh: ModelHandler[ExampleT, PredictionT, ModelT]) -> None:
+        """Map keys to a model handler.
+
+        Args:
+            keys: The keys: hashable values, such as strings. At least one.
+            mh: The handler for elements with one of these keys. It takes examples without keys.
+        """
         self.keys = list(keys) if _is_list(keys) else keys  # other values are rejected later
         self.mh = mh
 

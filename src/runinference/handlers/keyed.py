@@ -19,22 +19,31 @@ from runinference.handlers.key_mapping import (
     check_handler_object,
     reject_functions,
 )
-from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.model_handler import ModelHandler, ModelHandlerLike
 from runinference.handlers.model_per_key import (
     PerKeyModelHandler,
     count_path_updates,
     split_pair,
     with_unsplit_results,
 )
+from runinference.handlers.model_update import KeyModelPathMapping
 
 
 class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     """A handler that adds keys to another one, and delegates everything else to it."""
 
-    def __init__(self, unkeyed: Any) -> None:
+    def __init__(self, unkeyed: ModelHandlerLike) -> None:
+        """Wrap a handler for examples without keys.
+
+        Args:
+            unkeyed: The handler: a ``ModelHandler``, or any object with the methods of Beam's ``ModelHandler``.
+
+        Raises:
+            OptionError: ``unkeyed`` is not a handler, or has preprocessing or postprocessing functions.
+        """
         check_handler_object(unkeyed, type(self).__name__)
         reject_functions(unkeyed, type(self).__name__)
-        self._unkeyed = unkeyed
+        self._unkeyed: Any = unkeyed
         self._per_key = isinstance(unkeyed, PerKeyModelHandler)
         self._env_vars = getattr(unkeyed, "_env_vars", {})
         self._max_batch_bytes = getattr(unkeyed, "_max_batch_bytes", None)
@@ -57,7 +66,7 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
             for part in self._unkeyed.run_in_parts(examples, model, inference_args)
         ]
 
-    def inner_handlers(self) -> list[Any]:
+    def inner_handlers(self) -> list[ModelHandlerLike]:
         """Return the wrapped handler, or the handlers of all mappings."""
         return [self._unkeyed]
 
@@ -66,7 +75,7 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
 
     def group_by_model(
         self, examples: Iterable[Any], model: Any
-    ) -> Iterable[tuple[Any, Iterable[tuple[Any, Any]]]]:
+    ) -> Iterable[tuple[ModelHandlerLike, Iterable[tuple[int | list[int], Any]]]]:
         if not self._per_key:
             return super().group_by_model(examples, model)
         if self.should_skip_batching() and not self.gives_whole_results():
@@ -99,7 +108,9 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     def update_model_path(self, model_path: str | None = None) -> None:
         self._unkeyed.update_model_path(model_path=model_path)
 
-    def update_model_paths(self, model: Any, model_paths: Any = None) -> None:
+    def update_model_paths(
+        self, model: Any, model_paths: Sequence[KeyModelPathMapping[Any]] | None = None
+    ) -> None:
         if model_paths and not self._per_key:
             raise OptionError(
                 "A list of KeyModelPathMapping cannot update a handler with one model for all keys. To fix this, "
@@ -165,7 +176,9 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
 
 
 class KeyedModelHandler(_KeyWrapper):
-    """Takes ``(key, example)`` and returns ``(key, prediction)``, with one model for all keys or per-key models.
+    """A handler that takes ``(key, example)`` and returns ``(key, prediction)``.
+
+    It has one model for all keys, or per-key models.
 
     >>> from runinference import samples
     >>> from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
@@ -182,7 +195,7 @@ class KeyedModelHandler(_KeyWrapper):
 
     def __init__(
         self,
-        unkeyed: Any,
+        unkeyed: ModelHandlerLike | Sequence[KeyModelMapping[Any, Any, Any, Any]],
         max_models_per_worker_hint: int | None = None,
         *,
         max_model_bytes_per_worker: int | None = None,
@@ -190,14 +203,16 @@ class KeyedModelHandler(_KeyWrapper):
         """Wrap a handler for examples without keys, or several handlers with their keys.
 
         Args:
-            unkeyed: A handler, or a list of ``KeyModelMapping``. Batches are formed per model, not per key.
-            max_models_per_worker_hint: With per-key models: the maximum number of models in a process. The
-                least recently used model is evicted first.
-            max_model_bytes_per_worker: With per-key models: the maximum bytes of models in a process.
+            unkeyed: A handler for all keys, or a list of ``KeyModelMapping`` for per-key models. Batches are
+                formed per model, not per key.
+            max_models_per_worker_hint: With per-key models, the maximum number of models in a worker process. The
+                least recently used model is evicted first. By default, there is no limit.
+            max_model_bytes_per_worker: With per-key models, the maximum size in bytes of all models in a worker
+                process. By default, there is no limit.
 
         Raises:
             OptionError: A wrapped handler has preprocessing or postprocessing functions, a key has two models,
-                or a mapping has no key.
+                a mapping has no key, or a limit is set for one model.
         """
         for name, limit in (
             ("max_models_per_worker_hint", max_models_per_worker_hint),
@@ -206,14 +221,15 @@ class KeyedModelHandler(_KeyWrapper):
             if limit is not None:
                 check_int(name, limit)
         limits = CacheLimits(max_models_per_worker_hint, max_model_bytes_per_worker)
+        handler: Any = unkeyed
         if isinstance(unkeyed, (list, tuple)):
-            unkeyed = PerKeyModelHandler(unkeyed, limits, KeyedModelHandler)
+            handler = PerKeyModelHandler(unkeyed, limits, KeyedModelHandler)
         elif limits != CacheLimits():
             raise OptionError(
                 "max_models_per_worker_hint and max_model_bytes_per_worker apply to per-key models only. To use "
                 "them, give KeyedModelHandler a list of KeyModelMapping."
             )
-        super().__init__(unkeyed)
+        super().__init__(handler)
 
     @property
     def mappings(self) -> list[KeyModelMapping[Any, Any, Any, Any]]:
@@ -222,11 +238,14 @@ class KeyedModelHandler(_KeyWrapper):
 
     @property
     def cache_limits(self) -> CacheLimits:
-        """The limits on the models that a process holds."""
+        """The limits on the models in a worker process."""
         return self._unkeyed.cache_limits if self._per_key else CacheLimits()
 
     def handler_for(self, key: Any) -> KeyedModelHandler:
-        """Return the handler of a key's model, which takes elements with keys.
+        """Return the handler for a key's model. It takes elements with keys.
+
+        Args:
+            key: A hashable key. With one model for all keys, any key.
 
         Raises:
             UnknownKeyError: No model is mapped to the key.
@@ -234,7 +253,7 @@ class KeyedModelHandler(_KeyWrapper):
         """
         return self._unkeyed.model_for(key).handler if self._per_key else self
 
-    def inner_handlers(self) -> list[Any]:
+    def inner_handlers(self) -> list[ModelHandlerLike]:
         return [mapping.mh for mapping in self.mappings] or [self._unkeyed]
 
     def run_inference(
@@ -258,9 +277,9 @@ class KeyedModelHandler(_KeyWrapper):
 
 
 class MaybeKeyedModelHandler(_KeyWrapper):
-    """Takes elements with or without a key, and returns predictions of the same form.
+    """A handler that takes examples with or without keys, and returns predictions of the same form.
 
-    Examples must not be tuples, because a tuple is read as ``(key, example)``.
+    Examples must not be tuples, because a tuple is interpreted as ``(key, example)``.
     """
 
     def run_inference(

@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from typing_extensions import Self, Unpack
 
@@ -18,6 +18,7 @@ from runinference.collate.unbatch import ListOutput, to_results
 from runinference.collate.unsplit import unsplit_result
 from runinference.handlers.event_loop import iterable_without_await
 from runinference.handlers.local_predict import predict_locally
+from runinference.handlers.model_update import KeyModelPathMapping
 from runinference.handlers.options import (
     HandlerOptions,
     KeywordsChecked,
@@ -27,6 +28,7 @@ from runinference.handlers.options import (
     reject_unknown,
 )
 from runinference.model_file import file_bytes
+from runinference.results import PredictionResult
 
 ExampleT = TypeVar("ExampleT")
 PredictionT = TypeVar("PredictionT")
@@ -57,11 +59,21 @@ def _counted(update_model_path: Callable[..., None]) -> Callable[..., None]:
     return update_and_count
 
 
-class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
-    """Loads a model and runs it on batches. Subclass it to use your own model.
+class ModelHandlerLike(Protocol):
+    """Any object with the methods of a model handler, such as a subclass of Beam's ``ModelHandler``."""
 
-    A subclass must define ``load_model`` and ``run_inference``. A handler is a value: ``with_…`` methods return
-    a changed copy.
+    def load_model(self) -> Any:
+        """Load and return the model."""
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None, /) -> Any:
+        """Run the model on a batch, and return one prediction per example."""
+
+
+class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
+    """Load a model and run it on batches. Subclass this class to use your own model.
+
+    A subclass must define ``load_model`` and ``run_inference``. The ``with_…`` methods don't change a handler.
+    They return a modified copy.
 
     >>> class Doubler(ModelHandler[int, int, object]):
     ...     def load_model(self):
@@ -108,11 +120,11 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         """Set the options that all handlers share.
 
         Args:
-            **options: See [HandlerOptions][runinference.HandlerOptions].
+            **options: The options of every handler, see [HandlerOptions][runinference.HandlerOptions].
 
         Raises:
-            UnknownOptionError: An option is not known. The message suggests the closest one.
-            OptionError: Options conflict with each other.
+            UnknownOptionError: An option is unknown. The message suggests the closest one.
+            OptionError: Options conflict with each other, or a value is out of range.
         """
         unknown = [name for name in options if name not in HandlerOptions.__annotations__]
         reject_unknown(type(self), unknown, constructor_keywords(type(self)))
@@ -136,7 +148,10 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         BatchPolicy.from_options({**self._batching_kwargs, **not_in_beam})
 
     def load_model(self) -> ModelT:
-        """Load and return the model. Called once per process and model."""
+        """Load and return the model.
+
+        Called once per worker process and model. A subclass must define it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define load_model().")
 
     def run_inference(
@@ -145,13 +160,15 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         model: ModelT,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionT] | Awaitable[Iterable[PredictionT]]:
-        """Run the model on a batch. A subclass may define it with ``async def``.
+        """Run the model on a batch.
+
+        A subclass must define it. It may be a coroutine function (``async def``).
 
         Args:
             batch: The examples; at least one.
             model: The object that ``load_model`` returned.
-            inference_args: Keyword arguments for the model call, the same for all examples. Each batch gets its
-                own copy.
+            inference_args: Keyword arguments for the model call, the same for all examples, or None. Each call
+                gets its own copy.
 
         Returns:
             One prediction per example, in the same order.
@@ -159,9 +176,9 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         raise NotImplementedError(f"{type(self).__name__} must define run_inference().")
 
     def predict(
-        self, examples: Iterable[Any], inference_args: dict[str, Any] | None = None
-    ) -> list[Any]:
-        """Run inference without a pipeline, with the same batching and results as the transform.
+        self, examples: Iterable[ExampleT], inference_args: dict[str, Any] | None = None
+    ) -> list[PredictionT]:
+        """Run inference without a pipeline, with the same batching and results as ``RunInference``.
 
         The model is loaded on the first call and stays loaded as long as this handler exists.
 
@@ -176,23 +193,32 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
     def group_by_model(
         self, examples: Iterable[Any], model: ModelT
-    ) -> Iterable[tuple[Any, Iterable[tuple[Any, Any]]]]:
-        """Return the numbered examples of each model that ``predict`` calls, with a handler for its batches.
+    ) -> Iterable[tuple[ModelHandlerLike, Iterable[tuple[int | list[int], Any]]]]:
+        """Group the examples of ``predict`` by the model that they use.
 
-        A part of an example that is a batch comes with a list: the numbers of its rows.
+        Args:
+            examples: The examples, after preprocessing.
+            model: The object that ``load_model`` returned.
+
+        Returns:
+            For each model, a handler and its examples, each as ``(index, example)``. If an example is a batch with
+            rows for several models, each part comes with the list of its row indices.
         """
         return [(self, enumerate(examples))]
 
     def get_num_bytes(self, batch: Sequence[ExampleT]) -> int:
-        """Return the bytes of a batch: buffers of arrays and tensors, and Python's object sizes for the rest."""
+        """Return the size of a batch in bytes, for the metrics.
+
+        Arrays and tensors count with the size of their buffers, all other objects with their size in Python.
+        """
         return batch_size_in_bytes(batch)
 
     def get_model_bytes(self, model: ModelT) -> int:
-        """Return the memory of a loaded model in bytes, for the metrics and the limits of models.
+        """Return the memory of a loaded model in bytes, for the metrics and the memory limits.
 
-        By default, that of the parameters, arrays and objects that Python can reach. For libraries that are not
-        written in Python, the handlers of this library take the size of the model's files if it is larger.
-        Override this method if your model keeps its weights elsewhere.
+        By default, this is the size of all parameters, arrays and objects that Python can reach. For native
+        libraries, the handlers of this library use the size of the model's files if that is larger. Override this
+        method if your model keeps its weights elsewhere.
         """
         path = getattr(self, self._path_attribute) if self._path_attribute else ""
         return max(model_bytes(model), file_bytes(path) if self._has_native_model else 0)
@@ -202,7 +228,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return self._metrics_namespace
 
     def get_resource_hints(self) -> dict[str, Any]:
-        """Return resource hints for the runner, as for ``PTransform.with_resource_hints``."""
+        """Return the keyword arguments for ``PTransform.with_resource_hints``, which the runner gets as hints."""
         return {}
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
@@ -210,13 +236,16 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return self._batching_kwargs
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Raise if the model call doesn't accept these arguments."""
+        """Raise an error if the model call doesn't accept these keyword arguments. By default, accept all."""
 
     @_counted
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Set the path that the model is loaded from. Called on a copy of the handler.
+        """Set the path that the model is loaded from. Model updates call this method on a copy of the handler.
 
         The next ``predict`` loads the model again.
+
+        Args:
+            model_path: The new path. If None or empty, the path stays the same.
         """
         if model_path and self._path_attribute:
             setattr(self, self._path_attribute, model_path)
@@ -225,8 +254,15 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         """Return how often the path of this handler, or of one that it wraps, was updated."""
         return self._n_path_updates
 
-    def update_model_paths(self, model: ModelT, model_paths: Any = None) -> None:
-        """Set the paths that the models of several keys are loaded from."""
+    def update_model_paths(
+        self, model: ModelT, model_paths: Sequence[KeyModelPathMapping[Any]] | None = None
+    ) -> None:
+        """Set the paths of per-key models. Only handlers with per-key models support it.
+
+        Args:
+            model: The object that ``load_model`` returned.
+            model_paths: The new path for each key.
+        """
 
     def get_preprocess_fns(self) -> list[Callable[[Any], Any]]:
         """Return the functions to apply to each element before batching, in order."""
@@ -241,41 +277,49 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return self._skips_batching
 
     def gives_whole_results(self) -> bool:
-        """Return whether elements are already batches and each gets a single, unsplit result."""
+        """Return whether elements are already batches, and each batch gets one unsplit result."""
         return self._whole_results
 
     def validate_whole_results(self) -> None:
-        """Raise if this handler cannot return one unsplit result for a batch."""
+        """Raise an error if this handler cannot return one unsplit result for a batch."""
 
-    def results_of(self, batch: Any, output: Any, model_id: str | None = None) -> Iterable[Any]:
+    def results_of(
+        self, batch: Sequence[Any], output: Any, model_id: str | None = None
+    ) -> Iterable[PredictionResult]:
         """Convert a model output to the return value of ``run_inference``.
 
         Args:
             batch: The examples.
-            output: The model output for the batch: a tensor, array, list or structure of these whose leading
-                dimension is the batch size. A list of arrays needs the option ``list_output``.
-            model_id: The model's path or name.
+            output: The model output for the batch: a tensor, an array, a list, or a dictionary, tuple or dataclass
+                of these. The leading dimension of each is the batch size. A list of arrays needs the option
+                ``list_output``.
+            model_id: The path or name of the model, for the results.
 
         Returns:
             One ``PredictionResult`` per example, each with its own part of the output. If the handler returns
-            unsplit results, one ``PredictionResult`` for the whole batch.
+            unsplit results, a single ``PredictionResult`` for the whole batch.
 
         Raises:
-            ResultMismatchError: The leading dimension of the output is not the batch size, or a list in it can
-                be read in two ways.
+            ResultMismatchError: The leading dimension of the output is not the batch size, or a list in the output
+                is ambiguous.
         """
         if self.gives_whole_results():
-            return unsplit_result(batch, output, model_id)
+            return cast(Iterable[Any], unsplit_result(batch, output, model_id))
         return to_results(batch, output, model_id, self._list_output)
 
     def set_environment_vars(self) -> None:
-        """Set the variables of ``env_vars``. Called before the model is loaded."""
+        """Set the environment variables of the option ``env_vars``. Called before the model is loaded."""
         os.environ.update(self._env_vars)
 
     def with_preprocess_fn(
         self, fn: Callable[[PreProcessT], ExampleT]
     ) -> ModelHandler[PreProcessT, PredictionT, ModelT]:
-        """Return a copy that applies ``fn`` to each element, before existing preprocessing functions."""
+        """Return a copy that applies a function to each element, before any existing preprocessing functions.
+
+        Args:
+            fn: Returns the new element. With exception handling, an element for which it fails becomes a dead
+                letter.
+        """
         check_callable("fn of with_preprocess_fn", fn)
         functions = (fn, *self.get_preprocess_fns())
         return self._with_functions("preprocess_fns", functions)  # type: ignore[no-any-return]
@@ -283,7 +327,11 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     def with_postprocess_fn(
         self, fn: Callable[[PredictionT], PostProcessT]
     ) -> ModelHandler[ExampleT, PostProcessT, ModelT]:
-        """Return a copy that applies ``fn`` to each result, after existing postprocessing functions."""
+        """Return a copy that applies a function to each result, after any existing postprocessing functions.
+
+        Args:
+            fn: Returns the new result. With exception handling, a result for which it fails becomes a dead letter.
+        """
         check_callable("fn of with_postprocess_fn", fn)
         functions = (*self.get_postprocess_fns(), fn)
         return self._with_functions("postprocess_fns", functions)  # type: ignore[no-any-return]
@@ -305,8 +353,8 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
         Args:
             whole_results: Whether to keep results unsplit: one ``PredictionResult`` per element, with the whole
-                array and the complete model output. With keys, elements are ``(key, array)``. A handler that
-                doesn't use ``results_of`` returns the output of ``run_inference`` for each element.
+                batch and the complete model output. With keys, elements are ``(key, batch)``. If a handler doesn't
+                use ``results_of``, the result of an element is what ``run_inference`` returns for it.
 
         Raises:
             OptionError: This handler does not support unsplit results.
@@ -317,36 +365,41 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return self._replace(_skips_batching=True, _whole_results=whole_results)
 
     def share_model_across_processes(self) -> bool:
-        """Return whether all processes of a machine share the model."""
+        """Return whether all worker processes of a machine share the model."""
         return self._share_across_processes
 
     def model_copies(self) -> int:
-        """Return how many copies of the model the processes of a machine share."""
+        """Return how many copies of the model the worker processes of a machine share."""
         return self._model_copies or 1
 
     def may_modify_examples(self) -> bool:
         """Return whether ``run_inference`` may modify examples in place.
 
-        If so, which is the default for your own handlers and inference functions, a copy of the examples is kept
-        during a call, for another try if it fails. Override this method to return ``False`` if ``run_inference``
-        never modifies its examples, which saves the copies.
+        If it returns ``True``, which is the default for your own handlers and inference functions, a copy of the
+        examples is kept during each call, for a retry if the call fails. If ``run_inference`` never modifies its
+        examples, override this method and return ``False`` to avoid the copies.
         """
         return not self._keeps_examples
 
     def may_join_threads(self) -> bool:
         """Return whether dynamic batching may merge small batches of several threads into one model call.
 
-        Return ``True`` for models that compute in this process, where concurrent calls slow each other down.
-        Calls that wait, such as requests, should run concurrently.
+        Override this method and return ``True`` for models that compute in the worker process, where concurrent
+        calls slow each other down. Calls that mostly wait, such as requests to an endpoint, should run
+        concurrently.
         """
         return self._supports_dynamic_batching
 
     def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Return whether the handler reports metrics itself."""
+        """Return whether the handler reports metrics itself, so that ``RunInference`` reports none for it.
+
+        Args:
+            metrics_namespace: The namespace of the metrics.
+        """
         return False
 
     def should_garbage_collect_on_timeout(self) -> bool:
-        """Return whether a model is replaced after a call times out. In a subprocess, it always is."""
+        """Return whether the model is reloaded after a call times out. In a subprocess, it always is."""
         return True
 
     def _replace(self, **attributes: Any) -> Self:

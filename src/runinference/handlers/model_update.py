@@ -14,11 +14,11 @@ KeyT = TypeVar("KeyT")
 
 
 class ModelMetadata(NamedTuple):
-    """A model update: the model to use from now on.
+    """A model update: the model to use for all elements that follow.
 
     Attributes:
-        model_id: The path or address that the handler loads the model from.
-        model_name: A short name, which prefixes the metrics of the model.
+        model_id: The path that the handler loads the model from, or the name of a remote model.
+        model_name: A short name, which is the prefix of the model's metrics.
     """
 
     model_id: str
@@ -27,12 +27,12 @@ class ModelMetadata(NamedTuple):
 
 @dataclass(frozen=True)
 class KeyModelPathMapping(Generic[KeyT]):
-    """A model update for some keys.
+    """A model update for some keys of a handler with per-key models.
 
     Attributes:
-        keys: The keys.
-        update_path: The path or address that the handler loads the model from.
-        model_id: A short name, which prefixes the metrics of the model.
+        keys: The keys whose model is replaced.
+        update_path: The path that the handler loads the model from, or the name of a remote model.
+        model_id: A short name, which is the prefix of the model's metrics.
     """
 
     keys: list[KeyT]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast, get_args
 
 from typing_extensions import Self, TypedDict, TypeVar
@@ -19,38 +19,39 @@ class HandlerOptions(TypedDict, total=False):
 
     Attributes:
         min_batch_size: Minimum number of elements in a batch, unless the bundle ends or another limit applies
-            first.
+            first. Default: 1.
         max_batch_size: Maximum number of elements in a batch. If equal to ``min_batch_size``, the size is fixed;
-            otherwise it adapts to measured throughput.
-        max_batch_duration_secs: Maximum seconds an element waits for a batch to fill. If set, batches span
-            bundles, which helps streams with small bundles.
+            otherwise it adapts to measured throughput. Default: 10,000.
+        max_batch_duration_secs: Maximum time in seconds that an element waits for a batch to fill. If set, batches
+            span bundles, which helps streams with small bundles.
         max_batch_weight: Maximum weight of a batch, in the units of ``element_size_fn``.
-        element_size_fn: Returns the weight of one element. By default each element weighs 1. Without
+        element_size_fn: Returns the weight of one element, at least 0. By default each element weighs 1. Without
             ``max_batch_weight``, ``max_batch_size`` is the maximum weight, as in Beam.
-        batch_length_fn: Returns the length of one element. Elements of similar length share a batch.
-        batch_bucket_boundaries: Ascending lengths at which buckets begin. An element whose length equals a
-            boundary belongs to the upper bucket.
-        max_batch_bytes: Maximum bytes of input in a batch. Default: 64 MiB.
+        batch_length_fn: Returns the length of one element, at least 0. Elements of similar length share a batch.
+        batch_bucket_boundaries: Ascending lengths at which length buckets begin. An element whose length equals
+            a boundary belongs to the upper bucket. A batch contains elements of one bucket. Needs
+            ``batch_length_fn``. Default: 16, 32, 64, 128, 256 and 512, unless ``max_padded_size`` is set.
+        max_batch_bytes: Maximum size of a batch's input in bytes. Default: 64 MiB.
         max_padded_size: Maximum size of a batch after padding, which is its longest element times its number of
             elements, in the units of ``batch_length_fn`` (required). Elements are buffered (1,024 or more),
             sorted by length, and cut into batches, longest first. An element longer than this gets its own
             batch. The number of elements follows from this limit and is not tuned.
-        large_model: Whether all processes of a machine share one copy of the model.
-        model_copies: Number of copies of the model that all processes of a machine share.
+        large_model: Whether all worker processes of a machine share one copy of the model. Default: False.
+        model_copies: Number of copies of the model that all worker processes of a machine share.
         env_vars: Environment variables to set before the model is loaded. They must not contain secrets, because
-            they are stored in the pipeline: set those on the workers.
-        list_output: What a list of arrays in the model's output is: ``"per_element"`` for one item per element, or
-            ``"multi_output"`` for several outputs, each of which has a row per element. If not given, such a list
-            is an error, because both readings are possible. A tuple is always several outputs.
+            they are stored in the pipeline. Set secrets on the workers instead.
+        list_output: How to interpret a list of arrays in the model's output: ``"per_element"`` for one item per
+            element, or ``"multi_output"`` for several outputs, each with one row per element. If not given,
+            such a list raises an error, because it is ambiguous. A tuple always means several outputs.
     """
 
     min_batch_size: int | None
     max_batch_size: int | None
     max_batch_duration_secs: float | None
-    max_batch_weight: int | None
-    element_size_fn: Callable[[Any], int] | None
+    max_batch_weight: float | None
+    element_size_fn: Callable[[Any], float] | None
     batch_length_fn: Callable[[Any], int] | None
-    batch_bucket_boundaries: list[int] | None
+    batch_bucket_boundaries: Sequence[float] | None
     max_batch_bytes: int | None
     max_padded_size: int | None
     large_model: bool

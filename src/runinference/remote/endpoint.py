@@ -123,19 +123,19 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         """Configure the endpoint. This sends nothing and reads no key.
 
         Args:
-            base_url: URL that the paths of the protocol are appended to.
-            api_key_env: Environment variable of the workers that holds the key, which is sent as a bearer token.
-                None if the server needs no key.
-            timeout: Seconds for a whole request, from connecting to the last byte of the response.
+            base_url: URL of the server. The paths of the protocol are appended to it.
+            api_key_env: Name of the environment variable that contains the API key on the workers. The key is sent
+                as a bearer token. None if the server needs no key.
+            timeout: Maximum time in seconds of a request, from connecting to the last byte of the response.
             headers: Additional headers for each request. They must not contain secrets.
             key_over_http: Whether the key may be sent unencrypted to another machine.
-            max_response_bytes: Maximum bytes of a response after decompression. By default 64 MiB.
+            max_response_bytes: Maximum size of a response after decompression, in bytes. By default 64 MiB.
             max_request_size: Maximum number of examples in a request.
             **options: The options of every remote handler, see ``RemoteModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, HTTP can't represent a header, the URL or a header contains a
-                secret, or the key would be sent unencrypted.
+            OptionError: A value is invalid, a header contains characters that HTTP can't represent, the URL or a
+                header contains a secret, or the key would be sent unencrypted.
             ImportError: httpx or tenacity isn't installed.
         """
         need("httpx", extra="remote")

@@ -59,10 +59,13 @@ _Args = dict[str, Any] | None
 
 
 class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT]):
-    """The base class of handlers for models behind an endpoint. Subclasses create a client and send one request.
+    """The base class of handlers for models behind an endpoint.
 
-    ``create_client`` and ``request`` may be coroutine functions (``async def``). All of a process run in one event
-    loop, so an asynchronous client may be shared. They must not block.
+    A subclass defines ``create_client`` and ``request``, which sends one request. This class splits batches into
+    requests, sends them concurrently, and handles retries and throttling.
+
+    Both methods may be coroutine functions (``async def``), which must not block. All coroutines of a process run
+    in one event loop, so that they can share an asynchronous client.
 
     >>> class Doubling(RemoteModelHandler[int, int, object]):
     ...     def create_client(self):
@@ -116,24 +119,29 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         """Configure how requests are split, retried and throttled.
 
         Args:
-            namespace: Namespace of the throttling metric, by default ``"RunInference"``, and name of the logger.
+            namespace: Namespace of the throttling metric, and name of the logger. By default, the namespace is
+                ``"RunInference"``.
             num_retries: Maximum number of retries before a request's error is raised.
-            throttle_delay_secs: Whole seconds to delay new requests when many recent ones failed.
-            retry_filter: Returns whether to retry after an error; see ``worth_retrying``. A request that the rate
-                limiter rejects is always retried.
-            window_ms: Length of the history that throttling is based on, in milliseconds.
-            bucket_ms: Resolution of that history, in milliseconds; at most ``window_ms``.
-            overload_ratio: Requests are throttled when there are more than this many times the successful ones.
-            rate_limiter: Object with ``allow(hits_added=n)``. One is shared by all threads of a process.
-            max_request_size: Maximum number of examples in a request. Larger batches are split into requests that
-                run concurrently; results keep the order of the batch. By default a batch is one request.
+            throttle_delay_secs: Delay of new requests when many recent ones failed, in whole seconds.
+            retry_filter: Returns whether to retry a request after an error, by default ``worth_retrying``. A
+                request that the rate limiter rejects is always retried.
+            window_ms: Length in milliseconds of the history of requests that throttling is based on.
+            bucket_ms: Resolution of that history in milliseconds, at most ``window_ms``.
+            overload_ratio: New requests are throttled when the number of recent requests exceeds this multiple of
+                the number of successful ones.
+            rate_limiter: Object with ``allow(hits_added=n)``, which all threads of a process share. None for no
+                limit.
+            max_request_size: Maximum number of examples in a request. Larger batches are split into several
+                requests, which are sent concurrently. Results keep the order of the batch. By default, a batch is
+                one request.
             max_concurrent_requests: Maximum number of requests in flight in a process, across all threads.
-            backoff: How long to wait before a retry. By default ``Backoff()``.
+            backoff: How long to wait before each retry, by default ``Backoff()``.
             **options: The options of every handler, see ``HandlerOptions``. With ``max_request_size`` and no
                 ``min_batch_size``, batches are large enough to keep all concurrent requests busy.
 
         Raises:
-            OptionError: A value is out of range, or the client would be shared across processes.
+            OptionError: A value is out of range, or ``large_model`` or ``model_copies`` is set. A client can't be
+                shared across processes.
             ImportError: ``num_retries`` isn't 0, and tenacity isn't installed.
         """
         if options.get("large_model") or options.get("model_copies") is not None:
@@ -182,7 +190,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
 
     @abstractmethod
     def create_client(self) -> ModelT | Awaitable[ModelT]:
-        """Create the client for ``request``. Called once per process; several threads share the client."""
+        """Create the client for ``request``. Called once per process. All threads share the client."""
 
     @abstractmethod
     def request(
@@ -193,10 +201,10 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         Args:
             batch: At most ``max_request_size`` examples.
             model: The client that ``create_client`` returned.
-            inference_args: Arguments for the call. Each attempt gets its own copy.
+            inference_args: Arguments for the request, or None. Each attempt gets its own copy.
 
         Raises:
-            Exception: Any error. It is retried if ``retry_filter`` allows it.
+            Exception: Any error. The request is retried if ``retry_filter`` returns True for the error.
         """
 
     def load_model(self) -> ModelT:
@@ -209,8 +217,13 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
     ) -> Iterable[PredictionT]:
         """Return one prediction per example, in order. Don't override this method.
 
+        Args:
+            batch: The examples. They are split into requests of at most ``max_request_size``.
+            model: The client that ``create_client`` returned.
+            inference_args: Arguments for each request, or None.
+
         Raises:
-            Exception: Error of the last attempt of the first failed request in the batch. Requests in flight are
+            Exception: The error of the last attempt of the first request that failed. Requests in flight are
                 completed, and the remaining ones are not sent.
         """
         parts = self.run_in_parts(batch, model, inference_args)

@@ -42,17 +42,17 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         Args:
             base_url: URL of the server's API, which usually ends in ``/v1``.
             model: Name of the model on that server.
-            api_key_env: Environment variable of the workers that holds the key. None if the server needs no key.
-                Workers read the key. The handler doesn't store it.
-            parameters: Fields of each request, such as ``{"temperature": 0, "max_tokens": 50}``.
-                ``inference_args`` override them.
+            api_key_env: Name of the environment variable that contains the API key on the workers. The handler
+                doesn't store the key. None if the server needs no key.
+            parameters: Fields of each request, such as ``{"temperature": 0, "max_tokens": 50}``. The
+                ``inference_args`` of a call override them.
             max_request_size: Maximum number of examples in a request. By default a number that every server
                 accepts.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
                 ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
 
         Raises:
-            OptionError: A value is out of range, the URL contains a secret, the key would be sent unencrypted,
+            OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
                 or ``parameters`` has a reserved field.
             ImportError: httpx or tenacity isn't installed.
         """
@@ -79,7 +79,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         Args:
             batch: The examples.
             model: The client that ``create_client`` returned.
-            inference_args: Fields of the request. They override ``parameters``.
+            inference_args: Fields of the request, or None. They override ``parameters``.
 
         Raises:
             ElementError: An example has the wrong type.
@@ -117,7 +117,11 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         return not is_ours or super().may_modify_examples()
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Set the name of the model to call."""
+        """Set the name of the model to call.
+
+        Args:
+            model_path: The name. If None or empty, the model stays the same.
+        """
         self._model = model_path or self._model
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:

@@ -21,11 +21,12 @@ class Generation:
     """The output of a language model for one example.
 
     Attributes:
-        text: Text of the first choice, in which parts of content are joined. Empty if the model called tools or a
-            function instead.
-        finish_reason: Why generation stopped: ``"stop"``, or ``"length"`` if ``max_tokens`` was reached.
+        text: Text of the first choice. If its content has several parts, they are concatenated. Empty if the model
+            called tools or a function instead.
+        finish_reason: Why generation stopped, such as ``"stop"``, or ``"length"`` if ``max_tokens`` was reached.
         choices: All choices as the server sent them, including fields such as tool calls and log probabilities.
-        usage: Token counts of the request. None if the server sent none or several examples shared the request.
+        usage: Token counts of the request. None if the server sent none, or if several examples shared the
+            request.
     """
 
     text: str

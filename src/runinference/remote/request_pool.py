@@ -16,10 +16,14 @@ from runinference.remote.request_batch import count_examples
 
 
 class RateLimiter(Protocol):
-    """A limit on the rate of requests, like Beam's ``EnvoyRateLimiter``. Called from several threads."""
+    """A limit on the rate of requests, such as Beam's ``EnvoyRateLimiter``. It must be thread-safe."""
 
     def allow(self, *, hits_added: int) -> bool:
-        """Return whether this many examples may be sent now. Can block until the limit allows it."""
+        """Return whether a request may be sent now. May block until the limit allows it.
+
+        Args:
+            hits_added: Number of examples in the request.
+        """
 
 
 class RequestPool:

@@ -35,11 +35,11 @@ class Backoff:
 
     Attributes:
         initial_secs: Seconds to wait before the first retry.
-        multiplier: Factor by which each wait is longer than the previous one.
-        max_secs: Longest wait, in seconds.
+        multiplier: Factor between each wait and the next.
+        max_secs: Maximum wait in seconds.
         jitter: Random share of each wait, from 0 (none) to 1. It spreads retries of requests that failed together.
-        max_retry_after_secs: Longest ``Retry-After`` to wait for, in seconds. If a server asks for more, the
-            request isn't retried.
+        max_retry_after_secs: Maximum ``Retry-After`` in seconds. If a server asks to wait longer, the request
+            isn't retried.
 
     Raises:
         OptionError: A value is out of range.
@@ -60,7 +60,12 @@ class Backoff:
             raise OptionError(f"Backoff: jitter must be from 0 to 1, but is {self.jitter!r}.")
 
     def seconds(self, retry: int, error: BaseException) -> float:
-        """Return the seconds to wait before a retry (1 is the first), at least the error's ``retry_after``."""
+        """Return the seconds to wait before a retry, at least the error's ``retry_after``.
+
+        Args:
+            retry: The number of the retry. The first is 1.
+            error: The error of the last attempt.
+        """
         jitter = random.random() * self.jitter
         requested = retry_after(error)
         if requested is not None:
@@ -73,7 +78,7 @@ class Backoff:
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Return the seconds that the server asked to wait before a retry, or None if there are none.
+    """Return how many seconds the server asked to wait before a retry, or None if it didn't ask.
 
     Reads the error's attribute ``retry_after``, or the header ``Retry-After`` of ``error.response.headers`` or
     ``error.headers``. The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3).
@@ -133,8 +138,8 @@ _RETRYABLE_CLIENT_ERRORS = {408, 409, 425, 429}
 def worth_retrying(error: Exception) -> bool:
     """Return whether a retry may succeed. This is the default ``retry_filter``.
 
-    False for an HTTP status from 400 to 499 other than 408, 409, 425 and 429, and for bugs and invalid input, such
-    as a ``TypeError`` or an ``ElementError``.
+    Returns False for an HTTP status from 400 to 499 other than 408, 409, 425 and 429, and for bugs and invalid
+    input, such as a ``TypeError`` or an ``ElementError``.
     """
     if isinstance(error, NON_RETRYABLE) or getattr(error, "code", None) == "insufficient_quota":
         return False

@@ -28,7 +28,7 @@ _Fields = Mapping[str, Any]
 
 
 class TensorProtocol(Protocol):
-    """The requests and responses of a kind of model server."""
+    """The requests and responses of a kind of model server. Implement it to support another protocol."""
 
     @property
     def path(self) -> str:
@@ -46,20 +46,29 @@ class TensorProtocol(Protocol):
     def request_size(self) -> int:
         """Default maximum number of examples in a request."""
 
-    def renamed(self, model_id: str) -> Any:
-        """Return a copy for another model."""
+    def renamed(self, model_id: str) -> Self:
+        """Return a copy for another model.
+
+        Args:
+            model_id: ``"name"`` or ``"name/version"``.
+        """
 
     def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
         """Return the JSON body of a request.
 
         Args:
-            batch: The examples.
-            inputs: The inputs of the model from its metadata. Empty if the server doesn't provide any.
-            fields: Additional fields from ``inference_args``.
+            batch: The examples: arrays, or dictionaries of arrays by input name.
+            inputs: The inputs of the model, from its metadata. Empty if the server doesn't provide any.
+            fields: Additional fields, from ``inference_args``.
         """
 
     def output(self, answer: Any, batch: Sequence[Any]) -> Any:
-        """Return the output for a batch, whose first dimension is the batch size."""
+        """Return the output of the model for a batch, whose first dimension is the batch size.
+
+        Args:
+            answer: The JSON response of the server.
+            batch: The examples of the request.
+        """
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,8 @@ class KServeV2(_NamedModel):
     Attributes:
         model_name: Name of the model on the server.
         version: Version of the model. None to let the server choose.
-        outputs: Names of the outputs to request. None for all. With one output, results are arrays. With several,
-            they are dictionaries of arrays by name.
+        outputs: Names of the outputs to request. None for all. With one output, results are arrays. With several
+            outputs, results are dictionaries of arrays by name.
     """
 
     outputs: tuple[str, ...] | None = None
@@ -198,7 +207,7 @@ class TFServing(_NamedModel):
     Attributes:
         model_name: Name of the model on the server.
         version: Version of the model. None to let the server choose.
-        signature_name: Signature to call. None for ``serving_default``.
+        signature_name: Name of the signature to call. None for ``serving_default``.
     """
 
     signature_name: str | None = None
@@ -229,7 +238,7 @@ class TFServing(_NamedModel):
 class TFServingColumns(TFServing):
     """TensorFlow Serving's ``:predict`` API in columnar format (``inputs``, ``outputs``).
 
-    Inputs and outputs are a tensor, or a dictionary of tensors by name.
+    An input or output is a tensor, or a dictionary of tensors by name.
 
     >>> TFServingColumns("digits").body([{"a": 1, "b": 2}, {"a": 3, "b": 4}], [], {})
     {'inputs': {'a': [1, 3], 'b': [2, 4]}}

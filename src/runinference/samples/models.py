@@ -43,8 +43,8 @@ def digits_shufflenet() -> str:
     """Return the path of PyTorch weights (a ``state_dict``) for torchvision's ``shufflenet_v2_x0_5``.
 
     The model takes images made by [digit_tensors][runinference.samples.digit_tensors]. Its accuracy on the
-    held-out digits is about 94%. The first call trains it, which takes about 20 seconds. Load the weights with
-    ``model_class=torchvision.models.shufflenet_v2_x0_5`` and ``model_params={"num_classes": 10}``.
+    held-out digits is about 94%. The first call trains the model, which takes about 20 seconds. Load the weights
+    with ``model_class=torchvision.models.shufflenet_v2_x0_5`` and ``model_params={"num_classes": 10}``.
     """
     return get_or_train("digits_shufflenet", ".pt", "torch", _train_shufflenet, _SOURCES)
 
@@ -59,11 +59,11 @@ def diabetes_regressor() -> str:
 
 
 def held_out_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return images of digits that the sample models weren't trained on, and their labels.
+    """Return images of handwritten digits that the sample models weren't trained on, and their labels.
 
     Returns:
-        Images of shape ``(797, 64)``, each 8 x 8 pixels from 0 (paper) to 16 (ink), and labels of shape
-        ``(797,)`` from 0 to 9.
+        A float64 array of images of shape ``(797, 64)``, each 8 x 8 pixels from 0 (paper) to 16 (ink), and an
+        int64 array of labels of shape ``(797,)``, from 0 to 9.
     """
     images, labels = _load_digits()
     return images[_TRAINING_DIGITS:], labels[_TRAINING_DIGITS:]
@@ -73,8 +73,8 @@ def held_out_diabetes() -> tuple[pd.DataFrame, pd.Series[float]]:
     """Return patients that ``diabetes_regressor`` wasn't trained on, and the progression of their disease.
 
     Returns:
-        142 rows of 10 columns (age, sex, bmi, bp, s1 to s6), not normalized, and 142 measures of the progression
-        after one year.
+        A data frame of 142 rows and 10 columns (age, sex, bmi, bp, s1 to s6), not normalized, and a series of 142
+        measures of the progression after one year.
     """
     patients, progression = _load_diabetes()
     return patients[_TRAINING_PATIENTS:], progression[_TRAINING_PATIENTS:]

@@ -1,7 +1,8 @@
-"""Small servers on this machine, for documentation, examples and first tries of remote handlers.
+"""Small local servers, for documentation, examples and experiments with remote handlers.
 
-They implement real protocols, including error responses, and stop at the end of their block. The models are small:
-the digits classifier of ``samples``, and a stand-in for a language model that repeats its input in capitals.
+Each server is a context manager and stops at the end of its ``with`` block. The servers implement real protocols,
+including error responses. The models are small: the digits classifier of ``samples``, and a stand-in for a
+language model that repeats its input in capital letters.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ _EMBEDDING_SIZE = 64
 def digits() -> Iterator[str]:
     """Serve the digits classifier of ``samples`` under the name ``digits``.
 
-    The model takes rows of 64 pixels. The server supports KServe V2 (input ``pixels``, FP32; outputs ``label``,
-    which is the default, and ``probabilities``), TensorFlow Serving (row and columnar format), and TorchServe.
+    The model takes rows of 64 pixels, from 0 to 16. The server supports KServe V2 (input ``pixels``, FP32; outputs
+    ``label``, which is the default, and ``probabilities``), TensorFlow Serving (row and columnar format), and
+    TorchServe.
 
     Yields:
         The URL of the server.
@@ -59,15 +61,15 @@ def llm(
 ) -> Iterator[str]:
     """Serve stand-ins for language models with the OpenAI API.
 
-    The model ``shout`` answers chats and completions with the last message in capitals. The model ``words`` embeds
-    texts: those that share words have similar embeddings. Tokens are words. A request of more than 100 words is
-    an error.
+    The model ``shout`` answers chats and completions with the last message in capital letters. The model ``words``
+    embeds texts: those that share words have similar embeddings. Tokens are words. A request of more than 100
+    words is an error.
 
     Args:
-        key: API key that requests must have. None to accept all requests.
-        troubles: Statuses of the first responses, such as ``[429, 503]``. Later requests succeed.
-        retry_after: Seconds in the header ``Retry-After`` of these first responses. 0 for no header.
-        seconds: Seconds that each response takes.
+        key: The API key that requests must contain. None to accept all requests.
+        troubles: HTTP statuses of the first responses, such as ``[429, 503]``. Later requests succeed.
+        retry_after: Value in seconds of the header ``Retry-After`` in these first responses. 0 for no header.
+        seconds: Time in seconds that each response takes.
 
     Yields:
         The ``base_url``, which ends in ``/v1``.

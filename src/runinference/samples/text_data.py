@@ -33,7 +33,7 @@ def held_out_reviews() -> tuple[list[str], list[str]]:
     """Return reviews that ``review_classifier`` wasn't trained on, and their labels.
 
     Returns:
-        200 short texts, and one label per text: ``"POSITIVE"`` or ``"NEGATIVE"``.
+        A list of 200 short texts, and a list with one label per text: ``"POSITIVE"`` or ``"NEGATIVE"``.
     """
     _, held_out = make_reviews()
     return [text for text, _ in held_out], [LABELS[label] for _, label in held_out]
@@ -49,7 +49,8 @@ def held_out_blanks() -> tuple[list[str], list[str]]:
     """Return sentences with one ``[MASK]``, and the missing words.
 
     Returns:
-        Sentences that state facts ``blank_filler`` was trained on in other words, and one word per sentence.
+        A list of sentences, and a list with one word per sentence. The sentences state facts that ``blank_filler``
+        was trained on, in other words.
     """
     _, held_out = make_facts()
     return [mask(text, answer) for text, answer in held_out], [answer for _, answer in held_out]

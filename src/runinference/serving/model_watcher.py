@@ -51,7 +51,7 @@ class WatchConfig:
         """List the files that exist now.
 
         Raises:
-            OptionError: The stop time is over, or no file system has the pattern.
+            OptionError: The stop time has passed, or no file system supports the pattern.
         """
         now = time.time()
         interval = 360 if interval is None else float(interval)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.errors import (
@@ -37,6 +37,13 @@ RETRY_REFRESH_SECS = 30
 _MAX_ATTEMPTS = 3
 
 
+class Clock(Protocol):
+    """A source of the time, such as the module ``time``."""
+
+    def time_ns(self) -> int:
+        """Return the nanoseconds since the epoch."""
+
+
 @dataclass(frozen=True)
 class SessionConfig:
     """The configuration of a `ModelSession`.
@@ -56,7 +63,7 @@ class SessionConfig:
 
     models: ProcessShared
     placement: Placement
-    clock: Any = time
+    clock: Clock = time
     timeout: float | None = None
     cache_prefix: str = ""
     keep_until_bundle_end: bool = False

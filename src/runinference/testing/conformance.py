@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from runinference.errors import RunInferenceError
 from runinference.handlers.key_mapping import check_handler_object
+from runinference.handlers.model_handler import ModelHandlerLike
 from runinference.testing.checks import CHECKS, CheckContext, CheckFailed, CheckSkipped
 from runinference.testing.compare import format_error
 from runinference.testing.compare import same as same_results
@@ -15,12 +16,12 @@ __all__ = ["Fault", "HandlerFaultsError", "Report", "check_handler"]
 
 
 class Fault(NamedTuple):
-    """A promise that a handler does not keep.
+    """A check that a handler failed.
 
     Attributes:
         check: The name of the check that failed.
-        wrong: A description of the fault.
-        cure: The fix.
+        wrong: What the handler does wrong.
+        cure: How to fix it.
     """
 
     check: str
@@ -29,11 +30,11 @@ class Fault(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The checks that a handler passed.
+    """The result of ``check_handler`` for a handler that failed no check.
 
     Attributes:
         passed: The names of the checks that passed.
-        skipped: The argument that each skipped check needs, by the name of the check.
+        skipped: Why each skipped check was skipped, by the name of the check. Usually the argument that it needs.
     """
 
     passed: tuple[str, ...]
@@ -41,14 +42,18 @@ class Report(NamedTuple):
 
 
 class HandlerFaultsError(RunInferenceError, AssertionError):
-    """A handler fails checks. The message lists all faults, and ``faults`` holds them."""
+    """A handler failed one or more checks. The message lists all faults.
+
+    Attributes:
+        faults: The failed checks.
+    """
 
     __module__ = "runinference.testing"  # the public name, which tracebacks show
     faults: tuple[Fault, ...] = ()
 
 
 def check_handler(
-    handler: Any,
+    handler: ModelHandlerLike,
     examples: Iterable[Any],
     *,
     inference_args: dict[str, Any] | None = None,
@@ -56,7 +61,7 @@ def check_handler(
     updated_path: str | None = None,
     same: Callable[[Any, Any], bool] | None = None,
 ) -> Report:
-    """Run a handler on examples in several ways, without a pipeline, and compare the results.
+    """Check a model handler: run it on examples in several ways, without a pipeline, and compare the results.
 
     >>> from runinference import ModelHandler
     >>> class Doubler(ModelHandler[int, int, object]):
@@ -71,18 +76,18 @@ def check_handler(
     {'errors': 'needs bad_example', 'updates': 'needs updated_path'}
 
     Args:
-        handler: Any object with the methods of a handler.
+        handler: The handler: a ``ModelHandler``, or any object with the methods of Beam's ``ModelHandler``.
         examples: Three or more preprocessed examples with different results.
-        inference_args: Arguments for the call of the model.
+        inference_args: Keyword arguments for each model call.
         bad_example: An example that the model cannot process. Required to check errors.
         updated_path: The path of another model, with other results. Required to check model updates.
-        same: Returns whether two results are the same. By default, numbers may differ by a few parts in 100,000,
-            as they do in batches of different sizes, or a few percent in half precision. Only the ``inference``
-            of a ``PredictionResult`` is compared.
+        same: Returns whether two results are equal. By default, numbers may differ by a few parts in 100,000,
+            because results depend slightly on the batch size, or by a few percent in half precision. Only the
+            ``inference`` of a ``PredictionResult`` is compared.
 
     Raises:
-        HandlerFaultsError: The handler fails checks. The error is an ``AssertionError`` that lists the faults and
-            how to fix them.
+        HandlerFaultsError: The handler failed one or more checks. The error is an ``AssertionError`` that lists
+            the faults and how to fix them.
         ValueError: There are fewer than three examples, or ``handler`` is not a handler.
     """
     check_handler_object(handler, "check_handler")

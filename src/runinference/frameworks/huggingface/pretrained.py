@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
@@ -16,6 +16,9 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
+if TYPE_CHECKING:
+    import torch
+
 
 class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """The base of the handlers that load a Transformers class on a PyTorch device."""
@@ -26,9 +29,9 @@ class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
-        model_class: Any,
-        device: Any,
+        model_uri: str | os.PathLike[str],
+        model_class: type[Any],
+        device: str | torch.device,
         load_model_args: dict[str, Any] | None,
         **options: Unpack[HandlerOptions],
     ) -> None:

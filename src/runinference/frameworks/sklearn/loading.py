@@ -15,7 +15,7 @@ class ModelFileType(enum.Enum):
     """The format of an estimator's file.
 
     Loading a pickle or joblib file can run arbitrary code. Load only files that you trust, and pin them with
-    ``model_sha256``. Loading a skops file runs no code, and builds only types that you trust.
+    ``model_sha256``. Loading a skops file runs no code, and creates only objects of types that you trust.
 
     Attributes:
         PICKLE: Written by ``pickle.dump``; the default.

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runinference.collate.batch_axis import unbatch_checked
 from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
@@ -28,22 +28,50 @@ from runinference.frameworks.torch.loading import first_sentence
 from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
-torch = need("torch", extra="torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = need("torch", extra="torch")
 
 _get_dtype = operator.attrgetter("dtype")
 _InferenceArgs = dict[str, Any] | None
 InferenceFn = Callable[..., Iterable[PredictionResult]]
+TensorInferenceFn = Callable[
+    [Sequence[Any], Any, Any, "dict[str, Any] | None", "str | None"], Iterable[PredictionResult]
+]
+"""An ``inference_fn`` for tensors.
+
+It maps ``(batch, model, device, inference_args, model_id)`` to one result per tensor.
+"""
+KeyedTensorInferenceFn = Callable[
+    [Sequence["dict[str, Any]"], Any, Any, "dict[str, Any] | None", "str | None"],
+    Iterable[PredictionResult],
+]
+"""An ``inference_fn`` for dictionaries of tensors.
+
+It maps ``(batch, model, device, inference_args, model_id)`` to one result per dictionary.
+"""
 MakeResults = Callable[[Any, Any, "str | None"], Iterable[Any]]
 
 
 def default_tensor_inference_fn(
-    batch: Sequence[Any],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
+    batch: Sequence[torch.Tensor],
+    model: torch.nn.Module,
+    device: str | torch.device,
+    inference_args: dict[str, Any] | None = None,
     model_id: str | None = None,
 ) -> Iterable[PredictionResult]:
-    """Stack tensors of one shape along a new first dimension, and call the model with them.
+    """Stack the tensors of a batch along a new first dimension, and call the model once.
+
+    Args:
+        batch: Tensors of the same shape.
+        model: The model.
+        device: The device of the model, which the batch is moved to.
+        inference_args: Keyword arguments for the model call, or None.
+        model_id: The path of the model, for the results.
+
+    Returns:
+        One result per tensor, in order. Inferences are on the CPU.
 
     Raises:
         BatchShapeError: The tensors have different shapes.
@@ -53,13 +81,24 @@ def default_tensor_inference_fn(
 
 
 def default_keyed_tensor_inference_fn(
-    batch: Sequence[Mapping[str, Any]],
-    model: Any,
-    device: Any,
-    inference_args: _InferenceArgs = None,
+    batch: Sequence[Mapping[str, torch.Tensor]],
+    model: torch.nn.Module,
+    device: str | torch.device,
+    inference_args: dict[str, Any] | None = None,
     model_id: str | None = None,
 ) -> Iterable[PredictionResult]:
-    """Stack the tensors of each key, and call the model with the keys as keywords.
+    """Stack the tensors of each key along a new first dimension, and call the model once.
+
+    Args:
+        batch: Dictionaries with the same keys, which are the names of the model's parameters. The tensors of each
+            key have the same shape.
+        model: The model.
+        device: The device of the model, which the batch is moved to.
+        inference_args: Additional keyword arguments for the model call, or None.
+        model_id: The path of the model, for the results.
+
+    Returns:
+        One result per example, in order. Inferences are on the CPU.
 
     Raises:
         BatchShapeError: The tensors of a key have different shapes, or the examples have different keys.
@@ -68,13 +107,21 @@ def default_keyed_tensor_inference_fn(
     return _KEYED_TENSORS(batch, model, device, inference_args, model_id)
 
 
-def make_tensor_model_fn(model_fn: str) -> InferenceFn:
-    """Return an ``inference_fn`` for tensors that calls the method ``model_fn`` of the model."""
+def make_tensor_model_fn(model_fn: str) -> TensorInferenceFn:
+    """Return an ``inference_fn`` for tensors that calls a method of the model.
+
+    Args:
+        model_fn: The name of the method, such as ``"generate"``.
+    """
     return StackedInferenceFn(method=model_fn)
 
 
-def make_keyed_tensor_model_fn(model_fn: str) -> InferenceFn:
-    """Return an ``inference_fn`` for dictionaries of tensors that calls the method ``model_fn`` of the model."""
+def make_keyed_tensor_model_fn(model_fn: str) -> KeyedTensorInferenceFn:
+    """Return an ``inference_fn`` for dictionaries of tensors that calls a method of the model.
+
+    Args:
+        model_fn: The name of the method, such as ``"generate"``.
+    """
     return StackedInferenceFn(keyed=True, method=model_fn)
 
 
