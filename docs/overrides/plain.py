@@ -130,6 +130,9 @@ def _describe(found: Any, options: Any, level: int, is_root: bool = False) -> It
         yield f"[Source]({source_url(found, options)})\n"
     if found.docstring:
         yield found.docstring.value + "\n"
+    constructor = found.members.get("__init__") if found.is_class else None
+    if constructor and constructor.docstring:  # the site merges it into the class
+        yield constructor.docstring.value.partition("\n\n")[2] + "\n"
     if is_root and found.is_module:
         yield "| name | description |\n|---|---|"
         yield from (

@@ -65,8 +65,6 @@ __all__ = [
     "make_tensor_model_fn",
 ]
 
-_InferenceArgs = dict[str, Any] | None
-
 
 class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     """The base of the PyTorch handlers: options, loading and calling."""
@@ -204,7 +202,7 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
             self._state_dict_path = model_path
 
     def run_inference(
-        self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Call the model on a batch. ``inference_args`` are keyword arguments for the call."""
         device, call = get_model_device(model, self._device), self._inference_fn

@@ -184,7 +184,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
 
         Args:
             examples: The elements that a pipeline would pass to ``RunInference``.
-            inference_args: Keyword arguments for the model call.
+            inference_args: Keyword arguments for each model call, or None.
 
         Returns:
             One result per example, in the same order.
@@ -209,7 +209,10 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     def get_num_bytes(self, batch: Sequence[ExampleT]) -> int:
         """Return the size of a batch in bytes, for the metrics.
 
-        Arrays and tensors count with the size of their buffers, all other objects with their size in Python.
+        The size of an array or tensor is that of its buffer. The size of any other object is its size in Python.
+
+        Args:
+            batch: The examples.
         """
         return batch_size_in_bytes(batch)
 
@@ -219,6 +222,9 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         By default, this is the size of all parameters, arrays and objects that Python can reach. For native
         libraries, the handlers of this library use the size of the model's files if that is larger. Override this
         method if your model keeps its weights elsewhere.
+
+        Args:
+            model: The object that ``load_model`` returned.
         """
         path = getattr(self, self._path_attribute) if self._path_attribute else ""
         return max(model_bytes(model), file_bytes(path) if self._has_native_model else 0)
@@ -236,7 +242,11 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return self._batching_kwargs
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Raise an error if the model call doesn't accept these keyword arguments. By default, accept all."""
+        """Raise an error if the model call doesn't accept these arguments. By default, all are accepted.
+
+        Args:
+            inference_args: Keyword arguments for the model call, or None.
+        """
 
     @_counted
     def update_model_path(self, model_path: str | None = None) -> None:

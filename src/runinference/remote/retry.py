@@ -140,6 +140,9 @@ def worth_retrying(error: Exception) -> bool:
 
     Returns False for an HTTP status from 400 to 499 other than 408, 409, 425 and 429, and for bugs and invalid
     input, such as a ``TypeError`` or an ``ElementError``.
+
+    Args:
+        error: The error of a request. Its HTTP status is read from the error or its response.
     """
     if isinstance(error, NON_RETRYABLE) or getattr(error, "code", None) == "insufficient_quota":
         return False

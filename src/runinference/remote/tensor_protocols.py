@@ -24,8 +24,6 @@ from runinference.remote.json_tensors import (
 )
 from runinference.remote.json_text import MAX_DEPTH
 
-_Fields = Mapping[str, Any]
-
 
 class TensorProtocol(Protocol):
     """The requests and responses of a kind of model server. Implement it to support another protocol."""
@@ -53,7 +51,9 @@ class TensorProtocol(Protocol):
             model_id: ``"name"`` or ``"name/version"``.
         """
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         """Return the JSON body of a request.
 
         Args:
@@ -150,7 +150,9 @@ class KServeV2(_NamedModel):
     def path(self) -> str:
         return f"{self.description_path}/infer"
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         arrays = bind_inputs(batch, inputs or _infer_inputs(batch[0]), {})
         body: dict[str, Any] = {"inputs": [encode_tensor(*item) for item in arrays.items()]}
         if fields:
@@ -185,7 +187,11 @@ class KServeV2(_NamedModel):
 
     @staticmethod
     def inputs(description: Any) -> list[InputSpec]:
-        """Return the inputs of a model from its metadata."""
+        """Return the inputs of a model from its metadata.
+
+        Args:
+            description: The JSON response of the server to a request for the metadata.
+        """
         tensors = get_field(description, "inputs", list) if "inputs" in description else []
         return [
             InputSpec(
@@ -223,7 +229,9 @@ class TFServing(_NamedModel):
     def path(self) -> str:
         return f"{self._get_path('/v1/models/', '/versions/')}:predict"
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         signature = {} if self.signature_name is None else {"signature_name": self.signature_name}
         return {**signature, **fields, **self._encode(batch)}
 
@@ -273,13 +281,20 @@ class TorchServe(_NamedModel):
     def path(self) -> str:
         return self._get_path("/predictions/", "/")
 
-    def body(self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: _Fields) -> Any:
+    def body(
+        self, batch: Sequence[Any], inputs: Sequence[InputSpec], fields: Mapping[str, Any]
+    ) -> Any:
         self.check_request(len(batch), fields)
         return to_json(batch[0])
 
     @staticmethod
-    def check_request(n_examples: int, fields: _Fields) -> None:
-        """Raise ``OptionError`` if a request would have several examples, or additional fields."""
+    def check_request(n_examples: int, fields: Mapping[str, Any]) -> None:
+        """Raise ``OptionError`` if a request would have several examples, or additional fields.
+
+        Args:
+            n_examples: Number of examples in the request.
+            fields: Additional fields, from ``inference_args``.
+        """
         if n_examples != 1 or fields:
             raise OptionError(
                 "A TorchServe request contains one example only. Remove inference_args and max_request_size."

@@ -41,8 +41,6 @@ else:
 
 transformers = need("transformers", extra="transformers")
 
-_InferenceArgs = dict[str, Any] | None
-
 PipelineInferenceFn = Callable[[Sequence[Any], Any, "dict[str, Any] | None"], Iterable[Any]]
 """An ``inference_fn`` for pipelines: ``(batch, pipeline, inference_args)`` to one result per element."""
 
@@ -227,7 +225,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         return pipeline
 
     def run_inference(
-        self, batch: Sequence[Any], model: Any, inference_args: _InferenceArgs = None
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Run the pipeline on a batch.
 
