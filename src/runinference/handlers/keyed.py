@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -241,7 +241,7 @@ class KeyedModelHandler(_KeyWrapper):
         """The limits on the models in a worker process."""
         return self._unkeyed.cache_limits if self._per_key else CacheLimits()
 
-    def handler_for(self, key: Any) -> KeyedModelHandler:
+    def handler_for(self, key: Hashable) -> KeyedModelHandler:
         """Return the handler for a key's model. It takes elements with keys.
 
         Args:

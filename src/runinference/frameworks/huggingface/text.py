@@ -160,7 +160,10 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         return TextModel(self._wrap(module, tokenizer), tokenizer, mode)
 
     def run_inference(
-        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+        self,
+        batch: Sequence[str | tuple[str, str]],
+        model: TextModel,
+        inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionResult]:
         """Call the model on a batch of texts.
 
