@@ -26,7 +26,7 @@ PREDICTION = "prediction"
 
 
 def run(argv=None):
-    """Run the pipeline. Each element is a key and a data frame with its rows."""
+    """Run the pipeline. Each element is a key and a DataFrame with its rows."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_patients()
@@ -38,7 +38,7 @@ def run(argv=None):
         [KeyModelMapping([key], model) for key, model in make_handlers(models)],
         max_models_per_worker_hint=args.max_models,
     )
-    handler = handler.with_no_batching(whole_results=True)  # one result per data frame
+    handler = handler.with_no_batching(whole_results=True)  # one result per DataFrame
     with FileSystems.open(path) as file:
         columns = pd.read_csv(file, nrows=0).columns.drop(args.key)
     with beam.Pipeline(options=options) as pipeline:
@@ -68,7 +68,7 @@ def make_handlers(pattern):
 
 
 def read_rows(path, key):
-    """Yield each key of a CSV file with a data frame of up to 10,000 of its rows."""
+    """Yield each key of a CSV file with a DataFrame of up to 10,000 of its rows."""
     with FileSystems.open(path) as file:
         for chunk in pd.read_csv(file, dtype={key: str}, chunksize=10_000):
             for value, rows in chunk.groupby(key, dropna=False):

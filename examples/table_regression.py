@@ -24,7 +24,7 @@ PREDICTION = "prediction"
 
 
 def run(argv=None):
-    """Run the pipeline. Each element is a data frame with many rows of the file."""
+    """Run the pipeline. Each element is a DataFrame with many rows of the file."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     path = args.input or write_patients()
@@ -54,7 +54,7 @@ def run(argv=None):
 
 
 class ReadFrames(beam.PTransform):
-    """Read a CSV file as data frames with up to ``chunk_size`` rows."""
+    """Read a CSV file as DataFrames with up to ``chunk_size`` rows."""
 
     def __init__(self, path, chunk_size):
         super().__init__()
@@ -91,7 +91,7 @@ def parse_args(argv):
         help="output CSV file; default: in a temporary folder",
     )
     parser.add_argument(
-        "--model_path", help="scikit-learn estimator trained on data frames"
+        "--model_path", help="scikit-learn estimator trained on DataFrames"
     )
     parser.add_argument(
         "--model_file_type",

@@ -24,7 +24,7 @@ COLUMNS = ["predicted", "probability"]
 
 
 def run(argv=None):
-    """Run the pipeline. Each element is a data frame of many rows."""
+    """Run the pipeline. Each element is a DataFrame of many rows."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     folder = tempfile.mkdtemp(prefix="classified-")
@@ -36,7 +36,7 @@ def run(argv=None):
         model_class=xgboost.Booster,
         model_state=args.model_path or os.path.join(folder, "tumors.ubj"),
     )
-    handler = handler.with_no_batching(whole_results=True)  # one result per data frame
+    handler = handler.with_no_batching(whole_results=True)  # one result per DataFrame
     with FileSystems.open(path) as file:
         columns = list(pd.read_csv(file, nrows=0).columns)
     with beam.Pipeline(options=options) as pipeline:
@@ -55,7 +55,7 @@ def run(argv=None):
 
 
 def read_chunks(path):
-    """Yield the rows of a CSV file in data frames of up to 10,000 rows."""
+    """Yield the rows of a CSV file in DataFrames of up to 10,000 rows."""
     with FileSystems.open(path) as file:
         yield from pd.read_csv(file, chunksize=10_000)
 

@@ -171,7 +171,7 @@ def sum_metric(metrics, name):
 
 
 def stack_batch(examples):
-    """Stack examples into one element, such as an array, a data frame, or a list of texts."""
+    """Stack examples into one element, such as an array, a DataFrame, or a list of texts."""
     first = examples[0]
     if isinstance(first, tuple):
         return first[0], stack_batch([example for _, example in examples])

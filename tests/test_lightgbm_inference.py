@@ -1,4 +1,4 @@
-"""LightGBM handlers load text files, and predict on arrays, data frames and sparse matrices."""
+"""LightGBM handlers load text files, and predict on arrays, DataFrames and sparse matrices."""
 
 from __future__ import annotations
 

@@ -649,7 +649,7 @@ def test_rejects_secrets_that_a_pipeline_would_store(options):
         ({"client_args": {"default_headers": ["X-Other"]}}, "must be a dictionary"),
         ({"api_key": "sk-0123\r\nX-Other: 1"}, "contains a line break"),
         ({"api_key": "\u043a\u043b\u044e\u0447"}, "invalid characters"),
-        ({"api_key": " "}, "must be a text that is not empty"),
+        ({"api_key": " "}, "must be a non-empty string"),
     ],
 )
 def test_rejects_headers_that_http_cannot_represent(options, message):

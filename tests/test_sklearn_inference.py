@@ -1,4 +1,4 @@
-"""scikit-learn handlers load three file types, and predict on arrays and data frames."""
+"""scikit-learn handlers load three file types, and predict on arrays and DataFrames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XGBoost handlers load JSON and UBJ files, and predict on arrays, data frames and sparse matrices."""
+"""XGBoost handlers load JSON and UBJ files, and predict on arrays, DataFrames and sparse matrices."""
 
 from __future__ import annotations
 
@@ -433,7 +433,7 @@ def test_rejects_elements_of_different_types(folder):
     handler = XGBoostModelHandlerPandas(
         xgboost.XGBClassifier, str(folder / "arrays.ubj"), min_batch_size=2
     )
-    with pytest.raises(BatchShapeError, match="Element 1 .* is a data frame, .* 0 is an array"):
+    with pytest.raises(BatchShapeError, match="Element 1 .* is a DataFrame, .* 0 is an array"):
         handler.predict([ROWS[0], FRAME[:1]])
 
 

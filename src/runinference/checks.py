@@ -64,7 +64,7 @@ def check_bool(name: str, value: Any) -> None:
 def check_text(name: str, value: Any) -> None:
     """Check a text that is not empty."""
     if not isinstance(value, str) or not value:
-        raise OptionError(f"{name} must be a text that is not empty, but is {_describe(value)}.")
+        raise OptionError(f"{name} must be a non-empty string, but is {_describe(value)}.")
 
 
 def check_path(name: str, value: Any) -> str:
@@ -133,8 +133,8 @@ def check_env_vars(value: Any, secret: str | None = None) -> None:
             raise OptionError(f"env_vars has {variable!r}, which is not the name of a variable.")
         if not isinstance(text, str) or "\0" in text:
             raise OptionError(
-                f"The value of {variable} in env_vars must be text, but is of type {type(text).__name__}. To fix "
-                "this, convert it with str()."
+                f"The value of {variable} in env_vars must be a string, but is of type {type(text).__name__}. To "
+                "fix this, convert it with str()."
             )
         is_secret = variable == secret or _SECRET_VARIABLE.search(variable)
         if is_secret or is_secret_value(text):

@@ -288,5 +288,5 @@ def missing_key_error(element: Any) -> ElementError:
     """Return the error for an element that needs a key but has none."""
     return MissingKeyError(
         f"KeyedModelHandler takes (key, example), but got {type(element).__name__} {describe_value(element, 60)}. "
-        "To fix this, add a key, for example with beam.WithKeys(lambda x: x.name), or leave the wrapper out."
+        "To fix this, add a key, for example with beam.WithKeys(lambda x: x.name), or remove the wrapper."
     )

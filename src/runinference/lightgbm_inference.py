@@ -1,4 +1,4 @@
-"""Handlers for LightGBM models, on NumPy arrays, pandas data frames or SciPy sparse matrices."""
+"""Handlers for LightGBM models, on NumPy arrays, pandas DataFrames or SciPy sparse matrices."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def default_lightgbm_inference_fn(
     """Concatenate the rows of all examples to one table, and call the model's ``predict`` once.
 
     Args:
-        batch: The examples: arrays or lists, data frames, or sparse matrices.
+        batch: The examples: arrays or lists, DataFrames, or sparse matrices.
         model: The model.
         inference_args: Keyword arguments for the model's ``predict``, such as ``raw_score``, or None.
 
@@ -141,7 +141,7 @@ class LightGBMModelHandlerNumpy(_LightGBMModelHandler):
 
 
 class LightGBMModelHandlerPandas(_LightGBMModelHandler):
-    """Run a LightGBM model on pandas data frames. Each frame gets an array with one prediction per row.
+    """Run a LightGBM model on pandas DataFrames. Each frame gets an array with one prediction per row.
 
     All frames need the columns of the training data, in the same order.
     """

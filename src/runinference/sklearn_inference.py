@@ -1,4 +1,4 @@
-"""Handlers for scikit-learn estimators and pipelines, on NumPy arrays or pandas data frames."""
+"""Handlers for scikit-learn estimators and pipelines, on NumPy arrays or pandas DataFrames."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ __all__ = [
 NumpyInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], Any]
 """An ``inference_fn`` for arrays: ``(model, batch, inference_args)`` to one prediction per array."""
 PandasInferenceFn = Callable[[Any, Sequence[Any], "dict[str, Any] | None"], "tuple[Any, Any]"]
-"""An ``inference_fn`` for data frames: ``(model, batch, inference_args)`` to the predictions and their frames."""
+"""An ``inference_fn`` for DataFrames: ``(model, batch, inference_args)`` to the predictions and their frames."""
 
 
 def _predict_arrays(
@@ -281,7 +281,7 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
 
 
 class SklearnModelHandlerPandas(_SklearnModelHandler):
-    """Run a scikit-learn estimator on pandas data frames, one frame with a single row per example.
+    """Run a scikit-learn estimator on pandas DataFrames, one frame with a single row per example.
 
     By default, the frames of a batch are concatenated and passed to the estimator's ``predict``. They must have
     the same columns. An example can also be a record with named values: a dictionary, Series, named tuple,
@@ -305,7 +305,7 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
         """Run the estimator on a batch of single-row frames, or on the rows of one frame.
 
         Args:
-            batch: Data frames of one row with the same columns, records, or one data frame.
+            batch: DataFrames of one row with the same columns, records, or one DataFrame.
             model: The estimator that ``load_model`` returned.
             inference_args: Keyword arguments for the estimator's ``predict``, or None.
 
@@ -344,7 +344,7 @@ def _to_frames(examples: Sequence[Any]) -> Any:
         if not is_dataframe(frame):
             reject_keyed_examples(examples)
             raise ElementError(
-                f"Element {index} of the batch is a {type(frame).__name__}. This handler takes data frames of "
+                f"Element {index} of the batch is a {type(frame).__name__}. This handler takes DataFrames of "
                 "one row, or records with named values: dictionaries, Series, named tuples, dataclasses or "
                 "beam.Row. To fix this, convert the elements, or use SklearnModelHandlerNumpy for arrays."
             )

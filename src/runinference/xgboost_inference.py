@@ -1,4 +1,4 @@
-"""Handlers for XGBoost models, on NumPy arrays, pandas data frames or SciPy sparse matrices."""
+"""Handlers for XGBoost models, on NumPy arrays, pandas DataFrames or SciPy sparse matrices."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def default_xgboost_inference_fn(
     """Concatenate the rows of all examples to one table, and call the model's ``predict`` once.
 
     Args:
-        batch: The examples: arrays or lists, data frames, or sparse matrices.
+        batch: The examples: arrays or lists, DataFrames, or sparse matrices.
         model: The model.
         inference_args: Keyword arguments for the model's ``predict``, or None.
 
@@ -157,7 +157,7 @@ class XGBoostModelHandlerNumpy(XGBoostModelHandler[Any, PredictionResult, Any]):
 
 
 class XGBoostModelHandlerPandas(XGBoostModelHandler[Any, PredictionResult, Any]):
-    """Run an XGBoost model on pandas data frames. Each frame gets an array with one prediction per row.
+    """Run an XGBoost model on pandas DataFrames. Each frame gets an array with one prediction per row.
 
     All frames need the columns of the training data, in the same order. The model is called once per batch.
     """

@@ -1,4 +1,4 @@
-"""Data frames are concatenated without changing a value, an index or a category."""
+"""DataFrames are concatenated without changing a value, an index or a category."""
 
 from __future__ import annotations
 

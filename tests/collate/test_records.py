@@ -1,4 +1,4 @@
-"""Records of named values become one data frame, or an error says which of them does not fit."""
+"""Records of named values become one DataFrame, or an error says which of them does not fit."""
 
 from __future__ import annotations
 

@@ -357,9 +357,9 @@ def test_each_fault_fails_one_check_with_a_fix(faulty):
         check_handler(faulty(), examples, **ARGUMENTS.get(faulty.check, {}))
     [fault] = raised.value.faults
     assert fault.check == faulty.check
-    assert faulty.fix in fault.cure
+    assert faulty.fix in fault.hint
     assert str(raised.value).startswith(f"{faulty.__name__} fails 1 of ")
-    assert f"{fault.check}: {fault.wrong}\n    Fix: {fault.cure}" in str(raised.value)
+    assert f"{fault.check}: {fault.wrong}\n    Fix: {fault.hint}" in str(raised.value)
 
 
 def test_the_report_names_attributes_that_cannot_be_pickled():

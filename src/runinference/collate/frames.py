@@ -1,4 +1,4 @@
-"""Concatenate data frames without changing a value."""
+"""Concatenate DataFrames without changing a value."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def is_dataframe(value: Any) -> bool:
 
 
 def concat_frames(frames: Sequence[Any], ignore_index: bool = True) -> Any:
-    """Concatenate data frames with the same columns, without changing a value.
+    """Concatenate DataFrames with the same columns, without changing a value.
 
     Unlike with ``pandas.concat``, columns stay categorical if their categories differ, and a column without
     values has the dtype that it has in the other frames.
 
     Args:
-        frames: Data frames.
+        frames: DataFrames.
         ignore_index: Whether the index of the result is 0, 1, 2, …
 
     Raises:

@@ -1,4 +1,4 @@
-"""Convert records of named values, such as dictionaries and named tuples, to a data frame."""
+"""Convert records of named values, such as dictionaries and named tuples, to a DataFrame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_record(example: Any) -> bool:
 
 
 def records_to_frame(records: Sequence[Any]) -> Any:
-    """Convert records with the same names to a data frame with one row for each.
+    """Convert records with the same names to a DataFrame with one row for each.
 
     >>> records_to_frame([{"a": 1, "b": "x"}, {"a": 2.5, "b": None}])
          a     b
@@ -66,7 +66,7 @@ def _check_record(record: Any, index: int, names: KeysView[Any]) -> Mapping[Any,
         if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
             raise ElementError(
                 f"Element {index} of the batch has a {type(value).__name__} in the column {name!r}. To fix this, "
-                "use a record with one number or text for each column, or convert each element to a data frame."
+                "use a record with one number or string for each column, or convert each element to a DataFrame."
             )
     return row
 

@@ -28,14 +28,14 @@ _CONVERT = "To fix this, convert them with with_preprocess_fn."
 
 
 def split_examples(batch: Any) -> list[Any]:
-    """Return the examples of a batch: the items of a list, or the rows of a data frame as frames of one row."""
+    """Return the examples of a batch: the items of a list, or the rows of a DataFrame as frames of one row."""
     if is_dataframe(batch):
         return [batch.iloc[[i]] for i in range(len(batch))]
     return list(batch)
 
 
 def to_tables(examples: Sequence[Any]) -> list[Any]:
-    """Convert examples to tables of one type: data frames, CSR matrices, or arrays of shape (rows, features).
+    """Convert examples to tables of one type: DataFrames, CSR matrices, or arrays of shape (rows, features).
 
     Arrays of shape (features,) and one length become one table, and so do records. Otherwise, each example is a
     table.
@@ -83,7 +83,7 @@ def check_columns(
 
 
 def check_unique_columns(tables: Sequence[Any]) -> None:
-    """Raise `BatchShapeError` if a data frame has several columns of one name."""
+    """Raise `BatchShapeError` if a DataFrame has several columns of one name."""
     for index, table in enumerate(tables):
         if is_dataframe(table) and not table.columns.is_unique:
             repeated = table.columns[table.columns.duplicated()][0]
@@ -94,13 +94,13 @@ def check_unique_columns(tables: Sequence[Any]) -> None:
 
 
 def concat_tables(tables: Sequence[Any], examples: Sequence[Any] = ()) -> Any:
-    """Concatenate the rows of tables of one type, without changing a value. The index of data frames is not kept.
+    """Concatenate the rows of tables of one type, without changing a value. The index of DataFrames is not kept.
 
     >>> concat_tables([np.zeros((2, 3)), np.ones((1, 3))]).shape
     (3, 3)
 
     Args:
-        tables: Data frames, CSR matrices, or arrays of shape (rows, features).
+        tables: DataFrames, CSR matrices, or arrays of shape (rows, features).
         examples: The examples that the tables were made from.
 
     Raises:
@@ -234,7 +234,7 @@ def _are_rows(examples: Sequence[Any]) -> bool:
 
 def _describe_type(table: Any) -> str:
     if is_dataframe(table):
-        return "a data frame"
+        return "a DataFrame"
     return "a sparse matrix" if is_sparse(table) else "an array"
 
 

@@ -35,7 +35,7 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         """Run the model on a batch.
 
         Args:
-            batch: The examples: arrays or lists, data frames, or sparse matrices.
+            batch: The examples: arrays or lists, DataFrames, or sparse matrices.
             model: The object that ``load_model`` returned.
             inference_args: Keyword arguments for the model's ``predict``, or None.
 
@@ -66,7 +66,7 @@ def predict_tables(
     """Concatenate the rows of all examples to one table, predict once, and split the predictions by example.
 
     Args:
-        batch: Arrays or lists, data frames, records or sparse matrices.
+        batch: Arrays or lists, DataFrames, records or sparse matrices.
         check: Raises an error if the tables do not have the columns of the model.
         predict: Returns the predictions for a table.
         errors: The errors of ``predict`` that mean that it rejects the values of the table.

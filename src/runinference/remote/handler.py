@@ -153,7 +153,7 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         check_int("max_concurrent_requests", max_concurrent_requests)
         _check_retry_filter(retry_filter)
         if not isinstance(namespace, str):
-            raise OptionError(f"namespace must be text, but is {namespace!r}.")
+            raise OptionError(f"namespace must be a string, but is {namespace!r}.")
         if not isinstance(backoff, (Backoff, type(None))):
             raise OptionError(f"backoff must be a Backoff, but is {backoff!r}.")
         if backoff is not None and num_retries == 0:

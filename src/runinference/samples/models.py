@@ -52,7 +52,7 @@ def digits_shufflenet() -> str:
 def diabetes_regressor() -> str:
     """Return the path of a pickle file with a pipeline that predicts the progression of diabetes.
 
-    It takes data frames with the columns of [held_out_diabetes][runinference.samples.held_out_diabetes], in any
+    It takes DataFrames with the columns of [held_out_diabetes][runinference.samples.held_out_diabetes], in any
     order.
     """
     return get_or_train("diabetes_regressor", ".pickle", "sklearn", _train_regressor, _SOURCES)
@@ -73,7 +73,7 @@ def held_out_diabetes() -> tuple[pd.DataFrame, pd.Series[float]]:
     """Return patients that ``diabetes_regressor`` wasn't trained on, and the progression of their disease.
 
     Returns:
-        A data frame of 142 rows and 10 columns (age, sex, bmi, bp, s1 to s6), not normalized, and a series of 142
+        A DataFrame of 142 rows and 10 columns (age, sex, bmi, bp, s1 to s6), not normalized, and a series of 142
         measures of the progression after one year.
     """
     patients, progression = _load_diabetes()

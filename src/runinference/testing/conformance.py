@@ -1,4 +1,4 @@
-"""Check that a custom handler keeps the promises of ``ModelHandler``."""
+"""Check that a custom handler meets the requirements of ``ModelHandler``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Fault(NamedTuple):
     Attributes:
         check: The name of the check that failed.
         wrong: What the handler does wrong.
-        cure: How to fix it.
+        hint: How to fix it.
     """
 
     check: str
     wrong: str
-    cure: str
+    hint: str
 
 
 class Report(NamedTuple):

@@ -376,7 +376,7 @@ def _check_types(
     if monitoring_transform is not None:
         _check_monitoring_transform(monitoring_transform)
     if namespace is not None and not isinstance(namespace, str):
-        raise OptionError(f"metrics_namespace must be text, but is {namespace!r}.")
+        raise OptionError(f"metrics_namespace must be a string, but is {namespace!r}.")
     if not callable(getattr(clock, "time_ns", None)):
         raise OptionError(f"clock must be an object with time_ns(), but is {clock!r}.")
 

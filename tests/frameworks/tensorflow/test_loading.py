@@ -89,7 +89,7 @@ def test_errors_for_wrong_paths_say_what_to_pass(folder, tmp_path):
         Numpy(str(tmp_path / "served")).load_model()
     with pytest.raises(ModelLoadError, match=r"is a URL. .* kagglehub.model_download"):
         Numpy("https://tfhub.dev/google/nnlm/1").load_model()
-    with pytest.raises(ModelLoadError, match="holds weights alone. .*ModelType.SAVED_WEIGHTS"):
+    with pytest.raises(ModelLoadError, match="contains only weights. .*ModelType.SAVED_WEIGHTS"):
         Numpy(str(folder / "m.weights.h5")).load_model()
     (tmp_path / "ckpt.index").write_bytes(b"")
     with pytest.raises(ModelLoadError, match="a TensorFlow checkpoint, .*save_weights"):

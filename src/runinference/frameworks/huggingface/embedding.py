@@ -114,7 +114,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         if normalize is not None:
             check_bool("normalize", normalize)
         if not isinstance(prompt, (str, type(None))):
-            raise OptionError(f"prompt must be text, but is {prompt!r}.")
+            raise OptionError(f"prompt must be a string, but is {prompt!r}.")
         self._pooling = pooling
         self._normalize = normalize
         self._prompt = prompt

@@ -204,7 +204,8 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         parse_device(device)
         if given := {"device", "device_map"} & self._load_pipeline_args.keys():
             raise OptionError(
-                f"device is {device!r}, and load_pipeline_args has {min(given)!r}. To fix this, give one of them."
+                f"device is {device!r}, and load_pipeline_args has {min(given)!r}. To fix this, pass only one of "
+                "them."
             )
 
     def load_model(self) -> Pipeline:

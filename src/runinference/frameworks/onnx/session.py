@@ -129,7 +129,7 @@ def _cannot_load(path: str, error: Exception) -> ModelLoadError:
     if "opset" in str(error) or "IR version" in str(error):
         hint = f"Export it for an earlier opset, or install a later onnxruntime than {ort.__version__}."
     elif "external" in str(error).lower():
-        hint = "Its weights are in separate files: put them beside it, on a local disk."
+        hint = "Its weights are in separate files: put them next to the model, on a local disk."
     else:
         hint = "It may be truncated, or may not be an ONNX model."
     return ModelLoadError(

@@ -42,8 +42,8 @@ def read_metadata(local: str, path: str) -> dict[str, Any]:
         attributes = _read_hdf5(local, path, "model_uri", lambda file: dict(file.attrs))
         if "model_config" not in attributes:
             raise ModelLoadError(
-                f"The file {path!r} (model_uri) holds weights alone. To fix this, pass a function that builds the "
-                "model: model_type=ModelType.SAVED_WEIGHTS, create_model_fn=…"
+                f"The file {path!r} (model_uri) contains only weights. To fix this, pass a function that builds "
+                "the model: model_type=ModelType.SAVED_WEIGHTS, create_model_fn=…"
             )
         return {**attributes, "config": json.loads(attributes["model_config"])}
     try:
@@ -55,13 +55,13 @@ def read_metadata(local: str, path: str) -> dict[str, Any]:
 
 
 def reject_bytecode(path: str, config: Mapping[str, Any]) -> None:
-    """Raise `ModelLoadError` if a model's configuration holds Python bytecode."""
+    """Raise `ModelLoadError` if a model's configuration contains Python bytecode."""
     for layer, code in find_bytecode(config):
         raise ModelLoadError(
-            f"The file {path!r} (model_uri) holds Python bytecode, which would run with your rights: a function "
-            f"of {layer}, which mentions {_list_names(code)}. It was not run. If you trust its author: "
-            "load_model_args={'safe_mode': False}. It's better to save the model with your own layer class "
-            "instead of Lambda, and pass that in custom_objects."
+            f"The file {path!r} (model_uri) contains Python bytecode, which would run with your permissions: a "
+            f"function of {layer}, which mentions {_list_names(code)}. It was not run. If you trust its author, "
+            "set load_model_args={'safe_mode': False}. It is better to save the model with your own layer class "
+            "instead of Lambda, and to pass the class in custom_objects."
         )
 
 
