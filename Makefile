@@ -24,7 +24,7 @@ comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
-	serve bench bench-pages format lock clean
+	serve bench bench-gpu bench-pages format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -96,10 +96,16 @@ browser: $(FULL)
 serve: $(FULL) ## serve the site on localhost with live reload
 	@$(SITE) serve --livereload --dirty $(if $(ADDRESS),--dev-addr $(ADDRESS))
 
-bench: $(FULL) ## run the benchmarks (ONLY="W3 W4": these workloads)
+# The workloads and rounds of a benchmark.
+SELECTED = $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
+bench: $(FULL) ## run the benchmarks (ONLY="W3 W4": these workloads; ROUNDS=3: fewer rounds)
 	$(call say,benchmarks)
-	@PYTHONPATH=tests $(BIN)/python -m benchmarks --json $(BENCHMARKS) $(addprefix --workload ,$(ONLY))
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks --json $(BENCHMARKS) $(SELECTED)
 	@$(MAKE) --no-print-directory bench-pages
+
+bench-gpu: $(FULL) ## run the benchmarks on a GPU (DEVICE=cuda:1: another one; ONLY=images: these workloads; ROUNDS=1)
+	$(call say,benchmarks on a GPU)
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu --json .cache/bench-gpu.json $(if $(DEVICE),--device $(DEVICE)) $(SELECTED)
 
 bench-pages: $(FULL) ## update the tables and plots of the performance page from the saved measurements
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.pages

@@ -95,12 +95,12 @@ def best_size(model, n):
 
 def number(image):
     """Return the number that identifies an image, a fraction of 1."""
-    return image[0, 0, 0].item()
+    return image.numpy().item(0)
 
 
 def value(scores):
     """Return one score of an image for the checksum."""
-    return scores[0].item()
+    return scores.numpy().item(0)
 
 
 def bare_loop(model, n, size):

@@ -148,7 +148,7 @@ def ideal_batches(n, budget=BUDGET):
 
 def value(logits):
     """Return one logit of a sequence for the checksum."""
-    return logits[0].item()
+    return logits.numpy().item(0)
 
 
 def bare_loop(model, n):

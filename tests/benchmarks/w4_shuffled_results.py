@@ -80,12 +80,12 @@ def save_model():
 
 def value(output):
     """Return one number of an output for the checksum."""
-    return output[0].item()
+    return np.asarray(output).item(0)
 
 
 def number(example):
     """Return the first value of an example, which identifies it."""
-    return example[0].item()
+    return np.asarray(example).item(0)
 
 
 def bare_loop(model, n, size):

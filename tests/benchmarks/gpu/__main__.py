@@ -1,0 +1,99 @@
+"""Run the GPU benchmarks, print tables of the results, and save the numbers as JSON.
+
+Exits with code 2, and measures nothing, if PyTorch can't use the device.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from rich.console import Console
+
+from benchmarks.report import as_json, describe_machine, make_tables, measure_case
+
+NO_DEVICE = 2
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--device", default="cuda", help="a PyTorch device; default: cuda")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, help="default: all workloads")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after a warm-up round")
+    parser.add_argument("--tiny", action="store_true", help="few elements and small models")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path(".cache/bench-gpu.json"),
+        help="file to write the numbers to",
+    )
+    args = parser.parse_args(argv)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    if problem := find_problem(args.device):
+        console.print(f"{problem} Nothing was measured.", soft_wrap=True)
+        return NO_DEVICE
+
+    measured = []
+    for name in args.only or WORKLOADS:
+        for case in make_cases(name, args.device, args.tiny):
+            measured.append(measure_case(case, args.rounds, time.perf_counter, console))
+    for table in make_tables(measured, {}):
+        console.print(table)
+    save_numbers(args.json, measured, args)
+    console.print(f"Numbers: {args.json}", soft_wrap=True)
+    return 0
+
+
+def find_problem(device):
+    """Return why PyTorch can't use a device, or None."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return "PyTorch is not installed."
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return (
+            f"PyTorch {torch.__version__} finds no CUDA device (CUDA of its build: {torch.version.cuda}). "
+            "To fix this, install a GPU driver and a build of PyTorch with CUDA, or pass another --device."
+        )
+    return None
+
+
+def make_cases(name, device, tiny):
+    """Return the cases of a workload."""
+    import transformers
+
+    from benchmarks.gpu import tensors, texts
+    from benchmarks.gpu.setup import Setup
+
+    transformers.utils.logging.disable_progress_bar()
+    modules = {"tensors": tensors, "texts": texts}
+    module, function = WORKLOADS[name].split(".")
+    return getattr(modules[module], function)(Setup(device, tiny))
+
+
+WORKLOADS = {
+    "images": "tensors.image_cases",
+    "tokens": "texts.token_cases",
+    "embeddings": "texts.embedding_cases",
+    "pipeline": "texts.pipeline_cases",
+    "rows": "tensors.row_cases",
+}
+
+
+def save_numbers(path, measured, args):
+    """Write the numbers with the machine and its device."""
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_cuda = torch.device(args.device).type == "cuda"
+    name = torch.cuda.get_device_name(args.device) if is_cuda else args.device
+    numbers = {**describe_machine(), "device": name, "cases": [*map(as_json, measured)]}
+    path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
