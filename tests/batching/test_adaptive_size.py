@@ -88,6 +88,16 @@ def test_doubles_after_one_call_if_the_larger_size_is_much_cheaper():
     assert sizes == [1, *(2**n for n in range(11))]
 
 
+def test_skips_sizes_while_calls_are_short():
+    size = AdaptiveSize(BatchPolicy())
+    sizes = []
+    for _ in range(50):
+        sizes.append(size.current)
+        size.record(size.current, 1e-4 + 1e-6 * size.current)
+    assert sizes[:5] == [1, 1, 16, 256, 1024]
+    assert sum(n < 1_000 for n in sizes) <= 4
+
+
 @pytest.mark.parametrize(("low", "high"), [(3, 100), (1, 7), (5, 5)])
 def test_stays_within_the_minimum_and_maximum_size(low, high):
     policy = BatchPolicy(min_batch_size=low, max_batch_size=high)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import insort
-from math import log, sqrt
+from math import exp, log, sqrt
 from statistics import fmean
 
 from runinference.batching.policy import BatchPolicy
@@ -19,6 +19,8 @@ _CLEAR_GAIN = -log(0.7)
 _CONFIDENCE = 2.0
 _NEAR_BEST = log(1.05)
 _MAX_SIZES_WITHOUT_GAIN = 2
+#: Sizes are skipped if a call of the next one takes less than this, even without any gain.
+_SHORT_CALL_SECS = 2e-3
 _FIRST_EXPLOIT_CALLS = 64
 _MAX_EXPLOIT_CALLS = 8_192
 _FIRST_BACKOFF_CALLS = 32
@@ -28,10 +30,11 @@ _MAX_BACKOFF_CALLS = 8_192
 class AdaptiveSize:
     """The batch size of a model in this process, adapted to the measured cost per element and to memory.
 
-    Exploring starts at the minimum size. The size doubles while this makes an element at least 10% cheaper.
-    The first call is not measured, because it warms up the model. If calls of the same size take equally long,
-    each size is measured with three calls, or with one call if it is much cheaper. The more these times vary,
-    the more calls are made, up to 14, alternately of the new size and of the best smaller one.
+    Exploring starts at the minimum size. The size doubles while this makes an element at least 10% cheaper. Sizes
+    are skipped as long as calls take less than 2 ms, so that few calls of a fast model are small. The first call
+    is not measured, because it warms up the model. If calls of the same size take equally long, each size is
+    measured with three calls, or with one call if it is much cheaper. The more these times vary, the more calls
+    are made, up to 14, alternately of the new size and of the best smaller one.
 
     Then the smallest size within 5% of the best cost is used. On a CPU, large models are often fastest in
     small batches. A slow call may have other reasons, so exploring restarts at half the size after 64 calls,
@@ -144,10 +147,15 @@ class AdaptiveSize:
     def _explore_larger_size(self, largest: int, gained: bool) -> int:
         self._sizes_without_gain = 0 if gained else self._sizes_without_gain + 1
         if self._sizes_without_gain < _MAX_SIZES_WITHOUT_GAIN and largest < self._max:
-            return min(2 * largest, self._max)
+            return min(self._growth(largest) * largest, self._max)
         self.converged = True
         limit = min(cost.mean for cost in self._costs.values()) + _NEAR_BEST
         return min(size for size, cost in self._costs.items() if cost.mean <= limit)
+
+    def _growth(self, size: int) -> int:
+        """Return the power of 2 that a size is multiplied by: 2, or more if its calls are short."""
+        calls = _SHORT_CALL_SECS / (size * exp(self._costs[size].mean))
+        return 1 << max(1, int(calls).bit_length() - 1)
 
     def _deviation(self) -> float:
         """Return the standard deviation of calls of the same size, larger while there are few of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
@@ -32,18 +32,23 @@ class Batch(list[ItemT]):
     """The items of a batch.
 
     Attributes:
+        elements: The element of each item.
         opened: When the first of its items came, in nanoseconds.
     """
 
-    __slots__ = ("opened",)
+    __slots__ = ("elements", "opened")
     opened: int
+
+    def __init__(self, items: Iterable[ItemT] = (), elements: Iterable[Any] = ()) -> None:
+        super().__init__(items)
+        self.elements = [*elements]
 
 
 class Batcher(Generic[ItemT]):
     """A collector of items that emits a batch when it is full.
 
-    An item is any value that belongs to an element, such as the element with its window and timestamp. Each
-    length bucket has its own batch, in arrival order, or sorted by length with a maximum padded size.
+    An item is any value that belongs to an element, such as its window and timestamp. Each length bucket has its
+    own batch, in arrival order, or sorted by length with a maximum padded size.
 
     Args:
         policy: The limits of a batch.
@@ -67,7 +72,7 @@ class Batcher(Generic[ItemT]):
         policy = self._policy
         length, weight = policy.length(element), policy.weight(element)
         bucket = self._buckets[bisect_right(policy.bucket_boundaries, length)]
-        return bucket.add(item, length, size_in_bytes(element), weight)
+        return bucket.add(element, item, length, size_in_bytes(element), weight)
 
     def flush(self) -> Sequence[Batch[ItemT]]:
         """Remove and return the remaining batches."""
@@ -96,6 +101,7 @@ class _PlainBatcher(Batcher[ItemT]):
         if not items:
             items.opened = self._now()
         items.append(item)
+        items.elements.append(element)
         self._n_bytes = n_bytes
         return [*full, *self.flush()] if len(items) >= self._size.current else full
 
@@ -121,7 +127,9 @@ class _ArrivalOrderBucket(Generic[ItemT]):
         self._n_bytes = 0
         self._weight: float = 0
 
-    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[Batch[ItemT]]:
+    def add(
+        self, element: Any, item: ItemT, length: int, n_bytes: int, weight: float
+    ) -> Sequence[Batch[ItemT]]:
         full: Sequence[Batch[ItemT]] = ()
         n_bytes += self._n_bytes
         weight += self._weight
@@ -132,6 +140,7 @@ class _ArrivalOrderBucket(Generic[ItemT]):
         if not self.items:
             self.items.opened = self._now()
         self.items.append(item)
+        self.items.elements.append(element)
         self._n_bytes = n_bytes
         self._weight = weight
         return [*full, *self.flush()] if len(self.items) >= self._size.current else full
@@ -142,7 +151,8 @@ class _ArrivalOrderBucket(Generic[ItemT]):
         return [items] if items else ()
 
 
-_Entry = tuple[int, int, float, int, ItemT]  # length, bytes, weight, arrival, and the item
+#: Length, bytes, weight, arrival, the element, and its item.
+_Entry = tuple[int, int, float, int, Any, ItemT]
 
 
 class _LengthSortedBucket(Generic[ItemT]):
@@ -164,8 +174,10 @@ class _LengthSortedBucket(Generic[ItemT]):
         self._total_length = sum(length for length, *_ in rest)
         self._n_bytes = sum(n_bytes for _, n_bytes, *_ in rest)
 
-    def add(self, item: ItemT, length: int, n_bytes: int, weight: float) -> Sequence[Batch[ItemT]]:
-        self._window.append((length, n_bytes, weight, self._now(), item))
+    def add(
+        self, element: Any, item: ItemT, length: int, n_bytes: int, weight: float
+    ) -> Sequence[Batch[ItemT]]:
+        self._window.append((length, n_bytes, weight, self._now(), element, item))
         self._total_length += length
         self._n_bytes += n_bytes
         if not self._is_full():
@@ -195,7 +207,7 @@ class _LengthSortedBucket(Generic[ItemT]):
         for entry in sorted(self._window, key=itemgetter(0), reverse=True):
             if batch.items and batch.items[0][0] * (len(batch.items) + 1) > max_padded_size:
                 full += batch.flush()
-            full += batch.add(entry, *entry[:3])
+            full += batch.add(None, entry, *entry[:3])
         rest = batch.flush()
         return full, rest[0] if rest else []
 
@@ -205,6 +217,6 @@ def _get_items(batches: list[list[_Entry[ItemT]]]) -> list[Batch[ItemT]]:
 
 
 def _make_batch(entries: list[_Entry[ItemT]]) -> Batch[ItemT]:
-    batch = Batch(item for *_, item in entries)
-    batch.opened = min(arrived for *_, arrived, _ in entries)
+    batch = Batch((entry[-1] for entry in entries), (entry[-2] for entry in entries))
+    batch.opened = min(entry[3] for entry in entries)
     return batch

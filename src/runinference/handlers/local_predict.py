@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from runinference.batching.adaptive_size import AdaptiveSize
-from runinference.batching.batcher import Batcher
+from runinference.batching.batcher import Batch, Batcher
 from runinference.batching.policy import resolve_policy
 from runinference.checks import check_mapping
 from runinference.collate.unbatch import is_divisible
@@ -88,7 +88,7 @@ def _predict_in_batches(
     """Return the result of each example by its number, from batches under the options of the handler ``one``."""
     policy = resolve_policy(one)
     size = AdaptiveSize(policy)
-    batcher: Batcher[tuple[int, Any]] = Batcher(policy, size)
+    batcher: Batcher[int] = Batcher(policy, size)
     results: dict[int, list[Any]] = {}
 
     def call(batch: RepeatableBatch) -> list[Any]:
@@ -101,14 +101,13 @@ def _predict_in_batches(
     def record_out_of_memory(batch: RepeatableBatch) -> None:
         size.record_out_of_memory(len(batch), policy.padded_size(batch.elements))
 
-    def run(numbered: list[tuple[int, Any]]) -> None:
-        indices, batch = zip(*numbered, strict=True)
-        repeatable = RepeatableBatch(list(batch), copies=len(batch) > 1)
+    def run(indices: Batch[int]) -> None:
+        repeatable = RepeatableBatch(indices.elements, copies=len(indices) > 1)
         output = halved_on_out_of_memory(call, repeatable, record_out_of_memory)
         results.update(zip(indices, ([result] for result in output), strict=True))
 
     for index, example in numbered:
-        for batch in batcher.add(example, (index, example)):
+        for batch in batcher.add(example, index):
             run(batch)
     for batch in batcher.flush():
         run(batch)

@@ -56,6 +56,7 @@ class BundleBatches(BatchSource):
         self._now = now or engine.clock.time_ns
         self._batchers: dict[ModelVersion, Batcher[WindowedValue]] = {}
         self._last_version: ModelVersion | None = None
+        self._last_origin = WindowedValue(None, 0, ())
 
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
         # Most elements go to one model: this saves a call and a lookup per element.
@@ -63,7 +64,15 @@ class BundleBatches(BatchSource):
         if version is not self._last_version:
             self._last_batcher = self._batchers.get(version) or self._new_batcher(version)
             self._last_version = version
-        full = self._last_batcher.add(element, origin)
+        last = self._last_origin
+        if (
+            origin.windows is not last.windows
+            or origin.timestamp_micros != last.timestamp_micros
+            or origin.pane_info is not last.pane_info
+        ):
+            last = self._last_origin = origin.with_value(None)
+        # Elements share their origin, because Python's garbage collector visits each object that is kept.
+        full = self._last_batcher.add(element, last)
         return self._run(version, full) if full else None
 
     def flush(self) -> Iterator[Any]:
@@ -79,18 +88,15 @@ class BundleBatches(BatchSource):
 
     def _run(self, version: ModelVersion, batches: Iterable[Batch[WindowedValue]]) -> Iterator[Any]:
         for origins in batches:
-            values = [origin.value for origin in origins]
-            call = partial(self._call, version, origins, values)
-            yield from self._groups.run(version, values, len(values), call)
+            call = partial(self._call, version, origins)
+            yield from self._groups.run(version, origins.elements, len(origins), call)
 
-    def _call(
-        self, version: ModelVersion, origins: Batch[WindowedValue], values: list[Any]
-    ) -> Iterator[Any]:
+    def _call(self, version: ModelVersion, origins: Batch[WindowedValue]) -> Iterator[Any]:
         engine = self._engine
         queued = max(0, engine.clock.time_ns() - origins.opened)
         for metrics in engine.metrics.for_version(version):
             metrics.queued(queued)
-        outcomes = engine.infer(version, values)
+        outcomes = engine.infer(version, origins.elements)
         return engine.make_outputs(version, origins, outcomes)
 
 

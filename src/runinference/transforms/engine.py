@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, repeat
+from operator import is_
 from typing import Any, SupportsInt
 
 from apache_beam.pvalue import TaggedOutput
@@ -120,8 +121,9 @@ class InferenceEngine:
             next(calls)
             return self._call_within_memory(version, batch)
 
-        outcomes = _with_examples(self.errors.attempt(call, repeatable), repeatable)
-        n_failed = sum(type(outcome) is Failure for outcome in outcomes)
+        outcomes = self.errors.attempt(call, repeatable)
+        if n_failed := _count_failures(outcomes):
+            outcomes = _with_examples(outcomes, repeatable)
         n_splits = next(calls) - 1
         for metrics in self.metrics.for_version(version):
             metrics.count("num_inferences", len(outcomes) - n_failed)
@@ -147,9 +149,18 @@ class InferenceEngine:
         return _with_examples(outcomes, single)
 
     def make_outputs(
-        self, version: ModelVersion, origins: Iterable[WindowedValue], outcomes: Iterable[Any]
+        self, version: ModelVersion, origins: Iterable[WindowedValue], outcomes: Sequence[Any]
     ) -> Iterator[Any]:
         """Give each result or dead letter the window and timestamp of its element."""
+        if not _count_failures(outcomes):
+            return map(
+                WindowedValue.with_value, origins, outcomes
+            )  # without Python code per result
+        return self._make_outputs(version, origins, outcomes)
+
+    def _make_outputs(
+        self, version: ModelVersion, origins: Iterable[WindowedValue], outcomes: Sequence[Any]
+    ) -> Iterator[Any]:
         for origin, outcome in zip(origins, outcomes, strict=True):
             if type(outcome) is Failure:
                 yield self.make_dead_letter(origin, outcome, version)
@@ -203,7 +214,7 @@ class InferenceEngine:
             raise
         for called, n_results, nanoseconds in calls:
             n = n_results if n_elements is None else n_elements
-            self.session.size_for(version).record(n, nanoseconds)
+            self.session.size_for(version).record(n, nanoseconds / 1e9)
             self._record_size(version, called, n)
             for metrics in self.metrics.for_version(version):
                 metrics.batch_timed(nanoseconds)
@@ -224,6 +235,10 @@ class InferenceEngine:
         if self.arguments is None:
             return self._config.inference_args
         return to_inference_args(self._config.handler, self.arguments)
+
+
+def _count_failures(outcomes: Iterable[Any]) -> int:
+    return sum(map(is_, map(type, outcomes), repeat(Failure)))
 
 
 def _with_examples(outcomes: list[Any], batch: RepeatableBatch) -> list[Any]:
