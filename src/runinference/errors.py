@@ -56,8 +56,27 @@ class PretrainedModelError(ModelLoadError, OSError):
     """A directory doesn't contain what ``from_pretrained`` loads, for which Transformers raises an ``OSError``."""
 
 
-class ElementError(RunInferenceError, ValueError):
-    """The handler does not accept an element, for example because it has no key."""
+class _BatchError(RunInferenceError):
+    """An error of a batch, which may name one of its elements.
+
+    Attributes:
+        index: The index of the element in the batch that the error is about, or None.
+    """
+
+    index: int | None = None
+
+    def __init__(self, *args: Any, index: int | None = None) -> None:
+        super().__init__(*args)
+        if index is not None:
+            self.index = index
+
+
+class ElementError(_BatchError, ValueError):
+    """The handler does not accept an element, for example because it has no key.
+
+    Attributes:
+        index: The index of the element in its batch, if it is known.
+    """
 
 
 class MissingKeyError(ElementError, TypeError):
@@ -68,10 +87,13 @@ class ModelInputError(ElementError, RuntimeError):
     """The model does not accept the elements of a batch: their dtype, their shape or the names of their inputs."""
 
 
-class BatchShapeError(RunInferenceError, ValueError, RuntimeError):
+class BatchShapeError(_BatchError, ValueError, RuntimeError):
     """The elements of a batch cannot be stacked.
 
     NumPy raises a ``ValueError`` for this, and PyTorch a ``RuntimeError``.
+
+    Attributes:
+        index: The index of the first element that differs from the others, if it is known.
     """
 
 
@@ -160,6 +182,11 @@ class PartialBatchError(RunInferenceError):
     def __str__(self) -> str:
         n_failed = sum(part.error is not None for part in self.parts)
         return f"{n_failed} of {len(self.parts)} parts of a batch failed: {self.first_error}"
+
+
+def get_failing_index(error: BaseException) -> int | None:
+    """Return the index of the element in its batch that an error is about, or None if it is unknown."""
+    return error.index if isinstance(error, _BatchError) else None
 
 
 class CoderVersionError(RunInferenceError, ValueError):

@@ -346,18 +346,21 @@ def _to_frames(examples: Sequence[Any]) -> Any:
             raise ElementError(
                 f"Element {index} of the batch is a {type(frame).__name__}. This handler takes DataFrames of "
                 "one row, or records with named values: dictionaries, Series, named tuples, dataclasses or "
-                "beam.Row. To fix this, convert the elements, or use SklearnModelHandlerNumpy for arrays."
+                "beam.Row. To fix this, convert the elements, or use SklearnModelHandlerNumpy for arrays.",
+                index=index,
             )
         if frame.shape[0] != 1:
             raise BatchShapeError(
                 f"Element {index} of the batch is a frame of shape {frame.shape}, but only dataframes with single "
                 "rows are supported. To fix this, pass whole frames to the model with "
                 "handler.with_no_batching(whole_results=True), or emit one frame per row, for example "
-                "(df.iloc[[i]] for i in range(len(df)))."
+                "(df.iloc[[i]] for i in range(len(df))).",
+                index=index,
             )
         if not frame.columns.equals(examples[0].columns):
             raise BatchShapeError(
                 f"Element {index} of the batch has the columns {list(frame.columns)}, but element 0 has "
-                f"{list(examples[0].columns)}. Select the same columns in the same order before RunInference."
+                f"{list(examples[0].columns)}. Select the same columns in the same order before RunInference.",
+                index=index,
             )
     return list(examples)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
 from itertools import chain, islice
+from operator import attrgetter
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -29,6 +30,8 @@ _OPAQUE_TYPES = (type, ModuleType, FunctionType, MethodType, Enum)
 _Path = tuple[int, ...]
 _Sizer = Callable[[Any, int, _Path], int]
 
+_get_dtype, _get_nbytes = attrgetter("dtype"), attrgetter("nbytes")
+
 
 def size_in_bytes(value: Any) -> int:
     """Return the bytes of data in an element.
@@ -40,10 +43,10 @@ def size_in_bytes(value: Any) -> int:
     128
     """
     kind = type(value)
+    if kind is np.ndarray and not value.dtype.hasobject:
+        return value.nbytes  # type: ignore[no-any-return]
     if kind in _SCALAR_TYPES:
         return sys.getsizeof(value)
-    if kind is np.ndarray and not value.dtype.hasobject:
-        return int(value.nbytes)
     if (kind is tuple or kind is list) and len(value) <= _MAX_SHORT:
         return _measure_short(value)
     return _measure(value, _MAX_VALUES, ())
@@ -51,9 +54,12 @@ def size_in_bytes(value: Any) -> int:
 
 def batch_size_in_bytes(batch: Any) -> int:
     """Return the sum of the bytes of the elements of a batch, or the bytes of a batch that is an array."""
-    return (
-        sum(map(size_in_bytes, batch)) if isinstance(batch, (list, tuple)) else size_in_bytes(batch)
-    )
+    if not isinstance(batch, (list, tuple)):
+        return size_in_bytes(batch)
+    are_arrays = set(map(type, batch)) == {np.ndarray}
+    if are_arrays and not any(dtype.hasobject for dtype in set(map(_get_dtype, batch))):
+        return sum(map(_get_nbytes, batch))
+    return sum(map(size_in_bytes, batch))
 
 
 def _measure_short(value: Any) -> int:

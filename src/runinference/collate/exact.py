@@ -101,7 +101,8 @@ def unify_dtypes(arrays: Sequence[Any], name: str) -> list[Any]:
         index = next(i for i, array in enumerate(arrays) if array.dtype != arrays[0].dtype)
         raise ElementError(
             f"Element {index} of {name} has the dtype {arrays[index].dtype}, while element 0 has "
-            f"{arrays[0].dtype}. Elements of one batch need one dtype. {_CONVERT}"
+            f"{arrays[0].dtype}. Elements of one batch need one dtype. {_CONVERT}",
+            index=index,
         )
     unified = []
     for index, array in enumerate(arrays):
@@ -143,7 +144,8 @@ def check_integers(examples: Sequence[Any], arrays: Any, name: str, start: int =
 def changed_value_error(index: int, name: str, value: Any, dtype: Any) -> ElementError:
     """Return the error for a value that the dtype of its batch does not hold."""
     return ElementError(
-        f"Element {index} of {name} holds {value}, which {dtype} cannot hold unchanged. {_CONVERT}"
+        f"Element {index} of {name} holds {value}, which {dtype} cannot hold unchanged. {_CONVERT}",
+        index=index,
     )
 
 
@@ -233,7 +235,8 @@ def _without_mask(array: Any, name: str, index: int | None) -> Any:
     if np.ma.is_masked(array):
         raise ElementError(
             f"{_describe_place(name, index)} is an array with masked values, and a batch has no mask. To fix "
-            "this, fill them with with_preprocess_fn, for example lambda x: x.filled(np.nan)."
+            "this, fill them with with_preprocess_fn, for example lambda x: x.filled(np.nan).",
+            index=index,
         )
     is_plain = isinstance(array, (np.ma.MaskedArray, np.matrix))
     return np.asarray(array) if is_plain else array
@@ -247,7 +250,8 @@ def _unconvertible(value: Any, name: str, index: int | None, reason: str = "") -
         fix = "x.toarray()" if hasattr(value, "toarray") else "np.asarray(…)"
     return ElementError(
         f"{_describe_place(name, index)} is a {type(value).__name__} that cannot be converted to an "
-        f"array{reason}. To fix this, convert it with with_preprocess_fn, for example lambda x: {fix}."
+        f"array{reason}. To fix this, convert it with with_preprocess_fn, for example lambda x: {fix}.",
+        index=index,
     )
 
 

@@ -99,7 +99,8 @@ def _cast_column(column: Any, dtype: Any, index: int) -> Any:
         raise ElementError(
             f"Element {index} of the batch has {column.dtype} in the column {column.name!r}, which cannot be "
             f"converted to {dtype}, the dtype of its batch ({error}). To fix this, convert the column with "
-            "with_preprocess_fn."
+            "with_preprocess_fn.",
+            index=index,
         ) from error
     if column.dtype.kind in "iu" and dtype.kind in "fc":
         known = column.notna()

@@ -128,7 +128,8 @@ def _get_columns(batch: Any) -> Any:
             found = sorted(example) if isinstance(example, Mapping) else type(example).__name__
             raise BatchShapeError(
                 f"Element {index} of the batch has the inputs {found}, and element 0 has {sorted(first)}. To fix "
-                "this, give all elements the same inputs."
+                "this, give all elements the same inputs.",
+                index=index,
             )
     return {name: [example[name] for example in batch] for name in first}
 

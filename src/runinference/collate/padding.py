@@ -260,7 +260,8 @@ class Padding:
                 raise BatchShapeError(
                     f"Element {index} of {name} has shape {shape}, but element 0 has {first}. Padding applies to "
                     f"dimension {dim}, and all other dimensions must be equal. To fix this, pad another "
-                    "dimension with Padding(dim=…), or resize the examples with with_preprocess_fn."
+                    "dimension with Padding(dim=…), or resize the examples with with_preprocess_fn.",
+                    index=index,
                 )
 
     def _pad(self, array: Any, value: Any, longest: int, filled: Any) -> Any:

@@ -55,18 +55,21 @@ def _check_record(record: Any, index: int, names: KeysView[Any]) -> Mapping[Any,
     if row is None:
         raise ElementError(
             f"Element {index} of the batch is a {type(record).__name__}, but element 0 is a record of named "
-            "values. To fix this, use one type for all elements."
+            "values. To fix this, use one type for all elements.",
+            index=index,
         )
     if list(row) != list(names):
         raise BatchShapeError(
             f"Element {index} of the batch has the columns {list(row)}, but element 0 has {list(names)}. "
-            f"{SELECT_COLUMNS}"
+            f"{SELECT_COLUMNS}",
+            index=index,
         )
     for name, value in row.items():
         if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
             raise ElementError(
                 f"Element {index} of the batch has a {type(value).__name__} in the column {name!r}. To fix this, "
-                "use a record with one number or string for each column, or convert each element to a DataFrame."
+                "use a record with one number or string for each column, or convert each element to a DataFrame.",
+                index=index,
             )
     return row
 

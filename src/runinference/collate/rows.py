@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -75,6 +75,23 @@ def slice_rows(value: Any, index: slice) -> Any:
     [1, 2]
     """
     return value.iloc[index] if hasattr(value, "iloc") else value[index]
+
+
+def select_rows(value: Any, indices: Sequence[int]) -> Any:
+    """Return the rows of a list, an array or a table at some positions.
+
+    >>> select_rows(np.array([[1, 2], [3, 4], [5, 6]]), [0, 2]).tolist()
+    [[1, 2], [5, 6]]
+    """
+    if isinstance(value, (list, tuple)):
+        return [value[index] for index in indices]
+    if hasattr(value, "iloc"):
+        return value.iloc[indices]
+    if hasattr(value, "num_rows") and hasattr(value, "take"):  # a PyArrow table
+        return value.take(indices)
+    if _is_tensorflow(value):
+        return sys.modules["tensorflow"].gather(value, indices)
+    return value[np.asarray(indices)]
 
 
 def _to_unbindable(tensor: Any) -> Any:

@@ -14,7 +14,7 @@ from runinference.collate.rows import get_array_shape
 from runinference.errors import BatchShapeError, ElementError
 
 _PLAIN_TYPES = frozenset({bool, int, float, list, tuple})
-_get_dtype = attrgetter("dtype")
+_get_dtype, _get_shape = attrgetter("dtype"), attrgetter("shape")
 #: Converts an array to the dtype of an input, or raises an error.
 CastFn = Callable[[Any], Any]
 
@@ -42,8 +42,8 @@ def stack_arrays(
     """
     if hasattr(batch, "shape"):
         return batch if cast is None else cast(to_array(batch, name))
-    if set(map(type, batch)) == {np.ndarray} and len(set(map(_get_dtype, batch))) == 1:
-        stacked = stack_batch(np.stack, batch, name, hint)
+    if are_arrays_of_one_dtype(batch):
+        stacked = stack_batch(stack_rows, batch, name, hint)
         return stacked if cast is None else cast(stacked)
     stacked = stack_numbers(batch)
     if stacked is None:
@@ -52,6 +52,27 @@ def stack_arrays(
         stacked = cast(stacked)
     check_integers(batch, stacked, name)
     return stacked
+
+
+def stack_rows(arrays: Sequence[Any]) -> Any:
+    """Return ``np.stack(arrays)``, which takes three times as long for many short rows.
+
+    >>> stack_rows([np.array([1, 2]), np.array([3, 4])]).tolist()
+    [[1, 2], [3, 4]]
+    """
+    if are_rows_of_one_shape(arrays):
+        return np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
+    return np.stack(arrays)
+
+
+def are_rows_of_one_shape(arrays: Sequence[Any]) -> bool:
+    """Return whether arrays have one dimension and the same length."""
+    return arrays[0].ndim == 1 and len(set(map(_get_shape, arrays))) == 1
+
+
+def are_arrays_of_one_dtype(batch: Sequence[Any]) -> bool:
+    """Return whether all examples are NumPy arrays, not of a subclass, with the same dtype."""
+    return set(map(type, batch)) == {np.ndarray} and len(set(map(_get_dtype, batch))) == 1
 
 
 def stack_batch(
@@ -74,9 +95,9 @@ def stack_batch(
         return stack(batch)
     except (ValueError, RuntimeError) as error:
         reject_keyed_examples(batch)
-        if (message := _format_odd_shape(batch, name, hint)) is None:
+        if (odd := _find_odd_shape(batch, name, hint)) is None:
             raise
-        raise BatchShapeError(message) from error
+        raise odd from error
 
 
 def reject_keyed_examples(batch: Sequence[Any]) -> None:
@@ -121,9 +142,9 @@ def _stack_others(
         reject_keyed_examples(batch)
         raise
     _check_labels(batch, name)
-    if len({array.shape for array in arrays}) > 1:
+    if (odd := _find_odd_shape(arrays, name, hint)) is not None:
         reject_keyed_examples(batch)
-        raise BatchShapeError(str(_format_odd_shape(arrays, name, hint)))
+        raise odd
     if cast is not None and len(set(map(_get_dtype, arrays))) > 1:
         arrays = list(map(cast, arrays))
     if len(set(map(_get_dtype, arrays))) > 1:
@@ -140,14 +161,15 @@ def _check_labels(batch: Sequence[Any], name: str) -> None:
         if not hasattr(example, "iloc") or not first.equals(example.index):
             raise BatchShapeError(
                 f"Element {index} of {name} has other labels than element 0, {list(first)[:5]}. To fix this, "
-                "select the same labels in the same order before RunInference."
+                "select the same labels in the same order before RunInference.",
+                index=index,
             )
 
 
-def _format_odd_shape(
+def _find_odd_shape(
     batch: Sequence[Any], name: str, hint: Callable[[int], str] | None
-) -> str | None:
-    """Describe an example whose shape is not the most common one. Return None if all have one shape."""
+) -> BatchShapeError | None:
+    """Return the error for an example whose shape is not the most common one; None if all have one shape."""
     shapes = [get_array_shape(example) for example in batch]
     counted = Counter(shapes)
     if len(counted) < 2:
@@ -158,10 +180,11 @@ def _format_odd_shape(
     fix = "resize or pad them with with_preprocess_fn"
     if hint is not None and dim is not None:
         fix = f"{hint(dim)}, resize them with with_preprocess_fn"
-    return (
+    return BatchShapeError(
         f"Element {index} of {name} has shape {shapes[index]}, while {n_common} of {len(batch)} elements have "
         f"shape {common}. Elements of one batch are stacked, so they need one shape. To fix this, {fix}, group "
-        "them with batch_length_fn, or set max_batch_size=1."
+        "them with batch_length_fn, or set max_batch_size=1.",
+        index=index,
     )
 
 

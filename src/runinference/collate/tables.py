@@ -58,7 +58,8 @@ def to_tables(examples: Sequence[Any]) -> list[Any]:
         if name != types[0]:
             raise BatchShapeError(
                 f"Element {index} of the batch is {name}, but element 0 is {types[0]}. To fix this, use one type "
-                "for all elements."
+                "for all elements.",
+                index=index,
             )
     return tables
 
@@ -74,11 +75,12 @@ def check_columns(
         if is_dataframe(table) and names is not None and table.columns.nlevels == 1:
             found = [normalize_name(str(column)) for column in table.columns]
             if found != names:
-                raise BatchShapeError(_format_other_columns(index, found, names))
+                raise BatchShapeError(_format_other_columns(index, found, names), index=index)
         elif n_columns and table.shape[1] != n_columns:
             raise BatchShapeError(
                 f"Element {index} of the batch has {table.shape[1]} features, and the model was trained with "
-                f"{n_columns}. {SELECT_COLUMNS}"
+                f"{n_columns}. {SELECT_COLUMNS}",
+                index=index,
             )
 
 
@@ -89,7 +91,8 @@ def check_unique_columns(tables: Sequence[Any]) -> None:
             repeated = table.columns[table.columns.duplicated()][0]
             raise BatchShapeError(
                 f"Element {index} of the batch has several columns with the name {repeated!r}. To fix this, "
-                "rename them with with_preprocess_fn."
+                "rename them with with_preprocess_fn.",
+                index=index,
             )
 
 
@@ -112,12 +115,14 @@ def concat_tables(tables: Sequence[Any], examples: Sequence[Any] = ()) -> Any:
         if is_dataframe(table) and not table.columns.equals(first.columns):
             raise BatchShapeError(
                 f"Element {index} of the batch has the columns {list(table.columns)}, but element 0 has "
-                f"{list(first.columns)}. {SELECT_COLUMNS}"
+                f"{list(first.columns)}. {SELECT_COLUMNS}",
+                index=index,
             )
         if table.shape[1] != width:
             raise BatchShapeError(
                 f"Element {index} of the batch has {table.shape[1]} features, but element 0 has {width}. "
-                f"{SELECT_COLUMNS}"
+                f"{SELECT_COLUMNS}",
+                index=index,
             )
     if is_dataframe(first):
         return first if len(tables) == 1 else concat_frames(tables)
@@ -253,7 +258,8 @@ def _to_table(example: Any, index: int) -> Any:
     if array.ndim not in (1, 2):
         raise BatchShapeError(
             f"Element {index} of the batch has shape {array.shape}. To fix this, use a row of shape (features,), "
-            "or a table of shape (rows, features)."
+            "or a table of shape (rows, features).",
+            index=index,
         )
     return np.atleast_2d(array)
 

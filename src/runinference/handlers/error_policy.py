@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import random
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +22,13 @@ from runinference.errors import (
     is_out_of_memory,
     shorten_text,
 )
-from runinference.handlers.repeatable_batch import unrepeatable_error
+from runinference.handlers.repeatable_batch import (
+    get_elements,
+    select_elements,
+    unrepeatable_error,
+)
+from runinference.handlers.suspects import find_suspects
+from runinference.handlers.traceback_lines import format_traceback
 
 #: Calls a model on a batch and returns one result per element.
 Call = Callable[[Any], list[Any]]
@@ -97,9 +102,7 @@ def _safe_repr(error: BaseException) -> str:
 
 def _format_traceback(error: BaseException) -> list[str]:
     try:
-        lines = traceback.format_exception(
-            type(error), error, error.__traceback__, limit=-_MAX_FRAMES
-        )
+        lines = format_traceback(error, _MAX_FRAMES)
     except Exception as failure:
         return [f"{describe(error)} (its traceback can't be formatted: {describe(failure, 300)})\n"]
     if len(lines) > _MAX_LINES:
@@ -138,8 +141,9 @@ class FailFastPolicy:
 class DeadLetterPolicy:
     """Turn each failing element into a `Failure`, and return the results of all other elements.
 
-    A batch that fails is bisected until only the failing elements remain. After a transient error, such as a
-    broken connection, the whole batch is retried first. Failures that take long, because a model hangs or an
+    A batch that fails is bisected until only the failing elements remain. If the error shows which elements may be
+    the reason, these are called by themselves first. After a transient error, such as a broken connection, the
+    whole batch is retried first. Failures that take long, because a model hangs or an
     endpoint is down, are limited: if too many occur in a row without any success, all elements that are still
     undecided fail.
 
@@ -163,7 +167,12 @@ class DeadLetterPolicy:
         return self._call_with_retries(call, batch, FailureBudget(len(batch)))
 
     def _call_with_retries(
-        self, call: Call, batch: Any, budget: FailureBudget, retries: int = RETRIES
+        self,
+        call: Call,
+        batch: Any,
+        budget: FailureBudget,
+        retries: int = RETRIES,
+        use_suspects: bool = True,
     ) -> list[Any]:
         pause = FIRST_PAUSE_SECS
         for left in reversed(range(retries + 1)):
@@ -188,10 +197,15 @@ class DeadLetterPolicy:
             for part in failed.parts:
                 if part.error is not None and not isinstance(part.error, self.caught):
                     raise part.error
-        return self._bisect(call, batch, failed, budget)
+        return self._bisect(call, batch, failed, budget, use_suspects)
 
     def _bisect(
-        self, call: Call, batch: Any, error: BaseException, budget: FailureBudget
+        self,
+        call: Call,
+        batch: Any,
+        error: BaseException,
+        budget: FailureBudget,
+        use_suspects: bool = True,
     ) -> list[Any]:
         if isinstance(error, PartialBatchError):
             if len(error.parts) > 1:
@@ -207,6 +221,8 @@ class DeadLetterPolicy:
             return [Failure(error)] * len(batch)
         if unrepeatable := unrepeatable_error(batch, error):
             return [Failure(unrepeatable)] * len(batch)
+        if use_suspects and (suspects := find_suspects(error, get_elements(batch))):
+            return self._call_suspects(call, batch, suspects, budget)
         middle = (len(batch) + 1) // 2
         halves = batch[:middle], batch[middle:]
         # After retries of the whole batch failed, only single elements are retried, once and without a pause.
@@ -217,6 +233,21 @@ class DeadLetterPolicy:
             for half, n in zip(halves, retries, strict=True)
             for outcome in self._call_with_retries(call, half, budget, n)
         ]
+
+    def _call_suspects(
+        self, call: Call, batch: Any, suspects: Sequence[int], budget: FailureBudget
+    ) -> list[Any]:
+        """Call each suspect by itself, and all others together; if they fail, too, they are bisected."""
+        alone = [
+            self._call_with_retries(call, batch[index : index + 1], budget) for index in suspects
+        ]
+        others = sorted(set(range(len(batch))).difference(suspects))
+        outcomes = self._call_with_retries(
+            call, select_elements(batch, others), budget, use_suspects=False
+        )
+        for index, outcome in zip(suspects, alone, strict=True):
+            outcomes[index:index] = outcome
+        return outcomes
 
     def _split_by_part(
         self, call: Call, batch: Any, parts: Sequence[PartialResult], budget: FailureBudget

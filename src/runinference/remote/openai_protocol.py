@@ -57,7 +57,8 @@ def to_strings(batch: Sequence[Any]) -> list[str]:
     for index, example in enumerate(batch):
         if not isinstance(example, str):
             raise ElementError(
-                f"Element {index} must be a string. Got {describe_json(example)}. Use with_preprocess_fn."
+                f"Element {index} must be a string. Got {describe_json(example)}. Use with_preprocess_fn.",
+                index=index,
             )
     return [str(example) for example in batch]
 

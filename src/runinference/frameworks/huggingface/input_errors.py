@@ -20,9 +20,9 @@ def explain_input_errors(model: Any, batch: Sequence[Any]) -> Iterator[None]:
     except (TypeError, RuntimeError, IndexError, ValueError) as error:
         if isinstance(error, RunInferenceError) and not isinstance(error, ModelInputError):
             raise
-        if (message := _find_invalid_tensor(model, batch)) is None:
+        if (found := _find_invalid_tensor(model, batch)) is None:
             raise
-        raise ElementError(message) from error
+        raise found from error
 
 
 def check_input_names(model: Any, example: Any) -> None:
@@ -42,7 +42,7 @@ def check_input_names(model: Any, example: Any) -> None:
             )
 
 
-def _find_invalid_tensor(model: Any, batch: Sequence[Any]) -> str | None:
+def _find_invalid_tensor(model: Any, batch: Sequence[Any]) -> ElementError | None:
     main = getattr(model, "main_input_name", "")
     if isinstance(batch, Mapping):
         batch = unbatch(batch, len(next(iter(batch.values()))))
@@ -51,7 +51,9 @@ def _find_invalid_tensor(model: Any, batch: Sequence[Any]) -> str | None:
         for name, tensor in tensors.items():
             describe = _describe_invalid_ids if name == "input_ids" else _describe_wrong_precision
             if problem := describe(tensor, model):
-                return f"Element {index} of the batch has {name} {problem}"
+                return ElementError(
+                    f"Element {index} of the batch has {name} {problem}", index=index
+                )
     return None
 
 

@@ -233,7 +233,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             if start is None:
                 raise ElementError(
                     f"Element {index} of the batch is {batch[index]!r:.40}, which has no tokens. To fix this, "
-                    "filter out empty texts, or use a tokenizer that adds special tokens to each text."
+                    "filter out empty texts, or use a tokenizer that adds special tokens to each text.",
+                    index=index,
                 )
             rows[index] = make_single_token(row, start)
         return rows

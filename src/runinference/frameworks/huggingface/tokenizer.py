@@ -94,7 +94,8 @@ class BatchTokenizer:
                 raise ElementError(
                     f"Element {index} of the batch has {len(row['input_ids'])} tokens, but the model accepts at "
                     f"most {self.max_tokens}. To fix this, truncate it: tokenizer_args={{'truncation': True, "
-                    f"'max_length': {self.max_tokens}}}."
+                    f"'max_length': {self.max_tokens}}}.",
+                    index=index,
                 )
         return rows
 
@@ -196,7 +197,8 @@ def explain_unencodable_texts(batch: Sequence[Any]) -> Iterator[None]:
                 raise ElementError(
                     f"Element {index} of the batch contains a lone surrogate, which cannot be encoded as "
                     "UTF-8. To fix this, replace it with with_preprocess_fn, for example lambda text: "
-                    'text.encode(errors="replace").decode().'
+                    'text.encode(errors="replace").decode().',
+                    index=index,
                 ) from error
         raise
 
@@ -212,5 +214,6 @@ def _check_texts(texts: Sequence[Any]) -> None:
             raise ElementError(
                 f"Element {index} of the batch is of type {type(text).__name__}, but must be a text or a pair of "
                 "texts. To fix this, extract the text with with_preprocess_fn, or wrap the handler in "
-                "KeyedModelHandler if elements are (key, text)."
+                "KeyedModelHandler if elements are (key, text).",
+                index=index,
             )

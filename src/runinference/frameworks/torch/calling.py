@@ -269,7 +269,8 @@ def _stack(
             reject_keyed_examples(batch)
             raise BatchTypeError(
                 f"Element {index} of {what} is of type {type(example).__name__}, not a torch.Tensor. To fix this, "
-                "convert it, for example with_preprocess_fn(torch.as_tensor)."
+                "convert it, for example with_preprocess_fn(torch.as_tensor).",
+                index=index,
             )
     if len(set(map(_get_dtype, batch))) > 1:
         batch = _unify_dtypes(batch, what)
@@ -293,7 +294,8 @@ def _unify_dtypes(batch: Sequence[Any], what: str) -> Sequence[Any]:
             raise BatchShapeError(
                 f"Element {other} of {what} has the dtype {found}, while element {index} has {dtype}. Elements "
                 "of one batch need one dtype. To fix this, convert them with with_preprocess_fn, for example "
-                f"lambda x: x.to({dtype})."
+                f"lambda x: x.to({dtype}).",
+                index=other,
             )
     return [example if example.dtype == dtype else example.to(dtype) for example in batch]
 
@@ -308,14 +310,16 @@ def _check_keys(batch: Sequence[Mapping[str, Any]]) -> None:
             reject_keyed_examples(batch)
             raise BatchTypeError(
                 f"Element {index} of the batch is of type {type(example).__name__}, not a dictionary of tensors. "
-                "To fix this, convert it with with_preprocess_fn, or use the handler for tensors."
+                "To fix this, convert it with with_preprocess_fn, or use the handler for tensors.",
+                index=index,
             )
     keys = batch[0].keys()
     for index, example in enumerate(batch):
         if example.keys() != keys:
             raise BatchShapeError(
                 f"Element {index} of the batch has the keys {sorted(example)}, but element 0 has {sorted(keys)}. "
-                "To fix this, give all elements the same keys."
+                "To fix this, give all elements the same keys.",
+                index=index,
             )
 
 
