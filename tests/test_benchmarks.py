@@ -28,10 +28,11 @@ VARIANTS = {
     "W10": 1,
     "W11": 1,
     "W12": 1,
+    "growth": 9,
     "start": 2,
     "sizes": 8,
 }
-MAX_CASES = {"start": 1, "W1": 1, "W2": 1, "sizes": 1}
+MAX_CASES = {"start": 1, "W1": 1, "W2": 1, "sizes": 1, "growth": 1}
 
 
 def test_every_workload_has_a_name_and_a_number_of_variants():
@@ -182,3 +183,35 @@ def test_incorrect_outcome_of_a_workload_raises_an_error():
         case.check("ours", replace(outcome, products=outcome.products + 1))
     with pytest.raises(AssertionError):
         case.check("ours", Outcome())
+
+
+def test_growth_is_plotted_by_number_of_elements():
+    cases = [
+        {
+            "workload": "growth",
+            "variant": f"{n:,} elements",
+            "seconds": {"ours": [n / 10_000], "Beam": [n / 1_000]},
+        }
+        for n in (10_000, 1_000_000)
+    ]
+    svg = pages.growth({"cases": cases})
+    assert 'aria-label="seconds by elements"' in svg
+    (x1, y1, x2, y2), (_, y3, _, y4) = [
+        map(float, re.split("[ ,]", points)) for points in re.findall(r'points="([^"]+)"', svg)
+    ]
+    assert x1 < x2
+    assert y1 - y2 == pytest.approx(y3 - y4)  # linear growth: lines of the same slope
+    assert y3 < y1
+    assert "Not measured yet" in pages.growth({"cases": []})
+
+
+def test_startup_shows_the_memory_if_it_was_measured():
+    case = {"workload": "start", "variant": "import", "figures": {}}
+    case["seconds"] = {who: [1.0] for who in ("limit", "ours", "Beam")}
+    assert "MB" not in pages.start({"cases": [case]})
+    case["figures"] = {
+        f"MB of peak memory, {who}": {"median": 123.4} for who in ("limit", "ours", "Beam")
+    }
+    assert "peak memory of the process | 123 MB | 123 MB | 123 MB |" in pages.start(
+        {"cases": [case]}
+    )

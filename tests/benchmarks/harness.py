@@ -1,7 +1,6 @@
 """Measure how long contenders take for the same work, in alternating rounds, and check every outcome."""
 
 import gc
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -112,7 +111,7 @@ class Case:
         outcome.metrics
     )
     measure_once: Callable[[], Mapping[str, float]] = dict
-    max_rounds: int = sys.maxsize
+    max_rounds: int | None = None
     compared: Sequence[str] = ()
 
 
@@ -162,7 +161,7 @@ def measure(
     show: Callable[[str], None] = lambda progress: None,
 ) -> Measurement:
     """Run all contenders of a case in alternating order. The first round is a warm-up and not counted."""
-    rounds = min(rounds, case.max_rounds)
+    rounds = min(rounds, case.max_rounds or rounds)
     contenders = list(case.runs)
     measured = Measurement(case, {name: [] for name in contenders})
     for number in range(rounds + 1):

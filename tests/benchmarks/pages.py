@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.batch_sizes import CALL_MILLISECONDS
-from benchmarks.plots import bars, curves
+from benchmarks.plots import bars, curves, log_curves
 from benchmarks.registry import NAMES
 from benchmarks.report import meets_goal
+from benchmarks.start import PEAK
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs" / "assets" / "benchmarks.json"
@@ -109,7 +110,26 @@ def start(numbers):
     for case in _of(numbers, "start"):
         medians = (median(case["seconds"][who]) for who in ("limit", "ours", "Beam"))
         lines.append(f"| {case['variant']} | {' | '.join(f'{s:.2f} s' for s in medians)} |")
+    for case in _of(numbers, "start"):
+        peaks = [case["figures"].get(f"{PEAK}, {who}") for who in ("limit", "ours", "Beam")]
+        if all(peaks):
+            values = " | ".join(f"{peak['median']:.0f} MB" for peak in peaks)
+            lines.append(f"| {case['variant']}, peak memory of the process | {values} |")
     return "\n".join(lines)
+
+
+def growth(numbers):
+    """Return a plot of the time with more elements, keys, and models."""
+    cases = _of(numbers, "growth")
+    if not cases:
+        return "Not measured yet. `make bench ONLY=growth` measures it."
+    panels = {}
+    for case in cases:
+        count, _, noun = case["variant"].partition(" ")
+        curves_of = panels.setdefault(("seconds", noun), {OURS: {}, BEAM: {}})
+        for name, who in ((OURS, "ours"), (BEAM, "Beam")):
+            curves_of[name][int(count.replace(",", ""))] = median(case["seconds"][who])
+    return log_curves(panels)
 
 
 def sizes(numbers):
@@ -143,24 +163,29 @@ def promises(numbers):
     def figure(case, name):
         return measured[case]["figures"][name]["median"]
 
-    w3, w7 = "W3 log-normal lengths", "W7 12 threads, bundles of 4"
+    def elements(case):
+        return f"{measured[case]['elements']:,}"
+
+    w3, w6 = "W3 log-normal lengths", "W6 20 ms per request"
+    w7, w8 = "W7 12 threads, bundles of 4", "W8 1 % failing, batches of 64"
     latency, beam_latency = (figure(w7, f"p99 latency in ms, {who}") for who in ("ours", "Beam"))
-    delivered = figure("W8 1 % failing, batches of 64", "valid rows delivered, Beam")
+    delivered = figure(w8, "valid rows delivered, Beam")
     buckets = figure(w3, "ours ÷ Beam with buckets")
     lines = [
         f"**{figure(w3, SPEEDUP):.2g} times the throughput** on sequences of different lengths. "
         "[Batches of similar lengths](batching.md#sequences-of-different-lengths) need little padding. "
         "*1,024 token sequences, a BERT model with 4 layers, against Beam in arrival order. "
         f"Against Beam's length buckets: {buckets:.2g} times.*",
-        f"**{figure('W6 20 ms per request', SPEEDUP):.2g} times the throughput** with a remote model. "
+        f"**{figure(w6, SPEEDUP):.2g} times the throughput** with a remote model. "
         "[Requests run concurrently](remote-models.md), within the limit that you set. "
-        "*2,000 rows, 20 ms per request of 8 rows, up to 16 concurrent requests.*",
+        f"*{elements(w6)} rows, 20 ms per request of 8 rows, up to 16 concurrent requests.*",
         f"**{latency:.0f} ms instead of {beam_latency:.0f} ms** p99 latency with small bundles. "
         "[Threads share model calls](batching.md#dynamic-batching-across-threads). "
         "*12 threads, bundles of 4 elements, a small PyTorch model, without a runner.*",
         f"**100% instead of {100 * delivered:.0f}%** of valid rows get a result if 1% of rows fail. "
         "[Only the failing rows](error-handling-and-dead-letter-queues.md) become dead letters. "
-        "*200,000 rows in batches of 64, with exception handling. This takes more model calls than in Beam.*",
+        f"*{elements(w8)} rows in batches of 64, with exception handling. "
+        "This takes more model calls than in Beam.*",
     ]
     return "\n".join(f"* {line}" for line in lines)
 
@@ -214,6 +239,7 @@ PAGES = {
         "others": others,
         "sizes": sizes,
         "start": start,
+        "growth": growth,
     },
     ROOT / "CONTRIBUTING.md": {"goals": goals},
 }

@@ -74,6 +74,57 @@ def curves(sizes, panels):
     return _svg(bottom + 44, f"{' and '.join(panels)}, by batch size", parts)
 
 
+def log_curves(panels):
+    """Plot panels below one another, with logarithmic axes. Linear growth is a line with the slope 1.
+
+    Args:
+        panels: For each pair of panel title and name of the x-axis, the curves by name. A curve maps each x to a
+            value. Both are greater than 0.
+    """
+    parts = []
+    for number, ((title, x_name), named) in enumerate(panels.items()):
+        top = _TOP + number * (_PANEL + _BETWEEN)
+        x_axis = _LogAxis([x for curve in named.values() for x in curve], _LEFT, WIDTH - 20)
+        y_axis = _LogAxis(
+            [y for curve in named.values() for y in curve.values()], top + _PANEL, top
+        )
+        parts.append(_text(0, top - 10, title))
+        for value in y_axis.ticks():
+            y = y_axis.place(value)
+            parts.append(_line(_LEFT, y, WIDTH - 20, y, opacity=0.2))
+            parts.append(_text(_LEFT - 8, y + 4, f"{value:,.10g}", size=11, anchor="end"))
+        for value in x_axis.ticks():
+            x = x_axis.place(value)
+            parts.append(_text(x, top + _PANEL + 17, f"{value:,.10g}", size=11, anchor="middle"))
+        for order, (name, curve) in enumerate(named.items()):
+            points = [(x_axis.place(x), y_axis.place(y)) for x, y in curve.items()]
+            parts += _curve(points, dashed=order > 0)
+            x, y = points[-1]
+            above = y == min(y_axis.place([*each.values()][-1]) for each in named.values())
+            parts.append(_text(x, y + (-10 if above else 18), name, size=11, anchor="end"))
+        middle = (_LEFT + WIDTH - 20) / 2
+        parts.append(_text(middle, top + _PANEL + 36, x_name, anchor="middle"))
+    bottom = _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN
+    titles = (f"{title} by {x_name}" for title, x_name in panels)
+    return _svg(bottom + 44, ", ".join(titles), parts)
+
+
+class _LogAxis:
+    """A logarithmic axis from one power of ten to another, and from one coordinate to another."""
+
+    def __init__(self, values, start, end):
+        self._low = math.floor(math.log10(min(values)))
+        self._high = max(math.ceil(math.log10(max(values))), self._low + 1)
+        self._start, self._end = start, end
+
+    def ticks(self):
+        return [10.0**power for power in range(self._low, self._high + 1)]
+
+    def place(self, value):
+        share = (math.log10(value) - self._low) / (self._high - self._low)
+        return self._start + share * (self._end - self._start)
+
+
 def _axis(max_value):
     """Return the end of the axis and the distance of its ticks (1, 2 or 5 times a power of ten)."""
     power = 10 ** math.floor(math.log10(max_value / 4))

@@ -19,6 +19,7 @@ MODULES = {
     "W10": "w10_texts",
     "W11": "w11_accelerator",
     "W12": "w12_worker_threads",
+    "growth": "growth",
 }
 
 #: Names for users, who don't know the codes. The variant of a case follows the name.
@@ -38,6 +39,7 @@ NAMES = {
     "W10": "Hugging Face",
     "W11": "Simulated accelerator",
     "W12": "Worker threads",
+    "growth": "Growth",
 }
 
 #: Frameworks that a workload needs, by the names of their modules.
@@ -57,6 +59,7 @@ FRAMEWORKS = {
     "W10": ["torch", "transformers"],
     "W11": ["torch", "torchvision"],
     "W12": ["torch", "torchvision"],
+    "growth": ["sklearn"],
 }
 
 

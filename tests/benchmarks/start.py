@@ -1,4 +1,4 @@
-"""Startup time: import of the library, and the first result of a new process."""
+"""Startup: time and memory until the library is imported, and until the first result of a new process."""
 
 import functools
 import os
@@ -22,6 +22,12 @@ StateSampler.__init__.__defaults__ = (1,)
 with beam.Pipeline("FnApiRunner") as pipeline:
     _ = pipeline | beam.Create([np.zeros(32, np.float32)]) | {step} | beam.Map(lambda _: print("1"))
 """
+#: Prints the peak memory of the process in kilobytes.
+PRINT_PEAK = """
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(line.split()[1])
+"""
+PEAK = "MB of peak memory"
 IMPORT_HANDLER = (
     "from {package}{base} import RunInference\n"
     "from {package}.sklearn_inference import SklearnModelHandlerNumpy"
@@ -62,13 +68,14 @@ def cases(scale):
 def run(program):
     """Run a program in a new process. The program prints its number of results."""
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program + PRINT_PEAK],
         env=os.environ,
         capture_output=True,
         encoding="utf-8",
         check=True,
     )
-    return Outcome(int(done.stdout))
+    *counts, kilobytes = map(int, done.stdout.split())
+    return Outcome(sum(counts), metrics={PEAK: kilobytes * 1_024 / 1e6})
 
 
 def check(contender, outcome):

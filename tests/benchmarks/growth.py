@@ -1,0 +1,25 @@
+"""Growth: the time with more elements, more keys of one model, and more models."""
+
+from dataclasses import replace
+
+from benchmarks.w1_rows import cases as row_cases
+from benchmarks.w5_models_per_key import KeyedJob, make_case
+
+ELEMENTS = (10_000, 100_000, 1_000_000)
+COUNTS = (1, 10, 1_000)
+ROUNDS = 3
+
+
+def cases(scale):
+    for n in ELEMENTS:
+        _, fixed = row_cases(scale * n / 200_000)
+        yield replace(
+            fixed, workload="growth", variant=f"{n:,} elements", goals={}, max_rounds=ROUNDS
+        )
+    n = max(2_000, int(20_000 * scale))
+    for count in COUNTS:
+        job = KeyedJob(n, n_keys=count, n_models=1)
+        yield make_case("growth", f"{count:,} keys", job, {}, ROUNDS)
+    for count in COUNTS:
+        job = KeyedJob(n, n_keys=count, n_models=count)
+        yield make_case("growth", f"{count:,} models", job, {}, ROUNDS)
