@@ -23,6 +23,7 @@ VARIANTS = {
     "W5": 1,
     "W6": 1,
     "W7": 6,
+    "W7d": 1,
     "W8": 3,
     "W9": 1,
     "W10": 1,
@@ -98,12 +99,13 @@ def test_figure_is_the_median_of_the_ratios_of_all_rounds():
         "ours": takes(100, 3, 4, 5),
         "Beam": takes(100, 6, 6, 6),
     }
-    case = Case("W", "variant", 1, runs, lambda name, outcome: None, {})
+    case = Case("W", "variant", 1, runs, lambda name, outcome: None, {}, compared=["bytes"])
     figures = measure(case, rounds=3, clock=lambda: now).figures()
     assert figures["ours of the ideal"].rounds == [1, 0.75, 0.6]
     assert figures["ours of the ideal"].median == 0.75
     assert figures["ours ÷ Beam"].rounds == [2, 1.5, 1.2]
     assert figures["bytes, ours"].rounds == [5, 5, 5]
+    assert figures["bytes, Beam ÷ ours"].rounds == [1, 1, 1]
 
 
 @pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)
