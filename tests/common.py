@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from sklearn.linear_model import LinearRegression
 
 from runinference import ModelHandler, PredictionResult
+from runinference.batching.overlap import OverlapDecision
+from runinference.serving import session
 
 #: Beam's embedded runner, which needs no network.
 RUNNER = "FnApiRunner"
@@ -103,3 +106,22 @@ def linear_regression(path: Path, slope: float = 2.0) -> str:
     model = LinearRegression().fit(np.arange(4.0).reshape(-1, 1), slope * np.arange(4.0))
     path.write_bytes(pickle.dumps(model))
     return str(path)
+
+
+@contextmanager
+def overlapping(overlaps: bool = True) -> Iterator[None]:
+    """Let the calls of batches of a fixed size overlap, or never overlap, without measuring."""
+
+    class Decided(OverlapDecision):
+        def record(self, n_elements: int, seconds: float) -> None:
+            """Keep the decision."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.overlaps = overlaps
+
+    original, session.OverlapDecision = session.OverlapDecision, Decided
+    try:
+        yield
+    finally:
+        session.OverlapDecision = original

@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from common import overlapping
 from pipelines import beam_pipeline, dofn_driver
 from pipelines.case import Case
 from pipelines.outcome import ANY_ERROR, Outcome, expected_outcome
@@ -43,6 +44,11 @@ def _no_pause_and_no_logs():
 
 def check_case(case: Case, run) -> None:
     """Run a case and compare its outcome with the expected one."""
+    with overlapping(case.overlaps):
+        _check_case(case, run)
+
+
+def _check_case(case: Case, run) -> None:
     SeenRows.clear()
     expected = expected_outcome(case)
     if not case.dead_letters and must_raise(case, expected):

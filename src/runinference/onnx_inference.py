@@ -188,8 +188,15 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         return self.results_of(batch, outputs, self._model_uri)
 
     def may_modify_examples(self) -> bool:
+        return not self._uses_default_fn() or super().may_modify_examples()
+
+    def uses_compute_turn(self) -> bool:
+        is_overridden = type(self).run_inference is not OnnxModelHandlerNumpy.run_inference
+        return self._uses_default_fn() and not is_overridden
+
+    def _uses_default_fn(self) -> bool:
         function = getattr(self._model_inference_fn, "func", self._model_inference_fn)
-        return function not in (default_numpy_inference_fn, _run) or super().may_modify_examples()
+        return function in (default_numpy_inference_fn, _run)
 
 
 def _run(

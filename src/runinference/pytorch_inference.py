@@ -216,6 +216,10 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def may_modify_examples(self) -> bool:
         return not keeps_examples(self._inference_fn) or super().may_modify_examples()
 
+    def uses_compute_turn(self) -> bool:
+        is_overridden = type(self).run_inference is not _PytorchModelHandler.run_inference
+        return keeps_examples(self._inference_fn) and not is_overridden
+
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)
 

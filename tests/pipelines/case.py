@@ -77,6 +77,7 @@ class Case:
         in_place: Whether calls that fail modify their rows first.
         joins_threads: Whether threads may share a call.
         unsplit: Whether elements are lists of rows with one unsplit result.
+        overlaps: Whether the calls of batches overlap, if the batch size is fixed.
         n_preprocess: The number of preprocessing functions.
         n_postprocess: The number of postprocessing functions.
     """
@@ -95,6 +96,7 @@ class Case:
     in_place: bool = False
     joins_threads: bool = False
     unsplit: bool = False
+    overlaps: bool = False
     n_preprocess: int = 0
     n_postprocess: int = 0
 

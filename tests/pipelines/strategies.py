@@ -117,6 +117,11 @@ def cases(
     batching = draw(batching_options())
     if buffered:
         batching["max_batch_duration_secs"] = 1
+    overlaps = draw(st.booleans())
+    if (
+        overlaps and "max_padded_size" not in batching
+    ):  # only a fixed size is known from the first batch on
+        batching["min_batch_size"] = batching.setdefault("max_batch_size", 3)
     return Case(
         threads=tuple(draw(bundles) for _ in range(n_threads)),
         keys=keys,
@@ -132,6 +137,7 @@ def cases(
         in_place=draw(st.booleans()),
         joins_threads=draw(st.booleans()),
         unsplit=unsplit,
+        overlaps=overlaps,
         n_preprocess=draw(st.integers(0, 2)) if functions and not prebatched else 0,
         n_postprocess=draw(st.integers(0, 2)) if functions else 0,
     )

@@ -6,13 +6,16 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from runinference.batching.adaptive_size import AdaptiveSize
+from runinference.batching.overlap import OverlapDecision
 from runinference.errors import (
     ChildDiedError,
     InferenceTimeoutError,
@@ -21,9 +24,11 @@ from runinference.errors import (
     is_out_of_memory,
 )
 from runinference.handlers.call import may_modify_examples
+from runinference.handlers.compute_turn import get_waited_ns
 from runinference.handlers.error_policy import Call
 from runinference.handlers.repeatable_batch import get_elements, take_elements
 from runinference.serving.call_thread import CallOutcome, CallProgress, CallThread, ModelCall
+from runinference.serving.overlapping_calls import OverlappingCalls
 from runinference.serving.placement import InProcessModel, Model, ModelGoneError, Placement
 from runinference.serving.registry import ProcessShared
 from runinference.serving.routing import ModelVersion
@@ -88,14 +93,57 @@ class ModelSession:
         self._used_in_bundle: set[str] = set()
         self._loads: list[tuple[ModelVersion, int, int]] = []
         self._events: Counter[str] = Counter()
+        self._overlapping = OverlappingCalls()
+        self._decisions: WeakKeyDictionary[ModelVersion, OverlapDecision] = WeakKeyDictionary()
 
     def call(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
     ) -> CallOutcome:
         """Return the results of a batch, and the model calls that this thread made, for other threads too."""
+        self._overlapping.wait()  # a handler may not support concurrent calls
         if self._config.timeout is None:
             return self._run(version, batch, inference_args, CallProgress(version))
         return self._run_with_timeout(version, batch, inference_args, self._config.timeout)
+
+    def can_start(self, version: ModelVersion) -> bool:
+        """Return whether a call can begin in another thread: the model is loaded, and calls have no time limit."""
+        is_current = self._current.get(version.keys[0]) is version
+        return (
+            self._config.timeout is None
+            and is_current
+            and self.models.cache.has_loaded(self._cache_name(version.name))
+        )
+
+    def start(
+        self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
+    ) -> Callable[[ModelVersion, Any, dict[str, Any] | None], CallOutcome]:
+        """Begin a call in another thread, and return a function like ``call``, whose first call waits for it.
+
+        Until then, calls of other models must not begin.
+        """
+        users, calls = ExitStack(), list[ModelCall]()
+        used, model = users.enter_context(self._acquire(version, CallProgress(version)))
+        run = partial(self._run_once, used, model, batch, inference_args, calls)
+
+        def get_outcome(future: Future[list[Any]]) -> CallOutcome:
+            try:
+                return future.result(), calls
+            except ModelGoneError:
+                self._invalidate(used, model)
+            except ChildDiedError:
+                self._invalidate(used, model)
+                raise
+            return self.call(version, batch, inference_args)
+
+        started = self._overlapping.start(used.handler, run, get_outcome, users)
+
+        def call(
+            version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
+        ) -> CallOutcome:
+            outcome = self._overlapping.take(started)
+            return self.call(version, batch, inference_args) if outcome is None else outcome
+
+        return call
 
     def preload(self, version: ModelVersion) -> None:
         """Load a model before the first call, or raise the error of its handler."""
@@ -114,12 +162,20 @@ class ModelSession:
         """Return the batch size of a model, which all threads of the step share."""
         return self.models.size_for(self._config.models.name, version)
 
+    def overlap_for(self, version: ModelVersion) -> OverlapDecision:
+        """Return whether the calls of a model should overlap, as this thread has measured."""
+        return self._decisions.setdefault(version, OverlapDecision())
+
     def has_room_for(self, version: ModelVersion) -> bool:
         """Return whether a model is loaded, or can be loaded without evicting another one."""
         return self.models.cache.has_room_for(self._cache_name(version.name))
 
     def end_bundle(self) -> None:
-        """Close the models that were replaced within the bundle, unless bundles of other threads use them."""
+        """Close the models that were replaced within the bundle, unless bundles of other threads use them.
+
+        If the bundle failed, end its calls first.
+        """
+        self._overlapping.discard_all()
         current = self.current_names()
         while self._used_in_bundle:
             name = self._used_in_bundle.pop()
@@ -129,6 +185,7 @@ class ModelSession:
     def close(self) -> None:
         """End the session. If it is the last one of the process, also end the processes of its models."""
         self.end_bundle()
+        self._overlapping.close()
         if self.models.remove_session(self) and self._config.end_with_step:
             for name in self.models.cache.names():
                 self.models.cache.expire(name)
@@ -147,20 +204,15 @@ class ModelSession:
         inference_args: dict[str, Any] | None,
         progress: CallProgress,
     ) -> CallOutcome:
-        clock, calls, attempts = self._config.clock, list[ModelCall](), _MAX_ATTEMPTS
+        calls, attempts = list[ModelCall](), _MAX_ATTEMPTS
         while True:
             with self._acquire(version, progress) as (used, model):
                 progress.version, progress.model, progress.loading = used, model, None
 
-                def run(batch: Any, model: Model = model, handler: Any = used.handler) -> list[Any]:
-                    may_modify = isinstance(model, InProcessModel) and may_modify_examples(
-                        handler, get_elements(batch)
-                    )
-                    batch = take_elements(batch, may_modify)
-                    start = clock.time_ns()
-                    results = model.run(handler, batch, inference_args)
-                    calls.append(ModelCall(batch, len(results), clock.time_ns() - start))
-                    return results
+                def run(
+                    batch: Any, version: ModelVersion = used, model: Model = model
+                ) -> list[Any]:
+                    return self._run_once(version, model, batch, inference_args, calls)
 
                 try:
                     return self._call_with_dynamic_batching(used, batch, run), calls
@@ -174,6 +226,26 @@ class ModelSession:
                     self._invalidate(used, model)
                     raise
             progress.model = None
+
+    def _run_once(
+        self,
+        version: ModelVersion,
+        model: Model,
+        batch: Any,
+        inference_args: dict[str, Any] | None,
+        calls: list[ModelCall],
+    ) -> list[Any]:
+        """Call a model, and add the call to ``calls`` if it succeeds."""
+        clock, handler = self._config.clock, version.handler
+        may_modify = isinstance(model, InProcessModel) and may_modify_examples(
+            handler, get_elements(batch)
+        )
+        elements = take_elements(batch, may_modify)
+        start = clock.time_ns()
+        results = model.run(handler, elements, inference_args)
+        nanoseconds = max(0, clock.time_ns() - start - get_waited_ns())
+        calls.append(ModelCall(elements, len(results), nanoseconds))
+        return results
 
     def _call_with_dynamic_batching(
         self, version: ModelVersion, batch: Any, run: Call

@@ -80,6 +80,8 @@ class BundleBatches(BatchSource):
             yield from self._run(version, batcher.flush())
         if self._owns_groups:
             yield from self._groups.flush()
+        else:
+            yield from self._groups.in_flight.drain()
 
     def _new_batcher(self, version: ModelVersion) -> Batcher[WindowedValue]:
         size = self._engine.session.size_for(version)
@@ -96,8 +98,7 @@ class BundleBatches(BatchSource):
         queued = max(0, engine.clock.time_ns() - origins.opened)
         for metrics in engine.metrics.for_version(version):
             metrics.queued(queued)
-        outcomes = engine.infer(version, origins.elements)
-        return engine.make_outputs(version, origins, outcomes)
+        return self._groups.in_flight.run(version, origins)
 
 
 class UnsplitBatches(BatchSource):

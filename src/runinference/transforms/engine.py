@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, repeat
 from operator import is_
@@ -16,6 +16,7 @@ from runinference.collate.unsplit import count_rows
 from runinference.errors import OptionError, PartialBatchError, describe
 from runinference.handlers.error_policy import UNCHANGED, Failure, halved_on_out_of_memory
 from runinference.handlers.repeatable_batch import RepeatableBatch, SingleBatch
+from runinference.serving.call_thread import CallOutcome
 from runinference.serving.routing import ModelVersion, Router, SingleModelRouter, make_router
 from runinference.serving.session import ModelSession
 from runinference.transforms.config import InferenceConfig
@@ -25,6 +26,9 @@ from runinference.transforms.side_inputs import ConflictingUpdates, to_inference
 _LOGGER = logging.getLogger(__name__)
 
 FAILED = "failed_inferences"
+
+#: Calls a model on a batch, with inference arguments.
+CallModel = Callable[[ModelVersion, Any, "dict[str, Any] | None"], CallOutcome]
 _MAX_ROUTERS = 16
 
 
@@ -36,7 +40,8 @@ class InferenceEngine:
         only_version: The model version of all elements; None if there is a model per key.
         update: The latest model update that an element came with, or that the watcher found.
         watcher: Polls for new model files; None if the step does not watch for any.
-        arguments: The inference arguments from a side input; None if there is none.
+        arguments: The inference arguments from a side input; None if there is none. They only change while no
+            batch is in flight.
     """
 
     def __init__(self, config: InferenceConfig) -> None:
@@ -114,12 +119,29 @@ class InferenceEngine:
 
     def infer(self, version: ModelVersion, batch: Any) -> list[Any]:
         """Return a result or a ``Failure`` for each element of a batch that can be sliced."""
-        calls = count()
         repeatable = RepeatableBatch(batch, self._copies(len(batch)))
+        return self._infer(version, repeatable, self.session.call)
+
+    def start(self, version: ModelVersion, batch: Any) -> Callable[[], list[Any]] | None:
+        """Begin the call of a batch in another thread, and return a function that waits for its outcomes.
+
+        Return None if the call can't begin, for any reason.
+        """
+        repeatable = RepeatableBatch(batch, self._copies(len(batch)))
+        try:
+            call_model = self.session.start(version, repeatable, self._inference_args())
+        except Exception:  # a call in this thread handles the error
+            return None
+        return partial(self._infer, version, repeatable, call_model)
+
+    def _infer(
+        self, version: ModelVersion, repeatable: RepeatableBatch, call_model: CallModel
+    ) -> list[Any]:
+        calls = count()
 
         def call(batch: RepeatableBatch) -> list[Any]:
             next(calls)
-            return self._call_within_memory(version, batch)
+            return self._call_within_memory(version, batch, call_model)
 
         outcomes = self.errors.attempt(call, repeatable)
         if n_failed := _count_failures(outcomes):
@@ -134,7 +156,9 @@ class InferenceEngine:
     def infer_undivided(self, version: ModelVersion, batch: Any) -> list[Any]:
         """Return the results of a batch that cannot be sliced, or one ``Failure``."""
         single = SingleBatch(batch, self._copies(1))
-        outcomes = self.errors.attempt(lambda one: [self._call(version, one)], single)
+        outcomes = self.errors.attempt(
+            lambda one: [self._call(version, one, self.session.call)], single
+        )
         [outcome] = _with_examples(outcomes, single)
         if type(outcome) is Failure:
             return [outcome]
@@ -181,30 +205,38 @@ class InferenceEngine:
         """Return whether a call may be repeated, and needs its elements as they came."""
         return self.errors.repeats_calls or n_elements > 1 or self._config.session.dynamic_batching
 
-    def _call_within_memory(self, version: ModelVersion, batch: RepeatableBatch) -> list[Any]:
+    def _call_within_memory(
+        self, version: ModelVersion, batch: RepeatableBatch, call_model: CallModel
+    ) -> list[Any]:
         """Call the model, with halves of the batch where it runs out of memory."""
         size = self.session.size_for(version)
 
         def record_out_of_memory(batch: RepeatableBatch) -> None:
             size.record_out_of_memory(len(batch), version.policy.padded_size(batch.elements))
 
-        call = partial(self._call, version)
+        def call(batch: RepeatableBatch) -> list[Any]:
+            return self._call(version, batch, call_model)
+
         return halved_on_out_of_memory(call, batch, record_out_of_memory)
 
     def _call_unsplit(self, version: ModelVersion, element: SingleBatch) -> list[Any]:
         n_rows = count_rows(element.elements)
         n_rows = 1 if n_rows is None else n_rows
-        results = self._call(version, element, n_rows)
+        results = self._call(version, element, self.session.call, n_rows)
         for metrics in self.metrics.for_version(version):
             metrics.count("num_inferences", n_rows)
         return results
 
     def _call(
-        self, version: ModelVersion, batch: RepeatableBatch, n_elements: int | None = None
+        self,
+        version: ModelVersion,
+        batch: RepeatableBatch,
+        call_model: CallModel,
+        n_elements: int | None = None,
     ) -> list[Any]:
         """Call the model once, and record the call with ``n_elements``, by default the number of results."""
         try:
-            results, calls = self.session.call(version, batch, self._inference_args())
+            results, calls = call_model(version, batch, self._inference_args())
         except BaseException as error:
             for metrics in self.metrics.for_version(version):
                 metrics.count("failed_batches_counter")

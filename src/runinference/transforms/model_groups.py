@@ -10,6 +10,7 @@ from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import DEFAULT_MAX_BATCH_BYTES, DEFAULT_MAX_BATCH_SIZE
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.engine import InferenceEngine
+from runinference.transforms.in_flight import InFlightBatches
 
 #: The most elements and bytes that are held, of all models together.
 _MAX_ELEMENTS = DEFAULT_MAX_BATCH_SIZE
@@ -31,11 +32,15 @@ class ModelGroups:
 
     A batch of a model that is loaded, or that fits in addition to those, runs at once. Others are held until the
     bundle ends or too much is held, and then all batches of one model run in succession.
+
+    Attributes:
+        in_flight: Runs batches, and holds those whose results are not emitted yet.
     """
 
     def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine
         self._held: dict[ModelVersion, _Held] = {}
+        self.in_flight = InFlightBatches(engine)
 
     def run(self, version: ModelVersion, values: Any, n_elements: int, work: Work) -> Iterable[Any]:
         """Run or hold a call.
@@ -64,17 +69,19 @@ class ModelGroups:
         return self._release(max(self._held, key=lambda each: self._held[each].n_elements))
 
     def flush(self) -> Iterator[Any]:
-        """Run all calls that are held, those of loaded models first."""
+        """Run all calls that are held, those of loaded models first, and wait for those in flight."""
         has_room_for = self._engine.session.has_room_for
         for version in sorted(self._held, key=lambda each: not has_room_for(each)):
             yield from self._release(version)
+        yield from self.in_flight.drain()
 
     def _release(self, version: ModelVersion) -> Iterator[Any]:
         engine = self._engine
+        yield from self.in_flight.drain()  # with the arguments that they began with
         for arguments, work in self._held.pop(version).work:
             current, engine.arguments = engine.arguments, arguments
             try:
-                outputs = list(work())
+                outputs = [*work(), *self.in_flight.drain()]
             finally:
                 engine.arguments = current
             yield from outputs

@@ -120,6 +120,12 @@ class _TensorModelHandler(PretrainedModelHandler):
         function = self._inference_fn or type(self)._default_inference_fn
         return not keeps_examples(function) or super().may_modify_examples()
 
+    def uses_compute_turn(self) -> bool:
+        function = self._inference_fn or type(self)._default_inference_fn
+        is_overridden = type(self).run_inference is not _TensorModelHandler.run_inference
+        may_be_tensorflow = VERSION < (5,)
+        return keeps_examples(function) and not is_overridden and not may_be_tensorflow
+
     def _check_mask(self, model: Any, example: Any) -> None:
         """Raise `OptionError` if the model would process padding like the values of an example."""
         padding = None if self.gives_whole_results() else self._padding

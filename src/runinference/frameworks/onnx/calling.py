@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runinference.errors import ModelInputError, ModelLoadError, is_out_of_memory
+from runinference.handlers.compute_turn import compute_turn
 
 #: NumPy dtypes by ONNX type.
 NUMPY_TYPES = {
@@ -49,7 +50,8 @@ def run_session(session: Any, names: Sequence[str], arrays: dict[str, Any]) -> l
         ModelInputError: The model does not accept the dtype, the shape or the values of an input.
     """
     try:
-        return list(session.run(names, arrays))
+        with compute_turn():
+            return list(session.run(names, arrays))
     except Exception as error:
         if is_out_of_memory(error) or _DEVICE_ERROR.search(str(error)):
             raise

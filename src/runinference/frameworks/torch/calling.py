@@ -25,6 +25,7 @@ from runinference.frameworks.torch.batch_tensors import BatchTensors
 from runinference.frameworks.torch.call_errors import explain_call_errors
 from runinference.frameworks.torch.devices import get_stack_fn, to_cpu, to_device
 from runinference.frameworks.torch.loading import first_sentence
+from runinference.handlers.compute_turn import compute_turn
 from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
 
@@ -150,7 +151,7 @@ class StackedInferenceFn:
             function = _get_method(model, self.method)
             args = inference_args or {}
             with torch.inference_mode():
-                with explain_call_errors(model, function, tensors, args):
+                with compute_turn(), explain_call_errors(model, function, tensors, args):
                     output = function(*tensors.args, **tensors.kwargs, **args)
                 output = to_cpu(output, device)
             if not is_split:

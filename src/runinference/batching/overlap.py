@@ -1,0 +1,76 @@
+"""Decide by measuring whether the calls of successive batches overlap."""
+
+from __future__ import annotations
+
+#: Batches are measured in phases: one after the other, then with overlap, then both again if the result is close.
+_BATCHES_PER_PHASE = 4
+#: Overlap must save this share of the time.
+_GAIN = 0.05
+#: A difference at which the first two phases are enough.
+_CLEAR_GAIN = 0.15
+#: Seconds per batch below which handing a call to another thread costs more than overlap can save.
+_MIN_SECS = 0.002
+_FIRST_EXPLOIT_BATCHES = 64
+_MAX_EXPLOIT_BATCHES = 8_192
+
+
+class OverlapDecision:
+    """Whether the calls of a model should overlap with what its pipeline does before and after them.
+
+    While one batch computes, the next one can be collated, and the results of the one before can be emitted. This
+    is faster if the model leaves the interpreter lock to other threads, as on a GPU. It is slower if the model
+    holds the lock, or if a batch takes microseconds. So batches are measured in both ways, and the decision is
+    reviewed after 64 batches, then after twice as many, and so on.
+
+    >>> decision = OverlapDecision()
+    >>> while not decision.is_made:
+    ...     decision.record(n_elements=10, seconds=0.01 if decision.overlaps else 0.02)
+    >>> decision.overlaps
+    True
+
+    Attributes:
+        overlaps: Whether the next batch should overlap.
+        is_made: Whether measuring has finished.
+    """
+
+    def __init__(self) -> None:
+        self._slowest = 0.0
+        self._exploit_batches = _FIRST_EXPLOIT_BATCHES
+        self._start_measuring()
+
+    def record(self, n_elements: int, seconds: float) -> None:
+        """Record the time from one batch to the next one, of a batch that ran as ``overlaps`` said."""
+        if self.is_made:
+            self._left -= 1
+            if not self._left:
+                self._exploit_batches = min(2 * self._exploit_batches, _MAX_EXPLOIT_BATCHES)
+                self._start_measuring()
+            return
+        self._measured[self.overlaps].append(seconds / n_elements)
+        self._slowest = max(self._slowest, seconds)
+        if len(self._measured[self.overlaps]) % _BATCHES_PER_PHASE == 0:
+            self._end_phase()
+
+    def _start_measuring(self) -> None:
+        self.overlaps = self.is_made = False
+        self._measured: dict[bool, list[float]] = {False: [], True: []}
+        self._slowest = 0.0
+
+    def _end_phase(self) -> None:
+        if not self.overlaps:
+            if self._slowest < _MIN_SECS:
+                self._decide(False)
+            else:
+                self.overlaps = True
+            return
+        separate, overlapping = (sum(self._measured[way]) for way in (False, True))
+        gain = 1 - overlapping / separate if separate else 0.0
+        is_last = len(self._measured[True]) > _BATCHES_PER_PHASE
+        if is_last or abs(gain - _GAIN) > _CLEAR_GAIN:
+            self._decide(gain > _GAIN)
+        else:
+            self.overlaps = False
+
+    def _decide(self, overlaps: bool) -> None:
+        self.overlaps, self.is_made = overlaps, True
+        self._left = self._exploit_batches

@@ -1,0 +1,84 @@
+"""Order the calls of a model that overlap: one computes while the next one collates its batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class ComputeTurn:
+    """The turn of a call to compute, which begins when that of the call before it has ended.
+
+    Args:
+        previous: The turn of the call before; None if this is the first call.
+    """
+
+    def __init__(self, previous: ComputeTurn | None = None) -> None:
+        self._previous = previous
+        self._ended = threading.Event()
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._previous is not None:
+            self._previous._ended.wait()
+            self._previous = None
+        self._depth += 1
+
+    def __exit__(self, *_: Any) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._ended.set()
+
+
+class _ThreadState(threading.local):
+    turn: ComputeTurn | None = None
+    waited_ns = 0
+
+
+_thread = _ThreadState()
+
+
+@contextmanager
+def compute_turn() -> Iterator[None]:
+    """Compute in a ``with`` block, in the order of the calls that overlap.
+
+    A handler whose ``uses_compute_turn`` returns true calls its model within this block. It collates the batch
+    before and splits the output afterwards, while other calls compute. Without overlap, the block has no effect.
+    """
+    if _thread.turn is None:
+        yield
+        return
+    start = time.perf_counter_ns()
+    with _thread.turn:
+        _thread.waited_ns += time.perf_counter_ns() - start
+        yield
+
+
+def get_waited_ns() -> int:
+    """Return the nanoseconds that the current call of this thread has waited for its turn."""
+    return _thread.waited_ns
+
+
+def run_in_turn(turn: ComputeTurn, handler: Any, run: Callable[[], _T]) -> _T:
+    """Return ``run()``. What the handler does outside of `compute_turn` may overlap with other calls."""
+    if not uses_compute_turn(handler):
+        with turn:
+            return run()
+    _thread.turn, _thread.waited_ns = turn, 0
+    try:
+        return run()
+    finally:
+        _thread.turn, _thread.waited_ns = None, 0
+        # A call that failed before it computed must not let the next one compute too early.
+        with turn:
+            pass
+
+
+def uses_compute_turn(handler: Any) -> bool:
+    """Return whether a handler calls its model within `compute_turn`, and does all else outside of it."""
+    return bool(getattr(handler, "uses_compute_turn", bool)())

@@ -1,0 +1,91 @@
+"""The batches of a bundle whose calls have begun, and whose results are not emitted yet."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from apache_beam.transforms.window import WindowedValue
+
+from runinference.batching.batcher import Batch
+from runinference.serving.overlapping_calls import MAX_CALLS
+from runinference.serving.routing import ModelVersion
+from runinference.transforms.engine import InferenceEngine
+
+
+class _Started(NamedTuple):
+    """A batch whose call has begun.
+
+    Attributes:
+        version: The model.
+        batch: The elements with their windows and timestamps.
+        get_outcomes: Waits for the call, and returns a result or a ``Failure`` for each element.
+    """
+
+    version: ModelVersion
+    batch: Batch[WindowedValue]
+    get_outcomes: Callable[[], list[Any]]
+
+
+class _Measured(NamedTuple):
+    """A batch whose time is measured until the next one."""
+
+    version: ModelVersion
+    n_elements: int
+    start: int
+
+
+class InFlightBatches:
+    """Runs batches in order, and emits their results in order.
+
+    If measuring shows that it is faster, a batch runs in another thread, while the next batch is collected and the
+    results of earlier ones are emitted. The first batch of a bundle, which may be the only one, never does. All
+    batches in flight are of one model. None outlives its bundle.
+    """
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        self._engine = engine
+        self._started: deque[_Started] = deque()
+        self._measured: _Measured | None = None
+        self._is_first = True
+
+    def run(self, version: ModelVersion, batch: Batch[WindowedValue]) -> Iterator[Any]:
+        """Run a batch of elements with their windows and timestamps, and yield the outputs that there are now."""
+        if self._started and self._started[0].version is not version:
+            yield from self.drain()
+        if self._may_overlap(version, len(batch)):
+            get_outcomes = self._engine.start(version, batch.elements)
+            if get_outcomes is not None:
+                self._started.append(_Started(version, batch, get_outcomes))
+                while len(self._started) > MAX_CALLS:
+                    yield from self._finish_first()
+                return
+        yield from self.drain()
+        outcomes = self._engine.infer(version, batch.elements)
+        yield from self._engine.make_outputs(version, batch, outcomes)
+
+    def drain(self) -> Iterator[Any]:
+        """Yield the outputs of all batches in flight."""
+        while self._started:
+            self._measured = None
+            yield from self._finish_first()
+
+    def _finish_first(self) -> Iterator[Any]:
+        version, batch, get_outcomes = self._started.popleft()
+        return self._engine.make_outputs(version, batch, get_outcomes())
+
+    def _may_overlap(self, version: ModelVersion, n_elements: int) -> bool:
+        session, is_first, self._is_first = self._engine.session, self._is_first, False
+        if not session.size_for(version).converged:
+            self._measured = None
+            return False
+        decision = session.overlap_for(version)
+        measured, now = self._measured, self._engine.clock.time_ns()
+        self._measured = _Measured(version, n_elements, now)
+        if measured is not None and measured.version is version:
+            # While calls begin or end to overlap, a batch takes another time.
+            is_steady = len(self._started) == (MAX_CALLS if decision.overlaps else 0)
+            if is_steady:
+                decision.record(measured.n_elements, (now - measured.start) / 1e9)
+        return decision.overlaps and not is_first and session.can_start(version)

@@ -1,0 +1,239 @@
+"""Calls of batches that overlap with the rest of a bundle: order, errors, refresh, and nothing left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import apache_beam as beam
+import pytest
+import torch
+from apache_beam.transforms import window
+
+from common import RUNNER, CollectElements, no_updates, overlapping
+from runinference import (
+    KeyedModelHandler,
+    KeyModelMapping,
+    ModelHandler,
+    ModelMetadata,
+    RunInference,
+)
+from runinference.errors import ModelInputError, OutOfMemoryError
+from runinference.pytorch_inference import PytorchModelHandlerTensor
+from serving.workers import RecordingHandler, Worker, alive_models
+
+TWO = {"min_batch_size": 2, "max_batch_size": 2}
+
+
+@pytest.fixture(autouse=True)
+def _overlapping():
+    with overlapping():
+        yield
+
+
+class Squares(ModelHandler):
+    """Squares numbers, and records in which thread and order it does so."""
+
+    calls: list[tuple[str, list[int]]] = []
+
+    def load_model(self):
+        self.calls.clear()
+        return object()
+
+    def run_inference(self, batch, model, inference_args=None):
+        self.calls.append((threading.current_thread().name, list(batch)))
+        if -1 in batch:
+            raise ValueError("negative")
+        if len(batch) > 1 and 100 in batch:
+            raise OutOfMemoryError("too large")
+        scale = (inference_args or {}).get("scale", 1)
+        return [scale * x * x for x in batch]
+
+
+def worker(handler, dead_letters=True, **options):
+    step = RunInference(handler, **options)
+    return Worker((step.with_exception_handling() if dead_letters else step)._config())
+
+
+def squares(numbers):
+    return [x * x for x in numbers]
+
+
+def test_batches_run_in_other_threads_in_order_and_keep_the_order_of_results():
+    assert worker(Squares(**TWO)).results(*range(11)) == squares(range(11))
+    names = [name for name, _ in Squares.calls]
+    batches = [batch for _, batch in Squares.calls]
+    assert batches == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
+    assert sum(name.startswith("runinference") for name in names) >= 3
+
+
+def test_a_single_batch_runs_in_the_thread_of_the_bundle():
+    trained = worker(Squares(**TWO))
+    trained.results(1, 2)
+    trained.results(3)
+    assert {name for name, _ in Squares.calls} == {threading.current_thread().name}
+
+
+def test_results_of_earlier_batches_are_emitted_before_the_bundle_ends():
+    one = worker(Squares(**TWO))
+    one.do_fn.start_bundle()
+    outputs = []
+    for number in range(20):
+        origin = window.WindowedValue(number, 0, (window.GlobalWindow(),))
+        outputs += one.do_fn.process(number, origin) or ()
+    assert [each.value for each in outputs] == squares(range(16))  # two batches are in flight
+    outputs += one.do_fn.finish_bundle()
+    assert [each.value for each in outputs] == squares(range(20))
+
+
+@pytest.mark.parametrize("bad", [{3}, {0, 9}, {1, 2, 5}, set(range(10))])
+def test_exactly_the_bad_elements_fail(bad):
+    elements = [-1 if n in bad else n for n in range(10)]
+    results, dead = worker(Squares(**TWO)).bundle(*elements)
+    assert results == squares(n for n in range(10) if n not in bad)
+    assert dead == [-1] * len(bad)
+
+
+def test_a_batch_that_runs_out_of_memory_is_halved():
+    assert worker(Squares(**TWO)).results(1, 2, 3, 100, 5, 6, 7) == squares([1, 2, 3, 100, 5, 6, 7])
+
+
+class NotConcurrent(Squares):
+    """Fails if a call begins before the previous one has ended."""
+
+    def run_inference(self, batch, model, inference_args=None):
+        assert not self.__dict__.get("busy"), "calls at the same time"
+        self.busy = True
+        try:
+            time.sleep(0.001)
+            return super().run_inference(batch, model, inference_args)
+        finally:
+            self.busy = False
+
+
+def test_calls_after_an_error_do_not_run_at_the_same_time_as_later_batches():
+    elements = [-1 if n % 5 == 0 else n for n in range(20)]
+    results, dead = worker(NotConcurrent(**TWO)).bundle(*elements)
+    assert results == squares(n for n in range(20) if n % 5)
+    assert dead == [-1] * 4
+
+
+def test_after_a_failed_bundle_nothing_is_in_flight():
+    one = worker(Squares(**TWO), dead_letters=False)
+    with pytest.raises(ValueError, match="negative"):
+        one.results(1, 2, -1, 4, 5, 6, 7, 8, 9, 10)
+    assert one.results(*range(6)) == squares(range(6))
+
+
+def test_the_threads_end_with_the_step():
+    before = set(threading.enumerate())
+    one = worker(Squares(**TWO))
+    one.results(*range(8))
+    new = set(threading.enumerate()) - before
+    assert new
+    one.do_fn.teardown()
+    assert not any(thread.is_alive() for thread in new)
+
+
+def test_a_refresh_within_a_bundle_applies_to_later_elements_only_and_holds_two_models():
+    RecordingHandler.max_alive = 0
+    step = RunInference(RecordingHandler("first", **TWO), model_metadata_pcoll=no_updates())
+    elements = [(n, ModelMetadata(f"model-{n // 6}", "")) for n in range(24)]
+    results = Worker(step._config()).bundle_with_updates(elements)
+    assert results == [(n, f"model-{n // 6}") for n in range(24)]
+    assert RecordingHandler.max_alive <= 2
+    assert len(alive_models()) <= 1
+
+
+def test_models_per_key_that_do_not_fit_together_are_evicted_and_never_wait_for_each_other():
+    mappings = [KeyModelMapping([key], RecordingHandler(key, **TWO)) for key in "abc"]
+    handler = KeyedModelHandler(mappings, max_models_per_worker_hint=1)
+    elements = [(key, n) for n in range(6) for key in "abc"]
+    results = worker(handler).results(*elements)
+    assert sorted(results) == sorted((key, (n, key)) for key, n in elements)
+
+
+def test_new_arguments_apply_from_their_element_on():
+    one = worker(Squares(**TWO), inference_args=beam.pvalue.AsDict(no_updates()))
+    one.do_fn.start_bundle()
+    outputs = []
+    for number in range(9):
+        origin = window.WindowedValue(number, 0, (window.GlobalWindow(),))
+        outputs += one.do_fn.process(number, origin, None, {"scale": 1 + number // 3}) or ()
+    outputs += one.do_fn.finish_bundle()
+    assert [each.value for each in outputs] == [(1 + n // 3) * n * n for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"large_model": True}, {"large_model": True, "model_copies": 2}]
+)
+def test_a_shared_model_takes_batches_that_overlap(options):
+    one = worker(Squares(**TWO, **options))
+    assert one.bundle(*range(6), -1, 7) == (squares([*range(6), 7]), [-1])
+    one.do_fn.teardown()
+
+
+def test_a_model_in_a_subprocess_takes_batches_that_overlap():
+    step = RunInference(Squares(**TWO)).with_exception_handling(use_subprocess=True)
+    one = Worker(step._config())
+    assert one.bundle(*range(6), -1, 7) == (squares([*range(6), 7]), [-1])
+    one.do_fn.teardown()
+
+
+class Doubles(torch.nn.Module):
+    """Doubles tensors of one shape, and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x):
+        self.n_calls += 1
+        return {"doubled": 2 * x, "call": self.n_calls.expand(len(x)).clone()}
+
+
+def test_pytorch_computes_in_order_and_keeps_each_result(tmp_path):
+    path = str(tmp_path / "weights.pt")
+    torch.save(Doubles().state_dict(), path)
+    handler = PytorchModelHandlerTensor(path, Doubles, **TWO)
+    results = worker(handler).results(*(torch.full((3,), float(n)) for n in range(12)))
+    assert [result.inference["doubled"].tolist() for result in results] == [
+        [2.0 * n] * 3 for n in range(12)
+    ]
+    # The handler checks once which dimension is the batch, so only the order of calls is fixed.
+    calls = [int(result.inference["call"]) for result in results]
+    assert calls[::2] == sorted(set(calls))
+
+
+def test_a_tensor_of_another_shape_fails_alone(tmp_path):
+    path = str(tmp_path / "weights.pt")
+    torch.save(torch.nn.Linear(3, 1).state_dict(), path)
+    handler = PytorchModelHandlerTensor(
+        path, torch.nn.Linear, {"in_features": 3, "out_features": 1}, **TWO
+    )
+    tensors = [torch.ones(3 if n != 5 else 4) for n in range(10)]
+    results, dead = worker(handler).bundle(*tensors)
+    assert len(results) == 9
+    assert [x.shape for x in dead] == [(4,)]
+    with pytest.raises(ModelInputError):
+        worker(handler, dead_letters=False).bundle(*tensors[5:6] * 2)
+
+
+@pytest.mark.parametrize("windows", [window.FixedWindows(3), window.SlidingWindows(4, 2)])
+def test_each_result_has_the_windows_of_its_element(windows):
+    def run(transform):
+        found = []
+        with beam.Pipeline(runner=RUNNER) as pipeline:
+            timed = [window.TimestampedValue(n, n) for n in range(12)]
+            _ = (
+                pipeline
+                | beam.Create(timed, reshuffle=False)
+                | beam.Map(lambda x: x)
+                | beam.WindowInto(windows)
+                | transform
+                | beam.Map(lambda x, w=beam.DoFn.WindowParam: (x, w.start, w.end))
+                | beam.ParDo(CollectElements(found))
+            )
+        return sorted(CollectElements.take(found))
+
+    assert run(RunInference(Squares(**TWO))) == run(beam.Map(lambda x: x * x))
