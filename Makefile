@@ -3,6 +3,7 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10 python,\
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.version_info >= (3, 10) and print("$(p)")' 2>/dev/null)))
 VENV := .venv
+PEERS := .venv-peers
 BENCHMARKS := docs/assets/benchmarks.json
 BIN := $(VENV)/bin
 PAGES := $(PAGE)
@@ -24,7 +25,7 @@ comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
-	serve bench bench-gpu bench-pages format lock clean
+	serve bench bench-gpu bench-peers bench-pages format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -107,6 +108,10 @@ bench-gpu: $(FULL) ## run the benchmarks on a GPU (DEVICE=cuda:1: another one; O
 	$(call say,benchmarks on a GPU)
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu --json .cache/bench-gpu.json $(if $(DEVICE),--device $(DEVICE)) $(SELECTED)
 
+bench-peers: $(PEERS)/.installed ## compare with Ray Data, Spark, and Daft, in an environment of its own (ONLY=W1; ROUNDS=1)
+	$(call say,comparison with other engines)
+	@PYTHONPATH=$(CURDIR)/tests $(PEERS)/bin/python -m benchmarks.peers --json .cache/bench-peers.json $(SELECTED)
+
 bench-pages: $(FULL) ## update the tables and plots of the performance page from the saved measurements
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.pages
 
@@ -121,21 +126,28 @@ lock: $(FULL) ## update the pinned versions in requirements/
 	$(call say,pinned versions)
 	@$(LOCK) --extra all --extra docs --extra test --output-file requirements/full.txt
 	@$(LOCK) --extra sklearn --constraint requirements/full.txt --output-file requirements/demo.txt
+	@$(LOCK) requirements/peers.in --extra sklearn --extra torch --extra transformers \
+		--constraint requirements/full.txt --output-file requirements/peers.txt
 
 clean: ## remove all generated files except the environment
 	rm -rf site build dist .cache .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-$(VENV)/pyvenv.cfg:
+$(VENV)/pyvenv.cfg $(PEERS)/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or later with venv was found." \
 		"Install it (for example, apt-get install python3 python3-venv), or run make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old:" \
 		"Python 3.10 or later is required. To use another interpreter, run make PYTHON=python3.12"; exit 1; }
-	$(call say,$(VENV): new environment with $(PYTHON))
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) can't create a virtual environment." \
+	$(call say,$(@D): new environment with $(PYTHON))
+	@$(PYTHON) -m venv $(@D) || { rm -rf $(@D); echo "$(PYTHON) can't create a virtual environment." \
 		"On Debian or Ubuntu, run apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.demo $(VENV)/.full: $(VENV)/.%: $(VENV)/pyvenv.cfg requirements/%.txt pyproject.toml
 	$(call say,$(VENV): packages of requirements/$*.txt)
 	@$(BIN)/python requirements/install.py $*
+	@touch $@
+
+$(PEERS)/.installed: $(PEERS)/pyvenv.cfg requirements/peers.txt pyproject.toml
+	$(call say,$(PEERS): packages of requirements/peers.txt)
+	@$(PEERS)/bin/python requirements/install.py peers
 	@touch $@

@@ -1,6 +1,6 @@
 """Install the pinned requirements and this project into the environment that runs this file.
 
-    .venv/bin/python requirements/install.py demo|full
+    .venv/bin/python requirements/install.py demo|full|peers
 
 Uses uv, which takes seconds where pip takes minutes. The user's pip settings (index, certificates) are passed
 to uv.
