@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -64,17 +65,13 @@ def find_problem(device):
 
 def make_cases(name, device, tiny):
     """Return the cases of a workload."""
-    import transformers
-
-    from benchmarks.gpu import tensors, texts
     from benchmarks.gpu.setup import Setup
 
-    transformers.utils.logging.disable_progress_bar()
-    modules = {"tensors": tensors, "texts": texts}
     module, function = WORKLOADS[name].split(".")
-    return getattr(modules[module], function)(Setup(device, tiny))
+    return getattr(import_module(f"benchmarks.gpu.{module}"), function)(Setup(device, tiny))
 
 
+#: For each workload, the module and the function of its cases.
 WORKLOADS = {
     "images": "tensors.image_cases",
     "tokens": "texts.token_cases",

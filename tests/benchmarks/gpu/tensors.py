@@ -178,7 +178,7 @@ def image_cases(setup):
     make_model = functools.partial(make_resnet, layers, width)
     job = TensorJob(
         setup,
-        functools.partial(images, *setup.choose((4_096, 1_024, 224), (24, 12, 32))),
+        functools.partial(images, *setup.choose((4_096, 1_024, 224), (12, 6, 32))),
         setup.choose(128, 4),
         save_weights("resnet", make_model),
         make_model,

@@ -25,6 +25,8 @@ from runinference.huggingface_inference import (
 )
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor
 
+transformers.utils.logging.disable_progress_bar()
+
 SMALL = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
