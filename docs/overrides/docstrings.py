@@ -115,7 +115,7 @@ def _public_names(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
     A name that the package itself exports is imported from there.
     """
     facade = [root / "base.py", root / "__init__.py"]
-    packages = [root / name / "__init__.py" for name in ("testing", "samples")]
+    packages = [root / name / "__init__.py" for name in ("testing", "samples", "tuning")]
     public: dict[tuple[str, str], tuple[str, str]] = {}
     for file in [*packages, *sorted(root.glob("*_inference.py")), *facade]:
         parts = (file.parent if file.stem == "__init__" else file.with_suffix("")).parts

@@ -140,6 +140,10 @@ class TooManyFailuresError(RunInferenceError, ValueError):
     """The share of failed elements exceeds the ``threshold`` of ``with_exception_handling``."""
 
 
+class TuningError(RunInferenceError, RuntimeError):
+    """A handler can't be measured, because its model can't be loaded or fails on an element. See ``__cause__``."""
+
+
 class PartialResult(NamedTuple):
     """The outcome of one part of a batch that was sent in several parts.
 

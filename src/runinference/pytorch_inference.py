@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from runinference.checks import (
     check_bool,
@@ -47,6 +47,7 @@ from runinference.frameworks.torch.loading import load_torch_script, load_weight
 from runinference.frameworks.torch.training_mode import check_evaluation_mode
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
+from runinference.handlers.tunable import Tunable, TunableOption
 from runinference.results import PredictionResult
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ __all__ = [
 ]
 
 
-class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
+class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
     """The base of the PyTorch handlers: options, loading and calling."""
 
     _metrics_namespace = "BeamML_PyTorch"
@@ -219,6 +220,22 @@ class _PytorchModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def uses_compute_turn(self) -> bool:
         is_overridden = type(self).run_inference is not _PytorchModelHandler.run_inference
         return keeps_examples(self._inference_fn) and not is_overridden
+
+    def default_length_fn(self) -> Callable[[Any], int] | None:
+        return self._padding.length if self._padding else None
+
+    def tunable_options(self) -> Sequence[TunableOption]:
+        on_gpu = resolve_device(self._device).type == "cuda"
+        values: dict[str, tuple[Any, Any]] = {"autocast": (None, "bfloat16")}
+        if not self._torch_script_model_path:
+            values["compile"] = (False, True)
+        return [
+            TunableOption(k, v, v[0], is_choice=True, applies=on_gpu) for k, v in values.items()
+        ]
+
+    def with_option(self, name: str, value: Any) -> Self:
+        parse = {"autocast": parse_autocast_dtype, "compile": parse_compile_option}[name]
+        return self._replace(**{f"_{name}": parse(value)})
 
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)

@@ -7,11 +7,11 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from runinference.checks import (
     SECRET_VALUE,
@@ -155,6 +155,12 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
 
     def create_client(self) -> Any:
         return self._endpoint.create_client()
+
+    def with_option(self, name: str, value: Any) -> Self:
+        changed = super().with_option(name, value)
+        n_connections = changed.max_concurrent_requests
+        changed._endpoint = replace(self._endpoint, max_connections=n_connections)
+        return changed
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         """Check that arguments can be fields of a request.

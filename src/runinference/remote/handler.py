@@ -21,6 +21,7 @@ from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.handlers.repeatable_batch import RepeatableBatch, SingleBatch
+from runinference.handlers.tunable import Tunable, TunableOption
 from runinference.remote.request_batch import (
     copy_arguments,
     copy_list,
@@ -58,7 +59,7 @@ _REQUESTS_PER_SLOT = 16
 _Args = dict[str, Any] | None
 
 
-class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT]):
+class RemoteModelHandler(RunsInParts, Tunable, ModelHandler[ExampleT, PredictionT, ModelT]):
     """The base class of handlers for models behind an endpoint.
 
     A subclass defines ``create_client`` and ``request``, which sends one request. This class splits batches into
@@ -235,6 +236,13 @@ class RemoteModelHandler(RunsInParts, ModelHandler[ExampleT, PredictionT, ModelT
         pool = self._process_pool.get(self._create_pool)
         parts = split_batch(batch, self.max_request_size)
         return pool.run(lambda part: self._send(pool, part, model, inference_args), parts)
+
+    def tunable_options(self) -> Sequence[TunableOption]:
+        default = RemoteModelHandler.max_concurrent_requests
+        return [TunableOption("max_concurrent_requests", [1, 2, 4, 8, 16, 32, 64, 128], default)]
+
+    def with_option(self, name: str, value: Any) -> Self:
+        return self._replace(**{name: value}, _process_pool=ProcessRequestPool())
 
     def validate_whole_results(self) -> None:
         raise OptionError(

@@ -14,13 +14,14 @@ from runinference.frameworks.huggingface.loading import load_pretrained
 from runinference.frameworks.torch.devices import get_model_device, parse_device, resolve_device
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
+from runinference.handlers.tunable import Tunable
 from runinference.results import PredictionResult
 
 if TYPE_CHECKING:
     import torch
 
 
-class PretrainedModelHandler(ModelHandler[Any, PredictionResult, Any]):
+class PretrainedModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
     """The base of the handlers that load a Transformers class on a PyTorch device."""
 
     _path_attribute = "_model_uri"

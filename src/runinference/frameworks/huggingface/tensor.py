@@ -138,6 +138,9 @@ class _TensorModelHandler(PretrainedModelHandler):
             f"depend on the other elements of the batch. To fix this, name the mask: Padding(…, mask={name!r})."
         )
 
+    def default_length_fn(self) -> Callable[[Any], int] | None:
+        return self._padding.length if self._padding else None
+
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +189,9 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
 
         inferences = call_in_groups(rows, self._get_mode(model, args), call)
         return to_results(batch, SplitRows(inferences), self._model_uri)
+
+    def default_length_fn(self) -> Callable[[Any], int]:
+        return self._count_tokens
 
     def validate_whole_results(self) -> None:
         raise OptionError(

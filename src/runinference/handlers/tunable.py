@@ -1,0 +1,42 @@
+"""Options of handlers, besides the batch size, that ``runinference.tuning`` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TunableOption:
+    """An option of a handler that changes the speed of its calls.
+
+    Attributes:
+        name: The keyword of the constructor.
+        values: The values to measure, starting with the default for a choice, and ascending for a number.
+        default: The default of the constructor.
+        is_choice: Whether the values are alternatives. Otherwise, they are numbers of which larger ones cost more.
+        applies: Whether to measure the option unless it is excluded.
+    """
+
+    name: str
+    values: Sequence[Any]
+    default: Any
+    is_choice: bool = False
+    applies: bool = True
+
+
+class Tunable:
+    """A base class of handlers with options that ``runinference.tuning`` measures."""
+
+    def default_length_fn(self) -> Callable[[Any], int] | None:
+        """Return the function that is used as ``batch_length_fn`` if only ``max_padded_size`` is given."""
+        return None
+
+    def tunable_options(self) -> Sequence[TunableOption]:
+        """Return the options to measure, in this order."""
+        return ()
+
+    def with_option(self, name: str, value: Any) -> Any:
+        """Return a copy of the handler with another value of an option. It has to load its model again."""
+        raise NotImplementedError
