@@ -10,6 +10,8 @@ from math import inf
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.element_size import size_in_bytes
 from runinference.batching.policy import (
@@ -92,7 +94,8 @@ class _PlainBatcher(Batcher[ItemT]):
         self._n_bytes = 0
 
     def add(self, element: Any, item: ItemT) -> Sequence[Batch[ItemT]]:
-        element_bytes = size_in_bytes(element)
+        is_array = type(element) is np.ndarray and not element.dtype.hasobject
+        element_bytes = element.nbytes if is_array else size_in_bytes(element)  # saves a call
         n_bytes = self._n_bytes + element_bytes
         full: Sequence[Batch[ItemT]] = ()
         if n_bytes > self._max_bytes and self._items:

@@ -56,7 +56,7 @@ class BundleBatches(BatchSource):
         self._now = now or engine.clock.time_ns
         self._batchers: dict[ModelVersion, Batcher[WindowedValue]] = {}
         self._last_version: ModelVersion | None = None
-        self._last_origin = WindowedValue(None, 0, ())
+        self._share(WindowedValue(None, 0, ()))
 
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
         # Most elements go to one model: this saves a call and a lookup per element.
@@ -64,16 +64,20 @@ class BundleBatches(BatchSource):
         if version is not self._last_version:
             self._last_batcher = self._batchers.get(version) or self._new_batcher(version)
             self._last_version = version
-        last = self._last_origin
         if (
-            origin.windows is not last.windows
-            or origin.timestamp_micros != last.timestamp_micros
-            or origin.pane_info is not last.pane_info
+            origin.windows is not self._windows
+            or origin.timestamp_micros != self._timestamp
+            or origin.pane_info is not self._pane
         ):
-            last = self._last_origin = origin.with_value(None)
-        # Elements share their origin, because Python's garbage collector visits each object that is kept.
-        full = self._last_batcher.add(element, last)
+            self._share(origin)
+        full = self._last_batcher.add(element, self._origin)
         return self._run(version, full) if full else None
+
+    def _share(self, origin: WindowedValue) -> None:
+        """Use one origin for the next elements: the garbage collector visits each object that is kept."""
+        self._origin = origin.with_value(None)
+        self._windows, self._timestamp = origin.windows, origin.timestamp_micros
+        self._pane = origin.pane_info
 
     def flush(self) -> Iterator[Any]:
         for version, batcher in self._batchers.items():

@@ -255,7 +255,7 @@ class InferenceEngine:
     def _record_size(self, version: ModelVersion, batch: Any, n_elements: int) -> None:
         if all_metrics := self.metrics.for_version(version):
             n_bytes: Any = version.handler.get_num_bytes(batch)
-            if not isinstance(n_bytes, SupportsInt):
+            if not isinstance(n_bytes, (int, SupportsInt)):
                 raise OptionError(
                     f"{type(version.handler).__name__}.get_num_bytes() returned {n_bytes!r}. To fix this, return "
                     "the number of bytes of a batch, or don't define the method."
