@@ -79,13 +79,22 @@ def test_slow_outliers_do_not_stop_the_search():
     assert size.current >= 64
 
 
-def test_doubles_after_one_call_if_the_larger_size_is_much_cheaper():
+def test_grows_after_one_call_if_the_larger_size_is_much_cheaper():
     size = AdaptiveSize(BatchPolicy(max_batch_size=1024))
     sizes = []
-    for _ in range(12):
+    for _ in range(6):
         sizes.append(size.current)
         size.record(size.current, 5e-3 + 1e-7 * size.current)
-    assert sizes == [1, *(2**n for n in range(11))]
+    assert sizes == [1, 1, 2, 16, 128, 1024]
+
+
+@pytest.mark.parametrize("best", [2**n for n in range(10)])
+def test_finds_a_size_that_it_skipped(best):
+    """Calls of at most this size take equally long."""
+    size = adapt(
+        BatchPolicy(), lambda n: 5e-3 if n <= best else 5e-3 * n / best * (1 + 0.2 * (n / best))
+    )
+    assert size.current == best
 
 
 def test_skips_sizes_while_calls_are_short():
@@ -95,7 +104,7 @@ def test_skips_sizes_while_calls_are_short():
         sizes.append(size.current)
         size.record(size.current, 1e-4 + 1e-6 * size.current)
     assert sizes[:5] == [1, 1, 16, 256, 1024]
-    assert sum(n < 1_000 for n in sizes) <= 4
+    assert min(sizes[3:]) >= 256
 
 
 @pytest.mark.parametrize(("low", "high"), [(3, 100), (1, 7), (5, 5)])

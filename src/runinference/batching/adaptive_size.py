@@ -21,6 +21,8 @@ _NEAR_BEST = log(1.05)
 _MAX_SIZES_WITHOUT_GAIN = 2
 #: Sizes are skipped if a call of the next one takes less than this, even without any gain.
 _SHORT_CALL_SECS = 2e-3
+#: The most that a size grows at once, if most of the time of a call doesn't depend on its size.
+_MAX_GROWTH = 8
 _FIRST_EXPLOIT_CALLS = 64
 _MAX_EXPLOIT_CALLS = 8_192
 _FIRST_BACKOFF_CALLS = 32
@@ -31,10 +33,11 @@ class AdaptiveSize:
     """The batch size of a model in this process, adapted to the measured cost per element and to memory.
 
     Exploring starts at the minimum size. The size doubles while this makes an element at least 10% cheaper. Sizes
-    are skipped as long as calls take less than 2 ms, so that few calls of a fast model are small. The first call
-    is not measured, because it warms up the model. If calls of the same size take equally long, each size is
-    measured with three calls, or with one call if it is much cheaper. The more these times vary, the more calls
-    are made, up to 14, alternately of the new size and of the best smaller one.
+    are skipped while calls take less than 2 ms, or while their time depends little on the number of elements. If
+    the larger size is not much cheaper, the skipped ones are measured. The first call is not measured, because it
+    warms up the model. If calls of the same size take equally long, each size is measured with three calls, or
+    with one call if it is much cheaper. The more these times vary, the more calls are made, up to 14, alternately
+    of the new size and of the best smaller one.
 
     Then the smallest size within 5% of the best cost is used. On a CPU, large models are often fastest in
     small batches. A slow call may have other reasons, so exploring restarts at half the size after 64 calls,
@@ -58,6 +61,7 @@ class AdaptiveSize:
         self._padded = None if budget is None else _MemoryLimit(budget)
         self._costs: dict[int, _Cost] = {}
         self._warmed_up = False
+        self._may_skip_sizes = True
         self._sizes_without_gain = 0
         self._exploit_calls = self._exploit_calls_left = _FIRST_EXPLOIT_CALLS
         self._lock = threading.Lock()
@@ -122,6 +126,7 @@ class AdaptiveSize:
         self._exploit_calls = min(2 * self._exploit_calls, _MAX_EXPLOIT_CALLS)
         self._exploit_calls_left = self._exploit_calls
         self._costs.clear()
+        self._may_skip_sizes = True
         self._sizes_without_gain = 0
         self._target = max(self._min, self._target // 2)
         self.converged = False
@@ -131,31 +136,44 @@ class AdaptiveSize:
         largest = max(self._costs)
         smaller = [size for size in self._costs if size < largest]
         if not smaller:
-            return self._explore_larger_size(largest, gained=True)
+            return self._explore_larger_size(largest, largest, gained=True)
         best = min(smaller, key=lambda size: self._costs[size].mean)
         new, old = self._costs[largest], self._costs[best]
         gain = old.mean - new.mean
         error = _CONFIDENCE * self._deviation() * sqrt(1 / new.n + 1 / old.n)
         if gain - error > _CLEAR_GAIN:
-            return self._explore_larger_size(largest, gained=True)
+            return self._explore_larger_size(largest, best, gained=True)
+        if 2 * best < largest and 2 * best not in self._costs:
+            del self._costs[largest]
+            self._may_skip_sizes = False
+            return 2 * best
         if new.n < _MIN_CALLS_PER_SIZE:
             return largest
         if abs(gain - _GAIN) < error and min(new.n, old.n) < _MAX_CALLS_PER_SIZE:
             return largest if new.n <= old.n else best
-        return self._explore_larger_size(largest, gained=gain > _GAIN)
+        return self._explore_larger_size(largest, best, gained=gain > _GAIN)
 
-    def _explore_larger_size(self, largest: int, gained: bool) -> int:
+    def _explore_larger_size(self, largest: int, best: int, gained: bool) -> int:
         self._sizes_without_gain = 0 if gained else self._sizes_without_gain + 1
         if self._sizes_without_gain < _MAX_SIZES_WITHOUT_GAIN and largest < self._max:
-            return min(self._growth(largest) * largest, self._max)
+            growth = self._predict_growth(largest, best) if gained and self._may_skip_sizes else 2
+            return min(growth * largest, self._max)
         self.converged = True
         limit = min(cost.mean for cost in self._costs.values()) + _NEAR_BEST
         return min(size for size, cost in self._costs.items() if cost.mean <= limit)
 
-    def _growth(self, size: int) -> int:
-        """Return the power of 2 that a size is multiplied by: 2, or more if its calls are short."""
-        calls = _SHORT_CALL_SECS / (size * exp(self._costs[size].mean))
-        return 1 << max(1, int(calls).bit_length() - 1)
+    def _predict_growth(self, size: int, smaller: int) -> int:
+        """Return the power of 2 by which a size can grow: at least 2."""
+        seconds = size * exp(self._costs[size].mean)
+        growth = _SHORT_CALL_SECS / seconds
+        if smaller < size:
+            added = max(seconds - smaller * exp(self._costs[smaller].mean), 0.0)
+            per_element = added / (size - smaller)
+            fixed = seconds - per_element * size
+            # At the next size, the fixed part is at least a quarter of the part for the elements.
+            is_fixed = fixed >= 0.25 * _MAX_GROWTH * size * per_element
+            growth = max(growth, _MAX_GROWTH if is_fixed else 4 * fixed / (size * per_element))
+        return 1 << max(1, int(growth).bit_length() - 1)
 
     def _deviation(self) -> float:
         """Return the standard deviation of calls of the same size, larger while there are few of them."""
