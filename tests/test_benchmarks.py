@@ -16,7 +16,7 @@ from runinference import PredictionResult
 
 VARIANTS = {
     "W1": 2,
-    "W1c": 1,
+    "W1c": 2,
     "W2": 2,
     "W3": 1,
     "W4": 2,
@@ -217,3 +217,12 @@ def test_startup_shows_the_memory_if_it_was_measured():
     assert "peak memory of the process | 123 MB | 123 MB | 123 MB |" in pages.start(
         {"cases": [case]}
     )
+
+
+def test_pages_name_absent_workloads():
+    numbers = json.loads(pages.NUMBERS.read_text(encoding="utf-8"))
+    assert "Not measured" not in pages.machine({**numbers, "absent": {}})
+    assert "XGBoost (xgboost)." in pages.machine({**numbers, "absent": {"W9": ["xgboost"]}})
+    others = [case for case in numbers["cases"] if case["workload"] != "W6"]
+    with pytest.raises(SystemExit, match="make bench ONLY=W6"):
+        pages.promises({**numbers, "cases": others})

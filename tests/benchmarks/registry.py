@@ -49,7 +49,7 @@ FRAMEWORKS = {
     "start": ["sklearn"],
     "sizes": ["torch", "torchvision"],
     "W1": ["sklearn"],
-    "W1c": ["sklearn"],
+    "W1c": ["sklearn", "pandas"],
     "W2": ["torch", "torchvision"],
     "W3": ["torch", "transformers"],
     "W4": ["torch"],

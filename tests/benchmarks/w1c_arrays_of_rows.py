@@ -1,39 +1,55 @@
-"""W1c: the rows of W1 in arrays of 1,024 rows, with unsplit results."""
+"""W1c: the rows of W1 in arrays and data frames of 1,024 rows, with unsplit results."""
 
 import functools
+import pickle
+import tempfile
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
+import pandas as pd
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import sklearn_inference as beam_sklearn
+from sklearn.base import clone
 
 from benchmarks.harness import Case, ExampleSink, Outcome, Sink, identity, run_pipeline
 from benchmarks.w1_rows import FEATURES, check_sample, first_value, train_model
 from runinference import RunInference
-from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 
 ROWS = 1_024
+COLUMNS = [f"feature {number}" for number in range(FEATURES)]
+GOALS = {"ours of the ideal": ("≥", 0.85)}
 
 
 def cases(scale):
     n = max(4 * ROWS, int(1_000_000 * scale))
     model, path = train_model()
-    ours = SklearnModelHandlerNumpy(model_uri=path).with_no_batching(whole_results=True)
     beam_handler = beam_sklearn.SklearnModelHandlerNumpy(model_uri=path, inference_fn=predict_array)
-    yield Case(
+    beams = functools.partial(run_beam, n, beam_handler.with_no_batching())
+    ours = SklearnModelHandlerNumpy(model_uri=path)
+    goals = {**GOALS, "ours ÷ Beam": ("≥", 4)}
+    yield make_case(f"arrays of {ROWS:,}", n, arrays, model, ours, {"Beam": beams}, goals)
+    framed, path = train_on_frame()  # Beam's handler accepts only frames of one row
+    ours = SklearnModelHandlerPandas(model_uri=path)
+    yield make_case(f"frames of {ROWS:,}", n, frames, framed, ours, {}, GOALS)
+
+
+def make_case(variant, n, make_elements, model, handler, runs, goals):
+    elements = functools.partial(make_elements, n)
+    handler = handler.with_no_batching(whole_results=True)
+    return Case(
         workload="W1c",
-        variant=f"arrays of {ROWS:,}",
+        variant=variant,
         n=n,
         runs={
-            "limit": functools.partial(bare_loop, model, n),
-            "floor": functools.partial(floor, n),
-            "ours": functools.partial(run_with, n, RunInference, ours),
-            "Beam": functools.partial(
-                run_with_beam, n, beam_base.RunInference, beam_handler.with_no_batching()
-            ),
+            "limit": functools.partial(bare_loop, model, elements),
+            "floor": functools.partial(floor, elements),
+            "ours": functools.partial(run_ours, elements, handler),
+            **runs,
         },
-        check=functools.partial(check, model, n),
-        goals={"ours of the ideal": ("≥", 0.85), "ours ÷ Beam": ("≥", 4)},
+        check=functools.partial(check, model, n, elements),
+        goals=goals,
     )
 
 
@@ -53,11 +69,26 @@ def arrays(n):
     return [rows(n)[start : start + ROWS].copy() for start in range(0, n, ROWS)]
 
 
-def bare_loop(model, n):
-    outcome = Outcome()
-    for array in arrays(n):
-        outcome.add(first_value(array), total(model.predict(array)))
-    return outcome
+@functools.cache
+def frames(n):
+    return [pd.DataFrame(array, columns=COLUMNS) for array in arrays(n)]
+
+
+@functools.cache
+def train_on_frame():
+    """Train a model on a frame with the same columns and return it with the path of its file."""
+    model, _ = train_model()
+    features = np.random.default_rng(2).normal(size=(2_000, FEATURES)).astype(np.float32)
+    frame = pd.DataFrame(features, columns=COLUMNS)
+    framed = clone(model).fit(frame, model.predict(features))
+    path = Path(tempfile.mkdtemp(prefix="benchmark-")) / "frames.pickle"
+    path.write_bytes(pickle.dumps(framed))
+    return framed, str(path)
+
+
+def number(element):
+    """Return the first value of an array or frame, which identifies it."""
+    return np.asarray(element).item(0)
 
 
 def total(predictions):
@@ -65,36 +96,42 @@ def total(predictions):
     return float(predictions.sum())
 
 
-def floor(n):
-    sink = ExampleSink(first_value)
-    return run_pipeline(functools.partial(arrays, n), beam.Map(identity), sink)
+def bare_loop(model, elements):
+    outcome = Outcome()
+    for element in elements():
+        outcome.add(number(element), total(model.predict(element)))
+    return outcome
 
 
-def run_with(n, transform, handler):
-    sink = Sink(first_value, total)
-    return run_pipeline(functools.partial(arrays, n), transform(handler), sink)
+def floor(elements):
+    return run_pipeline(elements, beam.Map(identity), ExampleSink(number))
 
 
-def run_with_beam(n, transform, handler):
+def run_ours(elements, handler):
+    return run_pipeline(elements, RunInference(handler), Sink(number, total))
+
+
+def run_beam(n, handler):
     """Run Beam's transform, which returns one result per row, even if the element is an array."""
-    return run_pipeline(functools.partial(arrays, n), transform(handler), Sink(first_value))
+    elements = functools.partial(arrays, n)
+    return run_pipeline(elements, beam_base.RunInference(handler), Sink(first_value))
 
 
-def check(model, n, contender, outcome):
+def check(model, n, elements, contender, outcome):
     """Check that every array, or in Beam every row, came out once, with the correct predictions."""
-    features, predictions = rows(n), expected(model, n)
-    starts = np.arange(0, n, ROWS)
+    first = rows(n)[:, 0]
     if contender == "Beam":
-        outcome.check(features[:, 0], predictions)
-        check_sample(model, outcome)
-    elif contender == "floor":
-        outcome.check(features[starts, 0])
-    else:
-        outcome.check(features[starts, 0], np.add.reduceat(predictions, starts))
-        for array, inference in outcome.sample:
-            np.testing.assert_array_equal(inference, model.predict(array))
+        outcome.check(first, expected(model, elements))
+        return check_sample(model, outcome)
+    starts = np.arange(0, n, ROWS)
+    if contender == "floor":
+        return outcome.check(first[starts])
+    outcome.check(first[starts], np.add.reduceat(expected(model, elements), starts))
+    for element, inference in outcome.sample:
+        np.testing.assert_array_equal(inference, model.predict(element))
 
 
 @functools.cache
-def expected(model, n):
-    return model.predict(rows(n))
+def expected(model, elements):
+    """Return the predictions of all rows."""
+    return np.concatenate([model.predict(element) for element in elements()])
