@@ -130,7 +130,10 @@ class Daft(Engine):
     name, package = "Daft", "daft"
 
     def __init__(self):
+        import daft
+
         os.environ["DAFT_PROGRESS_BAR"] = "0"
+        daft.set_runner_native()  # Daft would run on Ray, which is already started
 
     def run(self, job):
         import daft
