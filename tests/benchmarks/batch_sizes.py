@@ -38,6 +38,7 @@ def cases(scale):
             },
             check=functools.partial(check, model, n),
             goals={},
+            max_rounds=3,
         )
 
 

@@ -43,6 +43,7 @@ def cases(scale):
         runs={name: functools.partial(run, f"{text}\nprint(1)") for name, text in IMPORTS.items()},
         check=check,
         goals={},
+        max_rounds=3,
     )
     _, path = train_model()
     step = STEP.format(path=path)
@@ -62,6 +63,7 @@ def cases(scale):
         runs={name: functools.partial(run, program) for name, program in programs.items()},
         check=check,
         goals={},
+        max_rounds=3,
     )
 
 

@@ -44,7 +44,7 @@ def cases(scale):
     options = {"state_dict_path": path, "model_class": Perceptron}
     for n_threads in (1, 8, 12):
         for size in (1, 4):
-            n = max(192, int(4_800 * scale)) // 12 // size * 12 * size
+            n = max(192, int(3_600 * scale)) // 12 // size * 12 * size
             goals = {}
             if (n_threads, size) == (12, 4):
                 goals = {

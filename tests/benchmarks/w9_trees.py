@@ -1,4 +1,4 @@
-"""W9: 20,000 rows and an XGBoost model with 100 trees. One model call per batch."""
+"""W9: 10,000 rows and an XGBoost model with 100 trees. One model call per batch."""
 
 import functools
 import operator
@@ -17,7 +17,7 @@ from runinference.xgboost_inference import XGBoostModelHandlerNumpy
 
 
 def cases(scale):
-    n = max(256, int(20_000 * scale))
+    n = max(256, int(10_000 * scale))
     model, path = train_model()
     ours = XGBoostModelHandlerNumpy(model_class=make_classifier, model_state=path)
     beam_handler = import_beam_module().XGBoostModelHandlerNumpy(
