@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
+from runinference.collate.micro_batches import MicroBatchLimits, divide_by_length
 from runinference.collate.padding import Padding
 from runinference.collate.pytree import leaves_with_path
 from runinference.extras import need
@@ -117,21 +119,21 @@ _PROMPT_SETTINGS: dict[str, Any] = {
 }
 
 
-def group_rows(rows: Sequence[Row], mode: BatchMode) -> list[list[int]]:
+def group_rows(rows: Sequence[Row], mode: BatchMode, limits: MicroBatchLimits) -> list[list[int]]:
     """Return the indices of the rows that share a call."""
-    if mode is BatchMode.PADDED:
-        return [[*range(len(rows))]]
-    groups: dict[Any, list[int]] = {}
-    for index, row in enumerate(rows):
-        key = len(row["input_ids"]) if mode is BatchMode.SAME_LENGTH else index
-        groups.setdefault(key, []).append(index)
-    return [*groups.values()]
+    if mode is BatchMode.SINGLE:
+        return [[index] for index in range(len(rows))]
+    if mode is BatchMode.SAME_LENGTH:
+        limits = replace(limits, max_padding=0)
+    return divide_by_length([len(row["input_ids"]) for row in rows], limits)
 
 
-def call_in_groups(rows: Sequence[Row], mode: BatchMode, call: CallFn) -> list[Any]:
+def call_in_groups(
+    rows: Sequence[Row], mode: BatchMode, limits: MicroBatchLimits, call: CallFn
+) -> list[Any]:
     """Call a model on each group of rows, and return the outputs in the order of the rows."""
     outputs: list[Any] = [None] * len(rows)
-    for indices in group_rows(rows, mode):
+    for indices in group_rows(rows, mode, limits):
         for index, output in zip(indices, call([rows[i] for i in indices]), strict=True):
             outputs[index] = output
     return outputs

@@ -51,6 +51,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
     """
 
     _metrics_namespace = "BeamML_HuggingFaceModelHandler_Embedding"
+    _default_min_batch_size = 1_024
 
     @accepts(HandlerOptions)
     def __init__(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_mapping, check_text
+from runinference.collate.micro_batches import MicroBatchLimits
 from runinference.collate.padding import Padding
 from runinference.collate.unbatch import SplitRows, to_results
 from runinference.errors import ElementError, OptionError
@@ -46,6 +47,13 @@ transformers = need("transformers", extra="transformers")
 
 _NO_LIMIT = 10**9  # Tokenizers without a limit have a greater model_max_length.
 
+#: The limits of a micro-batch in tokens. The computation of the most padding takes about as long as a call of a
+#: small model adds.
+_CPU_LIMITS = MicroBatchLimits(max_padded_size=2_048, max_padding=32)
+_ACCELERATOR_LIMITS = MicroBatchLimits(max_padded_size=16_384, max_padding=1_024)
+#: The batching options that can be combined with micro-batches. All others say which texts share a call.
+_MICRO_BATCH_OPTIONS = {"min_batch_size", "max_batch_size", "max_batch_duration_secs"}
+
 
 @dataclass(frozen=True, eq=False)
 class TextModel:
@@ -59,9 +67,12 @@ class TextModel:
 class HuggingFaceModelHandlerText(PretrainedModelHandler):
     """Run a Transformers model on texts or pairs of texts, which the model's tokenizer converts to tensors.
 
-    The texts of a batch are padded to the longest. Results that depend on the length, such as the logits of each
-    token, are cut back to the length of their text. With ``max_padded_size``, which counts tokens, texts of
-    similar length share a batch. Texts longer than the model's limit are truncated.
+    A batch is divided into micro-batches of texts of similar length. Each is one call of the model, padded to its
+    longest text. Results that depend on the length, such as the logits of each token, are cut back to the length
+    of their text. Texts longer than the model's limit are truncated.
+
+    With ``max_padded_size``, which counts tokens, or with other options for lengths or weights, each batch is one
+    call of the model. The same applies to ``method="generate"``.
 
     If a model also processes the padding, only texts of the same length share a call. If a model doesn't support
     batches, each text gets its own call. Therefore, the texts of a batch don't affect each other's results.
@@ -125,6 +136,9 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
                 check_text(name, text)
         check_tokenizer_args(tokenizer_args or {})
         self._counts_tokens = given is not options
+        self._uses_micro_batches = (
+            method != "generate" and self._batching_kwargs.keys() <= _MICRO_BATCH_OPTIONS
+        )
         self._method = method
         self._tokenizer = tokenizer
         self._tokenizer_args = tokenizer_args or {}
@@ -133,6 +147,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     # The tokenizer that counts tokens, and the model that it belongs to.
     _counter: tuple[str, BatchTokenizer] | None = None
     _counts_tokens = False
+    _uses_micro_batches = False
+    _default_min_batch_size = 128
     _keeps_examples = True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,6 +157,9 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """Return the batching options under the names of Beam's ``BatchElements``."""
         options = super().batch_elements_kwargs()
+        if self._uses_micro_batches:
+            size = self._default_min_batch_size
+            return {"min_batch_size": min(size, options.get("max_batch_size", size)), **options}
         # A copy with another path counts the tokens of its own model.
         return {**options, "length_fn": self._count_tokens} if self._counts_tokens else options
 
@@ -187,7 +206,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             prompt = longest if _is_decoder_only(model.model) else 0
             return tokenizer.decode([tokens[prompt:] for tokens in outputs])
 
-        inferences = call_in_groups(rows, self._get_mode(model, args), call)
+        mode, limits = self._get_mode(model, args), self._get_limits(model.model)
+        inferences = call_in_groups(rows, mode, limits, call)
         return to_results(batch, SplitRows(inferences), self._model_uri)
 
     def default_length_fn(self) -> Callable[[Any], int]:
@@ -220,6 +240,12 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             default = getattr(config, "output_attentions", False)
             is_padded = not args.get("output_attentions", default)
         return BatchMode.PADDED if is_padded else BatchMode.SAME_LENGTH
+
+    def _get_limits(self, module: Any) -> MicroBatchLimits:
+        if not self._uses_micro_batches:
+            return MicroBatchLimits()
+        on_cpu = self._get_device(module).type == "cpu"
+        return _CPU_LIMITS if on_cpu else _ACCELERATOR_LIMITS
 
     def _call(
         self, rows: Sequence[Row], module: Any, tokenizer: BatchTokenizer, args: dict[str, Any]
