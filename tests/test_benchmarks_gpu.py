@@ -1,5 +1,7 @@
 """The benchmarks for a GPU run on a CPU with tiny models and produce correct results."""
 
+import json
+
 import pytest
 import torch
 
@@ -28,6 +30,18 @@ def test_overlapped_loop_returns_all_batches_in_order(n):
     expected = [(x.tolist(), y.tolist()) for x, y in run_in_turn(*arguments)]
     assert [(x.tolist(), y.tolist()) for x, y in run_overlapped(*arguments)] == expected
     assert [inputs for inputs, _ in expected] == [[[at, 1]] for at in range(n)]
+
+
+def test_failing_workload_keeps_the_numbers_of_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(WORKLOADS, "tokens", "tensors.no_such_cases")
+    path = tmp_path / "numbers.json"
+    options = ["--device", "cpu", "--tiny", "--rounds", "1", "--json", str(path)]
+    assert main([*options, "--only", "tokens", "rows"]) == 1
+    numbers = json.loads(path.read_text())
+    assert numbers["device"] == "cpu"
+    [rows] = numbers["cases"]
+    assert rows["seconds"].keys() == {"limit", "overlapped loop", "floor", "ours", "Beam"}
+    assert "Failed: tokens" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -1,6 +1,6 @@
 """Run the GPU benchmarks, print tables of the results, and save the numbers as JSON.
 
-Exits with code 2, and measures nothing, if PyTorch can't use the device.
+Exits with code 2, and measures nothing, if PyTorch can't use the device, and with code 1 if a workload fails.
 """
 
 import argparse
@@ -38,15 +38,21 @@ def main(argv=None):
         console.print(f"{problem} Nothing was measured.", soft_wrap=True)
         return NO_DEVICE
 
-    measured = []
+    measured, failed = [], []
     for name in args.only or WORKLOADS:
-        for case in make_cases(name, args.device, args.tiny):
-            measured.append(measure_case(case, args.rounds, time.perf_counter, console))
+        try:
+            for case in make_cases(name, args.device, args.tiny):
+                measured.append(measure_case(case, args.rounds, time.perf_counter, console))
+        except Exception:  # keep the numbers of the other workloads
+            console.print_exception()
+            failed.append(name)
     for table in make_tables(measured, {}):
         console.print(table)
     save_numbers(args.json, measured, args)
     console.print(f"Numbers: {args.json}", soft_wrap=True)
-    return 0
+    if failed:
+        console.print(f"Failed: {', '.join(failed)}. The errors are above.")
+    return 1 if failed else 0
 
 
 def find_problem(device):
