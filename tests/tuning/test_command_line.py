@@ -89,7 +89,7 @@ def test_the_console_script_measures_a_model_and_writes_a_plot(directory):
     assert any(re.fullmatch(r"Recommended: .*max_batch_size=\d+", line) for line in lines)
     assert lines[-1] == "Plot: runinference-tune.png"
     assert Path("runinference-tune.png").read_bytes().startswith(b"\x89PNG")
-    assert "max_batch_size=2: " in done.stderr
+    assert "max_batch_size=1: " in done.stderr
 
 
 @pytest.mark.parametrize("handler", ["handler", "make_handler", "Lengths"])

@@ -178,7 +178,7 @@ def test_text_models_are_measured_with_their_tokens_and_the_line_can_be_pasted()
     handler = HuggingFaceModelHandlerText(path, AutoModelForSequenceClassification)
     texts, _ = samples.held_out_reviews()
     result = tune(handler, [*texts[:20], texts[20] * 3], time_limit=1, rounds=1)
-    assert values(result)[:2] == [1, 2]
+    assert values(result)[0] == 1
     assert values(result, "max_padded_size")
     pasted = eval(
         f"HuggingFaceModelHandlerText(path, AutoModelForSequenceClassification, {result.line})"
@@ -241,7 +241,7 @@ def test_scikit_learn_and_beams_own_handlers_are_measured():
     images, _ = samples.held_out_digits()
     for handler_class in (SklearnModelHandlerNumpy, BeamHandler):
         handler = handler_class(model_uri=samples.digits_classifier())
-        result = tune(handler, images, time_limit=1, rounds=1)
+        result = tune(handler, images[:64], rounds=1)
         assert len(values(result)) > 3
         assert "max_batch_size" in result.options
 

@@ -68,7 +68,7 @@ def tune(
     ...         return lambda numbers: [2 * n for n in numbers]
     ...     def run_inference(self, batch, model, inference_args=None):
     ...         return model(batch)
-    >>> result = tune(Doubler(), range(100), time_limit=1)
+    >>> result = tune(Doubler(), range(100), rounds=1)
     >>> [row.value for row in result.measurements][:3]
     [1, 2, 4]
 
