@@ -82,29 +82,29 @@ def log_curves(panels):
             value. Both are greater than 0.
     """
     parts = []
+    for order, name in enumerate(next(iter(panels.values()))):
+        x = order * 130
+        parts += _curve([(x + 4, 10), (x + 28, 10)], dashed=order > 0)
+        parts.append(_text(x + 36, 14, name, size=11))
     for number, ((title, x_name), named) in enumerate(panels.items()):
-        top = _TOP + number * (_PANEL + _BETWEEN)
-        x_axis = _LogAxis([x for curve in named.values() for x in curve], _LEFT, WIDTH - 20)
-        y_axis = _LogAxis(
-            [y for curve in named.values() for y in curve.values()], top + _PANEL, top
-        )
+        top = 2 * _TOP + number * (_PANEL + _BETWEEN)
+        bottom, right = top + _PANEL, WIDTH - 20
+        x_axis = _LogAxis([x for curve in named.values() for x in curve], _LEFT, right)
+        y_axis = _LogAxis([y for curve in named.values() for y in curve.values()], bottom, top)
         parts.append(_text(0, top - 10, title))
         for value in y_axis.ticks():
             y = y_axis.place(value)
-            parts.append(_line(_LEFT, y, WIDTH - 20, y, opacity=0.2))
+            parts.append(_line(_LEFT, y, right, y, opacity=0.2))
             parts.append(_text(_LEFT - 8, y + 4, f"{value:,.10g}", size=11, anchor="end"))
         for value in x_axis.ticks():
             x = x_axis.place(value)
-            parts.append(_text(x, top + _PANEL + 17, f"{value:,.10g}", size=11, anchor="middle"))
-        for order, (name, curve) in enumerate(named.items()):
+            anchor = "end" if x == right else "middle"
+            parts.append(_text(x, bottom + 17, f"{value:,.10g}", size=11, anchor=anchor))
+        for order, curve in enumerate(named.values()):
             points = [(x_axis.place(x), y_axis.place(y)) for x, y in curve.items()]
             parts += _curve(points, dashed=order > 0)
-            x, y = points[-1]
-            above = y == min(y_axis.place([*each.values()][-1]) for each in named.values())
-            parts.append(_text(x, y + (-10 if above else 18), name, size=11, anchor="end"))
-        middle = (_LEFT + WIDTH - 20) / 2
-        parts.append(_text(middle, top + _PANEL + 36, x_name, anchor="middle"))
-    bottom = _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN
+        parts.append(_text((_LEFT + right) / 2, bottom + 36, x_name, anchor="middle"))
+    bottom = 2 * _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN
     titles = (f"{title} by {x_name}" for title, x_name in panels)
     return _svg(bottom + 44, ", ".join(titles), parts)
 
