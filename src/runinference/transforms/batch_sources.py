@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from apache_beam.transforms.window import WindowedValue
@@ -93,9 +94,13 @@ class BundleBatches(BatchSource):
         return self._batchers[version]
 
     def _run(self, version: ModelVersion, batches: Iterable[Batch[WindowedValue]]) -> Iterator[Any]:
-        for origins in batches:
-            call = partial(self._call, version, origins)
-            yield from self._groups.run(version, origins.elements, len(origins), call)
+        # A chain runs no Python code per output.
+        return chain.from_iterable(
+            self._groups.run(
+                version, batch.elements, len(batch), partial(self._call, version, batch)
+            )
+            for batch in batches
+        )
 
     def _call(self, version: ModelVersion, origins: Batch[WindowedValue]) -> Iterator[Any]:
         engine = self._engine

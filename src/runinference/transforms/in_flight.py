@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 from apache_beam.transforms.window import WindowedValue
@@ -52,18 +53,22 @@ class InFlightBatches:
 
     def run(self, version: ModelVersion, batch: Batch[WindowedValue]) -> Iterator[Any]:
         """Run a batch of elements with their windows and timestamps, and yield the outputs that there are now."""
+        # A chain runs no Python code per output.
+        return chain.from_iterable(self._run(version, batch))
+
+    def _run(self, version: ModelVersion, batch: Batch[WindowedValue]) -> Iterator[Iterator[Any]]:
         if self._started and self._started[0].version is not version:
-            yield from self.drain()
+            yield self.drain()
         if self._may_overlap(version, len(batch)):
             get_outcomes = self._engine.start(version, batch.elements)
             if get_outcomes is not None:
                 self._started.append(_Started(version, batch, get_outcomes))
                 while len(self._started) > MAX_CALLS:
-                    yield from self._finish_first()
+                    yield self._finish_first()
                 return
-        yield from self.drain()
+        yield self.drain()
         outcomes = self._engine.infer(version, batch.elements)
-        yield from self._engine.make_outputs(version, batch, outcomes)
+        yield self._engine.make_outputs(version, batch, outcomes)
 
     def drain(self) -> Iterator[Any]:
         """Yield the outputs of all batches in flight."""
