@@ -13,6 +13,7 @@ from runinference.collate.tables import (
     split_predictions,
     to_tables,
 )
+from runinference.collate.unbatch import SplitRows, to_results
 from runinference.errors import ElementError, RunInferenceError
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.results import PredictionResult, with_model_id
@@ -50,7 +51,8 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         results: Any = self._inference_fn(batch, model, inference_args)
         if not isinstance(results, (list, Iterator)):
             return results  # type: ignore[no-any-return]
-        return [with_model_id(result, path) for result in results]
+        named = (with_model_id(result, path) for result in results)
+        return SplitRows(named) if isinstance(results, SplitRows) else list(named)
 
     def may_modify_examples(self) -> bool:
         is_default = self._inference_fn is self._default_inference_fn
@@ -90,7 +92,7 @@ def predict_tables(
             raise
         raise _explain(error, table) from error
     predictions = split_predictions(output, examples, tables)
-    return [PredictionResult(x, y) for x, y in zip(examples, predictions, strict=True)]
+    return to_results(examples, SplitRows(predictions), None)
 
 
 def _explain(error: Exception, table: Any) -> Exception:

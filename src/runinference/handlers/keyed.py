@@ -275,8 +275,9 @@ class KeyedModelHandler(_KeyWrapper):
         return super().get_num_bytes(examples)
 
     def _are_keyed(self, batch: Sequence[Any]) -> bool:
-        for element in batch:
-            split_pair(element)
+        if set(map(type, batch)) != {tuple} or set(map(len, batch)) != {2}:
+            for element in batch:
+                split_pair(element)
         return True
 
 
