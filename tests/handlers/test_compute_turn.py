@@ -9,6 +9,7 @@ import pytest
 
 from runinference import KeyedModelHandler, ModelHandler
 from runinference.handlers.compute_turn import (
+    CancelledTurnError,
     ComputeTurn,
     compute_turn,
     get_waited_ns,
@@ -104,6 +105,28 @@ def test_a_call_that_fails_before_it_computes_lets_the_next_one_compute(uses_tur
     with pytest.raises(ValueError, match="cannot collate"):
         run_in_turn(first, Handler(uses_turn), fail)
     assert run_in_turn(second, Handler(uses_turn), lambda: "result") == "result"
+
+
+def test_calls_that_wait_for_one_that_hangs_can_be_cancelled():
+    hanging, *waiting = turns(3)
+    may_end = threading.Event()
+
+    def hang():
+        with compute_turn():
+            may_end.wait()
+        return "late"
+
+    with ThreadPoolExecutor(3) as threads:
+        late = threads.submit(run_in_turn, hanging, Handler(), hang)
+        calls = [threads.submit(run_in_turn, turn, Handler(False), int) for turn in waiting]
+        for turn in waiting:
+            turn.cancel()
+        hanging.abandon()
+        for call in calls:
+            with pytest.raises(CancelledTurnError):
+                call.result()
+        may_end.set()
+        assert late.result() == "late"
 
 
 def test_a_nested_turn_ends_with_the_outer_one():

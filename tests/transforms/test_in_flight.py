@@ -118,6 +118,33 @@ def test_calls_after_an_error_do_not_run_at_the_same_time_as_later_batches():
     assert dead == [-1] * 4
 
 
+class Hanging(Squares):
+    """Hangs at -2 until the test ends."""
+
+    may_end = threading.Event()
+
+    def run_inference(self, batch, model, inference_args=None):
+        if -2 in batch:
+            self.may_end.wait()
+        return super().run_inference(batch, model, inference_args)
+
+
+@pytest.mark.parametrize("place", [2, 5, 9])
+def test_a_call_that_hangs_fails_its_element_only(place):
+    step = RunInference(Hanging(**TWO)).with_exception_handling(timeout=1)
+    elements = [-2 if n == place else n for n in range(10)]
+    one = Worker(step._config())
+    try:
+        results, dead = one.bundle(*elements)
+        assert results == squares(n for n in range(10) if n != place)
+        assert dead == [-2]
+        assert one.results(*range(6)) == squares(range(6))
+    finally:
+        Hanging.may_end.set()
+        Hanging.may_end = threading.Event()
+        one.do_fn.teardown()
+
+
 def test_after_a_failed_bundle_nothing_is_in_flight():
     one = worker(Squares(**TWO), dead_letters=False)
     with pytest.raises(ValueError, match="negative"):
@@ -125,14 +152,11 @@ def test_after_a_failed_bundle_nothing_is_in_flight():
     assert one.results(*range(6)) == squares(range(6))
 
 
-def test_the_threads_end_with_the_step():
+def test_no_thread_outlives_its_bundle():
     before = set(threading.enumerate())
-    one = worker(Squares(**TWO))
-    one.results(*range(8))
-    new = set(threading.enumerate()) - before
-    assert new
-    one.do_fn.teardown()
-    assert not any(thread.is_alive() for thread in new)
+    assert worker(Squares(**TWO)).results(*range(8)) == squares(range(8))
+    assert {name for name, _ in Squares.calls} != {threading.current_thread().name}
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_refresh_within_a_bundle_applies_to_later_elements_only_and_holds_two_models():

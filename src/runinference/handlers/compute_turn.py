@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
+class CancelledTurnError(Exception):
+    """The turn of a call was cancelled before it computed."""
+
+
 class ComputeTurn:
     """The turn of a call to compute, which begins when that of the call before it has ended.
 
@@ -22,17 +26,36 @@ class ComputeTurn:
         self._previous = previous
         self._ended = threading.Event()
         self._depth = 0
+        self._is_cancelled = False
 
     def __enter__(self) -> None:
-        if self._previous is not None:
-            self._previous._ended.wait()
-            self._previous = None
+        self._wait_for_previous()
+        if self._is_cancelled:
+            raise CancelledTurnError
         self._depth += 1
 
     def __exit__(self, *_: Any) -> None:
         self._depth -= 1
         if not self._depth:
             self._ended.set()
+
+    def end(self) -> None:
+        """End the turn of a call that is over, even if the call has never computed."""
+        self._wait_for_previous()
+        self._ended.set()
+
+    def abandon(self) -> None:
+        """Let the next turn begin, although the call of this one hangs."""
+        self._ended.set()
+
+    def cancel(self) -> None:
+        """Raise `CancelledTurnError` in the call when it begins to compute."""
+        self._is_cancelled = True
+
+    def _wait_for_previous(self) -> None:
+        if self._previous is not None:
+            self._previous._ended.wait()
+            self._previous = None
 
 
 class _ThreadState(threading.local):
@@ -66,17 +89,15 @@ def get_waited_ns() -> int:
 
 def run_in_turn(turn: ComputeTurn, handler: Any, run: Callable[[], _T]) -> _T:
     """Return ``run()``. What the handler does outside of `compute_turn` may overlap with other calls."""
-    if not uses_compute_turn(handler):
-        with turn:
-            return run()
-    _thread.turn, _thread.waited_ns = turn, 0
     try:
+        if not uses_compute_turn(handler):
+            with turn:
+                return run()
+        _thread.turn, _thread.waited_ns = turn, 0
         return run()
     finally:
         _thread.turn, _thread.waited_ns = None, 0
-        # A call that failed before it computed must not let the next one compute too early.
-        with turn:
-            pass
+        turn.end()  # a call that failed before it computed must not let the next one compute too early
 
 
 def uses_compute_turn(handler: Any) -> bool:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from runinference.errors import (
     is_out_of_memory,
 )
 from runinference.handlers.call import may_modify_examples
-from runinference.handlers.compute_turn import get_waited_ns
+from runinference.handlers.compute_turn import CancelledTurnError, get_waited_ns
 from runinference.handlers.error_policy import Call
 from runinference.handlers.repeatable_batch import get_elements, take_elements
 from runinference.serving.call_thread import CallOutcome, CallProgress, CallThread, ModelCall
@@ -93,7 +92,7 @@ class ModelSession:
         self._used_in_bundle: set[str] = set()
         self._loads: list[tuple[ModelVersion, int, int]] = []
         self._events: Counter[str] = Counter()
-        self._overlapping = OverlappingCalls()
+        self._overlapping = OverlappingCalls(config.timeout)
         self._decisions: WeakKeyDictionary[ModelVersion, OverlapDecision] = WeakKeyDictionary()
 
     def call(
@@ -106,13 +105,9 @@ class ModelSession:
         return self._run_with_timeout(version, batch, inference_args, self._config.timeout)
 
     def can_start(self, version: ModelVersion) -> bool:
-        """Return whether a call can begin in another thread: the model is loaded, and calls have no time limit."""
+        """Return whether a call can begin in another thread, because the model is current and loaded."""
         is_current = self._current.get(version.keys[0]) is version
-        return (
-            self._config.timeout is None
-            and is_current
-            and self.models.cache.has_loaded(self._cache_name(version.name))
-        )
+        return is_current and self.models.cache.has_loaded(self._cache_name(version.name))
 
     def start(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
@@ -121,27 +116,35 @@ class ModelSession:
 
         Until then, calls of other models must not begin.
         """
-        users, calls = ExitStack(), list[ModelCall]()
-        used, model = users.enter_context(self._acquire(version, CallProgress(version)))
-        run = partial(self._run_once, used, model, batch, inference_args, calls)
+        users, progress = ExitStack(), CallProgress(version)
+        used, model = users.enter_context(self._acquire(version, progress))
+        progress.model = model
 
-        def get_outcome(future: Future[list[Any]]) -> CallOutcome:
-            try:
-                return future.result(), calls
-            except ModelGoneError:
-                self._invalidate(used, model)
-            except ChildDiedError:
-                self._invalidate(used, model)
-                raise
-            return self.call(version, batch, inference_args)
+        def run() -> CallOutcome:
+            calls: list[ModelCall] = []
+            return self._run_once(used, model, batch, inference_args, calls), calls
 
-        started = self._overlapping.start(used.handler, run, get_outcome, users)
+        started = self._overlapping.start(used.handler, run, users)
 
         def call(
             version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
         ) -> CallOutcome:
-            outcome = self._overlapping.take(started)
-            return self.call(version, batch, inference_args) if outcome is None else outcome
+            if not self._overlapping.remove(started):
+                return self.call(version, batch, inference_args)
+            with users:
+                try:
+                    if self._config.timeout is not None:
+                        self._wait(started.thread, progress, self._config.timeout)
+                    return started.thread.outcome.result()
+                except (ModelGoneError, CancelledTurnError):
+                    self._invalidate(used, model)
+                except ChildDiedError:
+                    self._invalidate(used, model)
+                    raise
+                except InferenceTimeoutError:
+                    self._overlapping.abandon(started)
+                    raise
+            return self.call(version, batch, inference_args)
 
         return call
 
@@ -185,7 +188,6 @@ class ModelSession:
     def close(self) -> None:
         """End the session. If it is the last one of the process, also end the processes of its models."""
         self.end_bundle()
-        self._overlapping.close()
         if self.models.remove_session(self) and self._config.end_with_step:
             for name in self.models.cache.names():
                 self.models.cache.expire(name)
@@ -411,24 +413,31 @@ class ModelSession:
             progress = CallProgress(version)
             thread = CallThread(partial(self._run, version, batch, inference_args, progress))
             thread.start()
-            while thread.is_alive() and not progress.timed_out:
-                thread.join(timeout)
-                # Queued calls don't time out, because the thread that runs the call enforces the timeout.
-                model = progress.model
-                progress.timed_out = thread.is_alive() and (
-                    model is None or model.is_running(thread.ident)
-                )
-            if not progress.timed_out:
+            try:
+                self._wait(thread, progress, timeout)
+            except InferenceTimeoutError as error:
+                if not progress.refreshing:
+                    raise
+                self._postpone_refresh(version, error)  # now run the batch with the previous model
+            else:
                 return thread.outcome.result()
+
+    def _wait(self, thread: CallThread, progress: CallProgress, timeout: float) -> None:
+        """Wait for a call. If it takes too long, abandon it and raise `InferenceTimeoutError`."""
+        while thread.is_alive() and not progress.timed_out:
+            thread.join(timeout)
+            # Queued calls don't time out, because the thread that runs the call enforces the timeout.
+            model = progress.model
+            progress.timed_out = thread.is_alive() and (
+                model is None or model.is_running(thread.ident)
+            )
+        if progress.timed_out:
             self._events["inference_timeouts"] += 1
             self._abandon(thread, progress)
-            error = InferenceTimeoutError(
+            raise InferenceTimeoutError(
                 f"Loading and calling the model took more than {timeout} seconds. The call was abandoned, and the "
                 "model is reloaded for the next batch. If it is only slow, set a longer timeout."
             )
-            if not progress.refreshing:
-                raise error
-            self._postpone_refresh(version, error)  # now run the batch with the previous model
 
     def _abandon(self, thread: threading.Thread, progress: CallProgress) -> None:
         """Replace the model of a call that hangs, unless it has to be kept."""
