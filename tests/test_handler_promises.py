@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from common import RUNNER, CollectElements, run
+from common import RUNNER, CollectElements, overlapping, run
 from handler_cases import (
     FACTORIES,
     LIGHTGBM_FACTORIES,
@@ -30,6 +31,7 @@ from runinference.collate.pytree import leaves_with_path
 from runinference.errors import ElementError, OptionError
 from runinference.testing import check_handler
 from runinference.testing.compare import retained_bytes, same
+from serving.workers import Worker
 
 # Tests that don't apply to some handlers: their models take no inference arguments, or can't return dictionaries.
 NOT_APPLICABLE = {
@@ -162,6 +164,24 @@ def test_only_the_failing_element_becomes_a_dead_letter_and_metrics_are_counted(
     assert sum_metric(metrics["counters"], "num_inferences") == 2 * len(case.examples)
     n_bytes = sum_metric(metrics["distributions"], "inference_request_batch_byte_size")
     assert n_bytes >= (case.n_bytes or 1)
+
+
+def test_calls_that_overlap_give_the_same_results_in_the_same_order(case):
+    two = {**case.handler.batch_elements_kwargs(), "min_batch_size": 2, "max_batch_size": 2}
+    handler = copy.copy(case.handler)
+    handler.batch_elements_kwargs = lambda: two
+    examples = 3 * case.examples[: len(case.examples) // 2 * 2]
+    elements = [*examples[:6], case.invalid, *examples[6:]]
+    outcomes = []
+    for overlaps in (False, True):
+        with overlapping(overlaps):
+            worker = Worker(RunInference(handler).with_exception_handling()._config())
+            outcomes.append(worker.bundle(*elements))
+            worker.do_fn.teardown()
+    (separate, dead), (overlapped, also_dead) = outcomes
+    assert len(overlapped) == len(separate) == len(examples)
+    assert all(map(same, overlapped, separate))
+    assert len(also_dead) == len(dead) == 1
 
 
 def sum_metric(metrics, name):

@@ -300,6 +300,7 @@ class Hanging(Scaler):
     def run_inference(self, batch, model, inference_args=None):
         if 5 in batch:
             self.released.wait(60)
+            return []  # without an effect on later tests
         return super().run_inference(batch, model, inference_args)
 
 

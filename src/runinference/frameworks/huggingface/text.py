@@ -36,6 +36,7 @@ from runinference.frameworks.huggingface.tokenizer import (
     share_tokenizer,
 )
 from runinference.frameworks.torch.calling import StackedInferenceFn, with_length_fn
+from runinference.handlers.compute_turn import compute_turn
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
@@ -207,8 +208,12 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             return tokenizer.decode([tokens[prompt:] for tokens in outputs])
 
         mode, limits = self._get_mode(model, args), self._get_limits(model.model)
-        inferences = call_in_groups(rows, mode, limits, call)
+        with compute_turn():
+            inferences = call_in_groups(rows, mode, limits, call)
         return to_results(batch, SplitRows(inferences), self._model_uri)
+
+    def uses_compute_turn(self) -> bool:
+        return type(self).run_inference is HuggingFaceModelHandlerText.run_inference
 
     def default_length_fn(self) -> Callable[[Any], int]:
         return self._count_tokens
