@@ -85,9 +85,9 @@ def add_rows(table, name, measured, unsupported, absent):
             values = (share.median, share.smallest, share.largest, float(np.median(seconds)))
             table.add_row(name, contender, *(f"{value:.3g}" for value in values))
     for contender, reason in unsupported.items():
-        table.add_row(name, contender, f"not supported: {reason}")
+        table.add_row(name, f"{contender}, not supported: {reason}")
     for contender, missing in absent.items():
-        table.add_row(name, contender, f"absent: {missing} is not installed")
+        table.add_row(name, f"{contender}, absent: {missing} is not installed")
     table.add_section()
 
 
