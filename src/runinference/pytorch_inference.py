@@ -34,12 +34,13 @@ from runinference.frameworks.torch.calling import (
     without_splitting,
 )
 from runinference.frameworks.torch.compile import compile_model, parse_compile_option
+from runinference.frameworks.torch.device_copies import call_copy, load_on_devices
 from runinference.frameworks.torch.devices import (
     autocast,
+    find_devices,
     get_model_device,
     parse_autocast_dtype,
-    parse_device,
-    resolve_device,
+    parse_devices,
     use_channels_last,
 )
 from runinference.frameworks.torch.exported_program import load_exported_program
@@ -81,7 +82,7 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
         state_dict_path: str | os.PathLike[str] | None = None,
         model_class: Callable[..., torch.nn.Module] | None = None,
         model_params: dict[str, Any] | None = None,
-        device: str | torch.device = "CPU",
+        device: str | torch.device | Sequence[str | torch.device] = "CPU",
         *,
         inference_fn: TensorInferenceFn | KeyedTensorInferenceFn | None = None,
         torch_script_model_path: str | os.PathLike[str] | None = None,
@@ -103,7 +104,9 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
             model_class: The class or function that creates the module for the weights.
             model_params: Keyword arguments for ``model_class``.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"`` or ``"mps"``. If a worker
-                has no such device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+                has no such device, the model runs on its CPU, with a warning. With a list, such as
+                ``["cuda:0", "cuda:1"]``, each device has a copy of the model, and batches are spread over the
+                devices that a worker has. Results are moved to the CPU.
             inference_fn: A function ``(batch, model, device, inference_args, model_id)`` that calls the model and
                 returns one result per example. By default, ``default_tensor_inference_fn`` or
                 ``default_keyed_tensor_inference_fn``.
@@ -146,7 +149,7 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
         self._state_dict_path = _check_optional_path("state_dict_path", state_dict_path)
         self._model_class = model_class
         self._model_params = model_params or {}
-        self._device = parse_device(device)
+        self._devices = parse_devices(device)
         self._inference_fn = inference_fn or type(self)._default_inference_fn
         self._padding = padding
         if padding is not None:
@@ -176,16 +179,18 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
     _autocast: torch.dtype | None = None
     _channels_last = False
 
-    def load_model(self) -> torch.nn.Module:
-        """Load the model on its device, in evaluation mode.
+    def load_model(self) -> Any:
+        """Load the model in evaluation mode, on its device or on each of its devices.
 
         Raises:
             ModelNotFoundError: The file doesn't exist.
             ModelLoadError: The file has another format or digest, its weights don't fit the class, or this
                 machine can't compile the model.
         """
-        device = resolve_device(self._device)
-        model: torch.nn.Module = self._load_file(device).to(device)
+        return load_on_devices(find_devices(self._devices), self._load_on)
+
+    def _load_on(self, device: Any) -> Any:
+        model = self._load_file(device).to(device)
         if self.batch_elements_kwargs().get("max_batch_size") != 1:
             check_evaluation_mode(getattr(model, "program", model), repr(self._model_id()))
         if self._channels_last:
@@ -206,13 +211,18 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Call the model on a batch. ``inference_args`` are keyword arguments for the call."""
-        device, call = get_model_device(model, self._device), self._inference_fn
+        call = self._inference_fn
         if self.gives_whole_results():
             call = without_splitting(call, self.results_of)
         else:
             call = with_list_output(call, self._list_output)
-        with autocast(device, self._autocast):
-            return call(batch, model, device, inference_args or {}, self._model_id())
+
+        def run(model: Any) -> Iterable[PredictionResult]:
+            device = get_model_device(model, self._devices[0])
+            with autocast(device, self._autocast):
+                return call(batch, model, device, inference_args or {}, self._model_id())
+
+        return call_copy(model, run, retry=keeps_examples(self._inference_fn))
 
     def may_modify_examples(self) -> bool:
         return not keeps_examples(self._inference_fn) or super().may_modify_examples()
@@ -225,7 +235,7 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
         return self._padding.length if self._padding else None
 
     def tunable_options(self) -> Sequence[TunableOption]:
-        on_gpu = resolve_device(self._device).type == "cuda"
+        on_gpu = find_devices(self._devices)[0].type == "cuda"
         values: dict[str, tuple[Any, Any]] = {"autocast": (None, "bfloat16")}
         if not self._torch_script_model_path:
             values["compile"] = (False, True)

@@ -72,7 +72,7 @@ def test_falls_back_to_the_cpu_with_a_warning(name, caplog):
     resolve_device.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert resolve_device(torch.device(name)) == CPU
-    assert f"The model runs on the CPU: the device {name}" in caplog.text
+    assert f"The device {name} is not available" in caplog.text
 
 
 def test_keeps_a_gpu_that_is_out_of_memory(monkeypatch):

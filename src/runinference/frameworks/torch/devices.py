@@ -34,9 +34,28 @@ def parse_device(name: Any) -> Any:
         ) from error
 
 
+def parse_devices(names: Any) -> tuple[Any, ...]:
+    """Convert the name of a device, or a list of them, to a tuple of ``torch.device``.
+
+    >>> parse_devices(["cuda:0", "cuda:1"])
+    (device(type='cuda', index=0), device(type='cuda', index=1))
+    """
+    if not isinstance(names, (list, tuple)):
+        return (parse_device(names),)
+    if not names:
+        raise OptionError("device is an empty list. To fix this, name at least one device.")
+    return tuple(map(parse_device, names))
+
+
+def find_devices(devices: Sequence[Any]) -> list[Any]:
+    """Return the devices that this machine has. If it has none of them, return the CPU."""
+    found = [device for device in devices if resolve_device(device) == device]
+    return found or [torch.device("cpu")]
+
+
 @functools.cache
 def resolve_device(device: Any) -> Any:
-    """Return ``device``, or log a warning and return the CPU if this machine has no such device."""
+    """Return ``device``. If this machine has no such device, log a warning and return the CPU."""
     if device.type == "cpu":
         return device
     try:
@@ -45,7 +64,9 @@ def resolve_device(device: Any) -> Any:
         return device  # The device exists. Loading the model reports the lack of memory.
     except (RuntimeError, AssertionError) as error:
         _LOGGER.warning(
-            "The model runs on the CPU: the device %s is not available (%s).", device, error
+            "The device %s is not available (%s). A model without another device runs on the CPU.",
+            device,
+            error,
         )
         return torch.device("cpu")
     return device
