@@ -45,6 +45,13 @@ def test_a_cheap_model_is_never_called_in_another_thread():
         decision.record(1_000, 0.001)
 
 
+def test_one_slow_batch_does_not_make_a_model_expensive():
+    decision = OverlapDecision()
+    for n in range(100):
+        assert not decision.overlaps
+        decision.record(1_000, 0.1 if n % 4 == 1 else 0.001)
+
+
 def test_a_decision_is_reviewed_less_and_less_often():
     decision = OverlapDecision()
     decide(decision, 0.05, 0.02)

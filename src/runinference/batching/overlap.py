@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 #: Batches are measured in phases: one after the other, then with overlap, then both again if the result is close.
 _BATCHES_PER_PHASE = 4
 #: Overlap must save this share of the time.
@@ -34,7 +36,7 @@ class OverlapDecision:
     """
 
     def __init__(self) -> None:
-        self._slowest = 0.0
+        self._fastest = inf
         self._exploit_batches = _FIRST_EXPLOIT_BATCHES
         self._start_measuring()
 
@@ -47,18 +49,18 @@ class OverlapDecision:
                 self._start_measuring()
             return
         self._measured[self.overlaps].append(seconds / n_elements)
-        self._slowest = max(self._slowest, seconds)
+        self._fastest = min(self._fastest, seconds)  # noise only makes a batch slower
         if len(self._measured[self.overlaps]) % _BATCHES_PER_PHASE == 0:
             self._end_phase()
 
     def _start_measuring(self) -> None:
         self.overlaps = self.is_made = False
         self._measured: dict[bool, list[float]] = {False: [], True: []}
-        self._slowest = 0.0
+        self._fastest = inf
 
     def _end_phase(self) -> None:
         if not self.overlaps:
-            if self._slowest < _MIN_SECS:
+            if self._fastest < _MIN_SECS:
                 self._decide(False)
             else:
                 self.overlaps = True
