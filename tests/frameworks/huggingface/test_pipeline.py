@@ -159,7 +159,7 @@ def test_selects_the_device_on_the_worker(classifier, caplog):
 def test_constructor_rejects_conflicting_options(classifier):
     with pytest.raises(OptionError, match=r"needs a task.*PipelineTask"):
         HuggingFacePipelineModelHandler()
-    with pytest.raises(OptionError, match="give one of them"):
+    with pytest.raises(OptionError, match="pass only one of them"):
         HuggingFacePipelineModelHandler("ner", device="GPU", load_pipeline_args={"device": "cpu"})
     with pytest.raises(OptionError, match=r"device must be .* 'TPU'"):
         HuggingFacePipelineModelHandler("ner", device="TPU")

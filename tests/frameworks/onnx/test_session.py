@@ -171,5 +171,5 @@ def test_loads_external_weights_beside_the_model(tmp_path):
     [result] = OnnxModelHandlerNumpy(str(tmp_path / "m.onnx")).predict([np.ones(2)])
     assert result.inference.tolist() == [3, 3]
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(ModelLoadError, match="put them beside it"):
+    with pytest.raises(ModelLoadError, match="put them next to the model"):
         OnnxModelHandlerNumpy(str(tmp_path / "m.onnx")).load_model()
