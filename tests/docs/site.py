@@ -135,15 +135,20 @@ def open_tab(
 
 @contextmanager
 def shared_tab(chromium: Browser) -> Iterator[Page]:
-    """Open a tab in the shared browser context, which caches the files that all pages use."""
+    """Use the tab of the shared browser context, which caches the files that all pages use.
+
+    A new tab for each page would take a second more, because Chromium starts several processes for it.
+    """
     if not chromium.contexts:
         allowed = ["clipboard-read", "clipboard-write"]
-        chromium.new_context(viewport=DESKTOP, color_scheme="light", permissions=allowed)
-    tab = chromium.contexts[0].new_page()
+        context = chromium.new_context(color_scheme="light", permissions=allowed)
+        context.new_page()
+    [tab] = chromium.contexts[0].pages
+    tab.set_viewport_size(DESKTOP)
     try:
         yield tab
     finally:
-        tab.close()
+        tab.goto("about:blank")
 
 
 def audit_page(chromium: Browser, address: str, page: str) -> PageAudit:
@@ -153,8 +158,7 @@ def audit_page(chromium: Browser, address: str, page: str) -> PageAudit:
     follows the reader's system.
     """
     audit = PageAudit()
-    with shared_tab(chromium) as tab:
-        record_events(tab, address, audit)
+    with shared_tab(chromium) as tab, record_events(tab, address, audit):
         tab.goto(address + page, wait_until="load")
         tab.wait_for_function("!document.querySelector('pre.mermaid')")
         tab.evaluate(_STOP_ANIMATIONS)
@@ -173,15 +177,30 @@ def audit_page(chromium: Browser, address: str, page: str) -> PageAudit:
     return audit
 
 
-def record_events(tab: Page, address: str, audit: PageAudit) -> None:
+@contextmanager
+def record_events(tab: Page, address: str, audit: PageAudit) -> Iterator[None]:
     """Record console errors and requests to other hosts."""
-    tab.on("console", lambda message: message.type == "error" and audit.errors.append(message.text))
-    tab.on("pageerror", lambda error: audit.errors.append(str(error)))
     here = (address, "data:", "blob:")
-    tab.on(
-        "request",
-        lambda request: request.url.startswith(here) or audit.external_requests.append(request.url),
-    )
+
+    def on_console(message: Any) -> None:
+        if message.type == "error":
+            audit.errors.append(message.text)
+
+    def on_page_error(error: Any) -> None:
+        audit.errors.append(str(error))
+
+    def on_request(request: Any) -> None:
+        if not request.url.startswith(here):
+            audit.external_requests.append(request.url)
+
+    listeners = {"console": on_console, "pageerror": on_page_error, "request": on_request}
+    for event, listener in listeners.items():
+        tab.on(event, listener)
+    try:
+        yield
+    finally:
+        for event, listener in listeners.items():
+            tab.remove_listener(event, listener)
 
 
 _STOP_ANIMATIONS = """() => {
