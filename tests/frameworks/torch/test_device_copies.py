@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from common import run
 from runinference import RunInference
 from runinference.errors import OptionError, OutOfMemoryError
 from runinference.frameworks.torch.device_copies import DeviceCopies, load_on_devices
+from runinference.frameworks.torch.devices import resolve_device
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
 
@@ -63,6 +65,8 @@ def test_a_single_device_has_no_copies(weights):
 
 
 def test_devices_that_a_machine_lacks_are_left_out_with_a_warning(weights, caplog):
+    caplog.set_level(logging.WARNING)
+    resolve_device.cache_clear()
     handler = PytorchModelHandlerTensor(weights, Doubles, device=["cuda:61", "cpu", "cuda:62"])
     assert type(handler.load_model()) is Doubles
     assert "The device cuda:61 is not available" in caplog.text
@@ -138,6 +142,7 @@ def test_another_error_is_not_repeated():
 
 
 def test_a_device_on_which_the_model_does_not_fit_gets_no_copy(caplog):
+    caplog.set_level(logging.WARNING)
     assert load_on_devices(["a", "b", "c"], out_of_memory_on("b")).copies == ["a", "c"]
     assert "doesn't fit on the device b" in caplog.text
     assert load_on_devices(["a", "b"], out_of_memory_on("b")) == "a"
