@@ -85,6 +85,17 @@ def test_equals_the_format_of_the_standard_library(call):
         assert "".join(format_traceback(error, 50)) == "".join(expected)
 
 
+def test_equal_code_in_two_files_keeps_its_file():
+    reports = []
+    for file in ("one.py", "two.py"):
+        names: dict = {}
+        exec(compile("def fail():\n    raise ValueError('bad')", file, "exec"), names)
+        with pytest.raises(ValueError, match="bad") as raised:
+            names["fail"]()
+        reports.append("".join(format_traceback(raised.value, 1)))
+    assert ["one.py" in report for report in reports] == [True, False]
+
+
 def test_equal_frames_keep_their_own_messages():
     reports = []
     for message in ("one", "two"):

@@ -1,82 +1,52 @@
-"""Format tracebacks like the standard library, but format equal frames of many errors only once."""
+"""Format tracebacks with the standard library, but equal frames of many errors only once."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType, TracebackType
 
-_CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
-_CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
-
-#: The standard library adds suggestions or further lines to the messages of these errors.
-_WITH_DETAILS = (SyntaxError, NameError, AttributeError, ImportError)
-
-_Frames = tuple[tuple[CodeType, int], ...]  # the code and the current instruction of each frame
-_MAX_FORMATTED = 256
-_FORMATTED: dict[_Frames, list[str]] = {}
+_HEADER = "Traceback (most recent call last):\n"
 
 
 def format_traceback(error: BaseException, max_frames: int) -> list[str]:
     """Return the lines of ``traceback.format_exception`` for an error, with its innermost frames."""
-    chain = list(_iter_chain(error))
-    if any(map(_has_details, (each for _, each in chain))):
-        return traceback.format_exception(
-            type(error), error, error.__traceback__, limit=-max_frames
-        )
-    lines: list[str] = []
-    for connection, each in reversed(chain):
-        lines += [connection] if connection else []
-        if each.__traceback__ is not None:
-            lines.append("Traceback (most recent call last):\n")
-            lines += _format_frames(each.__traceback__, max_frames)
-        lines.append(_format_message(each))
-    return lines
-
-
-def _iter_chain(error: BaseException) -> Iterator[tuple[str, BaseException]]:
-    """Yield an error, its cause or context, and so on, each with the text that connects it to the next one."""
-    following: BaseException | None = error
-    seen: set[int] = set()
-    while following is not None:
-        error, connection = following, ""
-        seen.add(id(error))
-        if (following := error.__cause__) is not None and id(following) not in seen:
-            connection = _CAUSE
-        elif (following := error.__context__) is not None and id(following) not in seen:
-            connection = "" if error.__suppress_context__ else _CONTEXT
-        following = following if connection else None
-        yield connection, error
-
-
-def _has_details(error: BaseException) -> bool:
+    trace = error.__traceback__
+    has_context = error.__context__ is not None and not error.__suppress_context__
     is_group = hasattr(error, "exceptions")
-    return isinstance(error, _WITH_DETAILS) or is_group or hasattr(error, "__notes__")
+    if trace is None or error.__cause__ is not None or has_context or is_group:
+        return traceback.format_exception(type(error), error, trace, limit=-max_frames)
+    message = traceback.format_exception(type(error), error, trace, limit=0)
+    if message[0] == _HEADER:  # not in every version of Python
+        del message[0]
+    return [_HEADER, *_format_frames(_Frames(trace), max_frames), *message]
 
 
-def _format_frames(trace: TracebackType, max_frames: int) -> list[str]:
-    frames = [(each.tb_frame.f_code, each.tb_lasti) for each in _iter_frames(trace)]
-    key = tuple(frames[-max_frames:])
-    if key not in _FORMATTED:
-        if len(_FORMATTED) >= _MAX_FORMATTED:
-            _FORMATTED.clear()
-        _FORMATTED[key] = traceback.format_tb(trace, limit=-max_frames)
-    return _FORMATTED[key]
+class _Frames:
+    """The frames of a traceback, which are equal if they have the same code and the same current instructions."""
+
+    def __init__(self, trace: TracebackType) -> None:
+        self.trace: TracebackType | None = trace
+        self._key = _get_instructions(trace)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frames) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
-def _iter_frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+def _get_instructions(trace: TracebackType | None) -> tuple[tuple[CodeType, str, int], ...]:
+    found = []
     while trace is not None:
-        yield trace
+        code = trace.tb_frame.f_code  # equal code can be in different files
+        found.append((code, code.co_filename, trace.tb_lasti))
         trace = trace.tb_next
+    return tuple(found)
 
 
-def _format_message(error: BaseException) -> str:
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in ("__main__", "builtins"):
-        name = f"{kind.__module__}.{name}"
-    try:
-        message = str(error)
-    except Exception:
-        message = "<exception str() failed>"  # as in the standard library
-    return f"{name}: {message}\n" if message else f"{name}\n"
+@lru_cache(maxsize=256)
+def _format_frames(frames: _Frames, max_frames: int) -> list[str]:
+    lines = traceback.format_tb(frames.trace, limit=-max_frames)
+    frames.trace = None  # the cache must not keep the variables of the frames alive
+    return lines
