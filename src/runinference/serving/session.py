@@ -136,7 +136,9 @@ class ModelSession:
                     if self._config.timeout is not None:
                         self._wait(started.thread, progress, self._config.timeout)
                     return started.thread.outcome.result()
-                except (ModelGoneError, CancelledTurnError):
+                except CancelledTurnError:
+                    pass
+                except ModelGoneError:
                     self._invalidate(used, model)
                 except ChildDiedError:
                     self._invalidate(used, model)
@@ -167,7 +169,10 @@ class ModelSession:
 
     def overlap_for(self, version: ModelVersion) -> OverlapDecision:
         """Return whether the calls of a model should overlap, as this thread has measured."""
-        return self._decisions.setdefault(version, OverlapDecision())
+        decision = self._decisions.get(version)
+        if decision is None:
+            decision = self._decisions[version] = OverlapDecision()
+        return decision
 
     def has_room_for(self, version: ModelVersion) -> bool:
         """Return whether a model is loaded, or can be loaded without evicting another one."""

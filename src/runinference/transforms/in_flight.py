@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.batching.batcher import Batch
+from runinference.batching.overlap import OverlapDecision
 from runinference.serving.overlapping_calls import MAX_CALLS
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.engine import InferenceEngine
@@ -59,7 +60,7 @@ class InFlightBatches:
     def _run(self, version: ModelVersion, batch: Batch[WindowedValue]) -> Iterator[Iterator[Any]]:
         if self._started and self._started[0].version is not version:
             yield self.drain()
-        if self._may_overlap(version, len(batch)):
+        if self._overlaps(version, len(batch)):
             get_outcomes = self._engine.start(version, batch.elements)
             if get_outcomes is not None:
                 self._started.append(_Started(version, batch, get_outcomes))
@@ -80,17 +81,24 @@ class InFlightBatches:
         version, batch, get_outcomes = self._started.popleft()
         return self._engine.make_outputs(version, batch, get_outcomes())
 
-    def _may_overlap(self, version: ModelVersion, n_elements: int) -> bool:
-        session, is_first, self._is_first = self._engine.session, self._is_first, False
+    def _overlaps(self, version: ModelVersion, n_elements: int) -> bool:
+        """Return whether a batch runs in another thread."""
+        if self._is_first:
+            self._is_first = False
+            return False
+        session = self._engine.session
         if not session.size_for(version).converged:
             self._measured = None
             return False
         decision = session.overlap_for(version)
+        self._measure(version, n_elements, decision)
+        return decision.overlaps and session.can_start(version)
+
+    def _measure(self, version: ModelVersion, n_elements: int, decision: OverlapDecision) -> None:
+        """Record the time since the batch before, and begin to measure this one."""
         measured, now = self._measured, self._engine.clock.time_ns()
         self._measured = _Measured(version, n_elements, now)
-        if measured is not None and measured.version is version:
-            # While calls begin or end to overlap, a batch takes another time.
-            is_steady = len(self._started) == (MAX_CALLS if decision.overlaps else 0)
-            if is_steady:
-                decision.record(measured.n_elements, (now - measured.start) / 1e9)
-        return decision.overlaps and not is_first and session.can_start(version)
+        # While calls begin or end to overlap, a batch takes another time.
+        is_steady = len(self._started) == (MAX_CALLS if decision.overlaps else 0)
+        if measured is not None and measured.version is version and is_steady:
+            decision.record(measured.n_elements, (now - measured.start) / 1e9)
