@@ -108,7 +108,7 @@ bench-gpu: $(FULL) ## run the benchmarks on a GPU (DEVICE=cuda:1: another one; O
 	$(call say,benchmarks on a GPU)
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu --json .cache/bench-gpu.json $(if $(DEVICE),--device $(DEVICE)) $(SELECTED)
 
-bench-peers: $(PEERS)/.installed ## compare with Ray Data, Spark, and Daft, in an environment of its own (ONLY=W1; ROUNDS=1)
+bench-peers: $(PEERS)/.installed ## compare with Ray Data, Spark, and Daft, in a separate environment (ONLY=W1; ROUNDS=1)
 	$(call say,comparison with other engines)
 	@PYTHONPATH=$(CURDIR)/tests $(PEERS)/bin/python -m benchmarks.peers --json .cache/bench-peers.json $(SELECTED)
 

@@ -8,43 +8,21 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-import argparse
 import json
-import sys
-from pathlib import Path
 
-from rich.console import Console
-
+from benchmarks.command_line import make_console, make_parser, write_numbers
 from benchmarks.harness import CLOCKS
 from benchmarks.registry import MODULES, cases, missing_packages
 from benchmarks.report import as_json, describe_machine, make_tables, measure_case
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--only",
-        "--workload",
-        choices=MODULES,
-        action="extend",
-        nargs="+",
-        metavar="CODE",
-        help=f"default: all of {', '.join(MODULES)}",
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up round")
+    parser = make_parser("benchmarks", __doc__, MODULES, rounds=5, path=".cache/bench.json")
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the elements to use")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        default=Path(".cache/bench.json"),
-        help="file to update with the numbers",
-    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="use cpu on busy machines")
     args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f"--rounds is {args.rounds}. To fix this, set at least 1.")
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = make_console()
     measured, absent = [], {}
     for name in args.only or MODULES:
         if packages := missing_packages(name):
@@ -63,7 +41,6 @@ def main(argv=None):
 
 def save_numbers(path, workload, measured, packages, args):
     """Replace the cases of a workload in the JSON file and keep those of other workloads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     previous = json.loads(path.read_text()) if path.exists() else {"cases": []}
     new = [{**as_json(one), "clock": args.clock, "scale": args.scale} for one in measured]
     kept = [case for case in previous["cases"] if case["workload"] != workload]
@@ -74,7 +51,7 @@ def save_numbers(path, workload, measured, packages, args):
         "absent": {name: packages for name, packages in absent.items() if packages},
         "cases": sorted([*kept, *new], key=lambda case: order.index(case["workload"])),
     }
-    path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    write_numbers(path, numbers)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,17 @@ import time
 
 import numpy as np
 import torch
-from torchvision.models import mobilenet_v3_small
 
 from benchmarks.harness import Case, Outcome, batches
-from benchmarks.w2_images import CLASSES, SIZES, check, floor, images, run_with, save_model
+from benchmarks.w2_images import (
+    SIZES,
+    check,
+    floor,
+    images,
+    model_options,
+    run_with,
+    save_model,
+)
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -21,11 +28,7 @@ def cases(scale):
     n = max(16, int(256 * scale))
     for size in SIZES:
         handler = PytorchModelHandlerTensor(
-            state_dict_path=path,
-            model_class=mobilenet_v3_small,
-            model_params={"num_classes": CLASSES},
-            min_batch_size=size,
-            max_batch_size=size,
+            **model_options(path), min_batch_size=size, max_batch_size=size
         )
         yield Case(
             workload="sizes",

@@ -1,10 +1,15 @@
 """Measure how long contenders take for the same work, in alternating rounds, and check every outcome."""
 
+import functools
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -265,6 +270,43 @@ def run_pipeline(
                 step = beam.ParDo(step)
             elements = elements | f"Step {number}" >> step
     return Sink.take_total()
+
+
+def run_with_threads(
+    make_elements: Callable[[], Sequence[Any]], n_threads: int, *steps: Any
+) -> Outcome:
+    """Apply steps to elements that are distributed among worker threads. Only their positions are encoded."""
+    return run_pipeline(
+        functools.partial(range, len(make_elements())),
+        beam.Reshuffle(),
+        beam.Map(functools.partial(_get_element, make_elements)),
+        *steps,
+        options=[f"--direct_num_workers={n_threads}", "--direct_running_mode=multi_threading"],
+    )
+
+
+def _get_element(make_elements: Callable[[], Sequence[Any]], position: int) -> Any:
+    return make_elements()[position]
+
+
+def run_program(program: str) -> list[int]:
+    """Run Python code in a new process. Return the numbers that it prints, and its peak memory in bytes."""
+    paths = filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    done = subprocess.run(
+        [sys.executable, "-c", program + _PRINT_PEAK],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    *numbers, kilobytes = map(int, done.stdout.split())
+    return [*numbers, 1_024 * kilobytes]
+
+
+_PRINT_PEAK = """
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(line.split()[1])
+"""
 
 
 def batches(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:

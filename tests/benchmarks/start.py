@@ -1,11 +1,8 @@
 """Startup: time and memory until the library is imported, and until the first result of a new process."""
 
 import functools
-import os
-import subprocess
-import sys
 
-from benchmarks.harness import Case, Outcome
+from benchmarks.harness import Case, Outcome, run_program
 from benchmarks.w1_rows import train_model
 
 IMPORTS = {
@@ -21,11 +18,6 @@ StateSampler.__init__.__defaults__ = (1,)
 {imports}
 with beam.Pipeline("FnApiRunner") as pipeline:
     _ = pipeline | beam.Create([np.zeros(32, np.float32)]) | {step} | beam.Map(lambda _: print("1"))
-"""
-#: Prints the peak memory of the process in kilobytes.
-PRINT_PEAK = """
-[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print(line.split()[1])
 """
 PEAK = "MB of peak memory"
 IMPORT_HANDLER = (
@@ -69,15 +61,8 @@ def cases(scale):
 
 def run(program):
     """Run a program in a new process. The program prints its number of results."""
-    done = subprocess.run(
-        [sys.executable, "-c", program + PRINT_PEAK],
-        env=os.environ,
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    *counts, kilobytes = map(int, done.stdout.split())
-    return Outcome(sum(counts), metrics={PEAK: kilobytes * 1_024 / 1e6})
+    *counts, peak = run_program(program)
+    return Outcome(sum(counts), metrics={PEAK: peak / 1e6})
 
 
 def check(contender, outcome):

@@ -3,7 +3,6 @@
 import functools
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
@@ -12,6 +11,7 @@ import torch
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 
+from benchmarks.gpu.loops import run_in_turn, run_overlapped
 from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
 from benchmarks.w2_images import number, value
 from runinference import RunInference
@@ -48,8 +48,8 @@ def cases(scale):
         variant=f"batches of {BATCH}",
         n=n,
         runs={
-            "limit": functools.partial(bare_loop, model, n),
-            "overlapped loop": functools.partial(overlapped_loop, model, n),
+            "limit": functools.partial(run_loop, run_in_turn, model, n),
+            "overlapped loop": functools.partial(run_loop, overlap_stacking, model, n),
             "floor": functools.partial(floor, n),
             "ours": functools.partial(run_with, n, RunInference, ours),
             "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
@@ -66,24 +66,14 @@ def images(n):
     return [distinct[at % DISTINCT] for at in range(n)]
 
 
-def bare_loop(model, n):
+#: Stacks the next batch in another thread while the model computes.
+overlap_stacking = functools.partial(run_overlapped, n_in_flight=0)
+
+
+def run_loop(loop, model, n):
     outcome = Outcome()
-    with torch.inference_mode():
-        for batch in batches(images(n), BATCH):
-            pixels = torch.stack(batch)
-            outcome.add_batch(pixels[:, 0, 0, 0], model(pixels)[:, 0])
-    return outcome
-
-
-def overlapped_loop(model, n):
-    """Stack the next batch in another thread while the model computes."""
-    outcome, remaining = Outcome(), iter(batches(images(n), BATCH))
-    with ThreadPoolExecutor(1) as pool, torch.inference_mode():
-        stacked = pool.submit(torch.stack, next(remaining))
-        while stacked is not None:
-            pixels, batch = stacked.result(), next(remaining, None)
-            stacked = None if batch is None else pool.submit(torch.stack, batch)
-            outcome.add_batch(pixels[:, 0, 0, 0], model(pixels)[:, 0])
+    for pixels, output in loop(batches(images(n), BATCH), model, torch.device("cpu")):
+        outcome.add_batch(pixels[:, 0, 0, 0], output[:, 0])
     return outcome
 
 

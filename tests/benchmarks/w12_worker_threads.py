@@ -6,15 +6,14 @@ import apache_beam as beam
 import torch
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
-from torchvision.models import mobilenet_v3_small
 
-from benchmarks.harness import Case, ExampleSink, Sink, identity, run_pipeline
+from benchmarks.harness import Case, ExampleSink, Sink, identity, run_with_threads
 from benchmarks.w2_images import (
     BATCHES_OF_16,
-    CLASSES,
     bare_loop,
     check,
     images,
+    model_options,
     number,
     save_model,
     value,
@@ -30,12 +29,7 @@ def cases(scale):
     n = max(64, int(1_500 * scale))
     torch.set_num_threads(1)
     model, path = save_model()
-    options = {
-        "state_dict_path": path,
-        "model_class": mobilenet_v3_small,
-        "model_params": {"num_classes": CLASSES},
-        **BATCHES_OF_16,
-    }
+    options = {**model_options(path), **BATCHES_OF_16}
     ours = PytorchModelHandlerTensor(**options)
     beam_handler = beam_pytorch.PytorchModelHandlerTensor(**options)
     images(n)  # before the workers start
@@ -57,23 +51,10 @@ def cases(scale):
 
 
 def floor(n):
-    return run_with_threads(n, THREADS, beam.Map(identity), ExampleSink(number))
+    make_images = functools.partial(images, n)
+    return run_with_threads(make_images, THREADS, beam.Map(identity), ExampleSink(number))
 
 
 def run_with(n, n_threads, transform, handler):
-    return run_with_threads(n, n_threads, transform(handler), Sink(number, value))
-
-
-def run_with_threads(n, n_threads, *steps):
-    """Distribute the images among threads. Only their positions are encoded."""
-    return run_pipeline(
-        functools.partial(range, n),
-        beam.Reshuffle(),
-        beam.Map(functools.partial(get_image, n)),
-        *steps,
-        options=[f"--direct_num_workers={n_threads}", "--direct_running_mode=multi_threading"],
-    )
-
-
-def get_image(n, position):
-    return images(n)[position]
+    make_images = functools.partial(images, n)
+    return run_with_threads(make_images, n_threads, transform(handler), Sink(number, value))

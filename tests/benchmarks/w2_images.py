@@ -1,9 +1,6 @@
 """W2: 1,500 images of 96 x 96 pixels and torchvision's mobilenet_v3_small, with default settings."""
 
 import functools
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +12,16 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 from torchvision.models import mobilenet_v3_small
 
-from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
+from benchmarks.harness import (
+    Case,
+    ExampleSink,
+    Outcome,
+    Sink,
+    batches,
+    identity,
+    run_pipeline,
+    run_program,
+)
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -30,11 +36,6 @@ def cases(scale):
     n = max(16, int(1_500 * scale))
     torch.set_num_threads(1)
     model, path = save_model()
-    options = {
-        "state_dict_path": path,
-        "model_class": mobilenet_v3_small,
-        "model_params": {"num_classes": CLASSES},
-    }
     memory = functools.partial(measure_memory, scale, model, n)
     memory_goal = {"MB of peak memory above the floor, ours": ("≤", 100)}
     fixed_loop = functools.partial(bare_loop, size=16)
@@ -42,8 +43,9 @@ def cases(scale):
         ("default settings", {}, best_loop, GOALS | memory_goal, memory),
         ("batches of 16", BATCHES_OF_16, fixed_loop, GOALS, dict),
     ):
-        ours = PytorchModelHandlerTensor(**options, **size)
-        beam_handler = beam_pytorch.PytorchModelHandlerTensor(**options, **size)
+        options = {**model_options(path), **size}
+        ours = PytorchModelHandlerTensor(**options)
+        beam_handler = beam_pytorch.PytorchModelHandlerTensor(**options)
         yield Case(
             workload="W2",
             variant=variant,
@@ -58,6 +60,15 @@ def cases(scale):
             goals=goals,
             measure_once=measure_once,
         )
+
+
+def model_options(path):
+    """Return the arguments of both libraries' handlers for the model."""
+    return {
+        "state_dict_path": path,
+        "model_class": mobilenet_v3_small,
+        "model_params": {"num_classes": CLASSES},
+    }
 
 
 @functools.cache
@@ -161,14 +172,6 @@ def measure_peak(contender, scale, best):
         f"case = next(w2.cases({scale})); w2.images(case.n)\n"
         "open('/proc/self/clear_refs', 'w').write('5')  # reset the peak after the imports\n"
         f"case.runs[{contender!r}]()\n"
-        "[line] = [line for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"
-        "print(1024 * int(line.split()[1]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    return int(done.stdout)
+    [peak] = run_program(program)
+    return peak

@@ -39,9 +39,13 @@ class Client:
         return answer
 
 
-class OurHandler(RemoteModelHandler):
-    def __init__(self, port):
-        super().__init__(max_request_size=ROWS, max_concurrent_requests=MAX_CONCURRENT)
+class Requests:
+    """The methods of a remote handler that both libraries call."""
+
+    result_type = PredictionResult
+
+    def __init__(self, port, **options):
+        super().__init__(**options)
         self._port = port
 
     def create_client(self):
@@ -49,41 +53,30 @@ class OurHandler(RemoteModelHandler):
 
     def request(self, batch, model, inference_args=None):
         pairs = zip(batch, model.post(batch), strict=True)
-        return [PredictionResult(row, answer, "double") for row, answer in pairs]
+        return [self.result_type(row, answer, "double") for row, answer in pairs]
 
 
-class BeamHandler(beam_base.RemoteModelHandler):
+class OurHandler(Requests, RemoteModelHandler):
     def __init__(self, port):
-        super().__init__(namespace="benchmark")
-        self._port = port
+        super().__init__(port, max_request_size=ROWS, max_concurrent_requests=MAX_CONCURRENT)
 
-    def create_client(self):
-        return Client(self._port)
 
-    def request(self, batch, model, inference_args=None):
-        pairs = zip(batch, model.post(batch), strict=True)
-        return [beam_base.PredictionResult(row, answer, "double") for row, answer in pairs]
+class BatchPerRequest(Requests):
+    """Send each batch as one request, the only way in Beam."""
+
+    def __init__(self, port):
+        super().__init__(port, namespace="benchmark")
 
     def batch_elements_kwargs(self):
         return {"min_batch_size": ROWS, "max_batch_size": ROWS}
 
 
-class DropInHandler(RemoteModelHandler):
+class BeamHandler(BatchPerRequest, beam_base.RemoteModelHandler):
+    result_type = beam_base.PredictionResult
+
+
+class DropInHandler(BatchPerRequest, RemoteModelHandler):
     """`BeamHandler` with other imports, and no further options."""
-
-    def __init__(self, port):
-        super().__init__(namespace="benchmark")
-        self._port = port
-
-    def create_client(self):
-        return Client(self._port)
-
-    def request(self, batch, model, inference_args=None):
-        pairs = zip(batch, model.post(batch), strict=True)
-        return [PredictionResult(row, answer, "double") for row, answer in pairs]
-
-    def batch_elements_kwargs(self):
-        return {"min_batch_size": ROWS, "max_batch_size": ROWS}
 
 
 def cases(scale):

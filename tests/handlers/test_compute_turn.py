@@ -34,7 +34,7 @@ def turns(n):
     return found
 
 
-def test_calls_compute_in_order_also_if_a_later_one_has_collated_first():
+def test_calls_compute_in_order_even_if_a_later_one_collates_first():
     computed, second_is_ready = [], threading.Event()
     first, second = turns(2)
 
@@ -55,7 +55,7 @@ def test_calls_compute_in_order_also_if_a_later_one_has_collated_first():
     assert computed == [1, 2]
 
 
-def test_a_call_collates_while_another_one_computes_and_is_not_done():
+def test_a_call_collates_but_does_not_compute_while_another_one_computes():
     first, second = turns(2)
     has_collated, may_compute = threading.Event(), threading.Event()
 
@@ -75,7 +75,7 @@ def test_a_call_collates_while_another_one_computes_and_is_not_done():
         later.result()
 
 
-def test_a_handler_without_turns_runs_as_a_whole_in_its_turn():
+def test_a_handler_that_does_not_use_turns_runs_entirely_in_its_turn():
     first, second = turns(2)
     events, second_began = [], threading.Event()
 
@@ -150,7 +150,7 @@ def test_a_nested_turn_ends_with_the_outer_one():
         later.result()
 
 
-def test_the_time_that_a_call_waits_is_known_and_forgotten_afterwards():
+def test_the_time_that_a_call_waits_is_measured_and_reset_afterwards():
     first, second = turns(2)
 
     def call():
@@ -169,7 +169,7 @@ def test_without_overlap_a_turn_has_no_effect():
         assert get_waited_ns() == 0
 
 
-def test_a_wrapper_for_keys_asks_its_handler():
+def test_a_keyed_handler_delegates_to_its_handler():
     assert uses_compute_turn(KeyedModelHandler(Handler()))
     assert not uses_compute_turn(KeyedModelHandler(Handler(False)))
     assert not uses_compute_turn(object())

@@ -95,11 +95,11 @@ def test_a_pre_batched_array_with_nan_costs_three_calls():
 
 
 class Rejecting(ModelHandler):
-    """Rejects elements that fail a check, and names one element of each batch that it rejects."""
+    """Rejects batches with negative numbers, with an error that names one element."""
 
-    def __init__(self, name, **options):
+    def __init__(self, choose_index, **options):
         super().__init__(**options)
-        self.name, self.n_calls = name, 0
+        self.choose_index, self.n_calls = choose_index, 0
 
     def load_model(self):
         return None
@@ -108,7 +108,7 @@ class Rejecting(ModelHandler):
         self.n_calls += 1
         bad = [index for index, element in enumerate(batch) if element < 0]
         if bad:
-            raise ElementError("negative", index=self.name(bad, batch))
+            raise ElementError("negative", index=self.choose_index(bad, batch))
         return list(batch)
 
 
@@ -119,12 +119,12 @@ def test_an_element_that_the_handler_names_costs_two_more_calls():
 
 
 @pytest.mark.parametrize(
-    "name",
+    "choose_index",
     [lambda bad, batch: 0, lambda bad, batch: len(batch) - 1, lambda bad, batch: 1_000],
     ids=["first", "last", "outside"],
 )
-def test_a_wrong_name_costs_at_most_twice_the_calls_of_bisection(name):
-    handler, numbers = Rejecting(name), [1] * 64
+def test_a_wrong_index_costs_at_most_twice_the_calls_of_bisection(choose_index):
+    handler, numbers = Rejecting(choose_index), [1] * 64
     for index in (20, 21, 50):
         numbers[index] = -1
     assert find_failures(infer(handler, numbers)) == [20, 21, 50]

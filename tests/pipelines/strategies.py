@@ -118,9 +118,8 @@ def cases(
     if buffered:
         batching["max_batch_duration_secs"] = 1
     overlaps = draw(st.booleans())
-    if (
-        overlaps and "max_padded_size" not in batching
-    ):  # only a fixed size is known from the first batch on
+    # Only a fixed size is known from the first batch on.
+    if overlaps and "max_padded_size" not in batching:
         batching["min_batch_size"] = batching.setdefault("max_batch_size", 3)
     return Case(
         threads=tuple(draw(bundles) for _ in range(n_threads)),

@@ -1,4 +1,4 @@
-"""Calls of batches that overlap with the rest of a bundle: order, errors, refresh, and nothing left behind."""
+"""Calls that overlap with the rest of a bundle: order, errors, model updates, and cleanup."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_models_per_key_that_do_not_fit_together_are_evicted_and_never_wait_for_
     assert sorted(results) == sorted((key, (n, key)) for key, n in elements)
 
 
-def test_new_arguments_apply_from_their_element_on():
+def test_new_arguments_apply_to_their_element_and_later_ones():
     one = worker(Squares(**TWO), inference_args=beam.pvalue.AsDict(no_updates()))
     one.do_fn.start_bundle()
     outputs = []

@@ -175,7 +175,7 @@ def test_the_path_of_the_plot_is_checked_first(capsys):
     assert "must end in .png or .svg" in capsys.readouterr().err
 
 
-def test_without_matplotlib_the_result_is_printed_all_the_same(capsys, monkeypatch):
+def test_without_matplotlib_the_result_is_still_printed(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     arguments = ["my_module:handler", "my_module:texts", "--time-limit", "0.2"]
     assert main(["tune", *arguments]) == 0

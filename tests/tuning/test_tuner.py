@@ -95,7 +95,7 @@ def test_elements_of_a_length_bucket_share_batches(clock):
     assert max(map(len, handler.batches)) >= 256
 
 
-def test_memory_that_runs_out_stops_the_growth(clock):
+def test_running_out_of_memory_ends_the_search(clock):
     def limited(batch):
         if len(batch) > 16:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
@@ -107,7 +107,7 @@ def test_memory_that_runs_out_stops_the_growth(clock):
     assert result.notes == ("Memory ran out with max_batch_size=32.",)
 
 
-def test_a_batch_that_fails_as_a_whole_stops_the_growth(clock):
+def test_a_batch_that_fails_as_a_whole_ends_the_search(clock):
     def limited(batch):
         if len(batch) > 2:
             raise ValueError("too many rows")
@@ -120,7 +120,7 @@ def test_a_batch_that_fails_as_a_whole_stops_the_growth(clock):
     )
 
 
-def test_the_time_limit_ends_the_growth_and_the_rounds(clock):
+def test_the_time_limit_ends_the_search_and_the_rounds(clock):
     result = tune(SimulatedModel(clock, lambda batch: 10), range(100), time_limit=1)
     assert (values(result), result.line) == ([1], "max_batch_size=1")
     assert result.notes == (
@@ -336,8 +336,8 @@ def test_a_failing_preprocessing_function_and_a_model_that_cannot_be_loaded_are_
         ("a text", [1], {}, "takes a model handler"),
         (Doubler, [1], {}, "got the class Doubler. To fix this, pass an instance"),
         (Doubler(), [], {}, "elements is empty. To fix this"),
-        (Doubler(), 5, {}, "elements must be a list of elements, but is a int. To fix this"),
-        (Doubler(), {"a": 1}, {}, "elements must be a list of elements, but is a dict"),
+        (Doubler(), 5, {}, "elements must be a list of elements, but is of type int. To fix this"),
+        (Doubler(), {"a": 1}, {}, "elements must be a list of elements, but is of type dict"),
         (Doubler(), [1], {"time_limit": 0}, "time_limit must be greater than 0 seconds"),
         (Doubler(), [1], {"rounds": 0}, "rounds must be at least 1"),
         (Doubler(), [1], {"inference_args": 5}, "inference_args must be a dictionary"),

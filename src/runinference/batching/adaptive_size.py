@@ -19,9 +19,9 @@ _CLEAR_GAIN = -log(0.7)
 _CONFIDENCE = 2.0
 _NEAR_BEST = log(1.05)
 _MAX_SIZES_WITHOUT_GAIN = 2
-#: Sizes are skipped if a call of the next one takes less than this, even without any gain.
+#: Sizes are skipped as long as a call of the next one takes less than this, even if batching gains nothing.
 _SHORT_CALL_SECS = 2e-3
-#: The most that a size grows at once, if most of the time of a call doesn't depend on its size.
+#: The maximum factor by which a size grows at once, if most of the time of a call doesn't depend on the size.
 _MAX_GROWTH = 8
 _FIRST_EXPLOIT_CALLS = 64
 _MAX_EXPLOIT_CALLS = 8_192
@@ -34,7 +34,7 @@ class AdaptiveSize:
 
     Exploring starts at the minimum size. The size doubles while this makes an element at least 10% cheaper. Sizes
     are skipped while calls take less than 2 ms, or while their time depends little on the number of elements. If
-    the larger size is not much cheaper, the skipped ones are measured. The first call is not measured, because it
+    the larger size is not much cheaper, the skipped sizes are measured. The first call is not measured, because it
     warms up the model. If calls of the same size take equally long, each size is measured with three calls, or
     with one call if it is much cheaper. The more these times vary, the more calls are made, up to 14, alternately
     of the new size and of the best smaller one.

@@ -35,7 +35,7 @@ class Batch(list[ItemT]):
 
     Attributes:
         elements: The element of each item.
-        opened: When the first of its items came, in nanoseconds.
+        opened: The time at which the first item was added, in nanoseconds.
     """
 
     __slots__ = ("elements", "opened")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from math import inf
 
-#: Batches are measured in phases: one after the other, then with overlap, then both again if the result is close.
+#: Batches are measured in two phases, without and with overlap. If the result is close, both are repeated.
 _BATCHES_PER_PHASE = 4
 #: Overlap must save this share of the time.
 _GAIN = 0.05
-#: A difference at which the first two phases are enough.
+#: The first two phases are enough if the gain differs from `_GAIN` by more than this.
 _CLEAR_GAIN = 0.15
 #: Seconds per batch below which handing a call to another thread costs more than overlap can save.
 _MIN_SECS = 0.002
@@ -21,8 +21,8 @@ class OverlapDecision:
 
     While one batch computes, the next one can be collated, and the results of the one before can be emitted. This
     is faster if the model leaves the interpreter lock to other threads, as on a GPU. It is slower if the model
-    holds the lock, or if a batch takes microseconds. So batches are measured in both ways, and the decision is
-    reviewed after 64 batches, then after twice as many, and so on.
+    holds the lock, or if a batch takes microseconds. Therefore, batches are measured both ways, and measured again
+    after 64 batches, then after twice as many, and so on.
 
     >>> decision = OverlapDecision()
     >>> while not decision.is_made:
@@ -41,10 +41,10 @@ class OverlapDecision:
         self._start_measuring()
 
     def record(self, n_elements: int, seconds: float) -> None:
-        """Record the time from one batch to the next one, of a batch that ran as ``overlaps`` said."""
+        """Record the time from one batch to the next. The batch ran with the current value of ``overlaps``."""
         if self.is_made:
-            self._left -= 1
-            if not self._left:
+            self._batches_left -= 1
+            if not self._batches_left:
                 self._exploit_batches = min(2 * self._exploit_batches, _MAX_EXPLOIT_BATCHES)
                 self._start_measuring()
             return
@@ -65,8 +65,8 @@ class OverlapDecision:
             else:
                 self.overlaps = True
             return
-        separate, overlapping = (sum(self._measured[way]) for way in (False, True))
-        gain = 1 - overlapping / separate if separate else 0.0
+        sequential, overlapping = (sum(self._measured[overlaps]) for overlaps in (False, True))
+        gain = 1 - overlapping / sequential if sequential else 0.0
         is_last = len(self._measured[True]) > _BATCHES_PER_PHASE
         if is_last or abs(gain - _GAIN) > _CLEAR_GAIN:
             self._decide(gain > _GAIN)
@@ -75,4 +75,4 @@ class OverlapDecision:
 
     def _decide(self, overlaps: bool) -> None:
         self.overlaps, self.is_made = overlaps, True
-        self._left = self._exploit_batches
+        self._batches_left = self._exploit_batches

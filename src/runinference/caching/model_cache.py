@@ -226,7 +226,7 @@ class ModelCache:
                 yield entry
 
     def _may_load_now(self, new: CacheEntry) -> bool:
-        """Return False for a model of unknown size while others load: the size is only known afterwards."""
+        """Return False for a model of unknown size while others load, because loading measures its size."""
         size_matters = self._limits.max_bytes is not None and new.name not in self._sizes
         return not size_matters or not any(entry.is_loading for entry in self._entries.values())
 

@@ -13,7 +13,7 @@ class MicroBatchLimits:
 
     Attributes:
         max_padded_size: Maximum padded size, the longest length times the number of examples.
-        max_padding: Maximum part of the padded size that is padding.
+        max_padding: Maximum padding, the padded size minus the sum of the lengths.
     """
 
     max_padded_size: float = inf

@@ -78,7 +78,7 @@ def slice_rows(value: Any, index: slice) -> Any:
 
 
 def select_rows(value: Any, indices: Sequence[int]) -> Any:
-    """Return the rows of a list, an array or a table at some positions.
+    """Return the rows of a list, an array or a table at the given indices.
 
     >>> select_rows(np.array([[1, 2], [3, 4], [5, 6]]), [0, 2]).tolist()
     [[1, 2], [5, 6]]

@@ -16,10 +16,10 @@ class CancelledTurnError(Exception):
 
 
 class ComputeTurn:
-    """The turn of a call to compute, which begins when that of the call before it has ended.
+    """The turn of a call to compute. It begins when the turn of the previous call has ended.
 
     Args:
-        previous: The turn of the call before; None if this is the first call.
+        previous: The turn of the previous call; None for the first call.
     """
 
     def __init__(self, previous: ComputeTurn | None = None) -> None:
@@ -40,12 +40,12 @@ class ComputeTurn:
             self._ended.set()
 
     def end(self) -> None:
-        """End the turn of a call that is over, even if the call has never computed."""
+        """End the turn of a call that has returned or failed, even if the call never computed."""
         self._wait_for_previous()
         self._ended.set()
 
     def abandon(self) -> None:
-        """Let the next turn begin, although the call of this one hangs."""
+        """Let the next turn begin although the call of this turn hangs."""
         self._ended.set()
 
     def cancel(self) -> None:
@@ -68,10 +68,10 @@ _thread = _ThreadState()
 
 @contextmanager
 def compute_turn() -> Iterator[None]:
-    """Compute in a ``with`` block, in the order of the calls that overlap.
+    """Compute in a ``with`` block, which calls that overlap enter in order and one at a time.
 
-    A handler whose ``uses_compute_turn`` returns true calls its model within this block. It collates the batch
-    before and splits the output afterwards, while other calls compute. Without overlap, the block has no effect.
+    A handler whose ``uses_compute_turn`` returns true calls its model in this block. It collates the batch before
+    the block and splits the output after it, while other calls compute. Without overlap, the block has no effect.
     """
     if _thread.turn is None:
         yield
@@ -101,5 +101,5 @@ def run_in_turn(turn: ComputeTurn, handler: Any, run: Callable[[], _T]) -> _T:
 
 
 def uses_compute_turn(handler: Any) -> bool:
-    """Return whether a handler calls its model within `compute_turn`, and does all else outside of it."""
+    """Return whether a handler calls its model within `compute_turn`, and does everything else outside of it."""
     return bool(getattr(handler, "uses_compute_turn", bool)())

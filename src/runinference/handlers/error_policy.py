@@ -141,11 +141,10 @@ class FailFastPolicy:
 class DeadLetterPolicy:
     """Turn each failing element into a `Failure`, and return the results of all other elements.
 
-    A batch that fails is bisected until only the failing elements remain. If the error shows which elements may be
-    the reason, these are called by themselves first. After a transient error, such as a broken connection, the
-    whole batch is retried first. Failures that take long, because a model hangs or an
-    endpoint is down, are limited: if too many occur in a row without any success, all elements that are still
-    undecided fail.
+    A batch that fails is bisected until only the failing elements remain. If the error shows which elements are
+    probably bad, the model is first called on each of them alone. After a transient error, such as a broken
+    connection, the whole batch is retried first. Failures that take long, because a model hangs or an endpoint is
+    down, are limited: if too many occur in a row without any success, all elements that are still undecided fail.
 
     Args:
         caught: The exception types to handle. Others are raised.
@@ -237,7 +236,7 @@ class DeadLetterPolicy:
     def _call_suspects(
         self, call: Call, batch: Any, suspects: Sequence[int], budget: FailureBudget
     ) -> list[Any]:
-        """Call each suspect by itself, and all others together; if they fail, too, they are bisected."""
+        """Call the model on each suspect alone, and on all others together. If the others fail, bisect them."""
         alone = [
             self._call_with_retries(call, batch[index : index + 1], budget) for index in suspects
         ]

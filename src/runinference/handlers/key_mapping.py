@@ -60,11 +60,16 @@ def check_handler_object(handler: Any, wrapper: str) -> None:
         raise OptionError(
             f"{wrapper} got the class {handler.__name__}. To fix this, pass an instance: {handler.__name__}(...)."
         )
-    if not all(hasattr(handler, name) for name in ("load_model", "run_inference")):
+    if not has_handler_methods(handler):
         raise OptionError(
             f"{wrapper} takes a model handler, such as SklearnModelHandlerNumpy(model_uri=...), but got a "
             f"{type(handler).__name__}."
         )
+
+
+def has_handler_methods(value: Any) -> bool:
+    """Return whether an object or class has the methods that every model handler must define."""
+    return all(hasattr(value, name) for name in ("load_model", "run_inference"))
 
 
 def reject_functions(unkeyed: Any, wrapper: str) -> None:

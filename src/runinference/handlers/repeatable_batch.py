@@ -197,7 +197,7 @@ class _Copy(_Kept):
 
 
 class _RowsCopy(_Kept):
-    """Copies of arrays that are rows of one length, as one array: this takes a fifth of the time."""
+    """A stacked copy of rows of one length, which takes a fifth of the time of separate copies."""
 
     def restore(self) -> Any:
         return [row.copy() for row in self._value]
@@ -247,6 +247,9 @@ def _keep(elements: Any, as_one: bool) -> _Kept:
         return _Unknown(error)
 
 
+_is_writeable = operator.attrgetter("flags.writeable")
+
+
 def _are_modifiable_rows(elements: list[Any]) -> bool:
     return (
         are_arrays_of_one_dtype(elements)
@@ -254,9 +257,6 @@ def _are_modifiable_rows(elements: list[Any]) -> bool:
         and not elements[0].dtype.hasobject
         and all(map(_is_writeable, elements))
     )
-
-
-_is_writeable = operator.attrgetter("flags.writeable")
 
 
 def _copy_table(value: Any) -> Any:

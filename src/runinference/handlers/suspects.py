@@ -13,7 +13,7 @@ from runinference.collate.pytree import children
 from runinference.collate.stack import are_arrays_of_one_dtype, are_rows_of_one_shape, stack_rows
 from runinference.errors import get_failing_index, get_message
 
-#: What libraries say about numbers that are not finite.
+#: How error messages of libraries describe numbers that are not finite.
 _NOT_FINITE = re.compile(r"\b(nan|infs?|infinity|infinite)\b|not finite", re.IGNORECASE)
 
 

@@ -13,10 +13,10 @@ class TunableOption:
 
     Attributes:
         name: The keyword of the constructor.
-        values: The values to measure, starting with the default for a choice, and ascending for a number.
+        values: The values to measure: the default first if they are alternatives, ascending if they are numbers.
         default: The default of the constructor.
         is_choice: Whether the values are alternatives. Otherwise, they are numbers of which larger ones cost more.
-        applies: Whether to measure the option unless it is excluded.
+        applies: Whether to measure the option by default.
     """
 
     name: str
@@ -38,5 +38,5 @@ class Tunable:
         return ()
 
     def with_option(self, name: str, value: Any) -> Any:
-        """Return a copy of the handler with another value of an option. It has to load its model again."""
+        """Return a copy of the handler with another value of an option. The copy must load its model again."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Calls of a model in other threads, while the thread of the pipeline collects and emits other batches."""
+"""Calls of a model in other threads, while the pipeline's thread collects and emits other batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CALLS = 2
 
 
 class StartedCall(NamedTuple):
-    """A call that has begun.
+    """A call that has started.
 
     Attributes:
         thread: The thread that makes the call.
@@ -29,10 +29,10 @@ class StartedCall(NamedTuple):
 
 
 class OverlappingCalls:
-    """The calls of one session that have begun, and whose outcomes were not taken. They compute in order.
+    """The calls of a session that have started, and whose outcomes are not retrieved yet. They compute in order.
 
     Args:
-        timeout: Seconds to wait for a call whose outcome is not needed; None for no limit.
+        timeout: Maximum seconds that ``wait`` waits for each call; None for no limit.
     """
 
     def __init__(self, timeout: float | None = None) -> None:
@@ -41,7 +41,7 @@ class OverlappingCalls:
         self._last_turn: ComputeTurn | None = None
 
     def start(self, handler: Any, run: Callable[[], CallOutcome], users: ExitStack) -> StartedCall:
-        """Begin a call of a handler's model; see `StartedCall`."""
+        """Start a call of a handler's model. Closing ``users`` releases the model."""
         turn = self._last_turn = ComputeTurn(self._last_turn)
         thread = CallThread(partial(run_in_turn, turn, handler, run))
         started = StartedCall(thread, turn, users)
@@ -50,20 +50,20 @@ class OverlappingCalls:
         return started
 
     def remove(self, started: StartedCall) -> bool:
-        """Remove a call whose outcome is taken. Return False if it was removed before."""
+        """Remove a call before its outcome is retrieved. Return False if it was already removed."""
         found = any(each is started for each in self._started)
         self._started = [each for each in self._started if each is not started]
         return found
 
     def abandon(self, hanging: StartedCall) -> None:
-        """Cancel the calls that wait for one that hangs."""
+        """Abandon a call that hangs, and cancel the calls that wait for it."""
         for started in self._started:
             started.turn.cancel()
         hanging.turn.abandon()
         self._last_turn = None
 
     def wait(self) -> None:
-        """Wait for all calls that have begun, without their outcomes."""
+        """Wait for all started calls, without retrieving their outcomes."""
         for started in self._started:
             started.thread.join(self._timeout)
 

@@ -42,7 +42,7 @@ _MAX_ATTEMPTS = 3
 
 
 class Clock(Protocol):
-    """A source of the time, such as the module ``time``."""
+    """A clock, such as the module ``time``."""
 
     def time_ns(self) -> int:
         """Return the nanoseconds since the epoch."""
@@ -105,16 +105,16 @@ class ModelSession:
         return self._run_with_timeout(version, batch, inference_args, self._config.timeout)
 
     def can_start(self, version: ModelVersion) -> bool:
-        """Return whether a call can begin in another thread, because the model is current and loaded."""
+        """Return whether a call can start in another thread: the model is current and loaded."""
         is_current = self._current.get(version.keys[0]) is version
         return is_current and self.models.cache.has_loaded(self._cache_name(version.name))
 
     def start(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
     ) -> Callable[[ModelVersion, Any, dict[str, Any] | None], CallOutcome]:
-        """Begin a call in another thread, and return a function like ``call``, whose first call waits for it.
+        """Start a call in another thread, and return a function like ``call``, whose first call waits for it.
 
-        Until then, calls of other models must not begin.
+        Until then, calls of other models must not start.
         """
         users, progress = ExitStack(), CallProgress(version)
         used, model = users.enter_context(self._acquire(version, progress))
@@ -168,7 +168,7 @@ class ModelSession:
         return self.models.size_for(self._config.models.name, version)
 
     def overlap_for(self, version: ModelVersion) -> OverlapDecision:
-        """Return whether the calls of a model should overlap, as this thread has measured."""
+        """Return the decision of this thread on whether the calls of a model overlap."""
         decision = self._decisions.get(version)
         if decision is None:
             decision = self._decisions[version] = OverlapDecision()
@@ -181,7 +181,7 @@ class ModelSession:
     def end_bundle(self) -> None:
         """Close the models that were replaced within the bundle, unless bundles of other threads use them.
 
-        If the bundle failed, end its calls first.
+        If the bundle failed, wait for its calls first.
         """
         self._overlapping.discard_all()
         current = self.current_names()

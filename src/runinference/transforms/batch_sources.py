@@ -75,7 +75,7 @@ class BundleBatches(BatchSource):
         return self._run(version, full) if full else None
 
     def _share(self, origin: WindowedValue) -> None:
-        """Use one origin for the next elements: the garbage collector visits each object that is kept."""
+        """Share one origin among the next elements: the garbage collector visits each object that is kept."""
         self._origin = origin.with_value(None)
         self._windows, self._timestamp = origin.windows, origin.timestamp_micros
         self._pane = origin.pane_info

@@ -123,9 +123,9 @@ class InferenceEngine:
         return self._infer(version, repeatable, self.session.call)
 
     def start(self, version: ModelVersion, batch: Any) -> Callable[[], list[Any]] | None:
-        """Begin the call of a batch in another thread, and return a function that waits for its outcomes.
+        """Start the call of a batch in another thread, and return a function that waits for its outcomes.
 
-        Return None if the call can't begin, for any reason.
+        Return None if the call can't start, for any reason.
         """
         repeatable = RepeatableBatch(batch, self._copies(len(batch)))
         try:
@@ -177,9 +177,8 @@ class InferenceEngine:
     ) -> Iterator[Any]:
         """Give each result or dead letter the window and timestamp of its element."""
         if not _count_failures(outcomes):
-            return map(
-                WindowedValue.with_value, origins, outcomes
-            )  # without Python code per result
+            # A map runs no Python code per result.
+            return map(WindowedValue.with_value, origins, outcomes)
         return self._make_outputs(version, origins, outcomes)
 
     def _make_outputs(

@@ -1,4 +1,4 @@
-"""The batches of a bundle whose calls have begun, and whose results are not emitted yet."""
+"""The batches of a bundle whose calls have started, and whose results are not emitted yet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runinference.transforms.engine import InferenceEngine
 
 
 class _Started(NamedTuple):
-    """A batch whose call has begun.
+    """A batch whose call has started.
 
     Attributes:
         version: The model.
@@ -53,7 +53,7 @@ class InFlightBatches:
         self._is_first = True
 
     def run(self, version: ModelVersion, batch: Batch[WindowedValue]) -> Iterator[Any]:
-        """Run a batch of elements with their windows and timestamps, and yield the outputs that there are now."""
+        """Run a batch of elements with their windows and timestamps, and yield the outputs that are available."""
         # A chain runs no Python code per output.
         return chain.from_iterable(self._run(version, batch))
 
@@ -98,7 +98,7 @@ class InFlightBatches:
         """Record the time since the batch before, and begin to measure this one."""
         measured, now = self._measured, self._engine.clock.time_ns()
         self._measured = _Measured(version, n_elements, now)
-        # While calls begin or end to overlap, a batch takes another time.
+        # The time isn't representative while the number of batches in flight changes.
         is_steady = len(self._started) == (MAX_CALLS if decision.overlaps else 0)
         if measured is not None and measured.version is version and is_steady:
             decision.record(measured.n_elements, (now - measured.start) / 1e9)

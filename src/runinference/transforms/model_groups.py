@@ -77,7 +77,7 @@ class ModelGroups:
 
     def _release(self, version: ModelVersion) -> Iterator[Any]:
         engine = self._engine
-        yield from self.in_flight.drain()  # with the arguments that they began with
+        yield from self.in_flight.drain()  # with the arguments that they started with
         for arguments, work in self._held.pop(version).work:
             current, engine.arguments = engine.arguments, arguments
             try:

@@ -42,7 +42,7 @@ class Candidate:
         handler: A handler with these options.
         model: Its loaded model.
         inference_args: Arguments of each call.
-        batches: The batches of a pass over the sample.
+        batches: The batches of one pass over the sample.
         n_requests: The number of requests in a pass to a remote model. None if each batch is one call.
         n_in_flight: The number of requests that run at the same time.
         costs: The measured seconds per element, one for each pass.
@@ -100,7 +100,6 @@ class Candidate:
     def run_first(self, n_warm_up: int = 1) -> None:
         """Call the model on the first batches, and then measure a pass and its peak memory."""
         memory = PeakMemory()
-        memory.reset()
         for batch in self.batches[:n_warm_up]:
             self.call(batch)
         self.run()

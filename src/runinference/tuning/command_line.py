@@ -23,11 +23,11 @@ argument is invalid.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with arguments, by default those of this process, and return its exit code."""
-    given = _make_parser().parse_args(arguments)
+    args = _make_parser().parse_args(arguments)
     if "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where `python -m` would find modules, too
+        sys.path.insert(0, os.getcwd())  # as with `python -m`
     try:
-        _tune(given)
+        _tune(args)
     except TuningError as error:
         return _fail(error, 1)
     except RunInferenceError as error:
@@ -82,42 +82,40 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
 
 
-_parse_object.__name__ = (
-    "JSON object"  # argparse shows the name of the function in its error message
-)
-
-
-def _tune(given: argparse.Namespace) -> None:
-    if not given.no_plot:
-        check_plot_path(given.plot)
-    handler, elements = load_handler(given.handler), load_elements(given.elements)
+def _tune(args: argparse.Namespace) -> None:
+    if not args.no_plot:
+        check_plot_path(args.plot)
+    handler, elements = load_handler(args.handler), load_elements(args.elements)
     result = tune(
         handler,
         elements,
-        inference_args=given.inference_args,
-        options=given.options,
-        time_limit=given.time_limit,
-        rounds=given.rounds,
+        inference_args=args.inference_args,
+        options=args.options,
+        time_limit=args.time_limit,
+        rounds=args.rounds,
         progress=_show,
     )
     _show("")
     print(result)
-    if given.no_plot:
+    if args.no_plot:
         return
     try:
-        result.plot(given.plot)
+        result.plot(args.plot)
     except ImportError as error:
         print(f"No plot was written. {error}", file=sys.stderr)
     except OSError as error:
         raise OptionError(f"The plot can't be written: {error}") from error
     else:
-        print(f"Plot: {given.plot}")
+        print(f"Plot: {args.plot}")
 
 
 def _show(text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from runinference.errors import OptionError, describe, suggest
+from runinference.handlers.key_mapping import has_handler_methods
 from runinference.tuning.sample import MAX_ELEMENTS
 
 
@@ -23,9 +24,9 @@ def load_handler(name: str) -> Any:
         OptionError: There is no such attribute, or it is not a handler.
     """
     found = _import(name)
-    if isinstance(found, type) or (callable(found) and not _is_handler(found)):
+    if isinstance(found, type) or (callable(found) and not has_handler_methods(found)):
         found = _call(found, name)
-    if not _is_handler(found):
+    if not has_handler_methods(found):
         raise OptionError(
             f"{name} must be a model handler, or a function that returns one, but is of type "
             f"{type(found).__name__}."
@@ -33,15 +34,11 @@ def load_handler(name: str) -> Any:
     return found
 
 
-def _is_handler(value: Any) -> bool:
-    return all(hasattr(value, name) for name in ("load_model", "run_inference"))
-
-
 def load_elements(name: str) -> list[Any]:
     """Return the first elements of a file, or those at ``module:attribute``.
 
     Args:
-        name: The path of a file whose ending is a key of ``READERS``, or ``module:attribute``. The attribute is a
+        name: The path of a file with an extension in ``READERS``, or ``module:attribute``. The attribute is a
             list, or a function that returns an iterable.
 
     Raises:
@@ -141,7 +138,7 @@ def _read_lines(path: Path) -> Iterator[str]:
         yield from filter(None, (line.rstrip("\n") for line in file))
 
 
-#: The functions that read elements, by the ending of a file.
+#: The functions that read elements, by file extension.
 READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".jsonl": _read_json_lines,
     ".csv": _read_csv,

@@ -11,10 +11,13 @@ _PROCESS = Path("/proc/self")
 
 
 class PeakMemory:
-    """The peak memory of PyTorch's GPU if the process uses one, otherwise of the process (on Linux)."""
+    """The peak memory since this object was created.
 
-    def reset(self) -> None:
-        """Forget the peak so far."""
+    It is that of PyTorch's GPU if the process uses one, otherwise that of the process (on Linux).
+    """
+
+    def __init__(self) -> None:
+        self._is_measurable = True
         if cuda := _get_cuda():
             cuda.reset_peak_memory_stats()
             return
@@ -24,15 +27,13 @@ class PeakMemory:
             self._is_measurable = False
 
     def read(self) -> int | None:
-        """Return the peak since the last reset in bytes, or None if it can't be measured here."""
+        """Return the peak in bytes, or None if it can't be measured on this machine."""
         if cuda := _get_cuda():
             return int(cuda.max_memory_allocated())
         if not self._is_measurable:
             return None
         found = re.search(r"^VmHWM:\s+(\d+) kB", (_PROCESS / "status").read_text(), re.MULTILINE)
         return int(found[1]) * 1024 if found else None
-
-    _is_measurable = True
 
 
 def _get_cuda() -> Any:

@@ -82,10 +82,10 @@ class TuningResult:
         """Write a plot of throughput and duration by value to a PNG or SVG file.
 
         Args:
-            path: The path of the file, which ends in ``.png`` or ``.svg``.
+            path: The path of the file, with the extension ``.png`` or ``.svg``.
 
         Raises:
-            OptionError: The path has another ending.
+            OptionError: The path has another extension, or its directory doesn't exist.
             ImportError: matplotlib isn't installed.
             OSError: The file can't be written.
         """

@@ -57,8 +57,8 @@ def _take(elements: Any) -> list[Any]:
     is_single = isinstance(elements, (str, bytes, Mapping)) or hasattr(elements, "iloc")
     if is_single or not (isinstance(elements, Iterable) or hasattr(elements, "__getitem__")):
         raise OptionError(
-            f"elements must be a list of elements, but is a {type(elements).__name__}. To fix this, pass a list: "
-            "[element]."
+            f"elements must be a list of elements, but is of type {type(elements).__name__}. To fix this, pass a "
+            "list: [element]."
         )
     sample = list(islice(elements, MAX_ELEMENTS))
     if not sample:
@@ -83,7 +83,7 @@ def _remove_key(handler: Any, index: int, element: Any) -> Any:
 
 
 def element_error(index: int, element: Any, error: BaseException, what: str) -> TuningError:
-    """Return the error that names an element and its error."""
+    """Return an error that describes an element and the error that it caused."""
     return TuningError(
         f"{what} element {index} of the sample: {describe(error, 2_000)}\n"
         f"The element is {describe_value(element)}.\n"

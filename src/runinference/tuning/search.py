@@ -29,7 +29,7 @@ class Search:
         seconds: The time limit.
         rounds: The number of rounds in which candidates take turns.
         progress: Called with a line of text after each step.
-        notes: A list to which the reasons are added why values weren't measured.
+        notes: The list to add notes to, such as why a value wasn't measured.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Search:
         """Measure candidates of ascending cost as long as they get faster, and return those that were measured.
 
         Args:
-            candidates: The candidates. Each is created when it is its turn.
+            candidates: The candidates, which can be created lazily.
             until: The share of the time limit after which no further candidate is measured.
         """
         measured: list[Candidate] = []
@@ -64,7 +64,7 @@ class Search:
         """Measure all candidates, and return those that could be measured."""
         measured: list[Candidate] = []
         for candidate in candidates:
-            # Calls of all shapes, because each may be compiled.
+            # Warm up with all batches, because a compiled model may be compiled again for each shape.
             if self._measure(candidate, measured, len(candidate.batches)):
                 measured.append(candidate)
         return measured
@@ -94,7 +94,7 @@ class Search:
         return True
 
     def _still_gains(self, measured: Sequence[Candidate]) -> bool:
-        """Return whether one of the last values is faster than all before. In doubt, they are measured again."""
+        """Return whether one of the last values is faster than all earlier ones. In doubt, measure them again."""
         earlier, latest = measured[:-_MAX_WITHOUT_GAIN], measured[-_MAX_WITHOUT_GAIN:]
         if not earlier:
             return True
@@ -107,15 +107,15 @@ class Search:
     def _try(
         self, candidate: Candidate, run: Callable[[], None], others: Sequence[Candidate]
     ) -> bool:
-        """Return whether a measurement succeeded; see `explain`."""
+        """Return whether a measurement succeeded; see `handle_failure`."""
         try:
             run()
         except BatchFailedError as failed:
-            self.explain(candidate, failed, others)
+            self.handle_failure(candidate, failed, others)
             return False
         return True
 
-    def explain(
+    def handle_failure(
         self, candidate: Candidate, failed: BatchFailedError, others: Sequence[Candidate]
     ) -> None:
         """Add a note about a candidate that failed; raise `TuningError` if nothing can be measured."""

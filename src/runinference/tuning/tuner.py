@@ -29,7 +29,7 @@ from runinference.tuning.result import TuningResult
 from runinference.tuning.sample import element_error, prepare_sample
 from runinference.tuning.search import Search
 
-#: A batch of a remote handler holds this many requests for each one in flight.
+#: The number of requests in a batch of a remote handler, for each request in flight.
 _REQUESTS_PER_SLOT = 4
 #: The share of the time limit that a pass over the sample in batches of one element may take.
 _PASS_SHARE = 0.01
@@ -53,11 +53,11 @@ def tune(
 ) -> TuningResult:
     """Measure the calls of a handler with several options, without a pipeline, and recommend the fastest ones.
 
-    Measured are batch sizes of 1, 2, 4, and so on; ``max_padded_size`` if the handler has lengths; and for remote
-    handlers ``max_request_size`` and ``max_concurrent_requests``. If the model runs on a GPU, ``autocast`` and
-    ``compile`` of PyTorch handlers are also measured. Values grow as long as larger ones are faster. They are
-    compared in several rounds in alternating order, by their medians. The recommendation is the smallest value
-    within 5% of the best throughput.
+    For local models, this measures batch sizes of 1, 2, 4, and so on, and ``max_padded_size`` if the lengths of
+    elements are known and differ. For remote models, it measures ``max_request_size`` and
+    ``max_concurrent_requests``. If the model of a PyTorch handler runs on a GPU, it also measures ``autocast`` and
+    ``compile``. Values grow as long as larger ones are faster. They are compared in several rounds in alternating
+    order, by their medians. The recommendation is the smallest value within 5% of the best throughput.
 
     The handler's own ``min_batch_size``, ``max_batch_size``, ``max_padded_size``, and ``max_request_size`` are
     ignored. Its other limits apply.
@@ -206,7 +206,7 @@ class _Tuner:
             base.call(base.batches[0])
             duration = min(base.call(base.batches[0]) for _ in range(2))
         except BatchFailedError as failed:
-            search.explain(base, failed, [])
+            search.handle_failure(base, failed, [])
             raise
         n = int(_PASS_SHARE * seconds / max(duration, 1e-6))
         self._sample = self._sample[: max(_MIN_ELEMENTS, n)]

@@ -3,37 +3,27 @@
 Exits with code 2, and measures nothing, if PyTorch can't use the device, and with code 1 if a workload fails.
 """
 
-import argparse
-import json
 import os
 import sys
 import time
 from importlib import import_module
-from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from rich.console import Console
-
+from benchmarks.command_line import make_console, make_parser, write_numbers
 from benchmarks.report import as_json, describe_machine, make_tables, measure_case
 
 NO_DEVICE = 2
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--device", default="cuda", help="a PyTorch device; default: cuda")
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, help="default: all workloads")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds after a warm-up round")
-    parser.add_argument("--tiny", action="store_true", help="few elements and small models")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        default=Path(".cache/bench-gpu.json"),
-        help="file to write the numbers to",
+    parser = make_parser(
+        "benchmarks.gpu", __doc__, WORKLOADS, rounds=3, path=".cache/bench-gpu.json"
     )
+    parser.add_argument("--device", default="cuda", help="a PyTorch device; default: cuda")
+    parser.add_argument("--tiny", action="store_true", help="few elements and small models")
     args = parser.parse_args(argv)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = make_console()
     if problem := find_problem(args.device):
         console.print(f"{problem} Nothing was measured.", soft_wrap=True)
         return NO_DEVICE
@@ -91,11 +81,9 @@ def save_numbers(path, measured, args):
     """Write the numbers with the machine and its device."""
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     is_cuda = torch.device(args.device).type == "cuda"
     name = torch.cuda.get_device_name(args.device) if is_cuda else args.device
-    numbers = {**describe_machine(), "device": name, "cases": [*map(as_json, measured)]}
-    path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    write_numbers(path, {**describe_machine(), "device": name, "cases": [*map(as_json, measured)]})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,16 @@ from torchvision.models.resnet import Bottleneck
 
 from benchmarks.gpu.loops import run_in_turn, run_overlapped
 from benchmarks.gpu.setup import Setup, load_weights, save_weights
-from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
+from benchmarks.harness import (
+    Case,
+    ExampleSink,
+    Outcome,
+    Sink,
+    batches,
+    identity,
+    run_pipeline,
+    run_with_threads,
+)
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -94,13 +103,7 @@ class TensorJob:
     def _run(self, n_threads, *steps):
         if n_threads == 1:
             return run_pipeline(self.make_elements, *steps)
-        return run_pipeline(
-            functools.partial(range, len(self.make_elements())),
-            beam.Reshuffle(),
-            beam.Map(functools.partial(get_element, self.make_elements)),
-            *steps,
-            options=[f"--direct_num_workers={n_threads}", "--direct_running_mode=multi_threading"],
-        )
+        return run_with_threads(self.make_elements, n_threads, *steps)
 
     @functools.cached_property
     def expected(self):
@@ -137,10 +140,6 @@ class TensorJob:
             check=self.check,
             goals=goals,
         )
-
-
-def get_element(make_elements, position):
-    return make_elements()[position]
 
 
 def number(tensor):

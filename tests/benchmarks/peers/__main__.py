@@ -8,17 +8,13 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-import argparse
 import functools
-import json
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import make_console, make_parser, write_numbers
 from benchmarks.harness import Case
 from benchmarks.peers.engines import ENGINES
 from benchmarks.peers.jobs import image_job, row_job, sequence_job
@@ -28,18 +24,12 @@ JOBS = {"W1": row_job, "W2": image_job, "W3": sequence_job}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=JOBS, help="default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds after a warm-up round")
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the elements to use")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        default=Path(".cache/bench-peers.json"),
-        help="file to write the numbers to",
+    parser = make_parser(
+        "benchmarks.peers", __doc__, JOBS, rounds=3, path=".cache/bench-peers.json"
     )
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the elements to use")
     args = parser.parse_args(argv)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = make_console()
 
     table = Table("workload", "contender", title="\nShare of the throughput of the loop")
     for heading in ("median", "smallest", "largest", "seconds"):
@@ -58,8 +48,7 @@ def main(argv=None):
     console.print(table)
     packages = {each.package: find_version(each.package) for each in ENGINES}
     numbers = {**describe_machine(), "engines": packages, "absent": absent, "cases": cases}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    write_numbers(args.json, numbers)
     console.print(f"Numbers: {args.json}", soft_wrap=True)
 
 

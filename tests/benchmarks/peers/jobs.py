@@ -59,9 +59,8 @@ def write_parquet(numbers, features):
 def row_job(scale):
     from benchmarks import w1_rows as w1
 
-    case = next(
-        w1.cases(5 * scale)
-    )  # a million rows, because the engines take seconds to start a job
+    # A million rows, because the engines take seconds to start a job.
+    case = next(w1.cases(5 * scale))
     model, path = w1.train_model()
     rows = w1.rows(case.n)
     folder = write_parquet([row.item(0) for row in rows], rows)

@@ -64,7 +64,7 @@ def test_a_single_device_has_no_copies(weights):
     assert type(PytorchModelHandlerTensor(weights, Doubles, device=["cpu"]).load_model()) is Doubles
 
 
-def test_devices_that_a_machine_lacks_are_left_out_with_a_warning(weights, caplog):
+def test_devices_that_a_machine_lacks_are_skipped_with_a_warning(weights, caplog):
     caplog.set_level(logging.WARNING)
     resolve_device.cache_clear()
     handler = PytorchModelHandlerTensor(weights, Doubles, device=["cuda:61", "cpu", "cuda:62"])
@@ -83,7 +83,7 @@ def test_a_machine_without_any_of_the_devices_uses_its_cpu(weights):
     ("device", "message"),
     [([], "device is an empty list"), (["cpu", "gpux"], "but is 'gpux'"), ([None], "but is None")],
 )
-def test_wrong_devices_raise_an_error_that_names_them(weights, device, message):
+def test_invalid_devices_raise_an_error_that_names_them(weights, device, message):
     with pytest.raises(OptionError, match=message):
         PytorchModelHandlerTensor(weights, Doubles, device=device)
 

@@ -48,11 +48,11 @@ transformers = need("transformers", extra="transformers")
 
 _NO_LIMIT = 10**9  # Tokenizers without a limit have a greater model_max_length.
 
-#: The limits of a micro-batch in tokens. The computation of the most padding takes about as long as a call of a
-#: small model adds.
+#: The limits of a micro-batch in tokens. Computing the maximum padding takes about as long as the overhead of
+#: another call of a small model.
 _CPU_LIMITS = MicroBatchLimits(max_padded_size=2_048, max_padding=32)
 _ACCELERATOR_LIMITS = MicroBatchLimits(max_padded_size=16_384, max_padding=1_024)
-#: The batching options that can be combined with micro-batches. All others say which texts share a call.
+#: The batching options that can be combined with micro-batches. All others determine which texts share a call.
 _MICRO_BATCH_OPTIONS = {"min_batch_size", "max_batch_size", "max_batch_duration_secs"}
 
 

@@ -32,9 +32,13 @@ class DeviceCopies:
         self._lock = threading.Lock()
 
     def call(self, function: Callable[[Any], _T], retry: bool = True) -> _T:
-        """Call a function with the copy that has the fewest running calls, and was used the longest time ago.
+        """Call a function with the copy that has the fewest running calls.
 
-        If it runs out of memory and ``retry`` is true, call it with the other copies, one after the other.
+        If several copies have equally few, the least recently used one is chosen.
+
+        Args:
+            function: Takes a copy of the model.
+            retry: Whether to try the other copies, one after the other, if the function runs out of memory.
         """
         tried: set[int] = set()
         while True:
@@ -62,9 +66,16 @@ class DeviceCopies:
 
 
 def load_on_devices(devices: Iterable[Any], load: Callable[[Any], Any]) -> Any:
-    """Return the model of one device, or copies of it if there are several.
+    """Load a model on each device, and return its `DeviceCopies`, or the model itself if there is one copy.
 
-    A device without enough memory gets no copy, and a warning is logged, unless there is no other.
+    A device without enough memory is skipped, with a warning.
+
+    Args:
+        devices: At least one device.
+        load: Returns the model on a device.
+
+    Raises:
+        Exception: No device has enough memory, or loading fails for another reason.
     """
     copies, failed = [], None
     for device in devices:

@@ -48,7 +48,7 @@ def parse_devices(names: Any) -> tuple[Any, ...]:
 
 
 def find_devices(devices: Sequence[Any]) -> list[Any]:
-    """Return the devices that this machine has. If it has none of them, return the CPU."""
+    """Return those of the devices that this machine has, or the CPU if it has none of them."""
     found = [device for device in devices if resolve_device(device) == device]
     return found or [torch.device("cpu")]
 
@@ -64,7 +64,7 @@ def resolve_device(device: Any) -> Any:
         return device  # The device exists. Loading the model reports the lack of memory.
     except (RuntimeError, AssertionError) as error:
         _LOGGER.warning(
-            "The device %s is not available (%s). A model without another device runs on the CPU.",
+            "The device %s is not available (%s). If the model has no other device, it runs on the CPU.",
             device,
             error,
         )
