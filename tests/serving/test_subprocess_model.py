@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
 from runinference import ModelHandler
 from runinference.errors import ChildDiedError
+from runinference.handlers.compute_turn import ComputeTurn, run_in_turn
 from runinference.serving.placement import ModelGoneError
 from runinference.serving.routing import ModelVersion
 from runinference.serving.subprocess_model import SubprocessModel
@@ -111,6 +113,22 @@ def test_what_a_call_that_waited_gets_is_told_apart_from_what_ended_the_process(
     with pytest.raises(ModelGoneError) as caught:
         run(model, "work")
     assert caught.value.ended_in_call
+
+
+class UsesTurn(ScriptedHandler):
+    def uses_compute_turn(self):
+        return True
+
+
+def test_a_call_waits_for_its_turn_before_it_reaches_the_subprocess(model):
+    """If it hung there, the timeout of a call that has its turn did not apply, since that one was queued."""
+    first = ComputeTurn()
+    second = ComputeTurn(first)
+    with ThreadPoolExecutor(1) as threads:
+        later = threads.submit(run_in_turn, second, UsesTurn(), lambda: run(model, "second"))
+        assert not wait([later], timeout=1).done
+        assert run_in_turn(first, UsesTurn(), lambda: run(model, "first"))[0][0] == "first"
+        assert later.result(60)[0][0] == "second"
 
 
 def test_a_model_can_be_terminated_while_it_is_loaded():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import apache_beam as beam
 import pytest
 import torch
+from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.transforms import window
 
 from common import RUNNER, CollectElements, no_updates, overlapping
@@ -18,8 +20,14 @@ from runinference import (
     ModelMetadata,
     RunInference,
 )
+from runinference.batching.batcher import Batch
+from runinference.batching.overlap import OverlapDecision
+from runinference.caching.model_cache import CacheLimits
 from runinference.errors import ModelInputError, OutOfMemoryError
 from runinference.pytorch_inference import PytorchModelHandlerTensor
+from runinference.serving.call_thread import CallThread
+from runinference.serving.registry import ProcessShared
+from runinference.transforms.in_flight import InFlightBatches
 from serving.workers import RecordingHandler, Worker, alive_models
 
 TWO = {"min_batch_size": 2, "max_batch_size": 2}
@@ -74,6 +82,49 @@ def test_a_single_batch_runs_in_the_thread_of_the_bundle():
     assert {name for name, _ in Squares.calls} == {threading.current_thread().name}
 
 
+class FakeEngine:
+    """Takes 10 ms of a fake time per batch, of which overlap saves a share."""
+
+    def __init__(self, saved):
+        self.session = self.clock = self
+        self.converged, self.decision, self.now, self.saved = True, OverlapDecision(), 0, saved
+
+    def time_ns(self):
+        return self.now
+
+    def size_for(self, version):
+        return self
+
+    def overlap_for(self, version):
+        return self.decision
+
+    def can_start(self, version):
+        return True
+
+    def start(self, version, elements):
+        return lambda: self.take((1 - self.saved) * 10_000_000)
+
+    def infer(self, version, elements):
+        return self.take(10_000_000)
+
+    def take(self, nanoseconds):
+        self.now += nanoseconds
+        return []
+
+    def make_outputs(self, version, batch, outcomes):
+        return iter(outcomes)
+
+
+@pytest.mark.parametrize(("saved", "overlaps"), [(-0.2, False), (0, False), (0.1, True)])
+def test_batches_overlap_if_and_only_if_it_saves_time(saved, overlaps):
+    """The first batches, for which no result is awaited, used to be measured as if they took no time."""
+    engine, version = FakeEngine(saved), object()
+    in_flight = InFlightBatches(engine)
+    while not engine.decision.is_made:
+        assert [*in_flight.run(version, Batch([0], [0]))] == []
+    assert engine.decision.overlaps == overlaps
+
+
 def test_results_of_earlier_batches_are_emitted_before_the_bundle_ends():
     one = worker(Squares(**TWO))
     one.do_fn.start_bundle()
@@ -118,14 +169,26 @@ def test_calls_after_an_error_do_not_run_at_the_same_time_as_later_batches():
     assert dead == [-1] * 4
 
 
+class NotConcurrentInItsTurn(NotConcurrent):
+    def uses_compute_turn(self):
+        return True
+
+
+@pytest.mark.parametrize("options", [{"large_model": True}, {"large_model": True, "model_copies": 2}])
+def test_a_shared_model_gets_one_batch_of_a_thread_at_a_time(options):
+    one = worker(NotConcurrentInItsTurn(**TWO, **options))
+    assert one.results(*range(20)) == squares(range(20))
+    one.do_fn.teardown()
+
+
 class Hanging(Squares):
-    """Hangs at -2 until the test ends."""
+    """Hangs at -2 until the test ends, or 30 seconds."""
 
     may_end = threading.Event()
 
     def run_inference(self, batch, model, inference_args=None):
         if -2 in batch:
-            self.may_end.wait()
+            self.may_end.wait(30)
         return super().run_inference(batch, model, inference_args)
 
 
@@ -143,6 +206,69 @@ def test_a_call_that_hangs_fails_its_element_only(place):
         Hanging.may_end.set()
         Hanging.may_end = threading.Event()
         one.do_fn.teardown()
+
+
+@pytest.mark.parametrize("use_subprocess", [False, True], ids=["in process", "subprocess"])
+def test_an_error_in_front_of_a_call_that_hangs_fails_its_element_only(use_subprocess):
+    """The elements of the failed batch used to wait for the subprocess, in which the next batch hung forever."""
+    handling = {"timeout": 2, "use_subprocess": use_subprocess}
+    one = Worker(RunInference(Hanging(**TWO)).with_exception_handling(**handling)._config())
+    try:
+        results, dead = one.bundle(0, 1, -1, 3, -2, 5, 6, 7)
+        assert results == squares([0, 1, 3, 5, 6, 7])
+        assert dead == [-1, -2]
+    finally:
+        Hanging.may_end.set()
+        Hanging.may_end = threading.Event()
+        one.do_fn.teardown()
+
+
+def test_a_bundle_that_fails_in_front_of_a_call_that_hangs_leaves_no_hanging_model():
+    handling = {"timeout": 2, "use_subprocess": True, "exc_class": TimeoutError}
+    one = Worker(RunInference(Hanging(**TWO)).with_exception_handling(**handling)._config())
+    try:
+        with pytest.raises(ValueError, match="negative"):
+            one.bundle(0, 1, -1, 3, -2, 5, 6, 7)
+        start = time.monotonic()
+        assert one.bundle(*range(6)) == (squares(range(6)), [])
+        assert time.monotonic() - start < 20
+    finally:
+        one.do_fn.teardown()
+
+
+class Kept(Hanging):
+    """Keeps its model after a timeout."""
+
+    n_loads = 0
+
+    def load_model(self):
+        Kept.n_loads += 1
+        return super().load_model()
+
+    def should_garbage_collect_on_timeout(self):
+        return False
+
+
+def test_calls_that_wait_for_one_that_hangs_keep_a_model_that_has_to_be_kept():
+    one = Worker(RunInference(Kept(**TWO)).with_exception_handling(timeout=1)._config())
+    try:
+        results, dead = one.bundle(0, 1, -2, 3, 4, 5, 6, 7)
+        assert (results, dead) == (squares([0, 1, 3, 4, 5, 6, 7]), [-2])
+        assert Kept.n_loads == 1
+    finally:
+        Hanging.may_end.set()
+        Hanging.may_end = threading.Event()
+        one.do_fn.teardown()
+
+
+def test_if_no_thread_can_start_batches_run_in_the_thread_of_the_bundle(monkeypatch):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(CallThread, "start", fail)
+    one = worker(Squares(**TWO))
+    assert one.results(*range(10)) == squares(range(10))
+    assert one.results(*range(10)) == squares(range(10))
 
 
 def test_after_a_failed_bundle_nothing_is_in_flight():
@@ -175,6 +301,27 @@ def test_models_per_key_that_do_not_fit_together_are_evicted_and_never_wait_for_
     elements = [(key, n) for n in range(6) for key in "abc"]
     results = worker(handler).results(*elements)
     assert sorted(results) == sorted((key, (n, key)) for key, n in elements)
+
+
+def test_a_batch_in_flight_leaves_its_model_to_others_once_it_has_computed():
+    """A thread that waits for elements, or for a step that shares its memory, used to keep its model in use."""
+    RecordingHandler.max_alive = 0
+    mappings = [KeyModelMapping([key], RecordingHandler(key, **TWO)) for key in "ab"]
+    config = RunInference(KeyedModelHandler(mappings))._config()
+    models = ProcessShared(CacheLimits(max_models=1, wait_secs=3))
+    config = replace(config, session=replace(config.session, models=models))
+    one, other = Worker(config), Worker(config)
+    assert not alive_models()
+    one.do_fn.start_bundle()
+    outputs = []
+    for number in range(6):
+        origin = window.WindowedValue(("a", number), 0, (window.GlobalWindow(),))
+        outputs += one.do_fn.process(origin.value, origin) or ()
+    assert other.results(("b", 1)) == [("b", (1, "b"))]
+    assert len(outputs) == 2  # two batches are in flight
+    outputs += one.do_fn.finish_bundle()
+    assert [each.value for each in outputs] == [("a", (n, "a")) for n in range(6)]
+    assert RecordingHandler.max_alive == 1
 
 
 def test_new_arguments_apply_to_their_element_and_later_ones():
@@ -261,3 +408,31 @@ def test_each_result_has_the_windows_of_its_element(windows):
         return sorted(CollectElements.take(found))
 
     assert run(RunInference(Squares(**TWO))) == run(beam.Map(lambda x: x * x))
+
+
+class Counting(Squares):
+    """Counts elements in a metric."""
+
+    def run_inference(self, batch, model, inference_args=None):
+        time.sleep(0.01)  # meanwhile, the bundle goes on to the steps before and after this one
+        Metrics.counter("test", "squared").inc(len(batch))
+        return super().run_inference(batch, model, inference_args)
+
+
+def wait_a_moment(element):
+    time.sleep(0.005)
+    return element
+
+
+def test_metrics_of_a_handler_count_for_its_step():
+    with beam.Pipeline(runner=RUNNER) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(range(20), reshuffle=False)
+            | "Before" >> beam.Map(wait_a_moment)
+            | "Infer" >> RunInference(Counting(**TWO))
+            | "After" >> beam.Map(wait_a_moment)
+        )
+    metrics = pipeline.result.metrics().query(MetricsFilter().with_name("squared"))
+    [counter] = metrics["counters"]
+    assert (counter.key.step.partition("/")[0], counter.committed) == ("Infer", 20)

@@ -56,16 +56,31 @@ class CallProgress:
             raise InferenceTimeoutError("The call was abandoned.")
 
 
+class _StepOfCaller:
+    """A tracker of Beam whose metrics count for one step, while the thread of the bundle goes on to other steps."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def current_state(self) -> Any:
+        return self._state
+
+    def update_metric(self, name: Any, value: Any) -> None:
+        if (container := self._state.metrics_container) is not None:
+            container.get_metric_cell(name).update(value)
+
+
 class CallThread(threading.Thread):
-    """A thread that makes one call, which can be abandoned."""
+    """A thread that makes one call, which can be abandoned. Metrics of the handler count for the caller's step."""
 
     def __init__(self, call: Callable[[], CallOutcome]) -> None:
         super().__init__(daemon=True, name="runinference-call")
-        self._call, self._tracker = call, get_current_tracker()
+        tracker = get_current_tracker()
+        self._call, self._tracker = call, tracker and _StepOfCaller(tracker.current_state())
         self.outcome: Future[CallOutcome] = Future()
 
     def run(self) -> None:
-        set_current_tracker(self._tracker)  # so that metrics of the handler count for the step
+        set_current_tracker(self._tracker)
         try:
             self.outcome.set_result(self._call())
         except BaseException as error:

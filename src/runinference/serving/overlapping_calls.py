@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
+from runinference.errors import InferenceTimeoutError
 from runinference.handlers.compute_turn import ComputeTurn, run_in_turn
 from runinference.serving.call_thread import CallOutcome, CallThread
 
@@ -14,61 +15,80 @@ from runinference.serving.call_thread import CallOutcome, CallThread
 MAX_CALLS = 2
 
 
-class StartedCall(NamedTuple):
+@dataclass(eq=False)
+class StartedCall:
     """A call that has started.
 
     Attributes:
-        thread: The thread that makes the call.
+        thread: The thread that makes the call, and then releases the model.
         turn: Its turn to compute.
-        users: Releases the model.
+        wait: Waits for the thread, or abandons a call that hangs and raises `InferenceTimeoutError`.
+        timeout_error: The error of a call that was abandoned.
     """
 
     thread: CallThread
     turn: ComputeTurn
-    users: ExitStack
+    wait: Callable[[CallThread], None]
+    timeout_error: InferenceTimeoutError | None = None
 
 
 class OverlappingCalls:
-    """The calls of a session that have started, and whose outcomes are not retrieved yet. They compute in order.
+    """The calls of a session that have started, and whose outcomes are not retrieved yet. They compute in order."""
 
-    Args:
-        timeout: Maximum seconds that ``wait`` waits for each call; None for no limit.
-    """
-
-    def __init__(self, timeout: float | None = None) -> None:
-        self._timeout = timeout
+    def __init__(self) -> None:
         self._started: list[StartedCall] = []
         self._last_turn: ComputeTurn | None = None
 
-    def start(self, handler: Any, run: Callable[[], CallOutcome], users: ExitStack) -> StartedCall:
-        """Start a call of a handler's model. Closing ``users`` releases the model."""
-        turn = self._last_turn = ComputeTurn(self._last_turn)
-        thread = CallThread(partial(run_in_turn, turn, handler, run))
-        started = StartedCall(thread, turn, users)
+    def start(
+        self,
+        handler: Any,
+        run: Callable[[], CallOutcome],
+        users: ExitStack,
+        wait: Callable[[CallThread], None],
+    ) -> StartedCall:
+        """Start a call of a handler's model. Its thread closes ``users``, which releases the model."""
+        turn = ComputeTurn(self._last_turn)
+
+        def call() -> CallOutcome:
+            with users:  # also if the turn is cancelled
+                return run_in_turn(turn, handler, run)
+
+        started = StartedCall(CallThread(call), turn, wait)
+        try:
+            started.thread.start()
+        except BaseException:
+            users.close()
+            raise
         self._started.append(started)
-        thread.start()
+        self._last_turn = turn
         return started
 
     def remove(self, started: StartedCall) -> bool:
         """Remove a call before its outcome is retrieved. Return False if it was already removed."""
-        found = any(each is started for each in self._started)
-        self._started = [each for each in self._started if each is not started]
-        return found
+        if started not in self._started:
+            return False
+        self._started.remove(started)
+        return True
 
-    def abandon(self, hanging: StartedCall) -> None:
-        """Abandon a call that hangs, and cancel the calls that wait for it."""
-        for started in self._started:
-            started.turn.cancel()
-        hanging.turn.abandon()
-        self._last_turn = None
+    def finish(self, started: StartedCall) -> None:
+        """Wait for a call. If it hangs, cancel the calls that wait for it."""
+        if started.timeout_error is not None:
+            return
+        try:
+            started.wait(started.thread)
+        except InferenceTimeoutError as error:
+            started.timeout_error = error
+            for other in self._started:
+                other.turn.cancel()
+            started.turn.abandon()
+            self._last_turn = None
 
-    def wait(self) -> None:
+    def finish_all(self) -> None:
         """Wait for all started calls, without retrieving their outcomes."""
         for started in self._started:
-            started.thread.join(self._timeout)
+            self.finish(started)
 
     def discard_all(self) -> None:
-        """Wait for the calls of a bundle that failed, and release their models."""
-        self.wait()
-        while self._started:
-            self._started.pop().users.close()
+        """Wait for the calls of a bundle that failed."""
+        self.finish_all()
+        self._started.clear()

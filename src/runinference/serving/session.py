@@ -92,17 +92,17 @@ class ModelSession:
         self._used_in_bundle: set[str] = set()
         self._loads: list[tuple[ModelVersion, int, int]] = []
         self._events: Counter[str] = Counter()
-        self._overlapping = OverlappingCalls(config.timeout)
+        self._overlapping = OverlappingCalls()
         self._decisions: WeakKeyDictionary[ModelVersion, OverlapDecision] = WeakKeyDictionary()
 
     def call(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
     ) -> CallOutcome:
         """Return the results of a batch, and the model calls that this thread made, for other threads too."""
-        self._overlapping.wait()  # a handler may not support concurrent calls
+        self._overlapping.finish_all()  # a handler may not support concurrent calls
         if self._config.timeout is None:
             return self._run(version, batch, inference_args, CallProgress(version))
-        return self._run_with_timeout(version, batch, inference_args, self._config.timeout)
+        return self._run_with_timeout(version, batch, inference_args)
 
     def can_start(self, version: ModelVersion) -> bool:
         """Return whether a call can start in another thread: the model is current and loaded."""
@@ -124,28 +124,26 @@ class ModelSession:
             calls: list[ModelCall] = []
             return self._run_once(used, model, batch, inference_args, calls), calls
 
-        started = self._overlapping.start(used.handler, run, users)
+        wait = partial(self._wait, progress=progress)
+        started = self._overlapping.start(used.handler, run, users, wait)
 
         def call(
             version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
         ) -> CallOutcome:
             if not self._overlapping.remove(started):
                 return self.call(version, batch, inference_args)
-            with users:
-                try:
-                    if self._config.timeout is not None:
-                        self._wait(started.thread, progress, self._config.timeout)
-                    return started.thread.outcome.result()
-                except CancelledTurnError:
-                    pass
-                except ModelGoneError:
-                    self._invalidate(used, model)
-                except ChildDiedError:
-                    self._invalidate(used, model)
-                    raise
-                except InferenceTimeoutError:
-                    self._overlapping.abandon(started)
-                    raise
+            self._overlapping.finish(started)
+            if started.timeout_error is not None:
+                raise started.timeout_error
+            try:
+                return started.thread.outcome.result()
+            except CancelledTurnError:
+                pass
+            except ModelGoneError:
+                self._invalidate(used, model)
+            except ChildDiedError:
+                self._invalidate(used, model)
+                raise
             return self.call(version, batch, inference_args)
 
         return call
@@ -412,14 +410,13 @@ class ModelSession:
         version: ModelVersion,
         batch: Any,
         inference_args: dict[str, Any] | None,
-        timeout: float,
     ) -> CallOutcome:
         while True:
             progress = CallProgress(version)
             thread = CallThread(partial(self._run, version, batch, inference_args, progress))
             thread.start()
             try:
-                self._wait(thread, progress, timeout)
+                self._wait(thread, progress)
             except InferenceTimeoutError as error:
                 if not progress.refreshing:
                     raise
@@ -427,8 +424,9 @@ class ModelSession:
             else:
                 return thread.outcome.result()
 
-    def _wait(self, thread: CallThread, progress: CallProgress, timeout: float) -> None:
+    def _wait(self, thread: CallThread, progress: CallProgress) -> None:
         """Wait for a call. If it takes too long, abandon it and raise `InferenceTimeoutError`."""
+        timeout = self._config.timeout
         while thread.is_alive() and not progress.timed_out:
             thread.join(timeout)
             # Queued calls don't time out, because the thread that runs the call enforces the timeout.

@@ -15,6 +15,7 @@ from typing import Any
 from apache_beam.internal import pickler
 
 from runinference.errors import ModelHostDiedError
+from runinference.handlers.compute_turn import compute_turn
 from runinference.serving.ipc import dumps, loads
 from runinference.serving.model_host import DELETE, GONE, LOADING, Host, find_host, find_or_host
 from runinference.serving.placement import InProcessModel, Model, ModelGoneError
@@ -92,7 +93,8 @@ class ModelClient:
     def run(self, batch: Any, inference_args: dict[str, Any] | None) -> list[Any]:
         request = dumps((batch, inference_args))
         for _ in range(_MAX_HOSTS):
-            outcome = self._ask(self._take_connection(), request)
+            with compute_turn():
+                outcome = self._ask(self._take_connection(), request)
             if outcome != GONE:
                 results: list[Any] = loads(outcome)
                 return results

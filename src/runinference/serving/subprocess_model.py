@@ -19,6 +19,7 @@ from typing import Any
 from apache_beam.internal import pickler
 
 from runinference.errors import ChildDiedError
+from runinference.handlers.compute_turn import compute_turn
 from runinference.serving.ipc import dumps, dumps_outcome, loads
 from runinference.serving.placement import InProcessModel, Model, ModelGoneError
 from runinference.serving.routing import ModelVersion
@@ -82,7 +83,7 @@ class SubprocessModel:
         return self._running_thread_id == thread_id
 
     def _ask(self, request: bytes, when: str) -> Any:
-        with self._lock:
+        with compute_turn(), self._lock:
             if self._ended:
                 gone = ModelGoneError(self._ended)
                 gone.ended_in_call = True

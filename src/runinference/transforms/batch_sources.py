@@ -11,7 +11,6 @@ from typing import Any
 from apache_beam.transforms.window import WindowedValue
 
 from runinference.batching.batcher import Batch, Batcher
-from runinference.collate.rows import get_row
 from runinference.collate.unbatch import batch_length, is_divisible
 from runinference.handlers.error_policy import Failure
 from runinference.serving.routing import ModelVersion
@@ -151,13 +150,6 @@ class PrebatchedBatches(BatchSource):
 
     def _call(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterator[Any]:
         engine = self._engine
-        if not is_divisible(batch):
-            outcomes = engine.infer_undivided(version, batch)
-            yield from engine.make_outputs(version, [origin] * len(outcomes), outcomes)
-            return
-        outcomes = engine.infer(version, batch)
-        origins = (
-            origin.with_value(get_row(batch, index)) if type(outcome) is Failure else origin
-            for index, outcome in enumerate(outcomes)
-        )
-        yield from engine.make_outputs(version, origins, outcomes)
+        infer = engine.infer if is_divisible(batch) else engine.infer_undivided
+        outcomes = infer(version, batch)
+        yield from engine.make_outputs(version, [origin] * len(outcomes), outcomes)

@@ -97,8 +97,8 @@ class InFlightBatches:
     def _measure(self, version: ModelVersion, n_elements: int, decision: OverlapDecision) -> None:
         """Record the time since the batch before, and begin to measure this one."""
         measured, now = self._measured, self._engine.clock.time_ns()
-        self._measured = _Measured(version, n_elements, now)
+        if measured is not None and measured.version is version:
+            decision.record(measured.n_elements, (now - measured.start) / 1e9)
         # The time isn't representative while the number of batches in flight changes.
         is_steady = len(self._started) == (MAX_CALLS if decision.overlaps else 0)
-        if measured is not None and measured.version is version and is_steady:
-            decision.record(measured.n_elements, (now - measured.start) / 1e9)
+        self._measured = _Measured(version, n_elements, now) if is_steady else None
