@@ -57,7 +57,7 @@ class CallProgress:
 
 
 class _StepOfCaller:
-    """A tracker of Beam whose metrics count for one step, while the thread of the bundle goes on to other steps."""
+    """A tracker of metrics for Beam that stays at one step while the bundle's thread goes on to other steps."""
 
     def __init__(self, state: Any) -> None:
         self._state = state

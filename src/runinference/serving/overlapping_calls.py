@@ -33,7 +33,7 @@ class StartedCall:
 
 
 class OverlappingCalls:
-    """The calls of a session that have started, and whose outcomes are not retrieved yet. They compute in order."""
+    """The calls of a session that have started, and whose outcomes are not retrieved. They compute in order."""
 
     def __init__(self) -> None:
         self._started: list[StartedCall] = []
