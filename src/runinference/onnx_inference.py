@@ -16,6 +16,7 @@ from runinference.collate.unbatch import batch_length
 from runinference.errors import OptionError, suggest
 from runinference.frameworks.onnx import session as onnx_session
 from runinference.frameworks.onnx.calling import NUMPY_TYPES, check_types, run_session
+from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -190,9 +191,9 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
     def may_modify_examples(self) -> bool:
         return not self._uses_default_fn() or super().may_modify_examples()
 
-    def uses_compute_turn(self) -> bool:
+    def call_overlap(self) -> CallOverlap:
         is_overridden = type(self).run_inference is not OnnxModelHandlerNumpy.run_inference
-        return self._uses_default_fn() and not is_overridden
+        return CallOverlap(uses_turn=self._uses_default_fn() and not is_overridden)
 
     def _uses_default_fn(self) -> bool:
         function = getattr(self._model_inference_fn, "func", self._model_inference_fn)

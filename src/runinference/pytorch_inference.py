@@ -46,6 +46,7 @@ from runinference.frameworks.torch.devices import (
 from runinference.frameworks.torch.exported_program import load_exported_program
 from runinference.frameworks.torch.loading import load_torch_script, load_weights
 from runinference.frameworks.torch.training_mode import check_evaluation_mode
+from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.handlers.tunable import Tunable, TunableOption
@@ -227,9 +228,10 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
     def may_modify_examples(self) -> bool:
         return not keeps_examples(self._inference_fn) or super().may_modify_examples()
 
-    def uses_compute_turn(self) -> bool:
+    def call_overlap(self) -> CallOverlap:
         is_overridden = type(self).run_inference is not _PytorchModelHandler.run_inference
-        return keeps_examples(self._inference_fn) and not is_overridden
+        uses_turn = keeps_examples(self._inference_fn) and not is_overridden
+        return CallOverlap(max_calls=1 + len(self._devices), uses_turn=uses_turn)
 
     def default_length_fn(self) -> Callable[[Any], int] | None:
         return self._padding.length if self._padding else None

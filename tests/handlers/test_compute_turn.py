@@ -9,12 +9,13 @@ import pytest
 
 from runinference import KeyedModelHandler, ModelHandler
 from runinference.handlers.compute_turn import (
+    CallOverlap,
     CancelledTurnError,
     ComputeTurn,
     compute_turn,
+    get_call_overlap,
     get_waited_ns,
     run_in_turn,
-    uses_compute_turn,
 )
 
 
@@ -23,8 +24,8 @@ class Handler(ModelHandler):
         super().__init__()
         self.uses_turn = uses_turn
 
-    def uses_compute_turn(self):
-        return self.uses_turn
+    def call_overlap(self):
+        return CallOverlap(uses_turn=self.uses_turn)
 
 
 def turns(n):
@@ -170,6 +171,6 @@ def test_without_overlap_a_turn_has_no_effect():
 
 
 def test_a_keyed_handler_delegates_to_its_handler():
-    assert uses_compute_turn(KeyedModelHandler(Handler()))
-    assert not uses_compute_turn(KeyedModelHandler(Handler(False)))
-    assert not uses_compute_turn(object())
+    assert get_call_overlap(KeyedModelHandler(Handler())) == CallOverlap(uses_turn=True)
+    assert get_call_overlap(KeyedModelHandler(Handler(False))) == CallOverlap()
+    assert get_call_overlap(object()) == CallOverlap()

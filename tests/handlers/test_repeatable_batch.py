@@ -16,6 +16,7 @@ from runinference.handlers.error_policy import Failure
 from runinference.handlers.repeatable_batch import RepeatableBatch
 from runinference.transforms.engine import InferenceEngine
 from runinference.transforms.run_inference import RunInference
+from serving import workers
 
 
 @dataclasses.dataclass
@@ -125,7 +126,7 @@ def infer(handler, examples, dead_letters=True):
     if dead_letters:
         transform = transform.with_exception_handling()
     engine = InferenceEngine(transform._config())
-    outcomes = engine.infer(engine.router.route(("", "")), examples)
+    outcomes = workers.infer(engine, engine.router.route(("", "")), examples)
     return [outcome.example if isinstance(outcome, Failure) else outcome for outcome in outcomes]
 
 
@@ -232,10 +233,10 @@ def test_elements_that_cannot_be_unpickled_fail_together_with_a_hint():
     engine = InferenceEngine(transform._config())
     route = engine.router.route(None)
     examples = [UnpicklingError("", [float(n)] * 2) for n in NUMBERS]
-    for outcome in engine.infer(route, examples):
+    for outcome in workers.infer(engine, route, examples):
         assert isinstance(outcome.error, UnrepeatableBatchError)
         assert isinstance(outcome.error.__cause__, ValueError)
-    [alone] = engine.infer(route, [UnpicklingError("", [6.0, 6.0])])
+    [alone] = workers.infer(engine, route, [UnpicklingError("", [6.0, 6.0])])
     assert type(alone.error) is ValueError
     assert type(alone.example) is UnpicklingError
 
@@ -256,8 +257,8 @@ def test_keys_do_not_change_that():
 def test_elements_that_cannot_be_copied_fail_together_with_a_hint():
     transform = RunInference(Halving(halve_row)).with_exception_handling()
     engine = InferenceEngine(transform._config())
-    outcomes = engine.infer(
-        engine.router.route(None), [Uncopyable([float(n)] * 2) for n in NUMBERS]
+    outcomes = workers.infer(
+        engine, engine.router.route(None), [Uncopyable([float(n)] * 2) for n in NUMBERS]
     )
     for outcome in outcomes:
         assert isinstance(outcome.error, UnrepeatableBatchError)
@@ -316,7 +317,7 @@ def test_threads_that_share_a_call_repeat_it_with_what_came():
     found = {}
 
     def work(engine, number):
-        [found[number]] = engine.infer(engine.router.route(None), [array(number)])
+        [found[number]] = workers.infer(engine, engine.router.route(None), [array(number)])
 
     threads = [
         threading.Thread(target=work, args=pair) for pair in zip(engines, (0, 6, 8), strict=True)
@@ -325,7 +326,7 @@ def test_threads_that_share_a_call_repeat_it_with_what_came():
     assert entered.wait(30)
     for thread in threads[1:]:
         thread.start()
-    model_calls = engines[0].session.models
+    model_calls = engines[0].session.registry
     version = engines[0].router.route(None)
     while len(model_calls.dynamic_batcher_for(config.session.models.name, version)._queue) < 2:
         pass

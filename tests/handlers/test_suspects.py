@@ -15,6 +15,7 @@ from runinference.handlers.suspects import find_suspects
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.engine import InferenceEngine
 from runinference.transforms.run_inference import RunInference
+from serving import workers
 
 NAN = "Input X contains NaN."
 
@@ -52,7 +53,7 @@ class Counting:
 
 def infer(handler, batch):
     engine = InferenceEngine(RunInference(handler).with_exception_handling()._config())
-    return engine.infer(engine.router.route(batch[0]), batch)
+    return workers.infer(engine, engine.router.route(batch[0]), batch)
 
 
 def find_failures(outcomes):

@@ -13,6 +13,7 @@ from runinference.batching.policy import BatchPolicy
 from runinference.serving.dynamic_batching import DynamicBatcher
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.engine import InferenceEngine
+from serving import workers
 
 
 class Model:
@@ -178,12 +179,12 @@ def threads_of_a_step(n, memory=1_000):
         Gated.gate = gate = threading.Event()
         Gated.entered.clear()
         with ThreadPoolExecutor(n) as pool:
-            outcomes = [pool.submit(threads[0].infer, version, [0, 0, 0, 0])]
+            outcomes = [pool.submit(workers.infer, threads[0], version, [0, 0, 0, 0])]
             assert Gated.entered.wait(30)
-            registry = threads[0].session.models
+            registry = threads[0].session.registry
             queue = registry.dynamic_batcher_for(step.session.models.name, version)._queue
             for number, thread in enumerate(threads[1:], start=1):
-                outcomes.append(pool.submit(thread.infer, version, [number] * 4))
+                outcomes.append(pool.submit(workers.infer, thread, version, [number] * 4))
                 while len(queue) < number:
                     pass
             gate.set()

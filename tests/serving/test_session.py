@@ -133,7 +133,9 @@ def test_the_timeout_does_not_include_the_wait_for_other_calls(handler):
     step = with_session(step, placement=SerialModel)
     first, second = Worker(with_session(step, timeout=3)), Worker(step)
     assert second.bundle(0) == ([0], [])
-    [model] = [entry.model for entry in second.do_fn._engine.session.models.cache._entries.values()]
+    [model] = [
+        entry.model for entry in second.do_fn._engine.session.registry.cache._entries.values()
+    ]
     with ThreadPoolExecutor(1) as threads:
         stuck = threads.submit(first.bundle, 13)
         while not model.lock.locked():

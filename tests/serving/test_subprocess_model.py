@@ -16,7 +16,7 @@ import pytest
 
 from runinference import ModelHandler
 from runinference.errors import ChildDiedError
-from runinference.handlers.compute_turn import ComputeTurn, run_in_turn
+from runinference.handlers.compute_turn import CallOverlap, ComputeTurn, run_in_turn
 from runinference.serving.placement import ModelGoneError
 from runinference.serving.routing import ModelVersion
 from runinference.serving.subprocess_model import SubprocessModel
@@ -116,8 +116,8 @@ def test_what_a_call_that_waited_gets_is_told_apart_from_what_ended_the_process(
 
 
 class UsesTurn(ScriptedHandler):
-    def uses_compute_turn(self):
-        return True
+    def call_overlap(self):
+        return CallOverlap(uses_turn=True)
 
 
 def test_a_call_waits_for_its_turn_before_it_reaches_the_subprocess(model):

@@ -12,6 +12,8 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
 from runinference import ModelHandler
+from runinference.handlers.repeatable_batch import RepeatableBatch
+from runinference.transforms.batch_sources import BundleBatches
 from runinference.transforms.infer_dofn import InferDoFn
 
 
@@ -61,8 +63,8 @@ class RecordingHandler(ModelHandler):
 class Worker:
     """A thread of a worker process, with its own copy of the DoFn."""
 
-    def __init__(self, config) -> None:
-        self.do_fn = pickler.loads(pickler.dumps(InferDoFn(config)))
+    def __init__(self, config, source=BundleBatches) -> None:
+        self.do_fn = pickler.loads(pickler.dumps(InferDoFn(config, source)))
         self.do_fn.setup()
 
     def bundle(self, *elements, update=None):
@@ -90,3 +92,9 @@ class Worker:
         results, dead = self.bundle(*elements, update=update)
         assert not dead
         return results
+
+
+def infer(engine, version, examples):
+    """Return the outcomes of a batch that an engine runs in this thread."""
+    batch = RepeatableBatch(examples, engine.needs_copies(len(examples)))
+    return engine.infer(version, batch, engine.session.call)

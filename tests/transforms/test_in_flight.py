@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pytest
 import torch
 from apache_beam.metrics import Metrics, MetricsFilter
@@ -18,16 +20,22 @@ from runinference import (
     KeyModelMapping,
     ModelHandler,
     ModelMetadata,
+    RemoteModelHandler,
     RunInference,
 )
-from runinference.batching.batcher import Batch
 from runinference.batching.overlap import OverlapDecision
 from runinference.caching.model_cache import CacheLimits
 from runinference.errors import ModelInputError, OutOfMemoryError
+from runinference.handlers.compute_turn import CallOverlap
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 from runinference.serving.call_thread import CallThread
 from runinference.serving.registry import ProcessShared
-from runinference.transforms.in_flight import InFlightBatches
+from runinference.transforms.batch_sources import (
+    BundleBatches,
+    PrebatchedBatches,
+    UnsplitBatches,
+)
+from runinference.transforms.in_flight import InFlightBatches, Work
 from serving.workers import RecordingHandler, Worker, alive_models
 
 TWO = {"min_batch_size": 2, "max_batch_size": 2}
@@ -58,9 +66,9 @@ class Squares(ModelHandler):
         return [scale * x * x for x in batch]
 
 
-def worker(handler, dead_letters=True, **options):
+def worker(handler, dead_letters=True, source=BundleBatches, **options):
     step = RunInference(handler, **options)
-    return Worker((step.with_exception_handling() if dead_letters else step)._config())
+    return Worker((step.with_exception_handling() if dead_letters else step)._config(), source)
 
 
 def squares(numbers):
@@ -86,43 +94,115 @@ class FakeEngine:
     """Takes 10 ms of a fake time per batch, of which overlap saves a share."""
 
     def __init__(self, saved):
-        self.session = self.clock = self
-        self.converged, self.decision, self.now, self.saved = True, OverlapDecision(), 0, saved
+        self.session = self.models = self.clock = self
+        self.decision, self.now, self.saved = OverlapDecision(), 0, saved
 
     def time_ns(self):
         return self.now
 
-    def size_for(self, version):
-        return self
-
     def overlap_for(self, version):
         return self.decision
 
-    def can_start(self, version):
+    def is_ready(self, version):
         return True
 
-    def start(self, version, elements):
+    def needs_copies(self, n_elements):
+        return False
+
+    def start(self, version, batch):
         return lambda: self.take((1 - self.saved) * 10_000_000)
 
-    def infer(self, version, elements):
+    def call(self):
         return self.take(10_000_000)
 
     def take(self, nanoseconds):
         self.now += nanoseconds
         return []
 
-    def make_outputs(self, version, batch, outcomes):
+    def make_outputs(self, version, origins, outcomes):
         return iter(outcomes)
+
+
+class Version(NamedTuple):
+    handler: Any
 
 
 @pytest.mark.parametrize(("saved", "overlaps"), [(-0.2, False), (0, False), (0.1, True)])
 def test_batches_overlap_if_and_only_if_it_saves_time(saved, overlaps):
     """The first batches, for which no result is awaited, used to be measured as if they took no time."""
-    engine, version = FakeEngine(saved), object()
+    engine, version = FakeEngine(saved), Version(Squares())
     in_flight = InFlightBatches(engine)
+    work = Work(version, [0], 1, [0], lambda version, batch, call: call())
     while not engine.decision.is_made:
-        assert [*in_flight.run(version, Batch([0], [0]))] == []
+        assert [*in_flight.run(work)] == []
     assert engine.decision.overlaps == overlaps
+
+
+class Client(RemoteModelHandler):
+    """Answers requests with numbers above 3 when four of them have arrived."""
+
+    def create_client(self):
+        return threading.Barrier(4)
+
+    def request(self, batch, model, inference_args=None):
+        if max(batch) > 3:
+            model.wait(60)
+        return [x * x for x in batch]
+
+
+@pytest.mark.parametrize(
+    ("options", "elements"),
+    [
+        (TWO, range(20)),
+        ({"max_batch_size": 2, "max_request_size": 2}, range(20)),
+        ({"min_batch_size": 4, "max_batch_size": 4, "max_request_size": 2}, range(20)),
+    ],
+    ids=["a batch per request", "requests of one batch", "two requests per batch"],
+)
+def test_requests_of_several_batches_are_sent_at_the_same_time(options, elements):
+    handler = Client(max_concurrent_requests=4, num_retries=0, **options)
+    with overlapping(False):  # what measuring decides does not apply
+        assert worker(handler).results(*elements) == squares(elements)
+
+
+def test_requests_of_pre_batched_elements_are_sent_at_the_same_time():
+    handler = Client(max_concurrent_requests=4, num_retries=0).with_no_batching()
+    one = worker(handler, source=PrebatchedBatches)
+    elements = [[n, n + 1] for n in range(11)]
+    assert one.results(*elements) == [x * x for element in elements for x in element]
+
+
+class PreBatched(Squares):
+    def run_inference(self, batch, model, inference_args=None):
+        return super().run_inference(list(batch), model, inference_args)
+
+
+def test_pre_batched_elements_overlap():
+    elements = [np.array([n, n + 1]) for n in range(8)]
+    results = worker(PreBatched().with_no_batching(), source=PrebatchedBatches).results(*elements)
+    assert results == [x * x for element in elements for x in element]
+    assert sum(name.startswith("runinference") for name, _ in Squares.calls) >= 3
+
+
+class Unsplit(Squares):
+    def run_inference(self, batch, model, inference_args=None):
+        self.calls.append((threading.current_thread().name, list(batch)))
+        return self.results_of(batch, batch * batch, None)
+
+
+def test_elements_with_one_result_for_all_rows_overlap():
+    handler = Unsplit().with_no_batching(whole_results=True)
+    elements = [np.array([n, n + 1]) for n in range(8)]
+    results = worker(handler, source=UnsplitBatches).results(*elements)
+    assert [each.inference.tolist() for each in results] == [(x * x).tolist() for x in elements]
+    assert sum(name.startswith("runinference") for name, _ in Squares.calls) >= 3
+
+
+def test_pre_batched_elements_that_fail_become_dead_letters_in_order():
+    one = worker(PreBatched().with_no_batching(), source=PrebatchedBatches)
+    results, dead = one.bundle(*(np.array([n, -1 if n == 3 else n]) for n in range(8)))
+    assert results == [x * x for n in range(8) for x in ((n,) if n == 3 else (n, n))]
+    assert dead == [-1]
 
 
 def test_results_of_earlier_batches_are_emitted_before_the_bundle_ends():
@@ -170,8 +250,8 @@ def test_calls_after_an_error_do_not_run_at_the_same_time_as_later_batches():
 
 
 class NotConcurrentInItsTurn(NotConcurrent):
-    def uses_compute_turn(self):
-        return True
+    def call_overlap(self):
+        return CallOverlap(uses_turn=True)
 
 
 @pytest.mark.parametrize(

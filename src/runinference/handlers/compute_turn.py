@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
@@ -70,7 +70,7 @@ _thread = _ThreadState()
 def compute_turn() -> Iterator[None]:
     """Compute in a ``with`` block, which calls that overlap enter in order and one at a time.
 
-    A handler whose ``uses_compute_turn`` returns true calls its model in this block. It collates the batch before
+    A handler with ``CallOverlap(uses_turn=True)`` calls its model in this block. It collates the batch before
     the block and splits the output after it, while other calls compute. Without overlap, the block has no effect.
     """
     if _thread.turn is None:
@@ -90,7 +90,7 @@ def get_waited_ns() -> int:
 def run_in_turn(turn: ComputeTurn, handler: Any, run: Callable[[], _T]) -> _T:
     """Return ``run()``. What the handler does outside of `compute_turn` may overlap with other calls."""
     try:
-        if not uses_compute_turn(handler):
+        if not get_call_overlap(handler).uses_turn:
             with turn:
                 return run()
         _thread.turn, _thread.waited_ns = turn, 0
@@ -100,6 +100,22 @@ def run_in_turn(turn: ComputeTurn, handler: Any, run: Callable[[], _T]) -> _T:
         turn.end()  # a call that failed before it computed must not let the next one compute too early
 
 
-def uses_compute_turn(handler: Any) -> bool:
-    """Return whether a handler calls its model within `compute_turn`, and does everything else outside of it."""
-    return bool(getattr(handler, "uses_compute_turn", bool)())
+class CallOverlap(NamedTuple):
+    """How the calls of a handler overlap within a bundle.
+
+    Attributes:
+        max_calls: The maximum number of calls in flight.
+        uses_turn: Whether the handler calls its model within `compute_turn`, and may do everything else while
+            other calls run. Otherwise, whole calls run one at a time.
+        is_measured: Whether calls only overlap if measuring shows that this is faster.
+    """
+
+    max_calls: int = 2
+    uses_turn: bool = False
+    is_measured: bool = True
+
+
+def get_call_overlap(handler: Any) -> CallOverlap:
+    """Return how the calls of a handler overlap."""
+    overlap: CallOverlap = getattr(handler, "call_overlap", CallOverlap)()
+    return overlap

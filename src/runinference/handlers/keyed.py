@@ -14,7 +14,7 @@ from runinference.collate.unbatch import SplitRows, get_list_output, unbatch_res
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, PartialResult
 from runinference.handlers.call import RunsInParts, call_model, runs_in_parts
-from runinference.handlers.compute_turn import uses_compute_turn
+from runinference.handlers.compute_turn import CallOverlap, get_call_overlap
 from runinference.handlers.key_mapping import (
     KeyModelMapping,
     check_handler_object,
@@ -148,8 +148,8 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
     def count_path_updates(self) -> int:
         return self._n_path_updates + count_path_updates([self._unkeyed])
 
-    def uses_compute_turn(self) -> bool:
-        return uses_compute_turn(self._unkeyed)
+    def call_overlap(self) -> CallOverlap:
+        return get_call_overlap(self._unkeyed)
 
     def may_join_threads(self) -> bool:
         return bool(getattr(self._unkeyed, "may_join_threads", bool)())

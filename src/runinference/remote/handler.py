@@ -7,16 +7,18 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from math import ceil
 from typing import Any
 
 from typing_extensions import Self, Unpack
 
-from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE
+from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE, resolve_policy
 from runinference.checks import check_callable, check_int
 from runinference.collate.unbatch import unbatch_results
 from runinference.errors import OptionError, PartialBatchError, PartialResult
 from runinference.extras import need
 from runinference.handlers.call import RunsInParts, may_modify_examples
+from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.handlers.options import HandlerOptions, accepts
@@ -243,6 +245,12 @@ class RemoteModelHandler(RunsInParts, Tunable, ModelHandler[ExampleT, Prediction
 
     def with_option(self, name: str, value: Any) -> Self:
         return self._replace(**{name: value}, _process_pool=ProcessRequestPool())
+
+    def call_overlap(self) -> CallOverlap:
+        size = resolve_policy(self).max_batch_size
+        n_requests = ceil(size / self.max_request_size) if self.max_request_size else 1
+        max_calls = max(2, self.max_concurrent_requests // n_requests)
+        return CallOverlap(max_calls, uses_turn=True, is_measured=False)
 
     def validate_whole_results(self) -> None:
         raise OptionError(

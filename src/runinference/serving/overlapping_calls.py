@@ -11,9 +11,6 @@ from runinference.errors import InferenceTimeoutError
 from runinference.handlers.compute_turn import ComputeTurn, run_in_turn
 from runinference.serving.call_thread import CallOutcome, CallThread
 
-#: Calls of a session at a time: one computes, and one collates its batch or splits its output.
-MAX_CALLS = 2
-
 
 @dataclass(eq=False)
 class StartedCall:

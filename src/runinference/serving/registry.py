@@ -66,7 +66,7 @@ class ModelRegistry:
         """
         keys = [(step, key) for key in version.keys]
         with self._lock:
-            in_use = set().union(*(session.current_names() for session in self._sessions))
+            in_use = set().union(*(models.current_names() for models in self._sessions))
             known = set().union(*(self._names.get(key, ()) for key in keys))
             unused = {name for name in known - in_use if name != version.name}
             for key in keys:
@@ -115,15 +115,15 @@ class ModelRegistry:
                 self._abandoned.append((thread, copy))
             return may_abandon
 
-    def add_session(self, session: Any) -> None:
-        """Count a session that uses these models."""
+    def add_session(self, models: Any) -> None:
+        """Count a session, which uses these models. ``models`` are its `CurrentModels`."""
         with self._lock:
-            self._sessions.add(session)
+            self._sessions.add(models)
 
-    def remove_session(self, session: Any) -> bool:
+    def remove_session(self, models: Any) -> bool:
         """Stop counting a session, and return whether there is no other."""
         with self._lock:
-            self._sessions.discard(session)
+            self._sessions.discard(models)
             return not self._sessions
 
 

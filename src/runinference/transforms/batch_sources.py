@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 from apache_beam.transforms.window import WindowedValue
@@ -13,8 +12,10 @@ from apache_beam.transforms.window import WindowedValue
 from runinference.batching.batcher import Batch, Batcher
 from runinference.collate.unbatch import batch_length, is_divisible
 from runinference.handlers.error_policy import Failure
+from runinference.handlers.repeatable_batch import SingleBatch
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.engine import InferenceEngine
+from runinference.transforms.in_flight import Work
 from runinference.transforms.model_groups import ModelGroups
 
 
@@ -94,19 +95,21 @@ class BundleBatches(BatchSource):
 
     def _run(self, version: ModelVersion, batches: Iterable[Batch[WindowedValue]]) -> Iterator[Any]:
         # A chain runs no Python code per output.
-        return chain.from_iterable(
-            self._groups.run(
-                version, batch.elements, len(batch), partial(self._call, version, batch)
-            )
-            for batch in batches
-        )
+        return chain.from_iterable(self._groups.run(self._work(version, each)) for each in batches)
 
-    def _call(self, version: ModelVersion, origins: Batch[WindowedValue]) -> Iterator[Any]:
+    def _work(self, version: ModelVersion, batch: Batch[WindowedValue]) -> Work:
         engine = self._engine
-        queued = max(0, engine.clock.time_ns() - origins.opened)
+        queued = max(0, engine.clock.time_ns() - batch.opened)
         for metrics in engine.metrics.for_version(version):
             metrics.queued(queued)
-        return self._groups.in_flight.run(version, origins)
+        return Work(
+            version,
+            batch.elements,
+            len(batch),
+            batch,
+            engine.infer,
+            has_final_size=engine.session.size_for(version).converged,
+        )
 
 
 class UnsplitBatches(BatchSource):
@@ -115,11 +118,9 @@ class UnsplitBatches(BatchSource):
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any]:
         engine = self._engine
         version = engine.router.route(element)
-        return self._groups.run(version, element, 1, partial(self._call, version, element, origin))
-
-    def _call(self, version: ModelVersion, element: Any, origin: WindowedValue) -> Iterator[Any]:
-        outcomes = self._engine.infer_unsplit(version, element)
-        return self._engine.make_outputs(version, [origin], outcomes)
+        return self._groups.run(
+            Work(version, element, 1, [origin], engine.infer_unsplit, SingleBatch)
+        )
 
 
 class PrebatchedBatches(BatchSource):
@@ -145,11 +146,10 @@ class PrebatchedBatches(BatchSource):
             yield from self._run(version, part, origin)
 
     def _run(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterable[Any]:
-        call = partial(self._call, version, batch, origin)
-        return self._groups.run(version, batch, batch_length(batch) or 1, call)
-
-    def _call(self, version: ModelVersion, batch: Any, origin: WindowedValue) -> Iterator[Any]:
         engine = self._engine
-        infer = engine.infer if is_divisible(batch) else engine.infer_undivided
-        outcomes = infer(version, batch)
-        yield from engine.make_outputs(version, [origin] * len(outcomes), outcomes)
+        if is_divisible(batch):
+            n_elements = batch_length(batch) or 1
+            work = Work(version, batch, n_elements, repeat(origin), engine.infer)
+        else:
+            work = Work(version, batch, 1, repeat(origin), engine.infer_undivided, SingleBatch)
+        return self._groups.run(work)

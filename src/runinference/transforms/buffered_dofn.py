@@ -228,7 +228,7 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
     def _is_full(self, version: ModelVersion, totals: Totals) -> bool:
         policy, session = version.policy, self._engine.session
         # A model that would evict another one waits for as many elements as it may.
-        has_room = session.has_room_for(version)
+        has_room = session.models.has_room_for(version)
         max_size = session.size_for(version).current if has_room else policy.max_batch_size
         return (
             totals.n_elements >= max_size

@@ -10,8 +10,8 @@ from runinference.checks import check_int
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.keyed import per_key_mappings
+from runinference.serving.current_models import SessionConfig
 from runinference.serving.model_watcher import WatchConfig
-from runinference.serving.session import SessionConfig
 
 
 @dataclass(frozen=True)

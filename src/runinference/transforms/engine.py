@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import count, repeat
 from operator import is_
 from typing import Any, SupportsInt
@@ -15,7 +14,7 @@ from apache_beam.transforms.window import WindowedValue
 from runinference.collate.unsplit import count_rows
 from runinference.errors import OptionError, PartialBatchError, describe
 from runinference.handlers.error_policy import UNCHANGED, Failure, halved_on_out_of_memory
-from runinference.handlers.repeatable_batch import RepeatableBatch, SingleBatch
+from runinference.handlers.repeatable_batch import RepeatableBatch
 from runinference.serving.call_thread import CallOutcome
 from runinference.serving.routing import ModelVersion, Router, SingleModelRouter, make_router
 from runinference.serving.session import ModelSession
@@ -49,7 +48,7 @@ class InferenceEngine:
         self.clock = config.session.clock
         self.metrics = StepMetrics(config.handler, config.namespace)
         self.session = ModelSession(config.session)
-        self.watcher = self.session.models.watcher_for(config.watch) if config.watch else None
+        self.watcher = self.session.registry.watcher_for(config.watch) if config.watch else None
         self.update: Any = None
         self.arguments: Any = None
         self._config = config
@@ -65,7 +64,7 @@ class InferenceEngine:
 
     def finish_bundle(self) -> None:
         self.session.end_bundle()
-        loads, events = self.session.drain_events()
+        loads, events = self.session.models.drain_events()
         for version, nanoseconds, n_bytes in loads:
             for metrics in self.metrics.for_version(version):
                 metrics.model_loaded(nanoseconds, n_bytes)
@@ -117,35 +116,29 @@ class InferenceEngine:
             self._routers[key] = self._first_router.with_update(update)
         return self._routers[key]
 
-    def infer(self, version: ModelVersion, batch: Any) -> list[Any]:
-        """Return a result or a ``Failure`` for each element of a batch that can be sliced."""
-        repeatable = RepeatableBatch(batch, self._copies(len(batch)))
-        return self._infer(version, repeatable, self.session.call)
-
-    def start(self, version: ModelVersion, batch: Any) -> Callable[[], list[Any]] | None:
-        """Start the call of a batch in another thread, and return a function that waits for its outcomes.
+    def start(self, version: ModelVersion, batch: RepeatableBatch) -> CallModel | None:
+        """Start the call of a batch in another thread, and return a function whose first call waits for it.
 
         Return None if the call can't start, for any reason.
         """
-        repeatable = RepeatableBatch(batch, self._copies(len(batch)))
         try:
-            call_model = self.session.start(version, repeatable, self._inference_args())
+            return self.session.start(version, batch, self._inference_args())
         except Exception:  # a call in this thread handles the error
             return None
-        return partial(self._infer, version, repeatable, call_model)
 
-    def _infer(
-        self, version: ModelVersion, repeatable: RepeatableBatch, call_model: CallModel
+    def infer(
+        self, version: ModelVersion, batch: RepeatableBatch, call_model: CallModel
     ) -> list[Any]:
+        """Return a result or a ``Failure`` for each element of a batch that can be sliced."""
         calls = count()
 
         def call(batch: RepeatableBatch) -> list[Any]:
             next(calls)
             return self._call_within_memory(version, batch, call_model)
 
-        outcomes = self.errors.attempt(call, repeatable)
+        outcomes = self.errors.attempt(call, batch)
         if n_failed := _count_failures(outcomes):
-            outcomes = _with_examples(outcomes, repeatable)
+            outcomes = _with_examples(outcomes, batch)
         n_splits = next(calls) - 1
         for metrics in self.metrics.for_version(version):
             metrics.count("num_inferences", len(outcomes) - n_failed)
@@ -153,24 +146,32 @@ class InferenceEngine:
                 metrics.count("batch_splits", n_splits)
         return outcomes
 
-    def infer_undivided(self, version: ModelVersion, batch: Any) -> list[Any]:
+    def infer_undivided(
+        self, version: ModelVersion, batch: RepeatableBatch, call_model: CallModel
+    ) -> list[Any]:
         """Return the results of a batch that cannot be sliced, or one ``Failure``."""
-        single = SingleBatch(batch, self._copies(1))
-        outcomes = self.errors.attempt(
-            lambda one: [self._call(version, one, self.session.call)], single
-        )
-        [outcome] = _with_examples(outcomes, single)
+        outcomes = self.errors.attempt(lambda one: [self._call(version, one, call_model)], batch)
+        [outcome] = _with_examples(outcomes, batch)
         if type(outcome) is Failure:
             return [outcome]
         for metrics in self.metrics.for_version(version):
             metrics.count("num_inferences", len(outcome))
         return list(outcome)
 
-    def infer_unsplit(self, version: ModelVersion, element: Any) -> list[Any]:
+    def infer_unsplit(
+        self, version: ModelVersion, batch: RepeatableBatch, call_model: CallModel
+    ) -> list[Any]:
         """Return one result, or one ``Failure``, for all rows of an element."""
-        single = SingleBatch(element, self._copies(1))
-        outcomes = self.errors.attempt(partial(self._call_unsplit, version), single)
-        return _with_examples(outcomes, single)
+
+        def call(element: RepeatableBatch) -> list[Any]:
+            n_rows = count_rows(element.elements)
+            n_rows = 1 if n_rows is None else n_rows
+            results = self._call(version, element, call_model, n_rows)
+            for metrics in self.metrics.for_version(version):
+                metrics.count("num_inferences", n_rows)
+            return results
+
+        return _with_examples(self.errors.attempt(call, batch), batch)
 
     def make_outputs(
         self, version: ModelVersion, origins: Iterable[WindowedValue], outcomes: Sequence[Any]
@@ -184,7 +185,7 @@ class InferenceEngine:
     def _make_outputs(
         self, version: ModelVersion, origins: Iterable[WindowedValue], outcomes: Sequence[Any]
     ) -> Iterator[Any]:
-        for origin, outcome in zip(origins, outcomes, strict=True):
+        for origin, outcome in zip(origins, outcomes, strict=False):  # origins may repeat forever
             if type(outcome) is Failure:
                 yield self.make_dead_letter(origin, outcome, version)
             else:
@@ -200,7 +201,7 @@ class InferenceEngine:
         example = origin.value if failure.example is UNCHANGED else failure.example
         return TaggedOutput(FAILED, origin.with_value((example, failure.report())))
 
-    def _copies(self, n_elements: int) -> bool:
+    def needs_copies(self, n_elements: int) -> bool:
         """Return whether a call may be repeated, and needs its elements as they came."""
         return self.errors.repeats_calls or n_elements > 1 or self._config.session.dynamic_batching
 
@@ -217,14 +218,6 @@ class InferenceEngine:
             return self._call(version, batch, call_model)
 
         return halved_on_out_of_memory(call, batch, record_out_of_memory)
-
-    def _call_unsplit(self, version: ModelVersion, element: SingleBatch) -> list[Any]:
-        n_rows = count_rows(element.elements)
-        n_rows = 1 if n_rows is None else n_rows
-        results = self._call(version, element, self.session.call, n_rows)
-        for metrics in self.metrics.for_version(version):
-            metrics.count("num_inferences", n_rows)
-        return results
 
     def _call(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +10,11 @@ from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import DEFAULT_MAX_BATCH_BYTES, DEFAULT_MAX_BATCH_SIZE
 from runinference.serving.routing import ModelVersion
 from runinference.transforms.engine import InferenceEngine
-from runinference.transforms.in_flight import InFlightBatches
+from runinference.transforms.in_flight import InFlightBatches, Work
 
 #: The most elements and bytes that are held, of all models together.
 _MAX_ELEMENTS = DEFAULT_MAX_BATCH_SIZE
 _MAX_BYTES = DEFAULT_MAX_BATCH_BYTES
-
-#: Calls a model on one batch, and returns the outputs.
-Work = Callable[[], Iterable[Any]]
 
 
 @dataclass
@@ -42,24 +39,14 @@ class ModelGroups:
         self._held: dict[ModelVersion, _Held] = {}
         self.in_flight = InFlightBatches(engine)
 
-    def run(self, version: ModelVersion, values: Any, n_elements: int, work: Work) -> Iterable[Any]:
-        """Run or hold a call.
-
-        Args:
-            version: The model.
-            values: The batch.
-            n_elements: Its number of elements.
-            work: The call.
-
-        Returns:
-            The outputs that there are now.
-        """
-        if self._engine.session.has_room_for(version):
-            return work()
-        held = self._held.setdefault(version, _Held())
+    def run(self, work: Work) -> Iterable[Any]:
+        """Run or hold a batch, and return the outputs that are available."""
+        if self._engine.session.models.has_room_for(work.version):
+            return self.in_flight.run(work)
+        held = self._held.setdefault(work.version, _Held())
         held.work.append((self._engine.arguments, work))
-        held.n_elements += n_elements
-        held.n_bytes += batch_size_in_bytes(values)
+        held.n_elements += work.n_elements
+        held.n_bytes += batch_size_in_bytes(work.batch)
         groups = self._held.values()
         if (
             sum(group.n_elements for group in groups) < _MAX_ELEMENTS
@@ -70,7 +57,7 @@ class ModelGroups:
 
     def flush(self) -> Iterator[Any]:
         """Run all calls that are held, those of loaded models first, and wait for those in flight."""
-        has_room_for = self._engine.session.has_room_for
+        has_room_for = self._engine.session.models.has_room_for
         for version in sorted(self._held, key=lambda each: not has_room_for(each)):
             yield from self._release(version)
         yield from self.in_flight.drain()
@@ -81,7 +68,7 @@ class ModelGroups:
         for arguments, work in self._held.pop(version).work:
             current, engine.arguments = engine.arguments, arguments
             try:
-                outputs = [*work(), *self.in_flight.drain()]
+                outputs = [*self.in_flight.run(work), *self.in_flight.drain()]
             finally:
                 engine.arguments = current
             yield from outputs

@@ -29,10 +29,10 @@ from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.model_fingerprint import fingerprint
 from runinference.handlers.model_handler import ModelHandlerLike
 from runinference.handlers.options import KeywordsChecked
+from runinference.serving.current_models import Clock, SessionConfig
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.placement import Placement
 from runinference.serving.registry import ProcessShared
-from runinference.serving.session import Clock, SessionConfig
 from runinference.serving.shared_process import default_placement
 from runinference.serving.subprocess_model import SubprocessModel
 from runinference.transforms.batch_sources import BundleBatches, PrebatchedBatches, UnsplitBatches

@@ -29,6 +29,7 @@ from runinference.frameworks.torch.calling import (
     with_padding,
     without_splitting,
 )
+from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
@@ -120,11 +121,12 @@ class _TensorModelHandler(PretrainedModelHandler):
         function = self._inference_fn or type(self)._default_inference_fn
         return not keeps_examples(function) or super().may_modify_examples()
 
-    def uses_compute_turn(self) -> bool:
+    def call_overlap(self) -> CallOverlap:
         function = self._inference_fn or type(self)._default_inference_fn
         is_overridden = type(self).run_inference is not _TensorModelHandler.run_inference
         may_be_tensorflow = VERSION < (5,)
-        return keeps_examples(function) and not is_overridden and not may_be_tensorflow
+        uses_turn = keeps_examples(function) and not is_overridden and not may_be_tensorflow
+        return CallOverlap(uses_turn=uses_turn)
 
     def _check_mask(self, model: Any, example: Any) -> None:
         """Raise `OptionError` if the model would process padding like the values of an example."""

@@ -36,7 +36,7 @@ from runinference.frameworks.huggingface.tokenizer import (
     share_tokenizer,
 )
 from runinference.frameworks.torch.calling import StackedInferenceFn, with_length_fn
-from runinference.handlers.compute_turn import compute_turn
+from runinference.handlers.compute_turn import CallOverlap, compute_turn
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
@@ -212,8 +212,9 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             inferences = call_in_groups(rows, mode, limits, call)
         return to_results(batch, SplitRows(inferences), self._model_uri)
 
-    def uses_compute_turn(self) -> bool:
-        return type(self).run_inference is HuggingFaceModelHandlerText.run_inference
+    def call_overlap(self) -> CallOverlap:
+        uses_turn = type(self).run_inference is HuggingFaceModelHandlerText.run_inference
+        return CallOverlap(uses_turn=uses_turn)
 
     def default_length_fn(self) -> Callable[[Any], int]:
         return self._count_tokens
