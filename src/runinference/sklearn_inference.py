@@ -14,6 +14,7 @@ from runinference.checks import check_callable, check_names, check_path, check_s
 from runinference.collate.batch_axis import repeat_first, unbatch_checked
 from runinference.collate.frames import concat_frames, is_dataframe
 from runinference.collate.records import is_record, records_to_frame
+from runinference.collate.row_inputs import ArrayInput, FrameInput
 from runinference.collate.stack import reject_keyed_examples, stack_arrays
 from runinference.collate.tables import (
     concat_tables,
@@ -33,7 +34,9 @@ from runinference.errors import (
 )
 from runinference.extras import need
 from runinference.frameworks.sklearn.loading import ModelFileType, load_pickle, load_skops
+from runinference.frameworks.sklearn.signature import get_signature
 from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import open_model
 from runinference.results import PredictionResult
@@ -242,6 +245,10 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
         is_default = self._model_inference_fn is type(self)._default_inference_fn
         return not is_default or super().may_modify_examples()
 
+    def get_model_signature(self, model: Any) -> ModelSignature:
+        is_default = self._model_inference_fn is type(self)._default_inference_fn
+        return get_signature(model, with_output=is_default)
+
 
 class SklearnModelHandlerNumpy(_SklearnModelHandler):
     """Run a scikit-learn estimator on NumPy arrays, lists or SciPy sparse matrices, one row per example.
@@ -257,6 +264,7 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
     """
 
     _default_inference_fn = staticmethod(_predict_arrays)
+    _row_input = ArrayInput()
     _keeps_examples = True
 
     def run_inference(
@@ -297,6 +305,7 @@ class SklearnModelHandlerPandas(_SklearnModelHandler):
     """
 
     _default_inference_fn = staticmethod(_predict_frames)
+    _row_input = FrameInput()
     _keeps_examples = True
 
     def run_inference(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,10 +51,29 @@ def unbatch_checked(
             list_output or "per_element"
         )  # the check shows whether there is one for each element
     rows = unbatch(output, size, list_output)
-    shape = get_shape(output)
+    check_batch_axis(output, size, list_output, model, function, call)
+    return rows
+
+
+def check_batch_axis(
+    output: Any,
+    size: int,
+    list_output: ListOutput | None,
+    model: Any,
+    function: Hashable,
+    call: Callable[[int], Any],
+) -> None:
+    """Raise `ResultMismatchError` if a part of an output is as long as the batch only by chance."""
+    known, shape = _get_cache(model, function), get_shape(output)
     if known is not None and (shape is None or size in shape[1:]):
         _check_batch_axis(output, size, list_output, known, call)
-    return rows
+
+
+def take_first(batch: Any, size: int) -> Any:
+    """Return a table, or a mapping of arrays, that has the first row ``size`` times."""
+    if isinstance(batch, Mapping):
+        return {name: array[[0] * size] for name, array in batch.items()}
+    return batch.iloc[[0] * size] if hasattr(batch, "iloc") else batch[[0] * size]
 
 
 def repeat_first(batch: Any, size: int) -> Any:

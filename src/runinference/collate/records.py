@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import KeysView, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from runinference.collate.exact import check_integers
 from runinference.collate.frames import is_dataframe
 from runinference.collate.pytree import children
+from runinference.collate.stack import reject_keyed_examples
 from runinference.errors import BatchShapeError, ElementError
 from runinference.extras import need
 
@@ -21,6 +23,37 @@ def is_record(example: Any) -> bool:
     """Return whether an example is a row of named values, such as a dictionary, Series, named tuple or Beam
     row."""
     return _get_fields(example) is not None
+
+
+def read_rows(batch: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """Return the values of each row of a batch by name.
+
+    Args:
+        batch: Records: Beam rows, named tuples, dataclasses, dictionaries or pandas Series.
+
+    Raises:
+        ElementError: An element is not a record, or has a name that is not text.
+    """
+    rows = [*map(_get_fields, batch)]
+    for index, row in enumerate(rows):
+        if row is None:
+            reject_keyed_examples([batch[index]])
+            raise ElementError(
+                f"Element {index} of the batch is a {type(batch[index]).__name__}. With columns, output or keep, "
+                "elements are rows (beam.Row, named tuples, dataclasses, dictionaries or Series), DataFrames, or "
+                "Arrow tables. To fix this, convert it before RunInference.",
+                index=index,
+            )
+    if not set(map(type, chain.from_iterable(rows))) <= {str}:  # type: ignore[arg-type]
+        index, name = next(
+            (i, k) for i, row in enumerate(rows) for k in row or () if type(k) is not str
+        )
+        raise ElementError(
+            f"Element {index} of the batch has a column with the name {name!r} of type {type(name).__name__}. To "
+            "fix this, use strings as names.",
+            index=index,
+        )
+    return rows  # type: ignore[return-value]
 
 
 def records_to_frame(records: Sequence[Any]) -> Any:
@@ -79,6 +112,8 @@ def _get_fields(example: Any) -> Mapping[Any, Any] | None:
         return None
     if isinstance(example, Mapping):
         return example
+    if isinstance(example, type):
+        return None
     if hasattr(example, "_fields") or dataclasses.is_dataclass(example):
         return children(example)
     if hasattr(example, "as_dict"):  # a Beam row

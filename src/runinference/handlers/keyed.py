@@ -7,14 +7,15 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from runinference.caching.memory_budget import estimate_model_bytes
+from typing_extensions import Self
+
 from runinference.caching.model_cache import CacheLimits
 from runinference.checks import check_int
-from runinference.collate.unbatch import SplitRows, get_list_output, unbatch_results
+from runinference.collate.unbatch import SplitRows, unbatch_results
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, PartialResult
-from runinference.handlers.call import RunsInParts, call_model, runs_in_parts
-from runinference.handlers.compute_turn import CallOverlap, get_call_overlap
+from runinference.handlers.call import call_model
+from runinference.handlers.delegating import DelegatingHandler
 from runinference.handlers.key_mapping import (
     KeyModelMapping,
     check_handler_object,
@@ -23,14 +24,13 @@ from runinference.handlers.key_mapping import (
 from runinference.handlers.model_handler import ModelHandler, ModelHandlerLike
 from runinference.handlers.model_per_key import (
     PerKeyModelHandler,
-    count_path_updates,
     split_pair,
     with_unsplit_results,
 )
 from runinference.handlers.model_update import KeyModelPathMapping
 
 
-class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
+class _KeyWrapper(DelegatingHandler):
     """A handler that adds keys to another one, and delegates everything else to it."""
 
     def __init__(self, unkeyed: ModelHandlerLike) -> None:
@@ -44,15 +44,8 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
         """
         check_handler_object(unkeyed, type(self).__name__)
         reject_functions(unkeyed, type(self).__name__)
-        self._unkeyed: Any = unkeyed
+        super().__init__(unkeyed)
         self._per_key = isinstance(unkeyed, PerKeyModelHandler)
-        self._env_vars = getattr(unkeyed, "_env_vars", {})
-        self._max_batch_bytes = getattr(unkeyed, "_max_batch_bytes", None)
-        self._list_output = get_list_output(unkeyed)
-
-    @property
-    def runs_in_parts(self) -> bool:
-        return runs_in_parts(self._unkeyed)
 
     def run_in_parts(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
@@ -67,12 +60,10 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
             for part in self._unkeyed.run_in_parts(examples, model, inference_args)
         ]
 
-    def inner_handlers(self) -> list[ModelHandlerLike]:
-        """Return the wrapped handler, or the handlers of all mappings."""
-        return [self._unkeyed]
-
-    def load_model(self) -> Any:
-        return self._unkeyed.load_model()
+    def map_inner(self, function: Callable[[Any], Any]) -> Self:
+        if not self._per_key:
+            return super().map_inner(function)
+        return self._replace(_unkeyed=self._unkeyed.map_inner(function))
 
     def group_by_model(
         self, examples: Iterable[Any], model: Any
@@ -83,18 +74,6 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
             return self._unkeyed.group_rows_by_model(examples, model)  # type: ignore[no-any-return]
         return self._unkeyed.group_by_model(examples, model)  # type: ignore[no-any-return]
 
-    def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        return int(self._unkeyed.get_num_bytes(batch))
-
-    def get_model_bytes(self, model: Any) -> int:
-        return estimate_model_bytes(self._unkeyed, model)
-
-    def get_metrics_namespace(self) -> str:
-        return str(self._unkeyed.get_metrics_namespace())
-
-    def get_resource_hints(self) -> dict[str, Any]:
-        return dict(self._unkeyed.get_resource_hints())
-
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         return {
             name: partial(_apply_to_example, value)
@@ -102,12 +81,6 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
             else value
             for name, value in self._unkeyed.batch_elements_kwargs().items()
         }
-
-    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        self._unkeyed.validate_inference_args(inference_args)
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._unkeyed.update_model_path(model_path=model_path)
 
     def update_model_paths(
         self, model: Any, model_paths: Sequence[KeyModelPathMapping[Any]] | None = None
@@ -132,33 +105,6 @@ class _KeyWrapper(RunsInParts, ModelHandler[Any, Any, Any]):
         changed: Any = super().with_no_batching(whole_results=whole_results)
         changed._unkeyed = with_unsplit_results(self._unkeyed, whole_results)
         return changed  # type: ignore[no-any-return]
-
-    def set_environment_vars(self) -> None:
-        self._unkeyed.set_environment_vars()
-
-    def share_model_across_processes(self) -> bool:
-        return bool(self._unkeyed.share_model_across_processes())
-
-    def model_copies(self) -> int:
-        return int(self._unkeyed.model_copies())
-
-    def may_modify_examples(self) -> bool:
-        return bool(getattr(self._unkeyed, "may_modify_examples", lambda: True)())
-
-    def count_path_updates(self) -> int:
-        return self._n_path_updates + count_path_updates([self._unkeyed])
-
-    def call_overlap(self) -> CallOverlap:
-        return get_call_overlap(self._unkeyed)
-
-    def may_join_threads(self) -> bool:
-        return bool(getattr(self._unkeyed, "may_join_threads", bool)())
-
-    def override_metrics(self, metrics_namespace: str = "") -> bool:
-        return bool(self._unkeyed.override_metrics(metrics_namespace))
-
-    def should_garbage_collect_on_timeout(self) -> bool:
-        return bool(self._unkeyed.should_garbage_collect_on_timeout())
 
     def _are_keyed(self, batch: Sequence[Any]) -> bool:
         """Return whether the elements of a batch have keys; raise `ElementError` if some lack theirs."""

@@ -18,15 +18,22 @@ from runinference.errors import ElementError
 from runinference.handlers.call import may_modify_examples, run_batch
 from runinference.handlers.error_policy import halved_on_out_of_memory
 from runinference.handlers.repeatable_batch import RepeatableBatch
+from runinference.handlers.row_options import RowOptions
 
 
 def predict_locally(
-    handler: Any, examples: Iterable[Any], inference_args: dict[str, Any] | None
+    handler: Any,
+    examples: Iterable[Any],
+    inference_args: dict[str, Any] | None,
+    row_options: RowOptions | None = None,
 ) -> list[Any]:
     """Return one result per example, in the same order; see ``ModelHandler.predict``."""
     _check_arguments(examples, inference_args)
     handler.validate_inference_args(inference_args)
-    model = LocalModel.of(handler).get(handler)
+    local = LocalModel.of(handler)
+    model = local.get(handler)
+    if row_options is not None:
+        handler = local.get_row_handler(handler, row_options)
     for function in handler.get_preprocess_fns():
         examples = _apply(function, examples)
     found: dict[int, list[Any]] = {}
@@ -57,6 +64,7 @@ def _check_arguments(examples: Any, inference_args: Any) -> None:
     if inference_args is not None:
         check_mapping("inference_args", inference_args)
     is_single = isinstance(examples, (str, bytes, Mapping)) or hasattr(examples, "iloc")
+    is_single = is_single or hasattr(examples, "num_rows")
     if is_single or not (isinstance(examples, Iterable) or hasattr(examples, "__getitem__")):
         raise ElementError(
             f"predict takes a list of examples, but got a {type(examples).__name__}. To fix this, pass a list: "
@@ -129,6 +137,7 @@ class LocalModel:
         self._lock = threading.RLock()
         self._n_path_updates: int | None = None  # when the model was loaded
         self._model: Any = None
+        self._row_handlers: dict[RowOptions, Any] = {}
 
     @classmethod
     def of(cls, handler: Any) -> LocalModel:
@@ -146,10 +155,18 @@ class LocalModel:
             n_updates = handler.count_path_updates()
             if self._n_path_updates != n_updates:
                 self._model = None  # free the old model first
+                self._row_handlers.clear()
                 handler.set_environment_vars()
                 self._model = handler.load_model()
                 self._n_path_updates = n_updates
             return self._model
+
+    def get_row_handler(self, handler: Any, options: RowOptions) -> Any:
+        """Return the handler that takes rows. The first call for some options checks the columns."""
+        with self._lock:
+            if options not in self._row_handlers:
+                self._row_handlers[options] = handler._row_wrapper(options)
+            return self._row_handlers[options]
 
     def __reduce__(self) -> Any:
         return _nothing, ()

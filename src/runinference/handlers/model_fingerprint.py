@@ -11,9 +11,8 @@ from typing import Any
 
 from apache_beam.internal import pickler
 
+from runinference.handlers.delegating import DelegatingHandler
 from runinference.handlers.keyed import (
-    KeyedModelHandler,
-    MaybeKeyedModelHandler,
     per_key_mappings,
 )
 from runinference.handlers.model_handler import ModelHandler
@@ -70,9 +69,7 @@ def fingerprint(handler: Any, *more: Any) -> str:
         handler: A handler. Keys that are added to its results have no effect.
         *more: Other values that must be equal.
     """
-    while isinstance(handler, (KeyedModelHandler, MaybeKeyedModelHandler)) and not per_key_mappings(
-        handler
-    ):
+    while isinstance(handler, DelegatingHandler) and not per_key_mappings(handler):
         [handler] = handler.inner_handlers()
     try:
         content = _dumps((handler, more))

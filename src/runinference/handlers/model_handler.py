@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from typing_extensions import Self, Unpack
 
@@ -14,10 +14,12 @@ from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import BatchPolicy
 from runinference.caching.memory_budget import model_bytes
 from runinference.checks import check_bool, check_callable, check_env_vars, check_int
+from runinference.collate.row_inputs import ExampleInput, RowInput
 from runinference.collate.unbatch import ListOutput, to_results
 from runinference.collate.unsplit import unsplit_result
 from runinference.handlers.event_loop import iterable_without_await
 from runinference.handlers.local_predict import predict_locally
+from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.model_update import KeyModelPathMapping
 from runinference.handlers.options import (
     HandlerOptions,
@@ -27,6 +29,7 @@ from runinference.handlers.options import (
     constructor_keywords,
     reject_unknown,
 )
+from runinference.handlers.row_options import OutputOption, RowOptions
 from runinference.model_file import file_bytes
 from runinference.results import PredictionResult
 
@@ -94,6 +97,9 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     _metrics_namespace = "RunInference"
     _path_attribute: str | None = None  # holds the path that update_model_path changes
     _supports_dynamic_batching = False
+    _row_input: RowInput = ExampleInput()  # what run_inference takes for a batch of rows
+    # Wraps a handler so that it takes rows. Set by row_handler.py, which depends on this class.
+    _row_wrapper: ClassVar[Callable[[Any, RowOptions], Any]]
     _has_native_model = False  # whether the model keeps its weights where Python can't reach them
     # Whether run_inference (or request) never modifies the examples of a list.
     _keeps_examples = False
@@ -176,7 +182,13 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         raise NotImplementedError(f"{type(self).__name__} must define run_inference().")
 
     def predict(
-        self, examples: Iterable[ExampleT], inference_args: dict[str, Any] | None = None
+        self,
+        examples: Iterable[ExampleT],
+        inference_args: dict[str, Any] | None = None,
+        *,
+        columns: str | Sequence[str] | None = None,
+        output: OutputOption | None = None,
+        keep: str | Sequence[str] | None = None,
     ) -> list[PredictionT]:
         """Run inference without a pipeline, with the same batching and results as ``RunInference``.
 
@@ -185,11 +197,16 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         Args:
             examples: The elements that a pipeline would pass to ``RunInference``.
             inference_args: Keyword arguments for each model call, or None.
+            columns: For rows, the names of the feature columns; see ``RunInference``.
+            output: For rows, the name of the prediction column, or the types of several by name.
+            keep: For rows, the names of the columns that results have, too.
 
         Returns:
-            One result per example, in the same order.
+            One result per example, in the same order. With ``columns``, ``output`` or ``keep``, a row or a table
+            with the predictions.
         """
-        return predict_locally(self, examples, inference_args)
+        options = RowOptions.create(columns, output, keep)
+        return predict_locally(self, examples, inference_args, options)
 
     def group_by_model(
         self, examples: Iterable[Any], model: ModelT
@@ -228,6 +245,14 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         """
         path = getattr(self, self._path_attribute) if self._path_attribute else ""
         return max(model_bytes(model), file_bytes(path) if self._has_native_model else 0)
+
+    def get_model_signature(self, model: ModelT) -> ModelSignature:
+        """Return what a model declares about its features and its output, to check columns before a pipeline runs.
+
+        Args:
+            model: The object that ``load_model`` returned.
+        """
+        return ModelSignature()
 
     def get_metrics_namespace(self) -> str:
         """Return the namespace of this handler's metrics."""

@@ -8,6 +8,8 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from typing_extensions import Self
+
 from runinference.caching.memory_budget import estimate_model_bytes
 from runinference.caching.model_cache import CacheLimits, ModelCache
 from runinference.collate.unsplit import returns_unsplit_results
@@ -193,12 +195,14 @@ class PerKeyModelHandler(ModelHandler[Any, Any, Any]):
 
     def with_no_batching(self, *, whole_results: bool = False) -> ModelHandler[Any, Any, Any]:
         changed: Any = super().with_no_batching(whole_results=whole_results)
-        changed.mappings = [
-            KeyModelMapping(mapping.keys, with_unsplit_results(mapping.mh, whole_results))
-            for mapping in self.mappings
-        ]
-        changed._by_key = None
-        return changed  # type: ignore[no-any-return]
+        return changed.map_inner(  # type: ignore[no-any-return]
+            lambda handler: with_unsplit_results(handler, whole_results)
+        )
+
+    def map_inner(self, function: Callable[[Any], Any]) -> Self:
+        """Return a copy that has ``function(handler)`` instead of the handler of each mapping."""
+        mappings = [KeyModelMapping(each.keys, function(each.mh)) for each in self.mappings]
+        return self._replace(mappings=mappings, _by_key=None)
 
     def validate_whole_results(self) -> None:
         for handler in self._each():

@@ -15,7 +15,9 @@ from apache_beam.coders import coder_impl
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import CoderVersionError
 from runinference.handlers.keyed import KeyedModelHandler
+from runinference.handlers.row_handler import RowModelHandler
 from runinference.results import PredictionResult
+from runinference.transforms.row_types import get_output_type, get_pair_types
 
 #: The version of the wire format, and the first byte of each encoded value. Increase it with each change
 #: of the format, and keep decoding the examples of earlier versions in tests/transforms/test_coders.py.
@@ -138,6 +140,8 @@ def result_type(handler: Any, element_type: Any) -> Any:
         handler: Any object with Beam's handler methods.
         element_type: The type of the input elements. The results of a keyed handler have the same type of key.
     """
+    if isinstance(handler, RowModelHandler):
+        return get_output_type(handler, element_type)
     returned = _get_return_annotation(handler)
     if returns_unsplit_results(handler) and not isinstance(handler, KeyedModelHandler):
         # A user's handler may return a list of results for each array.
@@ -146,8 +150,8 @@ def result_type(handler: Any, element_type: Any) -> Any:
     if typing.get_args(returned) == (PredictionResult,):
         return PredictionResult
     if isinstance(handler, KeyedModelHandler):
-        key = getattr(element_type, "tuple_types", (Any,))[0]
-        results = {result_type(inside, Any) for inside in handler.inner_handlers()}
+        key, value = get_pair_types(element_type)
+        results = {result_type(inside, value) for inside in handler.inner_handlers()}
         return beam.typehints.Tuple[key, results.pop() if len(results) == 1 else Any]
     return Any
 

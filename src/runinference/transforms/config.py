@@ -80,4 +80,5 @@ def _get_inner_handlers(handler: Any) -> list[Any]:
     """Return the handlers that a wrapper for keys contains."""
     wrapped = getattr(handler, "_unkeyed", None)  # Beam's wrappers use this name, too
     mapped = [mapping.mh for mapping in per_key_mappings(handler)]
-    return mapped or ([] if wrapped is None else [wrapped])
+    inner = mapped or ([] if wrapped is None else [wrapped])
+    return [leaf for each in inner for leaf in _get_inner_handlers(each) or [each]]

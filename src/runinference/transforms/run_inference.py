@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -29,6 +29,8 @@ from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.model_fingerprint import fingerprint
 from runinference.handlers.model_handler import ModelHandlerLike
 from runinference.handlers.options import KeywordsChecked
+from runinference.handlers.row_handler import with_rows
+from runinference.handlers.row_options import OutputOption, RowOptions
 from runinference.serving.current_models import Clock, SessionConfig
 from runinference.serving.model_watcher import WatchConfig
 from runinference.serving.placement import Placement
@@ -51,6 +53,7 @@ from runinference.transforms.dead_letters import (
 )
 from runinference.transforms.engine import FAILED
 from runinference.transforms.infer_dofn import ExplodeWindows, InferDoFn
+from runinference.transforms.row_types import with_input_type
 from runinference.transforms.shard_key import AssignShardKey
 from runinference.transforms.side_inputs import AsLatest
 from runinference.transforms.watch_file_pattern import check_timestamp
@@ -81,6 +84,9 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         inference_args: dict[str, Any] | AsSideInput | None = None,
         metrics_namespace: str | None = None,
         *,
+        columns: str | Sequence[str] | None = None,
+        output: OutputOption | None = None,
+        keep: str | Sequence[str] | None = None,
         model_metadata_pcoll: beam.PCollection | None = None,
         watch_model_pattern: str | None = None,
         model_identifier: str | None = None,
@@ -99,6 +105,12 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             inference_args: Keyword arguments for each model call: a dictionary, or a side input with a dictionary,
                 such as ``beam.pvalue.AsDict``.
             metrics_namespace: Namespace of the metrics. By default, the handler's namespace.
+            columns: For elements that are rows or tables, the names of the feature columns, in the order of the
+                training data. By default, the features that the model names.
+            output: For rows, the name of the column with the predictions, ``"prediction"`` by default. To declare
+                the type of its values, pass a dictionary, such as ``{"prediction": float}``. Several names stand
+                for the fields of the model's output, such as ``{"label": str, "score": float}``.
+            keep: For rows, the names of the columns that results have, too. By default, all columns.
             model_metadata_pcoll: A PCollection of model updates: ``ModelMetadata``, or lists of
                 ``KeyModelPathMapping`` for per-key models.
             watch_model_pattern: A file pattern. When a matching file appears while the pipeline runs, it becomes
@@ -116,10 +128,14 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
         Raises:
             UnknownOptionError: A keyword argument is unknown. The message suggests the closest one.
-            OptionError: The handler is not a model handler, options conflict, or a value is out of range.
+            OptionError: The handler is not a model handler, options conflict, a value is out of range, or the
+                columns don't fit the model.
         """
         super().__init__()
         validate_handler(model_handler)
+        row_options = RowOptions.create(columns, output, keep)
+        if row_options is not None:
+            model_handler = with_rows(model_handler, row_options)
         _check_types(
             inference_args, model_metadata_pcoll, monitoring_transform, metrics_namespace, clock
         )
@@ -242,7 +258,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         preprocessed, failed_preprocessing = apply_functions(
             examples, handler.get_preprocess_fns(), "Preprocess", handling
         )
-        predictions, failed = self._infer(preprocessed)
+        typed = self._copy(_model_handler=with_input_type(handler, preprocessed.element_type))
+        predictions, failed = typed._infer(preprocessed)
         if self._monitoring_transform is not None:
             _ = predictions | "BeamML_RunInference_MonitoringOutlet" >> self._monitoring_transform
         results, failed_postprocessing = apply_functions(

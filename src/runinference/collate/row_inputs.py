@@ -1,0 +1,77 @@
+"""What a handler takes for a batch of rows: a table, an array, named arrays, or one example per row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from runinference.collate.row_features import Features
+
+
+class RowInput(ABC):
+    """The form in which a handler takes the features of a batch.
+
+    Attributes:
+        is_table: Whether the handler takes all rows as one batch, with one unsplit result. If not, it takes a list
+            of examples.
+    """
+
+    is_table = True
+
+    @abstractmethod
+    def collate(self, features: Features, model: Any) -> Any:
+        """Return the features of a batch in the form for ``run_inference``.
+
+        Args:
+            features: The columns.
+            model: The object that ``load_model`` returned.
+        """
+
+
+class FrameInput(RowInput):
+    """A DataFrame with the columns."""
+
+    def collate(self, features: Features, model: Any) -> Any:
+        return features.frame()
+
+
+class ArrayInput(RowInput):
+    """An array of shape (rows, columns)."""
+
+    def collate(self, features: Features, model: Any) -> Any:
+        return features.matrix()
+
+
+class NamedInput(RowInput):
+    """An array for each input of the model if the columns have the names of its inputs, or one array for all.
+
+    Args:
+        get_inputs: Returns the names of a model's inputs, and the number of dimensions of each, with the batch;
+            None if it is unknown.
+    """
+
+    def __init__(self, get_inputs: Callable[[Any], dict[str, int | None]]) -> None:
+        self._get_inputs = get_inputs
+
+    def collate(self, features: Features, model: Any) -> Any:
+        inputs = self._get_inputs(model)
+        if not set(features.names) <= inputs.keys():
+            return features.matrix()
+        arrays = {name: features.array(name) for name in features.names}
+        return {
+            name: array[:, None] if array.ndim == 1 and inputs[name] == 2 else array
+            for name, array in arrays.items()
+        }
+
+
+class ExampleInput(RowInput):
+    """One example per row: its value if there is one column, otherwise a dictionary of its values."""
+
+    is_table = False
+
+    def collate(self, features: Features, model: Any) -> Any:
+        columns = [features.values(name) for name in features.names]
+        if len(columns) == 1:
+            return columns[0]
+        return [dict(zip(features.names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -1,0 +1,105 @@
+"""What a model declares about its inputs and outputs, and the check of columns against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runinference.errors import OptionError, describe, suggest
+from runinference.model_file import file_bytes
+
+#: Larger model files are not loaded to read what the model declares.
+_MAX_FILE_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ModelSignature:
+    """What a model declares about its features and its output.
+
+    Attributes:
+        features: The type of each feature by its name, in order: ``float`` for any number, ``str`` for text,
+            ``Any`` if it is unknown. None if the model doesn't name its features.
+        n_features: The number of features; None if it is unknown.
+        output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
+            unknown.
+        error: Why the model can't be read; empty if it can.
+    """
+
+    features: Mapping[str, Any] | None = None
+    n_features: int | None = None
+    output: Any = Any
+    error: str = ""
+
+
+def read_signature(handler: Any) -> ModelSignature:
+    """Return X, if it can be loaded here, from files that are not large."""
+    path_attribute = getattr(handler, "_path_attribute", None)
+    if not path_attribute or not hasattr(handler, "get_model_signature"):
+        return ModelSignature()
+    if file_bytes(getattr(handler, path_attribute)) > _MAX_FILE_BYTES:
+        return ModelSignature(error="its file is large, and is not loaded before the pipeline runs")
+    try:
+        found: ModelSignature = handler.get_model_signature(handler.load_model())
+        return found
+    except Exception as error:  # a worker may be able to load the model
+        return ModelSignature(error=describe(error, 300))
+
+
+def resolve_columns(
+    columns: Sequence[str] | None, signature: ModelSignature, model: str
+) -> tuple[str, ...]:
+    """Return the names of the feature columns.
+
+    Args:
+        columns: The columns that the user listed; None for the features that the model names.
+        signature: What the model declares.
+        model: The name of the model in error messages.
+
+    Raises:
+        OptionError: The columns differ from the model's features, or neither names any.
+    """
+    features = signature.features
+    if columns is None:
+        if not features:
+            raise OptionError(
+                f"{model} names no features{f' ({signature.error})' if signature.error else ''}. To fix this, "
+                "list the feature columns: columns=[...]."
+            )
+        return tuple(features)
+    if features is not None:
+        _check_features(columns, list(features), model)
+    elif signature.n_features is not None and len(columns) not in (1, signature.n_features):
+        raise OptionError(
+            f"columns lists {len(columns)} columns, and {_lower(model)} has {signature.n_features} features. "
+            "To fix this, list the columns that the model was trained with, in the same order."
+        )
+    return tuple(columns)
+
+
+def _check_features(columns: Sequence[str], features: list[str], model: str) -> None:
+    for name in columns:
+        if name not in features:
+            raise OptionError(
+                f"{model} has no feature {name!r} (columns).{suggest(name, features)} Its features are "
+                f"{_join(features)}."
+            )
+    for name in features:
+        if name not in columns:
+            raise OptionError(
+                f"columns lacks {name!r}, a feature of {_lower(model)}. To fix this, add it, or leave columns "
+                f"out: the model names its features, which are {_join(features)}."
+            )
+    if list(columns) != features:
+        raise OptionError(
+            f"columns lists the features of {_lower(model)} in another order: {_join(columns)}. To fix this, "
+            f"use the order of the model ({_join(features)}), or leave columns out."
+        )
+
+
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+
+
+def _lower(model: str) -> str:
+    return model[:1].lower() + model[1:]

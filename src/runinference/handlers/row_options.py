@@ -1,0 +1,76 @@
+"""The options that make a handler take rows: which columns are features, outputs, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runinference.checks import check_names
+from runinference.collate.row_outputs import OutputColumn
+from runinference.errors import OptionError
+
+#: The value of ``output``: the name of a column, or the names of several, or their types by name.
+OutputOption = str | Sequence[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """The options for rows.
+
+    Attributes:
+        columns: The names of the feature columns; None for the features that the model names.
+        output: The columns of predictions.
+        keep: The names of the columns that results have, too; None for all columns.
+    """
+
+    columns: tuple[str, ...] | None
+    output: tuple[OutputColumn, ...]
+    keep: tuple[str, ...] | None
+
+    @classmethod
+    def create(
+        cls,
+        columns: str | Sequence[str] | None,
+        output: OutputOption | None,
+        keep: str | Sequence[str] | None,
+    ) -> RowOptions | None:
+        """Return the options, or None if none is given.
+
+        Raises:
+            OptionError: A value is not a list of different names, or a name is both an output and kept.
+        """
+        if columns is None and output is None and keep is None:
+            return None
+        names = _check_list("columns", columns)
+        if names == ():
+            raise OptionError(
+                "columns is empty. To fix this, list the feature columns, or leave columns out if the model names "
+                "its features."
+            )
+        kept, types = _check_list("keep", keep), output if isinstance(output, Mapping) else {}
+        outputs = (
+            ("prediction",)
+            if output is None
+            else _check_list("output", tuple(output) if types else output)
+        )
+        if not outputs:
+            raise OptionError('output is empty. To fix this, name a column, such as "prediction".')
+        for name in outputs:
+            if name in (kept or ()):
+                raise OptionError(
+                    f"{name!r} is in output and in keep, but a row has one column with this name. To fix this, "
+                    "choose another name with output."
+                )
+        return cls(names, tuple(OutputColumn(name, types.get(name, Any)) for name in outputs), kept)
+
+
+def _check_list(option: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else value
+    check_names(option, names)
+    for name in names:
+        if list(names).count(name) > 1:
+            raise OptionError(f"{option} lists {name!r} twice. To fix this, list each column once.")
+    return tuple(names)

@@ -1,0 +1,142 @@
+"""The types of rows: the schema of the input, which columns are checked against, and that of the results."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, Union
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.typehints.row_type import RowTypeConstraint
+
+from runinference.collate.chunks import is_chunk_type
+from runinference.errors import OptionError, suggest
+from runinference.handlers.row_handler import RowModelHandler, map_row_handlers
+
+_CHECKED = (bool, int, float, str, bytes)
+_NUMBERS = {bool, int, float}
+
+
+def with_input_type(handler: Any, element_type: Any) -> Any:
+    """Return a handler whose columns are checked against the schema of its input, if that has one.
+
+    Args:
+        handler: Any handler. Those without rows are returned unchanged.
+        element_type: The type of the elements, with a key if the handler takes keys.
+
+    Raises:
+        OptionError: The schema lacks a column, or has a type that the model doesn't take.
+    """
+    value = (
+        element_type if isinstance(handler, RowModelHandler) else get_pair_types(element_type)[1]
+    )
+    fields = get_fields(value)
+    if fields is None:
+        return handler
+    return map_row_handlers(handler, partial(_bind, fields=fields))
+
+
+def get_fields(element_type: Any) -> dict[str, Any] | None:
+    """Return the types of the fields of a row type by name, or None if it has no schema."""
+    is_row = isinstance(element_type, RowTypeConstraint)
+    row_type = element_type if is_row else None
+    if row_type is None and isinstance(element_type, type):
+        row_type = RowTypeConstraint.from_user_type(element_type)
+    if row_type is None:
+        return None
+    names = [name for name, _ in row_type._fields]
+    return {name: row_type.get_type_for(name) for name in names}
+
+
+def get_pair_types(element_type: Any) -> tuple[Any, Any]:
+    """Return the types of the key and the value of ``(key, value)``; ``Any`` for other types."""
+    pair: Sequence[Any] = getattr(element_type, "tuple_types", ())
+    return (pair[0], pair[1]) if len(pair) == 2 else (Any, Any)
+
+
+def get_output_type(handler: RowModelHandler, element_type: Any) -> Any:
+    """Return the type of the results: a row type with the kept columns and the predictions, if it is known.
+
+    Args:
+        handler: The handler.
+        element_type: The type of its elements, without a key.
+    """
+    fields = get_fields(element_type)
+    if fields is None and isinstance(element_type, type) and is_chunk_type(element_type):
+        return element_type
+    if fields is None:
+        if handler.keep is None or not _is_mapping(element_type):
+            return Any
+        fields = dict.fromkeys(handler.keep, Any)
+    kept = fields if handler.keep is None else {name: fields[name] for name in handler.keep}
+    return RowTypeConstraint.from_fields(
+        [*kept.items(), *((column.name, column.type) for column in handler.output)]
+    )
+
+
+def _is_mapping(element_type: Any) -> bool:
+    """Return whether the elements are dictionaries, which are no tables."""
+    if element_type is dict or typing.get_origin(element_type) is dict:
+        return True
+    return isinstance(element_type, beam.typehints.Dict[Any, Any].__class__)
+
+
+def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandler:
+    _check_names("columns", handler.columns, fields)
+    _check_names("keep", handler.keep or (), fields)
+    for column in handler.output:
+        if handler.keep is None and column.name in fields:
+            raise OptionError(
+                f"The rows already have a column {column.name!r}, the name of the prediction. To fix this, choose "
+                "another name with output, or leave the column out of keep."
+            )
+    kinds = {name: _get_kinds(fields[name]) for name in fields}
+    for name, expected in (handler.features or {}).items():
+        _check_type(name, expected, fields[name], kinds[name])
+    return handler.with_types(list(fields), {name: kind for name, kind in kinds.items() if kind})
+
+
+def _check_names(option: str, names: Collection[str], fields: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in fields:
+            raise OptionError(
+                f"The rows have no column {name!r} ({option}).{suggest(name, fields)} Their columns are "
+                f"{', '.join(list(fields)[:20])}{', …' if len(fields) > 20 else ''}."
+            )
+
+
+def _check_type(name: str, expected: Any, declared: Any, kinds: tuple[type, ...]) -> None:
+    found = set(kinds) - {type(None)}
+    is_wrong = (expected is float and found and not found <= _NUMBERS) or (
+        expected is str and found and found != {str}
+    )
+    if is_wrong:
+        takes = "numbers" if expected is float else "text"
+        raise OptionError(
+            f"The column {name!r} has the type {getattr(declared, '__name__', declared)}, and the model's feature "
+            f"{name!r} takes {takes}. To fix this, convert the column before RunInference."
+        )
+
+
+def _get_kinds(declared: Any) -> tuple[type, ...]:
+    """Return the Python types of a column's values, including that of None if they can be missing.
+
+    The result is empty if they are unknown.
+    """
+    origin = typing.get_origin(declared)
+    union = typing.get_args(declared) if origin in (Union, types.UnionType) else ()
+    parts = list(union or getattr(declared, "union_types", None) or [declared])
+    kinds = [_get_kind(part) for part in parts]
+    return () if None in kinds else tuple(kinds)  # type: ignore[arg-type]
+
+
+def _get_kind(declared: Any) -> type | None:
+    if declared is type(None) or declared in _CHECKED:
+        return declared  # type: ignore[no-any-return]
+    if isinstance(declared, type) and issubclass(declared, np.generic):
+        kinds = {"b": bool, "i": int, "u": int, "f": float, "U": str, "S": bytes}
+        return kinds.get(np.dtype(declared).kind)
+    return None
