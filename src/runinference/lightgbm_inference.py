@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
+from runinference.collate.row_inputs import ArrayInput, FrameInput, RowInput
 from runinference.collate.tables import check_columns, to_floats
 from runinference.errors import ModelLoadError
 from runinference.extras import need
 from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
 from runinference.frameworks.lightgbm.model_text import check_model_text
+from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
 from runinference.results import PredictionResult
@@ -76,6 +78,7 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
     _path_attribute = "_model_uri"
     _has_native_model = True
     _default_inference_fn = staticmethod(default_lightgbm_inference_fn)
+    _row_input: RowInput = ArrayInput()
 
     @accepts(HandlerOptions)
     def __init__(
@@ -120,6 +123,17 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
                 f"{lightgbm.__version__} ({error}). It may be damaged, or written by a later version."
             ) from error
 
+    def get_model_signature(self, model: lightgbm.Booster) -> ModelSignature:
+        names = _get_feature_names(model)
+        is_vector = model.num_model_per_iteration() > 1
+        is_default = self._inference_fn is self._default_inference_fn
+        return ModelSignature(
+            features=dict(zip(names, _get_feature_types(model), strict=True)) if names else None,
+            n_features=model.num_feature(),
+            output=(Sequence[float] if is_vector else float) if is_default else Any,
+            normalize_name=_normalize_name,
+        )
+
 
 class LightGBMModelHandlerNumpy(_LightGBMModelHandler):
     """Run a LightGBM model on NumPy arrays.
@@ -146,6 +160,8 @@ class LightGBMModelHandlerPandas(_LightGBMModelHandler):
     All frames need the columns of the training data, in the same order.
     """
 
+    _row_input = FrameInput()
+
 
 class LightGBMModelHandlerSciPy(_LightGBMModelHandler):
     """Run a LightGBM model on SciPy sparse matrices. Each matrix gets an array with one prediction per row.
@@ -166,6 +182,13 @@ def _get_feature_names(model: Any) -> list[str] | None:
     names: list[str] = model.feature_name()
     placeholders = [f"Column_{index}" for index in range(len(names))]
     return None if names == placeholders else names
+
+
+def _get_feature_types(model: Any) -> list[Any]:
+    """Return float for each column of numbers, whose range the model's text contains, and Any for categories."""
+    text: str = model.model_to_string(num_iteration=1)
+    infos = text.partition("\nfeature_infos=")[2].partition("\n")[0].split(" ")
+    return [float if info.startswith("[") else Any for info in infos]
 
 
 def _normalize_name(name: str) -> str:

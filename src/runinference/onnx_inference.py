@@ -12,12 +12,14 @@ from typing_extensions import Unpack
 from runinference.checks import check_callable, check_names, check_path
 from runinference.collate.batch_axis import repeat_first, unbatch_checked
 from runinference.collate.named_inputs import InputSpec, bind_inputs
+from runinference.collate.row_inputs import NamedInput
 from runinference.collate.unbatch import batch_length
 from runinference.errors import OptionError, suggest
 from runinference.frameworks.onnx import session as onnx_session
 from runinference.frameworks.onnx.calling import NUMPY_TYPES, check_types, run_session
 from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.model_signature import ModelSignature, make_signature
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
@@ -77,6 +79,7 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
     _has_native_model = True
     _keeps_examples = True
     _supports_dynamic_batching = True
+    _row_input = NamedInput(lambda session: {spec.name: spec for spec in _get_inputs(session)})
 
     @accepts(HandlerOptions)
     def __init__(
@@ -187,6 +190,15 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
                 lambda n: call(inference_session, repeat_first(batch, n), inference_args),
             )
         return self.results_of(batch, outputs, self._model_uri)
+
+    def get_model_signature(self, session: Any) -> ModelSignature:
+        outputs = [
+            InputSpec(node.name, NUMPY_TYPES.get(node.type), tuple(node.shape or ()))
+            for node in session.get_outputs()
+        ]
+        names = _get_output_names(self._model_inference_fn)
+        found = next((spec for spec in outputs if names in (None, spec.name)), None)
+        return make_signature(_get_inputs(session), found)
 
     def may_modify_examples(self) -> bool:
         return not self._uses_default_fn() or super().may_modify_examples()

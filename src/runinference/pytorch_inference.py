@@ -16,6 +16,7 @@ from runinference.checks import (
     check_sha256,
 )
 from runinference.collate.padding import Padding
+from runinference.collate.row_inputs import RowInput
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.frameworks.torch.calling import (
@@ -45,6 +46,7 @@ from runinference.frameworks.torch.devices import (
 )
 from runinference.frameworks.torch.exported_program import load_exported_program
 from runinference.frameworks.torch.loading import load_torch_script, load_weights
+from runinference.frameworks.torch.row_inputs import TensorInput
 from runinference.frameworks.torch.training_mode import check_evaluation_mode
 from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.model_handler import ModelHandler
@@ -172,6 +174,7 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
                 "as state_dict_path and model_class, or a torch.export program."
             )
 
+    _is_keyed = False  # whether examples are dictionaries of tensors
     # Defaults for subclasses that don't call the constructor.
     _padding: Padding | None = None
     _torch_export_model_path: str | None = None
@@ -249,6 +252,10 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
         parse = {"autocast": parse_autocast_dtype, "compile": parse_compile_option}[name]
         return self._replace(**{f"_{name}": parse(value)})
 
+    @property
+    def _row_input(self) -> RowInput:  # type: ignore[override]
+        return TensorInput(keyed=self._is_keyed, is_table=self._padding is None)
+
     def validate_whole_results(self) -> None:
         check_no_padding(self._padding)
 
@@ -302,6 +309,7 @@ class PytorchModelHandlerKeyedTensor(_PytorchModelHandler):
     """
 
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
+    _is_keyed = True
 
 
 def _check_optional_path(name: str, path: str | os.PathLike[str] | None) -> str | None:

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_mapping, check_path
+from runinference.collate.row_inputs import NamedInput
 from runinference.collate.unbatch import to_results
 from runinference.errors import ModelLoadError, OptionError
-from runinference.frameworks.tensorflow.calling import call_model, get_signature
+from runinference.frameworks.tensorflow.calling import (
+    call_model,
+    get_inputs,
+    get_output,
+    get_signature,
+)
 from runinference.frameworks.tensorflow.loading import load_keras_or_saved_model, load_weights
 from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.model_signature import ModelSignature, make_signature
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
@@ -107,6 +114,7 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
     _keeps_examples = True
     _supports_dynamic_batching = True
     _default_inference_fn: TensorInferenceFn
+    _row_input = NamedInput(lambda model: {spec.name: spec for spec in get_inputs(model)})
 
     @accepts(HandlerOptions)
     def __init__(
@@ -185,6 +193,10 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
         if self._inference_fn in (default_numpy_inference_fn, default_tensor_inference_fn):
             return self.results_of(batch, call_model(model, batch, args), self._model_uri)
         return self._inference_fn(model, batch, args, self._model_uri)
+
+    def get_model_signature(self, model: Any) -> ModelSignature:
+        is_default = self._inference_fn is type(self)._default_inference_fn
+        return make_signature(get_inputs(model), get_output(model) if is_default else None)
 
     def may_modify_examples(self) -> bool:
         is_default = self._inference_fn in (default_numpy_inference_fn, default_tensor_inference_fn)

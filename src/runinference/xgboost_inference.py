@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,11 +12,13 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
 from runinference.collate.frames import is_dataframe
+from runinference.collate.row_inputs import ArrayInput, FrameInput, RowInput
 from runinference.collate.tables import check_columns, check_unique_columns
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
 from runinference.handlers.model_handler import ExampleT, ModelT, PredictionT
+from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.model_file import read_model
 from runinference.results import PredictionResult
@@ -86,6 +89,7 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
     _path_attribute = "_model_state"
     _has_native_model = True
     _default_inference_fn = staticmethod(default_xgboost_inference_fn)
+    _row_input: RowInput = ArrayInput()
 
     @accepts(HandlerOptions)
     def __init__(
@@ -138,6 +142,19 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
             raise _cannot_load(self._model_state, self._model_class, state, error) from error
         return model  # type: ignore[no-any-return]
 
+    def get_model_signature(self, model: Any) -> ModelSignature:
+        booster = _get_booster(model)
+        if booster is None:
+            return ModelSignature()
+        names, types = booster.feature_names, booster.feature_types or ()
+        kinds = [*map(_get_feature_type, types)] or [float] * len(names or ())
+        is_default = self._inference_fn is self._default_inference_fn
+        return ModelSignature(
+            features=None if names is None else dict(zip(names, kinds, strict=True)),
+            n_features=booster.num_features(),
+            output=_get_output_type(model, booster) if is_default else Any,
+        )
+
 
 class XGBoostModelHandlerNumpy(XGBoostModelHandler[Any, PredictionResult, Any]):
     """Run an XGBoost model on NumPy arrays.
@@ -162,6 +179,8 @@ class XGBoostModelHandlerPandas(XGBoostModelHandler[Any, PredictionResult, Any])
     All frames need the columns of the training data, in the same order. The model is called once per batch.
     """
 
+    _row_input = FrameInput()
+
 
 class XGBoostModelHandlerSciPy(XGBoostModelHandler[Any, PredictionResult, Any]):
     """Run an XGBoost model on SciPy sparse matrices. Each matrix gets an array with one prediction per row.
@@ -183,6 +202,21 @@ def _get_booster(model: Any) -> Any:
     if isinstance(model, xgboost.Booster):
         return model
     return model.get_booster() if hasattr(model, "get_booster") else None
+
+
+def _get_feature_type(kind: str) -> Any:
+    return Any if kind == "c" else float  # categories are of any type
+
+
+def _get_output_type(model: Any, booster: Any) -> Any:
+    """Return the type of a prediction for one row."""
+    if isinstance(model, xgboost.XGBClassifier):
+        return int
+    learner = json.loads(booster.save_config())["learner"]
+    sizes = learner["learner_model_param"]
+    has_classes = learner["objective"]["name"] == "multi:softprob"
+    is_vector = has_classes or int(sizes.get("num_target", 1)) > 1
+    return Sequence[float] if is_vector else float
 
 
 def _to_input(table: Any, model: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from runinference.collate.named_inputs import InputSpec
 from runinference.collate.row_features import Features
 
 
@@ -47,11 +48,10 @@ class NamedInput(RowInput):
     """An array for each input of the model if the columns have the names of its inputs, or one array for all.
 
     Args:
-        get_inputs: Returns the names of a model's inputs, and the number of dimensions of each, with the batch;
-            None if it is unknown.
+        get_inputs: Returns the inputs of a model by name.
     """
 
-    def __init__(self, get_inputs: Callable[[Any], dict[str, int | None]]) -> None:
+    def __init__(self, get_inputs: Callable[[Any], Mapping[str, InputSpec]]) -> None:
         self._get_inputs = get_inputs
 
     def collate(self, features: Features, model: Any) -> Any:
@@ -60,7 +60,7 @@ class NamedInput(RowInput):
             return features.matrix()
         arrays = {name: features.array(name) for name in features.names}
         return {
-            name: array[:, None] if array.ndim == 1 and inputs[name] == 2 else array
+            name: array[:, None] if array.ndim == 1 and len(inputs[name].shape) == 2 else array
             for name, array in arrays.items()
         }
 

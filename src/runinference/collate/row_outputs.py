@@ -43,7 +43,7 @@ def to_columns(output: Any, n_rows: int, columns: Sequence[OutputColumn]) -> dic
     else:
         found = _to_fields(output, [column.name for column in columns])
     for column in columns:
-        values = found[column.name]
+        values = found[column.name] = _drop_unit_dimensions(found[column.name], column)
         if len(values) != n_rows:
             raise ResultMismatchError(
                 f"The model returned {len(values)} values of {column.name!r} for {n_rows} rows. To fix this, "
@@ -51,6 +51,18 @@ def to_columns(output: Any, n_rows: int, columns: Sequence[OutputColumn]) -> dic
             )
         _check_type(column, values)
     return found
+
+
+def _drop_unit_dimensions(values: Any, column: OutputColumn) -> Any:
+    """Return an array of shape (rows, 1), which many models return, as numbers if these are declared."""
+    is_scalar = column.type in (bool, int, float, str, bytes)
+    if (
+        is_scalar
+        and isinstance(values, np.ndarray)
+        and values.shape[1:].count(1) == values.ndim - 1
+    ):
+        return values.reshape(len(values))
+    return values
 
 
 def to_python(values: Any) -> list[Any]:

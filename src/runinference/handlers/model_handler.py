@@ -205,7 +205,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
             One result per example, in the same order. With ``columns``, ``output`` or ``keep``, a row or a table
             with the predictions.
         """
-        options = RowOptions.create(columns, output, keep)
+        options = RowOptions.create(columns, output, keep, inference_args)
         return predict_locally(self, examples, inference_args, options)
 
     def group_by_model(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from runinference.collate.named_inputs import InputSpec
 from runinference.errors import OptionError, describe, suggest
 from runinference.model_file import file_bytes
 
 #: Larger model files are not loaded to read what the model declares.
 _MAX_FILE_BYTES = 256 * 1024 * 1024
+_PYTHON_TYPES = {"b": bool, "i": int, "u": int, "f": float, "U": str, "S": bytes}
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,49 @@ class ModelSignature:
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
             unknown.
         error: Why the model can't be read; empty if it can.
+        normalize_name: Returns the name of the feature for the name of a column.
     """
 
     features: Mapping[str, Any] | None = None
     n_features: int | None = None
     output: Any = Any
     error: str = ""
+    normalize_name: Callable[[str], str] = str
+
+
+def make_signature(inputs: Sequence[InputSpec], output: InputSpec | None) -> ModelSignature:
+    """Return the signature of a model with named inputs.
+
+    Several inputs are features. A single one can also be an array of features.
+
+    Args:
+        inputs: The inputs, with the batch as first dimension.
+        output: The only output for each row, in the same form; None if it is unknown or there are several.
+    """
+    required = [spec for spec in inputs if spec.required]
+    output_type = Any if output is None or not output.shape else _get_type(output)
+    if len(required) == 1:
+        sizes = required[0].shape
+        n_features = sizes[1] if len(sizes) == 2 and isinstance(sizes[1], int) else None
+        return ModelSignature(n_features=n_features, output=output_type)
+    features = {spec.name: _get_feature_type(spec) for spec in required}
+    return ModelSignature(features=features or None, output=output_type)
+
+
+def _get_feature_type(spec: InputSpec) -> Any:
+    is_scalar = len(spec.shape) == 1 or (len(spec.shape) == 2 and spec.shape[1] == 1)
+    kind = _get_type(spec._replace(shape=spec.shape[:1])) if is_scalar else Any
+    return float if kind in (bool, int) else kind
+
+
+def _get_type(spec: InputSpec) -> Any:
+    """Return the Python type of the values for one row."""
+    if spec.dtype is None:
+        return Any
+    kind: Any = _PYTHON_TYPES.get(np.dtype(spec.dtype).kind, Any)
+    for _ in spec.shape[1:]:
+        kind = Sequence[kind]
+    return kind
 
 
 def read_signature(handler: Any) -> ModelSignature:
@@ -68,7 +109,7 @@ def resolve_columns(
             )
         return tuple(features)
     if features is not None:
-        _check_features(columns, list(features), model)
+        _check_features([*map(signature.normalize_name, columns)], list(features), model)
     elif signature.n_features is not None and len(columns) not in (1, signature.n_features):
         raise OptionError(
             f"columns lists {len(columns)} columns, and {_lower(model)} has {signature.n_features} features. "

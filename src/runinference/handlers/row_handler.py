@@ -25,6 +25,7 @@ from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandle
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_signature import ModelSignature, read_signature, resolve_columns
 from runinference.handlers.row_options import RowOptions
+from runinference.handlers.tunable import Tunable
 
 _Row = Mapping[str, Any]
 _NUMPY_TYPES = {bool: "bool", int: "int64", float: "float64"}
@@ -62,7 +63,7 @@ class RowModelHandler(DelegatingHandler):
         columns: The names of the feature columns.
         output: The columns of predictions.
         keep: The names of the columns that results have, too; None for all columns.
-        features: The types of the model's features by name; None if they are unknown.
+        feature_types: The types of the model's features by the names of their columns, if they are known.
 
     Args:
         handler: The handler of the model.
@@ -83,9 +84,11 @@ class RowModelHandler(DelegatingHandler):
         self.columns = resolve_columns(
             options.columns, signature, f"The model of {type(handler).__name__}"
         )
-        self.output = _add_type(options.output, signature.output)
+        found = signature.output if options.has_default_output else Any
+        self.output = _add_type(options.output, found)
         self.keep = options.keep
-        self.features = signature.features
+        features = (signature.features or {}).values()
+        self.feature_types = dict(zip(self.columns, features, strict=False))
         self._types: Mapping[str, Any] = {}
         self._fields: tuple[str, ...] | None = None
 
@@ -145,7 +148,12 @@ class RowModelHandler(DelegatingHandler):
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         options: Mapping[str, Any] = self._unkeyed.batch_elements_kwargs()
-        return options
+        length_fn = (
+            self._unkeyed.default_length_fn() if isinstance(self._unkeyed, Tunable) else None
+        )
+        if length_fn is None or options.get("length_fn") != length_fn:  # a user's function of a row
+            return options
+        return {**options, "length_fn": partial(_measure_row, length_fn, self.columns)}
 
     def may_modify_examples(self) -> bool:
         return not self._row_input_of_model.is_table and super().may_modify_examples()
@@ -253,6 +261,12 @@ class RowModelHandler(DelegatingHandler):
             for row, value in zip(kept, to_python(values), strict=True):
                 row[name] = value
         return [Row(**row) for row in kept]
+
+
+def _measure_row(length_fn: Callable[[Any], int], columns: Sequence[str], row: Any) -> int:
+    """Return the length of the example that a handler gets for a row."""
+    [example] = ExampleInput().collate(RowFeatures(read_rows([row]), columns), None)
+    return length_fn(example)
 
 
 def _check_list(batch: Any) -> None:

@@ -22,11 +22,13 @@ class RowOptions:
         columns: The names of the feature columns; None for the features that the model names.
         output: The columns of predictions.
         keep: The names of the columns that results have, too; None for all columns.
+        has_default_output: Whether calls have no inference arguments, which could change the output of the model.
     """
 
     columns: tuple[str, ...] | None
     output: tuple[OutputColumn, ...]
     keep: tuple[str, ...] | None
+    has_default_output: bool = True
 
     @classmethod
     def create(
@@ -34,6 +36,7 @@ class RowOptions:
         columns: str | Sequence[str] | None,
         output: OutputOption | None,
         keep: str | Sequence[str] | None,
+        inference_args: Any = None,
     ) -> RowOptions | None:
         """Return the options, or None if none is given.
 
@@ -62,7 +65,8 @@ class RowOptions:
                     f"{name!r} is in output and in keep, but a row has one column with this name. To fix this, "
                     "choose another name with output."
                 )
-        return cls(names, tuple(OutputColumn(name, types.get(name, Any)) for name in outputs), kept)
+        columns_out = tuple(OutputColumn(name, types.get(name, Any)) for name in outputs)
+        return cls(names, columns_out, kept, has_default_output=not inference_args)
 
 
 def _check_list(option: str, value: Any) -> tuple[str, ...] | None:

@@ -94,7 +94,7 @@ def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandle
                 "another name with output, or leave the column out of keep."
             )
     kinds = {name: _get_kinds(fields[name]) for name in fields}
-    for name, expected in (handler.features or {}).items():
+    for name, expected in handler.feature_types.items():
         _check_type(name, expected, fields[name], kinds[name])
     return handler.with_types(list(fields), {name: kind for name, kind in kinds.items() if kind})
 

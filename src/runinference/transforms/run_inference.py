@@ -133,7 +133,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         """
         super().__init__()
         validate_handler(model_handler)
-        row_options = RowOptions.create(columns, output, keep)
+        row_options = RowOptions.create(columns, output, keep, inference_args)
         if row_options is not None:
             model_handler = with_rows(model_handler, row_options)
         _check_types(

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_callable
 from runinference.collate.padding import Padding
+from runinference.collate.row_inputs import RowInput
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import accepts_mask
@@ -29,6 +30,7 @@ from runinference.frameworks.torch.calling import (
     with_padding,
     without_splitting,
 )
+from runinference.frameworks.torch.row_inputs import TensorInput
 from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -140,6 +142,12 @@ class _TensorModelHandler(PretrainedModelHandler):
             f"depend on the other elements of the batch. To fix this, name the mask: Padding(…, mask={name!r})."
         )
 
+    _is_keyed = False  # whether examples are dictionaries of tensors
+
+    @property
+    def _row_input(self) -> RowInput:  # type: ignore[override]
+        return TensorInput(keyed=self._is_keyed, is_table=self._padding is None)
+
     def default_length_fn(self) -> Callable[[Any], int] | None:
         return self._padding.length if self._padding else None
 
@@ -223,6 +231,7 @@ class HuggingFaceModelHandlerKeyedTensor(_TensorModelHandler):
     """
 
     _metrics_namespace = "BeamML_HuggingFaceModelHandler_KeyedTensor"
+    _is_keyed = True
     _default_inference_fn = staticmethod(default_keyed_tensor_inference_fn)
 
 

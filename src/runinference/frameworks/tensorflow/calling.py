@@ -42,6 +42,32 @@ def call_model(model: Any, batch: Sequence[Any], inference_args: Mapping[str, An
     return output
 
 
+def get_inputs(model: Any) -> list[InputSpec]:
+    """Return the inputs of a Keras model or SavedModel, with the shapes that it declares; none if it has none."""
+    if (signature := get_signature(model)) is not None:
+        specs = signature.structured_input_signature[1]
+    elif getattr(model, "inputs", None):
+        structure = leaves_with_path(_get_input_structure(model))
+        specs = {_get_input_name(path, tensor): tensor for path, tensor in structure}
+    else:
+        specs = {}
+    return [_to_spec(name, spec) for name, spec in specs.items()]
+
+
+def get_output(model: Any) -> InputSpec | None:
+    """Return the only output of a Keras model or SavedModel; None if it has several or none."""
+    signature = get_signature(model)
+    outputs = getattr(model, "outputs", None) or []
+    if signature is not None:
+        outputs = list(signature.structured_outputs.values())
+    return _to_spec("output", outputs[0]) if len(outputs) == 1 else None
+
+
+def _to_spec(name: str, spec: Any) -> InputSpec:
+    shape = tf.TensorShape(spec.shape)
+    return InputSpec(name, _get_numpy_type(spec), () if shape.rank is None else tuple(shape))
+
+
 def get_signature(model: Any) -> Any:
     """Return the only signature of a SavedModel, or ``serving_default``, or None."""
     signatures = getattr(model, "signatures", None) or {}
