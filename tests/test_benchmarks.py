@@ -2,14 +2,15 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import apache_beam as beam
 import pytest
 
 from benchmarks import pages
-from benchmarks.__main__ import main
-from benchmarks.harness import SAMPLED, Case, Outcome, Sink, measure, run_pipeline
+from benchmarks.__main__ import Schedule, main
+from benchmarks.harness import SAMPLED, Case, Measurement, Outcome, Sink, measure, run_pipeline
 from benchmarks.plots import bars, curves
 from benchmarks.registry import FRAMEWORKS, MODULES, NAMES, cases
 from runinference import PredictionResult
@@ -64,6 +65,7 @@ def test_measuring_a_workload_keeps_the_numbers_of_other_workloads(tmp_path, cap
     assert ours["workload"] == "W5"
     assert ours["elements"] == 2_000
     assert ours["seconds"].keys() == {"limit", "floor", "ours", "Beam"}
+    assert ours["not_measured"] == {}
     assert ours["goals"].keys() <= ours["figures"].keys()
     assert "W5 100 keys" in capsys.readouterr().out
 
@@ -106,6 +108,33 @@ def test_figure_is_the_median_of_the_ratios_of_all_rounds():
     assert figures["ours ÷ Beam"].rounds == [2, 1.5, 1.2]
     assert figures["bytes, ours"].rounds == [5, 5, 5]
     assert figures["bytes, Beam ÷ ours"].rounds == [1, 1, 1]
+
+
+def test_figures_compare_the_time_per_element():
+    runs = dict.fromkeys(("limit", "ours", "Beam"), Outcome)
+    case = Case("W", "variant", 100, runs, lambda name, outcome: None, {}, elements={"Beam": 20})
+    figures = Measurement(case, {"limit": [1], "ours": [2], "Beam": [3]}).figures()
+    assert figures["ours ÷ Beam"].rounds == [7.5]
+    assert figures["ours of the ideal"].rounds == [0.5]
+
+
+def test_short_cases_run_more_rounds():
+    case = Case("W", "short", 1, dict.fromkeys(("limit", "ours"), Outcome), lambda *_: None, {})
+    measured = measure(case, rounds=2, clock=time.perf_counter, seconds=60)
+    assert len(measured.seconds["ours"]) == 6
+
+
+def test_time_left_follows_the_speed_of_earlier_workloads(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    cases = [{"workload": f"W{number}", "took": 60.0} for number in (1, 2, 2, 3)]
+    schedule = Schedule(["W1", "W2", "W3"], cases)
+    schedule.start("W1")
+    assert schedule.time_left() == "about 4 min left"
+    now = 120.0  # twice as long
+    schedule.start("W2")
+    now = 180.0
+    assert schedule.time_left() == "about 5 min left"
 
 
 @pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)
@@ -205,6 +234,22 @@ def test_growth_is_plotted_by_number_of_elements():
     assert y1 - y2 == pytest.approx(y3 - y4)  # linear growth: lines of the same slope
     assert y3 < y1
     assert "Not measured yet" in pages.growth({"cases": []})
+    del cases[1]["seconds"]["Beam"]
+    assert pages.growth({"cases": cases}).count("<polyline") == 4
+
+
+def test_table_names_what_was_not_measured_and_shares_of_elements():
+    case = {"workload": "W9", "variant": "100 trees", "elements": 1_000, "figures": {}}
+    slow = {"seconds": {"ours": [2.0]}, "not_measured": {"Beam": "took more than 90 s"}}
+    assert "| XGBoost, 100 trees | 500/s | not measured: took more than 90 s |  |" in pages.table(
+        {"cases": [{**case, **slow}]}
+    )
+    share = {"seconds": {"ours": [2.0], "Beam": [4.0]}, "elements_of": {"Beam": 100}}
+    table = pages.table({"cases": [{**case, **share}]})
+    assert "| 500/s | 25/s |" in table
+    assert "XGBoost, 100 trees (100 of 1,000)." in table
+    goal = {"goals": {"ours ÷ Beam": ["≥", 25]}}
+    assert "≥ 25 | **not measured** |" in pages.goals({"cases": [{**case, **slow, **goal}]})
 
 
 def test_startup_shows_the_memory_if_it_was_measured():

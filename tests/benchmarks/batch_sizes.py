@@ -25,8 +25,8 @@ CALL_MILLISECONDS = "milliseconds per call"
 def cases(scale):
     torch.set_num_threads(1)
     model, path = save_model()
-    n = max(16, int(256 * scale))
     for size in SIZES:
+        n = max(16, int(max(128, 2 * size) * scale))
         handler = PytorchModelHandlerTensor(
             **model_options(path), min_batch_size=size, max_batch_size=size
         )
@@ -41,7 +41,6 @@ def cases(scale):
             },
             check=functools.partial(check, model, n),
             goals={},
-            max_rounds=3,
         )
 
 

@@ -20,6 +20,9 @@ from apache_beam.runners.worker.statesampler import StateSampler
 #: Wall-clock time, or the CPU time of this process, which varies less on busy machines.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
+#: The progress of a case while it measures figures that are measured once.
+ONCE = "metrics that are measured once"
+
 #: One of this many results of a bundle is compared with the expected result. Checksums cover the others.
 SAMPLED = 53
 
@@ -104,6 +107,9 @@ class Case:
         measure_once: A function that returns figures that are measured once, such as peak memory.
         max_rounds: The number of rounds of a slow case, if more are requested.
         compared: Names of metrics, lower is better, of which Beam's is divided by ours.
+        elements: The number of elements of slow contenders that process only a share of `n`. Figures compare the
+            time per element.
+        not_measured: The reasons why contenders are missing, by name.
     """
 
     workload: str
@@ -118,6 +124,8 @@ class Case:
     measure_once: Callable[[], Mapping[str, float]] = dict
     max_rounds: int | None = None
     compared: Sequence[str] = ()
+    elements: Mapping[str, int] = field(default_factory=dict)
+    not_measured: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,15 +141,23 @@ class Figure:
 
 @dataclass
 class Measurement:
-    """A case with the seconds and metrics of each contender and round."""
+    """A case with the seconds and metrics of each contender and round, and the seconds of everything."""
 
     case: Case
     seconds: dict[str, list[float]]
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    took: float = 0
 
     def figures(self) -> dict[str, Figure]:
         """Return ratios of time and metrics. The ideal is floor + limit, the minimum for any transform."""
-        seconds = {name: np.array(rounds) for name, rounds in self.seconds.items()}
+        measured = {name: Figure(rounds) for name, rounds in self.metrics.items()}
+        if not {"limit", "ours"} <= self.seconds.keys():
+            return measured
+        n, elements = self.case.n, self.case.elements
+        seconds = {
+            name: np.array(rounds) * n / elements.get(name, n)
+            for name, rounds in self.seconds.items()
+        }
         ideal = seconds["limit"] + seconds.get("floor", 0)
         ours = seconds["ours"]
         ratios = {
@@ -152,45 +168,54 @@ class Measurement:
         for name, taken in seconds.items():
             if name not in ("limit", "floor", "ours"):
                 ratios[f"ours ÷ {name}"] = taken / ours
-        for metric in self.case.compared:
+        for metric in self.case.compared if "Beam" in seconds else ():
             ours, beams = (np.array(self.metrics[f"{metric}, {who}"]) for who in ("ours", "Beam"))
             ratios[f"{metric}, Beam ÷ ours"] = beams / ours
-        figures = {name: Figure(ratio.tolist()) for name, ratio in ratios.items()}
-        return {**figures, **{name: Figure(rounds) for name, rounds in self.metrics.items()}}
+        return {**{name: Figure(ratio.tolist()) for name, ratio in ratios.items()}, **measured}
 
 
 def measure(
     case: Case,
     rounds: int,
     clock: Callable[[], float],
-    show: Callable[[str], None] = lambda progress: None,
+    show: Callable[[str, str], None] = lambda contender, progress: None,
+    seconds: float = 0,
 ) -> Measurement:
-    """Run all contenders of a case in alternating order. The first round is a warm-up and not counted."""
+    """Run all contenders of a case in alternating order. The first round is a warm-up and not counted.
+
+    Args:
+        case: The case.
+        rounds: The number of rounds after the warm-up.
+        clock: Returns the time in seconds.
+        show: Called with the contender, or `ONCE`, and the progress before each run.
+        seconds: Cases that take less time than this run more rounds, at most three times as many.
+    """
     rounds = min(rounds, case.max_rounds or rounds)
+    max_rounds = min(3 * rounds, case.max_rounds or 3 * rounds)
     contenders = list(case.runs)
     measured = Measurement(case, {name: [] for name in contenders})
-    for number in range(rounds + 1):
+    start = time.perf_counter()
+    for number in range(max_rounds + 1):
+        if number > rounds and (time.perf_counter() - start) * (number + 1) / number > seconds:
+            break
+        # Once per round, because it takes as long as a short run, and the order of contenders alternates.
+        gc.collect()
         # Rotate the order, so that no contender always follows the same one.
         first = number % len(contenders)
         for name in contenders[first:] + contenders[:first]:
-            show(f"{f'round {number} of {rounds}' if number else 'warm-up'}, {name}")
-            seconds, outcome = time_run(case.runs[name], clock)
+            show(name, f"{f'round {number}' if number else 'warm-up'}, {name}")
+            before = clock()
+            outcome = case.runs[name]()
+            taken = clock() - before
             case.check(name, outcome)
             if number > 0:
-                measured.seconds[name].append(seconds)
+                measured.seconds[name].append(taken)
                 for metric, value in case.metrics(name, outcome).items():
                     measured.metrics.setdefault(f"{metric}, {name}", []).append(float(value))
-    show("metrics that are measured once")
+    show(ONCE, ONCE)
     measured.metrics.update({name: [float(value)] for name, value in case.measure_once().items()})
+    measured.took = time.perf_counter() - start
     return measured
-
-
-def time_run(run: Callable[[], Outcome], clock: Callable[[], float]) -> tuple[float, Outcome]:
-    """Return the seconds that a run takes, and its outcome. Collects garbage first."""
-    gc.collect()
-    start = clock()
-    outcome = run()
-    return clock() - start, outcome
 
 
 class Sink(beam.DoFn):
@@ -248,6 +273,19 @@ class ExampleSink(Sink):
 
     def process(self, example):
         self._add(example, 0)
+
+
+def check_share(
+    check: Callable[[int, str, Outcome], None], n: int, elements: Mapping[str, int]
+) -> Callable[[str, Outcome], None]:
+    """Return the check of a case in which some contenders process only a share of the elements.
+
+    Args:
+        check: A function of the number of elements, the contender, and the outcome.
+        n: The number of elements of the other contenders.
+        elements: The numbers of elements of these contenders.
+    """
+    return lambda contender, outcome: check(elements.get(contender, n), contender, outcome)
 
 
 def identity(element: Any) -> Any:

@@ -2,12 +2,11 @@
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from operator import ge, le
+from statistics import median
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -19,19 +18,20 @@ PACKAGES = ("apache-beam", "numpy", "scikit-learn", "torch", "transformers", "xg
 def measure_case(
     case: Case, rounds: int, clock: Callable[[], float], console: Console
 ) -> Measurement:
-    """Measure a case, and show progress."""
-    start, label = time.perf_counter(), f"{case.workload}, {case.variant}"
+    """Measure a case in this process, and show progress."""
+    label = f"{case.workload}, {case.variant}"
     with console.status(label) as status:
-        measured = measure(case, rounds, clock, lambda now: status.update(f"{label}: {now}"))
-    console.print(f"{label}: {time.perf_counter() - start:.0f} s")
+        show = lambda contender, progress: status.update(f"{label}: {progress}")  # noqa: E731
+        measured = measure(case, rounds, clock, show)
+    console.print(f"{label}: {measured.took:.0f} s")
     return measured
 
 
-def make_tables(measured: list[Measurement], absent: dict[str, list[str]]) -> list[Table]:
+def make_tables(cases: list[dict], absent: dict[str, list[str]]) -> list[Table]:
     """Return a table of the figures with their goals, and a table of the seconds.
 
     Args:
-        measured: The measured cases.
+        cases: The numbers of the cases, from `as_json`.
         absent: The missing packages of workloads that could not be measured.
     """
     ratios = Table("workload", "figure", title="\nMedian, smallest and largest of the rounds")
@@ -40,22 +40,26 @@ def make_tables(measured: list[Measurement], absent: dict[str, list[str]]) -> li
         ratios.add_column(heading, justify="right")
     for heading in ("elements", "contenders"):
         seconds.add_column(heading, justify="right" if heading == "elements" else "left")
-    for one in measured:
-        case = one.case
-        label = f"{case.workload} {case.variant}"
-        for name, figure in one.figures().items():
-            goal = case.goals.get(name)
-            values = (figure.median, figure.smallest, figure.largest)
+    for case in cases:
+        label = f"{case['workload']} {case['variant']}"
+        for name, figure in case["figures"].items():
+            goal = case["goals"].get(name)
+            values = (figure[each] for each in ("median", "smallest", "largest"))
             ratios.add_row(
                 label,
                 name,
                 *(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values),
                 f"{goal[0]} {goal[1]:,}" if goal else "",
-                "" if not goal else "✓" if meets_goal(figure.median, goal) else "✗",
+                "" if not goal else "✓" if meets_goal(figure["median"], goal) else "✗",
             )
         ratios.add_section()
-        medians = (f"{name} {np.median(rounds):.3f}" for name, rounds in one.seconds.items())
-        seconds.add_row(label, f"{case.n:,}", "  ".join(medians))
+        contenders = [
+            f"{name} {median(rounds):.3f}"
+            + (f" ({case['elements_of'][name]:,} elements)" if name in case["elements_of"] else "")
+            for name, rounds in case["seconds"].items()
+        ]
+        contenders += [f"{name} not measured: {why}" for name, why in case["not_measured"].items()]
+        seconds.add_row(label, f"{case['elements']:,}", "  ".join(contenders))
     for workload, packages in absent.items():
         seconds.add_row(workload, "absent", f"not installed: {', '.join(packages)}")
     return [ratios, seconds]
@@ -93,6 +97,8 @@ def as_json(one: Measurement) -> dict:
         "workload": case.workload,
         "variant": case.variant,
         "elements": case.n,
+        "elements_of": dict(case.elements),
+        "not_measured": dict(case.not_measured),
         "goals": {name: list(goal) for name, goal in case.goals.items()},
         "seconds": {name: [round(s, 5) for s in rounds] for name, rounds in one.seconds.items()},
         "figures": {
@@ -104,4 +110,5 @@ def as_json(one: Measurement) -> dict:
             }
             for name, figure in one.figures().items()
         },
+        "took": round(one.took, 1),
     }

@@ -96,5 +96,7 @@ def check(model, n, contender, outcome):
 
 def check_sample(model, outcome):
     """Check the predictions of the sampled rows."""
-    for row, prediction in outcome.sample:
-        assert prediction == model.predict(np.reshape(row, (1, FEATURES)))
+    if outcome.sample:
+        rows, predictions = zip(*outcome.sample, strict=True)
+        correct = model.predict(np.reshape(np.stack(rows), (-1, FEATURES)))
+        np.testing.assert_array_equal(np.ravel(predictions), correct)

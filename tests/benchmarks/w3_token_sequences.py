@@ -12,7 +12,15 @@ from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 from apache_beam.transforms.util import SortAndBatchElements
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.harness import Case, ExampleSink, Outcome, Sink, identity, run_pipeline
+from benchmarks.harness import (
+    Case,
+    ExampleSink,
+    Outcome,
+    Sink,
+    check_share,
+    identity,
+    run_pipeline,
+)
 from runinference import Padding, RunInference
 from runinference.pytorch_inference import PytorchModelHandlerKeyedTensor
 
@@ -57,13 +65,16 @@ def cases(scale):
         beam_pytorch.PytorchModelHandlerKeyedTensor, **options, inference_fn=predict_padded
     )
     fixed = {"min_batch_size": 32, "max_batch_size": 32}
+    elements = {"Beam": n // 2}
     buckets = {"batch_length_fn": length, "batch_bucket_boundaries": BUCKETS}
     sort = SortAndBatchElements(1, 1_024, BUDGET, length)
     runs = {
         "limit": functools.partial(bare_loop, model, n),
         "floor": functools.partial(floor, n),
         "ours": functools.partial(run_with, n, RunInference(ours)),
-        "Beam": functools.partial(run_with, n, beam_base.RunInference(beam_handler(**fixed))),
+        "Beam": functools.partial(
+            run_with, elements["Beam"], beam_base.RunInference(beam_handler(**fixed))
+        ),
         "Beam with buckets": functools.partial(
             run_with,
             n,
@@ -77,8 +88,12 @@ def cases(scale):
         workload="W3",
         variant="log-normal lengths",
         n=n,
-        runs={name: functools.partial(run_and_count, run, n) for name, run in runs.items()},
-        check=functools.partial(check, model, n),
+        runs={
+            name: functools.partial(run_and_count, run, elements.get(name, n))
+            for name, run in runs.items()
+        },
+        check=check_share(functools.partial(check, model), n, elements),
+        elements=elements,
         goals={
             "ours of the ideal": ("≥", 1),
             "ours ÷ Beam": ("≥", 3),

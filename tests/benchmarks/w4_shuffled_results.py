@@ -10,7 +10,15 @@ import torch
 from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 
-from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, run_pipeline
+from benchmarks.harness import (
+    Case,
+    ExampleSink,
+    Outcome,
+    Sink,
+    batches,
+    check_share,
+    run_pipeline,
+)
 from benchmarks.w1_rows import first_value
 from runinference import PredictionResult, RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
@@ -18,8 +26,7 @@ from runinference.pytorch_inference import PytorchModelHandlerTensor
 FEATURES, FLOATS = 16, 1_000
 BYTES = {"bytes per result, ours": ("≤", 4_300)}
 #: Beam encodes a whole batch with each result, which takes seconds per hundred results in batches of 256.
-ELEMENTS = {64: 2_000, 256: 1_024}
-MAX_ROUNDS = {64: None, 256: 3}
+BEAM_ELEMENTS = {64: 512, 256: 256}
 GOALS = {
     64: {"ours of the ideal": ("≥", 0.8), "ours ÷ Beam": ("≥", 8), **BYTES},
     256: {"ours of the ideal": ("≥", 0.8), "ours ÷ Beam": ("≥", 30), **BYTES},
@@ -30,7 +37,8 @@ def cases(scale):
     torch.set_num_threads(1)
     model, path = save_model()
     for size, goals in GOALS.items():
-        n = max(512, int(ELEMENTS[size] * scale))
+        n = max(512, int(2_048 * scale))
+        elements = {"Beam": min(n, BEAM_ELEMENTS[size])}
         options = {
             "state_dict_path": path,
             "model_class": torch.nn.Linear,
@@ -48,12 +56,14 @@ def cases(scale):
                 "limit": functools.partial(bare_loop, model, n, size),
                 "floor": functools.partial(floor, n),
                 "ours": functools.partial(run_with, n, RunInference, ours),
-                "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
+                "Beam": functools.partial(
+                    run_with, elements["Beam"], beam_base.RunInference, beam_handler
+                ),
             },
-            check=functools.partial(check, model, n),
+            check=check_share(functools.partial(check, model), n, elements),
+            elements=elements,
             goals=goals,
             metrics=measure_encoded_size,
-            max_rounds=MAX_ROUNDS[size],
         )
 
 

@@ -1,4 +1,4 @@
-"""W6: 2,000 rows and an HTTP server that takes 20 ms per request (8 rows at most) and 16 requests at a time."""
+"""W6: 1,000 rows and an HTTP server that takes 20 ms per request (8 rows at most) and 16 requests at a time."""
 
 import contextlib
 import functools
@@ -14,7 +14,16 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
+from benchmarks.harness import (
+    Case,
+    ExampleSink,
+    Outcome,
+    Sink,
+    batches,
+    check_share,
+    identity,
+    run_pipeline,
+)
 from runinference import PredictionResult, RemoteModelHandler, RunInference
 
 ROWS, MAX_CONCURRENT = 8, 16
@@ -80,7 +89,8 @@ class DropInHandler(BatchPerRequest, RemoteModelHandler):
 
 
 def cases(scale):
-    n = max(64, int(2_000 * scale))
+    n = max(64, int(1_000 * scale))
+    elements = {"Beam": n // 4 // ROWS * ROWS}
     with server() as port:
         yield Case(
             workload="W6",
@@ -90,10 +100,13 @@ def cases(scale):
                 "limit": functools.partial(bare_client, port, n),
                 "floor": functools.partial(floor, n),
                 "ours": functools.partial(run_with, n, RunInference, OurHandler(port)),
-                "Beam": functools.partial(run_with, n, beam_base.RunInference, BeamHandler(port)),
+                "Beam": functools.partial(
+                    run_with, elements["Beam"], beam_base.RunInference, BeamHandler(port)
+                ),
                 DROP_IN: functools.partial(run_with, n, RunInference, DropInHandler(port)),
             },
-            check=functools.partial(check, n),
+            check=check_share(check, n, elements),
+            elements=elements,
             goals={
                 "ours of the ideal": ("≥", 0.95),
                 f"{DROP_IN} of the ideal": ("≥", 0.95),

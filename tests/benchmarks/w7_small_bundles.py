@@ -19,6 +19,7 @@ from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
 FEATURES, SCORES = 256, 64
+ELEMENTS = {1: 1_200, 4: 1_824}  # by bundle size
 P99 = "p99 latency in ms"
 
 
@@ -44,7 +45,7 @@ def cases(scale):
     options = {"state_dict_path": path, "model_class": Perceptron}
     for n_threads in (1, 8, 12):
         for size in (1, 4):
-            n = max(192, int(3_600 * scale)) // 12 // size * 12 * size
+            n = max(192, int(ELEMENTS[size] * scale)) // 12 // size * 12 * size
             goals = {}
             if (n_threads, size) == (12, 4):
                 goals = {

@@ -19,7 +19,7 @@ BUNDLE = 4
 
 
 def cases(scale):
-    n = max(16, int(400 * scale) // BUNDLE * BUNDLE)
+    n = max(16, int(200 * scale) // BUNDLE * BUNDLE)
     torch.set_num_threads(1)
     model, path = save_model()
     options = {

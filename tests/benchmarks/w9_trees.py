@@ -9,7 +9,7 @@ import numpy as np
 import xgboost
 from apache_beam.ml.inference import base as beam_base
 
-from benchmarks.harness import Case, Outcome, Sink, batches, run_pipeline
+from benchmarks.harness import Case, Outcome, Sink, batches, check_share, run_pipeline
 from benchmarks.placeholders import placeholder_package
 from benchmarks.w1_rows import FEATURES, check, first_value, floor, rows
 from runinference import RunInference
@@ -19,6 +19,7 @@ from runinference.xgboost_inference import XGBoostModelHandlerNumpy
 def cases(scale):
     n = max(256, int(10_000 * scale))
     model, path = train_model()
+    elements = {"Beam": max(128, n // 8)}
     ours = XGBoostModelHandlerNumpy(model_class=make_classifier, model_state=path)
     beam_handler = import_beam_module().XGBoostModelHandlerNumpy(
         model_class=make_classifier, model_state=path
@@ -31,9 +32,12 @@ def cases(scale):
             "limit": functools.partial(bare_loop, model, n),
             "floor": functools.partial(floor, n),
             "ours": functools.partial(run_with, n, rows, RunInference, ours),
-            "Beam": functools.partial(run_with, n, tables, beam_base.RunInference, beam_handler),
+            "Beam": functools.partial(
+                run_with, elements["Beam"], tables, beam_base.RunInference, beam_handler
+            ),
         },
-        check=functools.partial(check, model, n),
+        check=check_share(functools.partial(check, model), n, elements),
+        elements=elements,
         goals={"ours of the ideal": ("≥", 0.75), "ours ÷ Beam": ("≥", 25)},
     )
 

@@ -36,6 +36,7 @@ def main(argv=None):
         except Exception:  # keep the numbers of the other workloads
             console.print_exception()
             failed.append(name)
+    measured = [*map(as_json, measured)]
     for table in make_tables(measured, {}):
         console.print(table)
     save_numbers(args.json, measured, args)
@@ -83,7 +84,7 @@ def save_numbers(path, measured, args):
 
     is_cuda = torch.device(args.device).type == "cuda"
     name = torch.cuda.get_device_name(args.device) if is_cuda else args.device
-    write_numbers(path, {**describe_machine(), "device": name, "cases": [*map(as_json, measured)]})
+    write_numbers(path, {**describe_machine(), "device": name, "cases": measured})
 
 
 if __name__ == "__main__":
