@@ -32,7 +32,7 @@ VARIANTS = {
     "W12": 1,
     "growth": 9,
     "start": 2,
-    "sizes": 8,
+    "sizes": 4,
 }
 MAX_CASES = {"start": 1, "W1": 1, "W2": 1, "sizes": 1, "growth": 1}
 

@@ -110,6 +110,7 @@ class Case:
         elements: The number of elements of slow contenders that process only a share of `n`. Figures compare the
             time per element.
         not_measured: The reasons why contenders are missing, by name.
+        warm_up: Whether to run a warm-up round. Not needed if an earlier case did.
     """
 
     workload: str
@@ -126,6 +127,7 @@ class Case:
     compared: Sequence[str] = ()
     elements: Mapping[str, int] = field(default_factory=dict)
     not_measured: Mapping[str, str] = field(default_factory=dict)
+    warm_up: bool = True
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def measure(
     show: Callable[[str, str], None] = lambda contender, progress: None,
     seconds: float = 0,
 ) -> Measurement:
-    """Run all contenders of a case in alternating order. The first round is a warm-up and not counted.
+    """Run all contenders of a case in alternating order. The warm-up round, number 0, is not counted.
 
     Args:
         case: The case.
@@ -195,7 +197,7 @@ def measure(
     contenders = list(case.runs)
     measured = Measurement(case, {name: [] for name in contenders})
     start = time.perf_counter()
-    for number in range(max_rounds + 1):
+    for number in range(0 if case.warm_up else 1, max_rounds + 1):
         if number > rounds and (time.perf_counter() - start) * (number + 1) / number > seconds:
             break
         # Once per round, because it takes as long as a short run, and the order of contenders alternates.

@@ -56,6 +56,7 @@ def cases(scale):
         check=check,
         goals={},
         max_rounds=3,
+        warm_up=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""W11: 2,048 images of 224 x 224 pixels and a model that uses no CPU, as if it ran on an accelerator."""
+"""W11: 1,536 images of 224 x 224 pixels and a model that uses no CPU, as if it ran on an accelerator."""
 
 import functools
 import tempfile
@@ -31,7 +31,7 @@ class SimulatedAccelerator(torch.nn.Module):
 
 
 def cases(scale):
-    n = max(2 * BATCH, int(2_048 * scale))
+    n = max(2 * BATCH, int(1_536 * scale))
     torch.set_num_threads(1)
     model, path = SimulatedAccelerator(), Path(tempfile.mkdtemp(prefix="benchmark-")) / "empty.pt"
     torch.save(model.state_dict(), path)

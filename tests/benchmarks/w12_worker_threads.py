@@ -26,7 +26,7 @@ ONE = "with 1 worker thread"
 
 
 def cases(scale):
-    n = max(64, int(768 * scale))
+    n = max(64, int(640 * scale))
     torch.set_num_threads(1)
     model, path = save_model()
     options = {**model_options(path), **BATCHES_OF_16}

@@ -65,7 +65,7 @@ def cases(scale):
         beam_pytorch.PytorchModelHandlerKeyedTensor, **options, inference_fn=predict_padded
     )
     fixed = {"min_batch_size": 32, "max_batch_size": 32}
-    elements = {"Beam": n // 2}
+    elements = {"Beam": n // 4}
     buckets = {"batch_length_fn": length, "batch_bucket_boundaries": BUCKETS}
     sort = SortAndBatchElements(1, 1_024, BUDGET, length)
     runs = {

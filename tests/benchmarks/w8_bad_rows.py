@@ -21,7 +21,7 @@ CLEAN = "ours without failing rows and exception handling"
 
 def cases(scale):
     model, path = w1_rows.train_model()
-    n = max(2_000, int(30_000 * scale))
+    n = max(2_000, int(24_000 * scale))
     options = {
         "inference_fn": predict_and_count,
         "min_batch_size": SIZE,
