@@ -30,11 +30,12 @@ VARIANTS = {
     "W10": 1,
     "W11": 1,
     "W12": 1,
+    "W13": 4,
     "growth": 9,
     "start": 2,
     "sizes": 4,
 }
-MAX_CASES = {"start": 1, "W1": 1, "W2": 1, "sizes": 1, "growth": 1}
+MAX_CASES = {"W13": 4, "start": 1, "W1": 1, "W2": 1, "sizes": 1, "growth": 1}
 
 
 def test_every_workload_has_a_name_and_a_number_of_variants():

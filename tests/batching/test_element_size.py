@@ -1,6 +1,6 @@
 """The size of an element is what it holds, at a bounded cost."""
 
-from __future__ import annotations
+from __future__ import typing
 
 import collections
 import dataclasses
@@ -181,3 +181,18 @@ def test_an_object_whose_attributes_raise_has_a_size():
     assert size_in_bytes([BLOCK, Hostile()]) > MIB
     assert size_in_bytes(pd.DataFrame({"dtype": [BLOCK]})) > MIB
     assert size_in_bytes(size_in_bytes) < 1_000  # not what its module holds
+
+
+def test_a_row_has_the_size_of_its_values():
+    class Point(typing.NamedTuple):
+        x: int
+        name: str
+
+    values = [1, "a" * 100]
+    expected = sum(map(sys.getsizeof, values))
+    assert size_in_bytes(beam.Row(x=values[0], name=values[1])) == expected
+    assert size_in_bytes(Point(*values)) == expected
+    keys = sum(map(sys.getsizeof, ["x", "name"]))
+    assert size_in_bytes(dict(zip(["x", "name"], values, strict=True))) == expected + keys
+    assert size_in_bytes(beam.Row(x=np.zeros(1000))) == 8000
+    assert size_in_bytes(beam.Row()) > 0

@@ -20,6 +20,7 @@ MODULES = {
     "W10": "w10_texts",
     "W11": "w11_accelerator",
     "W12": "w12_worker_threads",
+    "W13": "w13_tables",
     "growth": "growth",
 }
 
@@ -41,6 +42,7 @@ NAMES = {
     "W10": "Hugging Face",
     "W11": "Simulated accelerator",
     "W12": "Worker threads",
+    "W13": "Tables",
     "growth": "Growth",
 }
 
@@ -62,6 +64,7 @@ FRAMEWORKS = {
     "W10": ["torch", "transformers"],
     "W11": ["torch", "torchvision"],
     "W12": ["torch", "torchvision"],
+    "W13": ["sklearn", "pandas"],
     "growth": ["sklearn"],
 }
 

@@ -6,7 +6,9 @@ import functools
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from enum import Enum
+from functools import partial
 from itertools import chain, islice
 from operator import attrgetter
 from types import FunctionType, MethodType, ModuleType
@@ -18,6 +20,7 @@ import numpy as np
 _MAX_VALUES = 2_048
 _MAX_DEPTH = 32
 _MAX_SHORT = 16
+_MAX_FIELDS = 256
 # The parts of a container that are visited in any case, so that the size of a record includes all of its fields.
 _MIN_VISITED = 16
 
@@ -42,14 +45,43 @@ def size_in_bytes(value: Any) -> int:
     >>> size_in_bytes([np.zeros(8), {1: np.zeros(8)}]) - size_in_bytes(1)
     128
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind is np.ndarray and not value.dtype.hasobject:
         return value.nbytes  # type: ignore[no-any-return]
     if kind in _SCALAR_TYPES:
         return sys.getsizeof(value)
     if (kind is tuple or kind is list) and len(value) <= _MAX_SHORT:
         return _measure_short(value)
+    if (get_parts := _find_record_parts(kind)) is not None:
+        parts = get_parts(value)
+        if len(parts) <= _MAX_FIELDS and _SCALAR_TYPES.issuperset(map(type, parts)):
+            names = sum(map(sys.getsizeof, value)) if kind is dict else 0
+            return sum(map(sys.getsizeof, parts)) + names or sys.getsizeof(value)
     return _measure(value, _MAX_VALUES, ())
+
+
+@functools.lru_cache(maxsize=1_024)
+def _find_record_parts(kind: Any) -> Callable[[Any], Any] | None:
+    """Return a function for the parts of a row of values, such as a dictionary, or None for other types.
+
+    A row of scalars takes a quarter of the time that `_measure` takes.
+    """
+    if kind is dict:
+        return dict.values
+    if issubclass(kind, tuple):
+        return tuple if hasattr(kind, "_fields") else None
+    is_plain = _find_sizer(kind) is _measure_object and not _list_slots(kind)
+    names = ("dtype", "nbytes", "ByteSize", "schema", "__getattr__", "__buffer__", "__array__")
+    has_fields = hasattr(kind, "as_dict") or is_dataclass(kind)
+    return (
+        _get_values
+        if is_plain and has_fields and not any(map(partial(hasattr, kind), names))
+        else None
+    )
+
+
+def _get_values(value: Any) -> Any:
+    return value.__dict__.values()
 
 
 def batch_size_in_bytes(batch: Any) -> int:

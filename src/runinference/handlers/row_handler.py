@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from apache_beam.pvalue import Row
 
+from runinference.batching.element_size import batch_size_in_bytes
 from runinference.collate.batch_axis import check_batch_axis, take_first
 from runinference.collate.chunks import Chunk, collision_error, is_chunk_type, to_chunk
 from runinference.collate.records import read_rows
@@ -28,6 +29,7 @@ from runinference.handlers.row_options import RowOptions
 from runinference.handlers.tunable import Tunable
 
 _Row = Mapping[str, Any]
+_MAX_MEASURED_ROWS = 256
 _NUMPY_TYPES = {bool: "bool", int: "int64", float: "float64"}
 
 
@@ -144,7 +146,10 @@ class RowModelHandler(DelegatingHandler):
         ]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        return super(DelegatingHandler, self).get_num_bytes(batch)
+        """Return the size of a batch in bytes. If there are many rows, it is estimated from some of them."""
+        step = -(-len(batch) // _MAX_MEASURED_ROWS)
+        sample = batch[::step]
+        return batch_size_in_bytes(sample) * len(batch) // max(1, len(sample))
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         options: Mapping[str, Any] = self._unkeyed.batch_elements_kwargs()
