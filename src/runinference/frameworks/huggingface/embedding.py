@@ -25,6 +25,7 @@ from runinference.frameworks.huggingface.tokenizer import (
     make_single_token,
     use_lowercase,
 )
+from runinference.frameworks.torch.device_copies import DeviceCopies
 from runinference.handlers.options import HandlerOptions, accepts
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         self,
         model_uri: str | os.PathLike[str],
         model_class: type[Any] = transformers.AutoModel,
-        device: str | torch.device = "CPU",
+        device: str | torch.device | Sequence[str | torch.device] = "CPU",
         *,
         pooling: Pooling | None = None,
         normalize: bool | None = None,
@@ -76,7 +77,9 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
                 on the Hub.
             model_class: The class that loads the model.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
-                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+                device, the model runs on its CPU, with a warning. With a list, such as ``["cuda:0", "cuda:1"]``,
+                each device has a copy of the model, and batches are spread over the devices that a worker has.
+                Results are moved to the CPU.
             pooling: How token vectors become one embedding: their ``"mean"``, their ``"max"`` in each dimension,
                 the first (``"cls"``) or the last (``"lasttoken"``), their mean with greater weights for later
                 tokens (``"weightedmean"``), or their sum divided by the square root of their number
@@ -120,8 +123,8 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         self._normalize = normalize
         self._prompt = prompt
 
-    def load_model(self) -> TextModel:
-        """Load the model with its pooling, and its tokenizer.
+    def load_model(self) -> TextModel | DeviceCopies:
+        """Load the model with its pooling, and its tokenizer, on one device or on each of several devices.
 
         Raises:
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.

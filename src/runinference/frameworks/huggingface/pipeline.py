@@ -27,8 +27,10 @@ from runinference.frameworks.huggingface.tokenizer import (
     explain_unencodable_texts,
     prepare_tokenizer,
 )
-from runinference.frameworks.torch.devices import parse_device, resolve_device
+from runinference.frameworks.torch.device_copies import DeviceCopies, call_copy, load_on_devices
+from runinference.frameworks.torch.devices import find_devices, parse_devices
 from runinference.frameworks.torch.training_mode import check_evaluation_mode
+from runinference.handlers.compute_turn import CallOverlap, compute_turn
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -157,7 +159,7 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         task: str | PipelineTask = "",
         model: str | os.PathLike[str] = "",
         *,
-        device: str | torch.device | None = None,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
         inference_fn: PipelineInferenceFn = default_pipeline_inference_fn,
         load_pipeline_args: dict[str, Any] | None = None,
         **options: Unpack[HandlerOptions],
@@ -169,7 +171,9 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 the model's configuration names one.
             model: A directory that ``save_pretrained`` wrote, with the tokenizer or processor, or the name of a
                 model on the Hub. By default, the default model of the task.
-            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. By default, a GPU if the worker has one.
+            device: ``"CPU"``, ``"GPU"``, or any PyTorch device. By default, a GPU if the worker has one. With a
+                list, such as ``["cuda:0", "cuda:1"]``, each device has a copy of the pipeline, and batches are
+                spread over the devices that a worker has.
             inference_fn: A function ``(batch, pipeline, inference_args)`` that runs the pipeline and returns one
                 result per element.
             load_pipeline_args: Keyword arguments for ``transformers.pipeline``, such as ``model_kwargs``,
@@ -201,15 +205,15 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._device = device
         if device is None:
             return
-        parse_device(device)
+        parse_devices(device)
         if given := {"device", "device_map"} & self._load_pipeline_args.keys():
             raise OptionError(
                 f"device is {device!r}, and load_pipeline_args has {min(given)!r}. To fix this, pass only one of "
                 "them."
             )
 
-    def load_model(self) -> Pipeline:
-        """Load the pipeline on its device.
+    def load_model(self) -> Pipeline | DeviceCopies:
+        """Load the pipeline on its device, or on each of its devices.
 
         Raises:
             OptionError: The installed version of Transformers has no such task.
@@ -217,13 +221,25 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
             ModelLoadError: The model doesn't fit the task.
         """
         args = dict(self._load_pipeline_args)
-        if not {"device", "device_map"} & args.keys():
-            default = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-            device = self._device
-            args["device"] = default if device is None else resolve_device(parse_device(device))
         task = self._task.value if isinstance(self._task, Enum) else self._task
-        pipeline: Pipeline = load_pipeline(task, self._model, args)
+        pipeline: Pipeline | DeviceCopies
+        if {"device", "device_map"} & args.keys():
+            pipeline = load_pipeline(task, self._model, args)
+            return pipeline
+        default = "cuda:0" if torch.cuda.is_available() else "cpu"
+        devices = parse_devices(default if self._device is None else self._device)
+        pipeline = load_on_devices(
+            find_devices(devices),
+            lambda device: load_pipeline(task, self._model, {**args, "device": device}),
+        )
         return pipeline
+
+    def call_overlap(self) -> CallOverlap:
+        n_devices = len(self._device) if isinstance(self._device, (list, tuple)) else 1
+        is_overridden = (
+            type(self).run_inference is not HuggingFacePipelineModelHandler.run_inference
+        )
+        return CallOverlap(1 + n_devices, uses_turn=n_devices > 1 and not is_overridden)
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
@@ -235,6 +251,15 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
             model: The pipeline that ``load_model`` returned.
             inference_args: Keyword arguments for the call of the pipeline, or None.
         """
+        if isinstance(model, DeviceCopies):
+            with compute_turn():
+                pass  # Calls begin in order, and then run at the same time.
+        # A call may modify the batch, so no other copy repeats it.
+        return call_copy(model, lambda copy: self._run(batch, copy, inference_args), retry=False)
+
+    def _run(
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
+    ) -> Iterable[PredictionResult]:
         try:
             with explain_unencodable_texts(batch):
                 output = self._inference_fn(batch, model, inference_args or {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
@@ -11,7 +12,8 @@ from typing_extensions import Unpack
 from runinference.checks import check_mapping
 from runinference.errors import OptionError
 from runinference.frameworks.huggingface.loading import load_pretrained
-from runinference.frameworks.torch.devices import get_model_device, parse_device, resolve_device
+from runinference.frameworks.torch.device_copies import load_on_devices
+from runinference.frameworks.torch.devices import find_devices, get_model_device, parse_devices
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.handlers.tunable import Tunable
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PretrainedModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
-    """The base of the handlers that load a Transformers class on a PyTorch device."""
+    """The base of the handlers that load a Transformers class on one or several PyTorch devices."""
 
     _path_attribute = "_model_uri"
     _supports_dynamic_batching = True
@@ -32,7 +34,7 @@ class PretrainedModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
         self,
         model_uri: str | os.PathLike[str],
         model_class: type[Any],
-        device: str | torch.device,
+        device: str | torch.device | Sequence[str | torch.device],
         load_model_args: dict[str, Any] | None,
         **options: Unpack[HandlerOptions],
     ) -> None:
@@ -48,26 +50,37 @@ class PretrainedModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
                 "model_class must be a Transformers class, such as transformers.AutoModel, but is "
                 f"{model_class!r}, which has no from_pretrained."
             )
-        parse_device(device)
+        devices = parse_devices(device)
         if load_model_args is not None:
             check_mapping("load_model_args", load_model_args)
+        if len(devices) > 1 and "device_map" in (load_model_args or {}):
+            raise OptionError(
+                f"device is {device!r}, and load_model_args has 'device_map'. To fix this, leave device out to "
+                "distribute one model over the devices, or leave 'device_map' out to have a copy on each device."
+            )
         self._model_uri = model_uri
         self._model_class = model_class
         self._device = device
         self._model_config_args = load_model_args or {}
 
     def load_model(self) -> Any:
-        """Load the model on its device, in evaluation mode.
+        """Load the model on its device, or on each of its devices, in evaluation mode.
 
         Raises:
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
             ModelLoadError: The class can't load the model, or the model lacks weights that the class needs.
         """
-        device = resolve_device(parse_device(self._device))
+        return load_on_devices(find_devices(parse_devices(self._device)), self._load_on)
+
+    def _load_on(self, device: Any) -> Any:
         return load_pretrained(self._model_uri, self._model_class, self._model_config_args, device)
 
+    @property
+    def _n_devices(self) -> int:
+        return len(parse_devices(self._device))
+
     def _get_device(self, model: Any) -> Any:
-        return get_model_device(model, parse_device(self._device))
+        return get_model_device(model, parse_devices(self._device)[0])
 
 
 def no_cache_args(model: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from runinference.frameworks.torch.calling import (
     with_padding,
     without_splitting,
 )
+from runinference.frameworks.torch.device_copies import call_copy
 from runinference.frameworks.torch.row_inputs import TensorInput
 from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.options import HandlerOptions, accepts
@@ -50,7 +51,7 @@ class _TensorModelHandler(PretrainedModelHandler):
         model_uri: str | os.PathLike[str],
         model_class: type[Any],
         framework: Literal["pt", "tf"] = "pt",
-        device: str | torch.device = "CPU",
+        device: str | torch.device | Sequence[str | torch.device] = "CPU",
         *,
         inference_fn: TensorInferenceFn | KeyedTensorInferenceFn | None = None,
         load_model_args: dict[str, Any] | None = None,
@@ -64,7 +65,9 @@ class _TensorModelHandler(PretrainedModelHandler):
             model_class: The class that loads the model, such as ``AutoModelForMaskedLM``.
             framework: ``"pt"`` for PyTorch, or ``"tf"`` for TensorFlow, which requires Transformers 4.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
-                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+                device, the model runs on its CPU, with a warning. With a list, such as ``["cuda:0", "cuda:1"]``,
+                each device has a copy of the model, and batches are spread over the devices that a worker has.
+                Results are moved to the CPU.
             inference_fn: A function ``(batch, model, device, inference_args, model_id)`` that calls the model and
                 returns one result per example.
             load_model_args: Keyword arguments for ``from_pretrained``, such as ``revision``. Code from a
@@ -107,7 +110,13 @@ class _TensorModelHandler(PretrainedModelHandler):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Call the model on a batch. ``inference_args`` are keyword arguments for the call."""
-        args = inference_args or {}
+        function = self._inference_fn or type(self)._default_inference_fn
+        retry = keeps_examples(function)
+        return call_copy(model, lambda copy: self._run(batch, copy, inference_args or {}), retry)
+
+    def _run(
+        self, batch: Sequence[Any], model: Any, args: dict[str, Any]
+    ) -> Iterable[PredictionResult]:
         first = batch if isinstance(batch, Mapping) else batch[0]
         if self._inference_fn is None and (self._framework == "tf" or _is_tensorflow(first)):
             return self.results_of(batch, _call_tensorflow(batch, model, args), self._model_uri)
@@ -128,7 +137,7 @@ class _TensorModelHandler(PretrainedModelHandler):
         is_overridden = type(self).run_inference is not _TensorModelHandler.run_inference
         may_be_tensorflow = VERSION < (5,)
         uses_turn = keeps_examples(function) and not is_overridden and not may_be_tensorflow
-        return CallOverlap(uses_turn=uses_turn)
+        return CallOverlap(max_calls=1 + self._n_devices, uses_turn=uses_turn)
 
     def _check_mask(self, model: Any, example: Any) -> None:
         """Raise `OptionError` if the model would process padding like the values of an example."""
@@ -185,7 +194,7 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
         self,
         model_uri: str | os.PathLike[str],
         model_class: type[Any],
-        device: str | torch.device = "CPU",
+        device: str | torch.device | Sequence[str | torch.device] = "CPU",
         *,
         inference_fn: TensorInferenceFn | KeyedTensorInferenceFn | None = None,
         load_model_args: dict[str, Any] | None = None,
@@ -198,7 +207,9 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
             model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForImageClassification``.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
-                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+                device, the model runs on its CPU, with a warning. With a list, such as ``["cuda:0", "cuda:1"]``,
+                each device has a copy of the model, and batches are spread over the devices that a worker has.
+                Results are moved to the CPU.
             inference_fn: A function ``(batch, model, device, inference_args, model_id)`` that calls the model and
                 returns one result per example.
             load_model_args: Keyword arguments for ``from_pretrained``, such as ``revision``. Code from a

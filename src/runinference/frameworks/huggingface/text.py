@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from runinference.frameworks.huggingface.tokenizer import (
     share_tokenizer,
 )
 from runinference.frameworks.torch.calling import StackedInferenceFn, with_length_fn
+from runinference.frameworks.torch.device_copies import DeviceCopies, call_copy
 from runinference.handlers.compute_turn import CallOverlap, compute_turn
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
@@ -93,7 +95,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         self,
         model_uri: str | os.PathLike[str],
         model_class: type[Any] = transformers.AutoModel,
-        device: str | torch.device = "CPU",
+        device: str | torch.device | Sequence[str | torch.device] = "CPU",
         *,
         method: str | None = None,
         tokenizer: str | None = None,
@@ -108,7 +110,9 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForQuestionAnswering``.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
-                device, the model runs on its CPU, with a warning. Results are moved to the CPU.
+                device, the model runs on its CPU, with a warning. With a list, such as ``["cuda:0", "cuda:1"]``,
+                each device has a copy of the model, and batches are spread over the devices that a worker has.
+                Results are moved to the CPU.
             method: The name of a method to call instead of the model itself. With ``"generate"``, results are the
                 generated texts.
             tokenizer: A directory, or the name of a model on the Hub, to load the tokenizer from. By default, the
@@ -164,14 +168,18 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         # A copy with another path counts the tokens of its own model.
         return {**options, "length_fn": self._count_tokens} if self._counts_tokens else options
 
-    def load_model(self) -> TextModel:
-        """Load the model and its tokenizer.
+    def load_model(self) -> TextModel | DeviceCopies:
+        """Load the model and its tokenizer, on one device or on each of several devices.
 
         Raises:
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
             ModelLoadError: The class can't load the model, or weights or the tokenizer are missing.
         """
-        module = super().load_model()
+        model: TextModel | DeviceCopies = super().load_model()
+        return model
+
+    def _load_on(self, device: Any) -> TextModel:
+        module = super()._load_on(device)
         config = getattr(module, "config", None)
         tokenizer = self._load_tokenizer(
             config and config.get_text_config(), find_max_tokens(module)
@@ -182,7 +190,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     def run_inference(
         self,
         batch: Sequence[str | tuple[str, str]],
-        model: TextModel,
+        model: TextModel | DeviceCopies,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionResult]:
         """Call the model on a batch of texts.
@@ -195,7 +203,18 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         Raises:
             ElementError: An element is not a text or a pair of texts, or it has no tokens or too many.
         """
-        args = {**self._get_default_args(model.model), **(inference_args or {})}
+        # Copies on several devices compute at the same time.
+        turn = nullcontext if isinstance(model, DeviceCopies) else compute_turn
+        return call_copy(model, lambda copy: self._run(batch, copy, inference_args or {}, turn))
+
+    def _run(
+        self,
+        batch: Sequence[str | tuple[str, str]],
+        model: TextModel,
+        args: dict[str, Any],
+        turn: Callable[[], AbstractContextManager[None]],
+    ) -> Iterable[PredictionResult]:
+        args = {**self._get_default_args(model.model), **args}
         tokenizer: BatchTokenizer = model.tokenizer
         rows = self._encode(batch, tokenizer)
 
@@ -208,13 +227,13 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
             return tokenizer.decode([tokens[prompt:] for tokens in outputs])
 
         mode, limits = self._get_mode(model, args), self._get_limits(model.model)
-        with compute_turn():
+        with turn():
             inferences = call_in_groups(rows, mode, limits, call)
         return to_results(batch, SplitRows(inferences), self._model_uri)
 
     def call_overlap(self) -> CallOverlap:
         uses_turn = type(self).run_inference is HuggingFaceModelHandlerText.run_inference
-        return CallOverlap(uses_turn=uses_turn)
+        return CallOverlap(max_calls=1 + self._n_devices, uses_turn=uses_turn)
 
     def default_length_fn(self) -> Callable[[Any], int]:
         return self._count_tokens
