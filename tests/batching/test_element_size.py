@@ -1,6 +1,6 @@
 """The size of an element is what it holds, at a bounded cost."""
 
-from __future__ import typing
+from __future__ import annotations
 
 import collections
 import dataclasses
@@ -184,7 +184,7 @@ def test_an_object_whose_attributes_raise_has_a_size():
 
 
 def test_a_row_has_the_size_of_its_values():
-    class Point(typing.NamedTuple):
+    class Point(NamedTuple):
         x: int
         name: str
 
