@@ -25,6 +25,8 @@ _MAX_FIELDS = 256
 _MIN_VISITED = 16
 
 # Types without parts and without `nbytes`. Most elements and keys have one, so they are looked up first.
+# `__sizeof__()` takes a third of the time of `sys.getsizeof()`, which differs only for objects that the garbage
+# collector tracks.
 _SCALAR_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
 # Objects that elements share, or whose attributes are not data.
 _OPAQUE_TYPES = (type, ModuleType, FunctionType, MethodType, Enum)
@@ -46,11 +48,13 @@ def size_in_bytes(value: Any) -> int:
     128
     """
     kind: Any = type(value)
+    if kind is tuple and len(value) <= _MAX_SHORT:  # such as a key and an example
+        return _measure_short(value)
     if kind is np.ndarray and not value.dtype.hasobject:
         return value.nbytes  # type: ignore[no-any-return]
     if kind in _SCALAR_TYPES:
-        return sys.getsizeof(value)
-    if (kind is tuple or kind is list) and len(value) <= _MAX_SHORT:
+        return value.__sizeof__()  # type: ignore[no-any-return]
+    if kind is list and len(value) <= _MAX_SHORT:
         return _measure_short(value)
     if (get_parts := _find_record_parts(kind)) is not None:
         parts = get_parts(value)
@@ -101,9 +105,9 @@ def _measure_short(value: Any) -> int:
     for part in value:
         kind = type(part)
         if kind in _SCALAR_TYPES:
-            total += sys.getsizeof(part)
+            total += part.__sizeof__()
         elif kind is np.ndarray and not part.dtype.hasobject:
-            total += int(part.nbytes)
+            total += part.nbytes
         else:
             total += _measure(part, _MAX_VALUES // len(value), (id(value),))
     return total
@@ -113,7 +117,7 @@ def _measure(value: Any, budget: int, path: _Path) -> int:
     """Return the bytes of a value, visiting at most ``budget`` parts of it."""
     kind: Any = type(value)
     if kind in _SCALAR_TYPES:
-        return sys.getsizeof(value)
+        return value.__sizeof__()  # type: ignore[no-any-return]
     if id(value) in path or len(path) > _MAX_DEPTH:
         return sys.getsizeof(value, 0)
     try:
@@ -136,7 +140,7 @@ def _measure_parts(parts: Any, n_parts: int, budget: int, path: _Path) -> int:
     scalars, others = 0, []
     for n_visited, part in enumerate(parts, 1):  # noqa: B007 - counts the parts
         if type(part) in _SCALAR_TYPES:
-            scalars += sys.getsizeof(part)
+            scalars += part.__sizeof__()
         else:
             others.append(part)
     total = scalars + (_measure_nested(others, budget, path) if others else 0)
