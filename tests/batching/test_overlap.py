@@ -45,6 +45,14 @@ def test_a_cheap_model_is_never_called_in_another_thread():
         decision.record(1_000, 0.001)
 
 
+def test_a_model_with_short_calls_is_never_called_in_another_thread_if_the_pipeline_takes_longer():
+    decision = OverlapDecision()
+    for _ in range(1_000):
+        assert not decision.overlaps
+        decision.record_call(0.001)
+        decision.record(1_000, 0.01)
+
+
 def test_one_slow_batch_does_not_make_a_model_expensive():
     decision = OverlapDecision()
     for n in range(100):

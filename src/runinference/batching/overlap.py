@@ -10,7 +10,8 @@ _BATCHES_PER_PHASE = 4
 _GAIN = 0.05
 #: The first two phases are enough if the gain differs from `_GAIN` by more than this.
 _CLEAR_GAIN = 0.15
-#: Seconds per batch below which handing a call to another thread costs more than overlap can save.
+#: Seconds below which handing a call to another thread costs more than overlap can save: while the pipeline
+#: computes, the other thread waits up to 5 ms for the interpreter lock.
 _MIN_SECS = 0.002
 _FIRST_EXPLOIT_BATCHES = 64
 _MAX_EXPLOIT_BATCHES = 8_192
@@ -52,6 +53,10 @@ class OverlapDecision:
         self._fastest = min(self._fastest, seconds)  # noise only makes a batch slower
         if len(self._measured[self.overlaps]) % _BATCHES_PER_PHASE == 0:
             self._end_phase()
+
+    def record_call(self, seconds: float) -> None:
+        """Record the time of a call, which is the most that overlap can save per batch."""
+        self._fastest = min(self._fastest, seconds)
 
     def _start_measuring(self) -> None:
         self.overlaps = self.is_made = False

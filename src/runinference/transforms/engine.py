@@ -238,7 +238,9 @@ class InferenceEngine:
             raise
         for called, n_results, nanoseconds in calls:
             n = n_results if n_elements is None else n_elements
-            self.session.size_for(version).record(n, nanoseconds / 1e9)
+            seconds = nanoseconds / 1e9
+            self.session.size_for(version).record(n, seconds)
+            self.session.overlap_for(version).record_call(seconds)
             self._record_size(version, called, n)
             for metrics in self.metrics.for_version(version):
                 metrics.batch_timed(nanoseconds)
