@@ -221,13 +221,13 @@ def _measure_pandas(value: Any, budget: int, path: _Path) -> int:
     if not hasattr(value, "columns"):
         index = _measure(value.index, budget, path) if hasattr(value, "iloc") else 0
         return index + _measure_column(value, budget, path)
-    total = _measure(value.index, budget, path)
+    total, row_bytes = _measure(value.index, budget, path), 0
     for position, dtype in enumerate(value.dtypes):
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
-            total += dtype.itemsize * len(value)
+            row_bytes += dtype.itemsize
         else:
             total += _measure_column(value.iloc[:, position], budget, path)
-    return total
+    return int(total + row_bytes * len(value))
 
 
 def _measure_column(column: Any, budget: int, path: _Path) -> int:
