@@ -196,7 +196,7 @@ class RowModelHandler(DelegatingHandler):
     def _finish(self, part: PartialResult, kept: list[dict[str, Any]]) -> PartialResult:
         if part.results is None:
             return part
-        return part._replace(results=self._make_rows(kept, [*map(_get_inference, part.results)]))
+        return part._replace(results=self._make_rows(kept, [*map(get_inference, part.results)]))
 
     def _collate(self, features: Features, model: Any) -> Any:
         return self._row_input_of_model.collate(features, model)
@@ -206,11 +206,11 @@ class RowModelHandler(DelegatingHandler):
         n_rows, batch = len(features), self._collate(features, model)
         if not self._row_input_of_model.is_table:
             results = call_model(self._unkeyed, batch, model, args)
-            return [*map(_get_inference, unbatch_results(results, n_rows, self._list_output))]
+            return [*map(get_inference, unbatch_results(results, n_rows, self._list_output))]
         handler = self._unkeyed.with_no_batching(whole_results=True)
 
         def call(table: Any) -> Any:
-            return _get_inference(call_model(handler, table, model, args))
+            return get_inference(call_model(handler, table, model, args))
 
         output = call(batch)
         check_batch_axis(
@@ -222,7 +222,7 @@ class RowModelHandler(DelegatingHandler):
             lambda size: call(take_first(batch, size)),
         )
         if isinstance(output, list):
-            return [*map(_get_inference, unbatch(output, n_rows, self._list_output))]
+            return [*map(get_inference, unbatch(output, n_rows, self._list_output))]
         return output
 
     def _keep_columns(self, rows: Sequence[_Row]) -> list[dict[str, Any]]:
@@ -282,7 +282,7 @@ def _check_list(batch: Any) -> None:
         )
 
 
-def _get_inference(result: Any) -> Any:
+def get_inference(result: Any) -> Any:
     """Return the inference of a ``PredictionResult`` of this library or of Beam, or any other result as it is."""
     if "inference" in getattr(type(result), "_fields", ()):
         return result.inference

@@ -85,8 +85,8 @@ def _is_mapping(element_type: Any) -> bool:
 
 
 def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandler:
-    _check_names("columns", handler.columns, fields)
-    _check_names("keep", handler.keep or (), fields)
+    check_names("columns", handler.columns, fields)
+    check_names("keep", handler.keep or (), fields)
     for column in handler.output:
         if handler.keep is None and column.name in fields:
             raise OptionError(
@@ -99,7 +99,7 @@ def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandle
     return handler.with_types(list(fields), {name: kind for name, kind in kinds.items() if kind})
 
 
-def _check_names(option: str, names: Collection[str], fields: Mapping[str, Any]) -> None:
+def check_names(option: str, names: Collection[str], fields: Mapping[str, Any]) -> None:
     for name in names:
         if name not in fields:
             raise OptionError(
