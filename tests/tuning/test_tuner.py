@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from common import Doubler
 from runinference import KeyedModelHandler, KeyModelMapping, MaybeKeyedModelHandler, samples
 from runinference.errors import OptionError, TuningError
+from runinference.handlers.tunable import Tunable
 from runinference.http_inference import HTTPModelHandler, KServeV2
 from runinference.huggingface_inference import HuggingFaceModelHandlerText
 from runinference.pytorch_inference import PytorchModelHandlerTensor
@@ -184,6 +185,67 @@ def test_text_models_are_measured_with_their_tokens_and_the_line_can_be_pasted()
         f"HuggingFaceModelHandlerText(path, AutoModelForSequenceClassification, {result.line})"
     )
     assert len(pasted.predict(texts[:3])) == 3
+
+
+class SimulatedTextModel(Tunable, SimulatedModel):
+    """A handler that divides batches into micro-batches of one text, each of which costs a call."""
+
+    is_divided = False
+
+    def default_length_fn(self):
+        return len
+
+    def uses_micro_batches(self):
+        return self.is_divided
+
+    def with_micro_batches(self, used):
+        return self._replace(is_divided=used)
+
+    def run_inference(self, batch, model, inference_args=None):
+        if not self.is_divided:
+            return super().run_inference(batch, model, inference_args)
+        call = super().run_inference
+        return [result for text in batch for result in call([text], model)]
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_call", "recommended"), [(0.0, "max_batch_size"), (0.1, "max_padded_size")]
+)
+def test_micro_batches_are_compared_with_a_maximum_padded_size(
+    clock, seconds_per_call, recommended
+):
+    texts = ["a" * (1 + (7 * n) % 40) for n in range(200)]
+    handler = SimulatedTextModel(
+        clock, lambda batch: seconds_per_call + 0.0001 * len(batch) * max(map(len, batch))
+    )
+    result = tune(handler, texts, time_limit=10_000)
+    assert values(result)[:3] == [1, 128, 256]
+    assert values(result, "max_padded_size")
+    assert recommended in result.options
+    assert ("max_padded_size" in result.options) == (recommended == "max_padded_size")
+
+
+@pytest.mark.parametrize("options", [{}, {"max_padded_size": 64}])
+def test_text_models_are_called_as_with_the_recommended_options(options):
+    path = samples.review_classifier()
+    handler = HuggingFaceModelHandlerText(path, AutoModelForSequenceClassification, **options)
+    texts, _ = samples.held_out_reviews()
+    texts = [*texts[:30], " ".join(texts[:20])]
+    model = handler.load_model()
+    shapes = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    one = handler.with_micro_batches(False)
+    many = handler.with_micro_batches(True)
+    for measured, divides in ((one, False), (many, True)):
+        shapes.clear()
+        assert len([*measured.run_inference(texts, model)]) == len(texts)
+        assert (len(shapes) > 1) == divides == measured.uses_micro_batches()
+    generating = HuggingFaceModelHandlerText(
+        path, AutoModelForSequenceClassification, method="generate"
+    )
+    assert not generating.with_micro_batches(True).uses_micro_batches()
 
 
 # Other options and handlers

@@ -33,6 +33,17 @@ class Tunable:
         """Return the function that is used as ``batch_length_fn`` if only ``max_padded_size`` is given."""
         return None
 
+    def uses_micro_batches(self) -> bool:
+        """Return whether each batch is divided into micro-batches, so that only large batches are useful."""
+        return False
+
+    def with_micro_batches(self, used: bool) -> Any:
+        """Return a copy that calls its model as without ``max_padded_size`` if ``used``, and otherwise as with it.
+
+        Both call the same model. Most handlers call it in the same way.
+        """
+        return self
+
     def tunable_options(self) -> Sequence[TunableOption]:
         """Return the options to measure, in this order."""
         return ()

@@ -36,6 +36,8 @@ _PASS_SHARE = 0.01
 _MIN_ELEMENTS = 8
 #: A maximum padded size is measured on this many full batches, if the number of elements allows it.
 _MIN_FULL_BATCHES = 4
+#: After a batch of one element, batches that are divided into micro-batches are measured from this size on.
+_MIN_DIVIDED_SIZE = 128
 #: The data of a batch is at most this part of the memory, unless the handler has another limit.
 _MEMORY_PER_BATCH = 16
 _BATCH_DEFAULTS = {"min_batch_size": 1, "max_batch_size": DEFAULT_MAX_BATCH_SIZE}
@@ -54,10 +56,12 @@ def tune(
     """Measure the calls of a handler with several options, without a pipeline, and recommend the fastest ones.
 
     For local models, this measures batch sizes of 1, 2, 4, and so on, and ``max_padded_size`` if the lengths of
-    elements are known and differ. For remote models, it measures ``max_request_size`` and
-    ``max_concurrent_requests``. If the model of a PyTorch handler runs on a GPU, it also measures ``autocast`` and
-    ``compile``. Values grow as long as larger ones are faster. They are compared in several rounds in alternating
-    order, by their medians. The recommendation is the smallest value within 5% of the best throughput.
+    elements are known and differ. Hugging Face handlers for texts divide batches into micro-batches unless
+    ``max_padded_size`` is set, so batches of 1, 128, 256, and so on texts are compared with it. For remote
+    models, this measures ``max_request_size`` and ``max_concurrent_requests``. If the model of a PyTorch handler
+    runs on a GPU, it also measures ``autocast`` and ``compile``. Values grow as long as larger ones are faster.
+    They are compared in several rounds in alternating order, by their medians. The recommendation is the smallest
+    value within 5% of the best throughput.
 
     The handler's own ``min_batch_size``, ``max_batch_size``, ``max_padded_size``, and ``max_request_size`` are
     ignored. Its other limits apply.
@@ -214,9 +218,13 @@ class _Tuner:
     def _batch_sizes(self, base: Candidate, notes: list[str]) -> Iterator[Candidate]:
         """Yield batches of 1, 2, 4 and so on elements, as long as the other limits of the handler allow them."""
         policy = self._policy
+        handler, start = base.handler, 2
+        if isinstance(handler, Tunable):
+            handler = handler.with_micro_batches(True)
+            start = _MIN_DIVIDED_SIZE if handler.uses_micro_batches() else start
         _measure_lengths(policy, self._sample)
         n_buckets = len({policy.bucket(element) for element in self._sample})
-        for size in _powers_of_two(DEFAULT_MAX_BATCH_SIZE):
+        for size in (1, *_powers_of_two(DEFAULT_MAX_BATCH_SIZE, start)):
             fixed = replace(policy, min_batch_size=size, max_batch_size=size)
             n = size * n_buckets
             batches = _divide(fixed, self._repeat(n * math.ceil(len(self._sample) / n)))
@@ -227,12 +235,15 @@ class _Tuner:
                 )
                 return
             options = {"min_batch_size": size, "max_batch_size": size}
-            yield base.with_value("max_batch_size", size, options, batches=batches)
+            changes = {"handler": handler, "batches": batches}
+            yield base.with_value("max_batch_size", size, options, **changes)
 
     def _padded_sizes(self, base: Candidate) -> Iterator[Candidate]:
         """Yield batches of ascending maximum padded sizes, if elements have different lengths."""
         policy = self._policy
-        default = self._handler.default_length_fn() if isinstance(self._handler, Tunable) else None
+        handler, default = base.handler, None
+        if isinstance(handler, Tunable):
+            handler, default = handler.with_micro_batches(False), handler.default_length_fn()
         is_default = policy.bucket_boundaries == DEFAULT_BUCKET_BOUNDARIES
         policy = replace(
             policy,
@@ -248,9 +259,8 @@ class _Tuner:
             n = math.ceil(_MIN_FULL_BATCHES * size * len(lengths) / sum(lengths))
             n = min(max(n, len(lengths)), DEFAULT_MAX_BATCH_SIZE)
             batches = _divide(replace(policy, max_padded_size=size), self._repeat(n))
-            yield base.with_value(
-                "max_padded_size", size, {"max_padded_size": size}, batches=batches
-            )
+            options, changes = {"max_padded_size": size}, {"handler": handler, "batches": batches}
+            yield base.with_value("max_padded_size", size, options, **changes)
             if len(batches) == 1:
                 return
 

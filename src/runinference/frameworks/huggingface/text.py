@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from runinference.checks import check_mapping, check_text
 from runinference.collate.micro_batches import MicroBatchLimits
@@ -141,10 +141,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
                 check_text(name, text)
         check_tokenizer_args(tokenizer_args or {})
         self._counts_tokens = given is not options
-        self._uses_micro_batches = (
-            method != "generate" and self._batching_kwargs.keys() <= _MICRO_BATCH_OPTIONS
-        )
         self._method = method
+        self._uses_micro_batches = self._can_use_micro_batches(self._batching_kwargs)
         self._tokenizer = tokenizer
         self._tokenizer_args = tokenizer_args or {}
         self._load_tokenizer_args = load_tokenizer_args or {}
@@ -234,6 +232,18 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     def call_overlap(self) -> CallOverlap:
         uses_turn = type(self).run_inference is HuggingFaceModelHandlerText.run_inference
         return CallOverlap(max_calls=1 + self._n_devices, uses_turn=uses_turn)
+
+    def uses_micro_batches(self) -> bool:
+        return self._uses_micro_batches
+
+    def with_micro_batches(self, used: bool) -> Self:
+        # The function that counts tokens belongs to max_padded_size.
+        counter = {"length_fn"} if self._counts_tokens else set()
+        can_use = self._can_use_micro_batches(self._batching_kwargs.keys() - counter)
+        return self._replace(_uses_micro_batches=used and can_use)
+
+    def _can_use_micro_batches(self, batching_options: Collection[str]) -> bool:
+        return self._method != "generate" and _MICRO_BATCH_OPTIONS.issuperset(batching_options)
 
     def default_length_fn(self) -> Callable[[Any], int]:
         return self._count_tokens
