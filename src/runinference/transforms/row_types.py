@@ -39,6 +39,22 @@ def with_input_type(handler: Any, element_type: Any) -> Any:
     return map_row_handlers(handler, partial(_bind, fields=fields))
 
 
+def pass_rows_through(results: beam.PCollection) -> beam.PCollection:
+    """Return rows as the outputs of a DoFn without ``finish_bundle``, and any other PCollection as it is.
+
+    Beam 2.77 loses what a DoFn emits in ``finish_bundle`` if the next one takes batches, as in ``WriteToJson``.
+    """
+    element_type = results.element_type
+    if get_fields(element_type) is None and get_fields(get_pair_types(element_type)[1]) is None:
+        return results
+    emit = beam.Map(_get_same).with_output_types(element_type)
+    return results | "BeamML_RunInference_EmitRows" >> emit
+
+
+def _get_same(row: Any) -> Any:
+    return row
+
+
 def get_fields(element_type: Any) -> dict[str, Any] | None:
     """Return the types of the fields of a row type by name, or None if it has no schema."""
     is_row = isinstance(element_type, RowTypeConstraint)

@@ -53,7 +53,7 @@ from runinference.transforms.dead_letters import (
 )
 from runinference.transforms.engine import FAILED
 from runinference.transforms.infer_dofn import ExplodeWindows, InferDoFn
-from runinference.transforms.row_types import with_input_type
+from runinference.transforms.row_types import pass_rows_through, with_input_type
 from runinference.transforms.shard_key import AssignShardKey
 from runinference.transforms.side_inputs import AsLatest
 from runinference.transforms.watch_file_pattern import check_timestamp
@@ -134,6 +134,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         super().__init__()
         validate_handler(model_handler)
         row_options = RowOptions.create(columns, output, keep, inference_args)
+        self._takes_rows = row_options is not None
         if row_options is not None:
             model_handler = with_rows(model_handler, row_options)
         _check_types(
@@ -260,6 +261,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         )
         typed = self._copy(_model_handler=with_input_type(handler, preprocessed.element_type))
         predictions, failed = typed._infer(preprocessed)
+        if self._takes_rows:
+            predictions = pass_rows_through(predictions)
         if self._monitoring_transform is not None:
             _ = predictions | "BeamML_RunInference_MonitoringOutlet" >> self._monitoring_transform
         results, failed_postprocessing = apply_functions(
