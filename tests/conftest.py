@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Create one home directory for all workers, and register the report."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow sends it when it is imported or called
     if HOME not in os.environ:
         os.environ[HOME] = tempfile.mkdtemp(prefix="docs-home-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(HOME), ignore_errors=True))

@@ -342,6 +342,37 @@ def lightgbm_scipy(folder: Path) -> Case:
     return _lightgbm_case(folder, LightGBMModelHandlerSciPy, ROWS, sparse, invalid)
 
 
+def mlflow_rows(folder: Path) -> Case:
+    """An MLflow model with a parameter in its signature."""
+    pyfunc, models = map(importlib.import_module, ("mlflow.pyfunc", "mlflow.models"))
+
+    def save(slope, returns_dictionary=False):
+        class Progress(pyfunc.PythonModel):
+            def predict(self, context, model_input, params=None):
+                scale = (params or {}).get("scale", 1.0)
+                progress = scale * (slope * model_input["width"] + model_input["height"])
+                return {"progress": progress, "unit": "cm"} if returns_dictionary else progress
+
+        path = str(folder / f"{slope}{returns_dictionary}")
+        signature = models.infer_signature(pd.concat(FRAMES), ROWS[:, 0], {"scale": 1.0})
+        pyfunc.save_model(
+            path, python_model=Progress(), signature=signature, pip_requirements=["pandas"]
+        )
+        return path
+
+    handler_class = importlib.import_module("runinference.mlflow_inference").MLflowModelHandler
+    path = save(1)
+    return Case(
+        handler_class(path),
+        [dict(zip(NAMES, row, strict=True)) for row in ROWS.tolist()],
+        {"depth": 1.0},
+        path,
+        updated_path=save(3),
+        arguments={"scale": 2.0},
+        dictionary_handler=handler_class(save(1, returns_dictionary=True)),
+    )
+
+
 def _tensorflow_case(
     folder: Path, extension: str, handler: str, examples: Any, invalid: Any
 ) -> Case:
@@ -468,6 +499,7 @@ FACTORIES: list[Any] = [
     lightgbm_numpy,
     lightgbm_pandas,
     lightgbm_scipy,
+    mlflow_rows,
     tensorflow_numpy,
     tensorflow_tensor,
     remote,

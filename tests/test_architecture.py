@@ -32,6 +32,7 @@ FRAMEWORKS = {
     "tensorflow",
     "xgboost",
     "lightgbm",
+    "mlflow",
     "onnxruntime",
     "httpx",
 }

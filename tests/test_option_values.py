@@ -37,6 +37,7 @@ from runinference.http_inference import (
     TorchServe,
 )
 from runinference.lightgbm_inference import LightGBMModelHandlerNumpy
+from runinference.mlflow_inference import MLflowModelHandler
 from runinference.onnx_inference import OnnxModelHandlerNumpy
 from runinference.openai_inference import (
     OpenAIChatModelHandler,
@@ -241,6 +242,14 @@ INVALID: dict[str, tuple[Any, dict[str, list[Any]]]] = {
     "lightgbm": (
         lambda model_uri="m", **options: LightGBMModelHandlerNumpy(model_uri, **options),
         {"model_uri": NOT_PATHS, "inference_fn": NOT_FUNCTIONS},
+    ),
+    "mlflow": (
+        lambda model_uri="m", **options: MLflowModelHandler(model_uri, **options),
+        {
+            "model_uri": NOT_PATHS,
+            "model_config": NOT_MAPPINGS,
+            "model_sha256": NOT_DIGESTS,
+        },
     ),
     "hf pipeline": (
         lambda task="text-classification", **options: hf.HuggingFacePipelineModelHandler(
@@ -487,6 +496,7 @@ def test_functions_must_be_callable(method, handler):
 def test_paths_can_be_path_objects(tmp_path):
     handlers = [
         SklearnModelHandlerNumpy(tmp_path),
+        MLflowModelHandler(tmp_path),
         OnnxModelHandlerNumpy(tmp_path),
         LightGBMModelHandlerNumpy(tmp_path),
         XGBoostModelHandlerNumpy(xgboost.Booster, tmp_path),

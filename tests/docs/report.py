@@ -31,6 +31,7 @@ PACKAGES = {
     "onnxruntime": "onnx_inference",
     "xgboost": "xgboost",
     "lightgbm": "lightgbm",
+    "mlflow-skinny": "mlflow",
     "tensorflow": "tensorflow",
     "spacy": "spacy",
     "pandas": "pandas",

@@ -182,6 +182,7 @@ def environment(home: Path, prism: Path | None = None) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "HF_HUB_OFFLINE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
 
 
