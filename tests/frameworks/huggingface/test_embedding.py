@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertModel
@@ -177,3 +178,95 @@ def test_prepends_the_prompt_to_the_first_text_of_a_pair(base):
     plain = HuggingFaceModelHandlerEmbedding(base)
     [result], [expected] = handler.predict([("cat", "mat")]), plain.predict([("good cat", "mat")])
     torch.testing.assert_close(result.inference, expected.inference)
+
+
+def embed(path, texts, **options):
+    handler = HuggingFaceModelHandlerEmbedding(path, **options)
+    return torch.stack([result.inference for result in handler.predict(texts)])
+
+
+@pytest.mark.parametrize("normalize", [None, True])
+def test_truncated_embeddings_equal_those_of_sentence_transformers(normalize, reference):
+    texts = SENTENCES[3:]
+    found = embed(MINILM, texts, truncate_dim=100, normalize=normalize)
+    expected = reference.encode(
+        texts, convert_to_tensor=True, truncate_dim=100, normalize_embeddings=bool(normalize)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert bool((found.norm(dim=-1) > 0.99).all()) == bool(normalize)
+
+
+def test_truncate_dim_takes_precedence_over_the_files(base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text('{"truncate_dim": 4}')
+    path = str(tmp_path / "model")
+    assert embed(path, TEXTS).shape == (len(TEXTS), 4)
+    assert embed(path, TEXTS, truncate_dim=8).shape == (len(TEXTS), 8)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
+@pytest.mark.parametrize("truncate_dim", [None, 9])
+def test_quantized_embeddings_equal_those_of_sentence_transformers(precision, truncate_dim, base):
+    from sentence_transformers.quantization import quantize_embeddings
+
+    floats = embed(base, [*TEXTS, ""], truncate_dim=truncate_dim)
+    sample = floats[:4].numpy()  # other embeddings are out of these ranges
+    ranges = np.stack([sample.min(0), sample.max(0)])
+    ranges[:, 2] = ranges[0, 2]
+    uses_ranges = {"ranges": ranges} if precision.endswith("int8") else {}
+    found = embed(base, [*TEXTS, ""], truncate_dim=truncate_dim, precision=precision, **uses_ranges)
+    expected = quantize_embeddings(floats, precision, **uses_ranges)
+    assert found.dtype == torch.from_numpy(expected).dtype
+    assert found.tolist() == expected.tolist()
+
+
+def test_half_precision_models_have_quantized_embeddings(base):
+    options = {"load_model_args": {"dtype": torch.float16}}
+    floats = embed(base, TEXTS, **options)
+    assert floats.dtype == torch.float16
+    assert embed(base, TEXTS, precision="float32", **options).dtype == torch.float32
+    signs = embed(base, TEXTS, precision="ubinary", **options)
+    assert signs.tolist() == np.packbits(floats.numpy() > 0, axis=-1).tolist()
+
+
+RANGES = np.array([[-1.0] * 16, [1.0] * 16])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncate_dim": 0}, "truncate_dim"),
+        ({"precision": "int4"}, "Did you mean 'int8'"),
+        ({"precision": "int8"}, "need ranges"),
+        ({"precision": "binary", "ranges": RANGES}, "leave it out"),
+        ({"ranges": RANGES}, "set precision"),
+        ({"precision": "uint8", "ranges": RANGES[0]}, r"of shape \(2, dimensions\)"),
+        ({"precision": "uint8", "ranges": RANGES[::-1]}, r"of shape \(2, dimensions\)"),
+        ({"precision": "uint8", "ranges": RANGES * np.nan}, r"of shape \(2, dimensions\)"),
+        ({"precision": "uint8", "ranges": RANGES * np.inf}, r"of shape \(2, dimensions\)"),
+        ({"precision": "uint8", "ranges": "low"}, r"of shape \(2, dimensions\)"),
+    ],
+)
+def test_invalid_precisions_raise_errors(options, message, base):
+    with pytest.raises(OptionError, match=message):
+        HuggingFaceModelHandlerEmbedding(base, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncate_dim": 17}, "17, but the embeddings of the model have 16"),
+        ({"truncate_dim": 17, "precision": "binary"}, "have 16"),
+        (
+            {"precision": "int8", "ranges": RANGES[:, :8]},
+            "8 dimensions, but the embeddings have 16",
+        ),
+        (
+            {"precision": "int8", "ranges": RANGES[:, :1]},
+            "1 dimensions, but the embeddings have 16",
+        ),
+    ],
+)
+def test_other_numbers_of_dimensions_raise_errors_when_the_model_is_loaded(options, message, base):
+    with pytest.raises(OptionError, match=message):
+        HuggingFaceModelHandlerEmbedding(base, **options).load_model()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
-from runinference.checks import check_bool
+from runinference.checks import check_bool, check_int
 from runinference.collate.padding import Padding
 from runinference.errors import OptionError, suggest
 from runinference.extras import need
@@ -18,6 +18,7 @@ from runinference.frameworks.huggingface.pooling import (
     PoolingModel,
 )
 from runinference.frameworks.huggingface.pretrained import no_cache_args
+from runinference.frameworks.huggingface.quantization import Precision, Quantization
 from runinference.frameworks.huggingface.sentence_files import SentenceSettings, read_settings
 from runinference.frameworks.huggingface.text import HuggingFaceModelHandlerText, TextModel
 from runinference.frameworks.huggingface.tokenizer import (
@@ -29,6 +30,7 @@ from runinference.frameworks.torch.device_copies import DeviceCopies
 from runinference.handlers.options import HandlerOptions, accepts
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 transformers = need("transformers", extra="transformers")
@@ -64,6 +66,9 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         pooling: Pooling | None = None,
         normalize: bool | None = None,
         prompt: str | None = None,
+        truncate_dim: int | None = None,
+        precision: Precision | None = None,
+        ranges: npt.ArrayLike | None = None,
         tokenizer: str | None = None,
         tokenizer_args: dict[str, Any] | None = None,
         load_tokenizer_args: dict[str, Any] | None = None,
@@ -88,6 +93,15 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
                 from the model's files by default.
             prompt: Text to prepend to each text, such as ``"query: "``. By default, the default prompt of the
                 model's files.
+            truncate_dim: The number of dimensions of an embedding to keep, for models that were trained for it
+                (Matryoshka embeddings). Shortened embeddings don't have length 1, as in sentence-transformers. If
+                ``normalize`` is True, they do. Read from the model's files by default.
+            precision: The precision of embeddings, as in sentence-transformers. With ``"int8"`` and ``"uint8"``,
+                the range of each dimension is divided into 256 buckets. With ``"binary"`` and ``"ubinary"``, eight
+                dimensions are packed into one ``int8`` or ``uint8`` number: one bit for each, whether it is
+                positive. With ``"float32"``, floats have that dtype. By default, they have that of the model.
+            ranges: For ``"int8"`` and ``"uint8"``, the lowest and highest values of each dimension: numbers of
+                shape ``(2, dimensions)``, computed from a sample of embeddings. Values outside are clipped.
             tokenizer: A directory, or the name of a model on the Hub, to load the tokenizer from. By default, the
                 tokenizer of the model.
             tokenizer_args: Keyword arguments for each call of the tokenizer, such as ``max_length``.
@@ -98,7 +112,7 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
                 counts tokens.
 
         Raises:
-            OptionError: ``pooling`` is unknown, or another option is invalid.
+            OptionError: ``pooling`` or ``precision`` is unknown, or another option is invalid.
         """
         super().__init__(
             model_uri,
@@ -119,6 +133,14 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
             check_bool("normalize", normalize)
         if not isinstance(prompt, (str, type(None))):
             raise OptionError(f"prompt must be a string, but is {prompt!r}.")
+        if truncate_dim is not None:
+            check_int("truncate_dim", truncate_dim)
+        if precision is None and ranges is not None:
+            raise OptionError(
+                'ranges is for precision="int8" and "uint8". To fix this, set precision.'
+            )
+        self._truncate_dim = truncate_dim
+        self._quantization = None if precision is None else Quantization(precision, ranges)
         self._pooling = pooling
         self._normalize = normalize
         self._prompt = prompt
@@ -129,8 +151,16 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         Raises:
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
             ModelLoadError: The model's files have a setting, layer or pooling that this handler doesn't support.
+            OptionError: The embeddings have fewer dimensions than ``truncate_dim``, or not those of ``ranges``.
         """
         return super().load_model()
+
+    def _load_on(self, device: Any) -> TextModel:
+        model = super()._load_on(device)
+        if self._truncate_dim or self._quantization:  # check the number of dimensions
+            args = self._get_default_args(model.model)
+            self._call(self._encode([""], model.tokenizer), model.model, model.tokenizer, args)
+        return model
 
     def _read_settings(self) -> SentenceSettings:
         given = {
@@ -161,8 +191,10 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
             settings.poolings,
             prompt_tokens=tokenizer.count(tokenizer.prompt) if leaves_out_prompt else 0,
             normalize=settings.normalize and self._normalize is None,
-            dimensions=settings.dimensions,
+            dimensions=self._truncate_dim or settings.dimensions,
             normalize_last=bool(self._normalize),
+            min_dimensions=self._truncate_dim or 0,
+            quantization=self._quantization,
         )
         return PoolingModel(module, pooling)
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.frameworks.huggingface.batch_mode import accepts_mask
+from runinference.frameworks.huggingface.quantization import Quantization
 
 torch = need("torch", extra="transformers")
 
@@ -22,6 +24,8 @@ class EmbeddingSettings:
         normalize: Whether to scale the embedding to length 1.
         dimensions: Number of dimensions of the embedding to keep. None for all.
         normalize_last: Whether to scale the embedding to length 1 after the number of dimensions is reduced.
+        min_dimensions: The number of dimensions that the embedding must have before it is reduced.
+        quantization: Converts the embedding to another precision. None for no conversion.
     """
 
     poolings: Sequence[str]
@@ -29,6 +33,8 @@ class EmbeddingSettings:
     normalize: bool = False
     dimensions: int | None = None
     normalize_last: bool = False
+    min_dimensions: int = 0
+    quantization: Quantization | None = None
 
 
 class PoolingModel(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -59,8 +65,15 @@ class PoolingModel(torch.nn.Module):  # type: ignore[misc, name-defined]
         pooled = pooled.masked_fill(mask.sum(1, keepdim=True) == 0, 0)
         if settings.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
+        if pooled.shape[-1] < settings.min_dimensions:
+            raise OptionError(
+                f"truncate_dim is {settings.min_dimensions}, but the embeddings of the model have "
+                f"{pooled.shape[-1]} dimensions. To fix this, set it to a lower number, or leave it out."
+            )
         pooled = pooled[..., : settings.dimensions]
-        return torch.nn.functional.normalize(pooled, dim=-1) if settings.normalize_last else pooled
+        if settings.normalize_last:
+            pooled = torch.nn.functional.normalize(pooled, dim=-1)
+        return pooled if settings.quantization is None else settings.quantization(pooled)
 
 
 def pool(vectors: Any, mask: Any, pooling: str) -> Any:
