@@ -16,10 +16,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BartConfig,
     BartModel,
     BertForQuestionAnswering,
+    BertForSequenceClassification,
     BertModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -234,3 +236,17 @@ def test_models_support_weak_references(base):
     for handler in (HuggingFaceModelHandlerText(base), HuggingFaceModelHandlerEmbedding(base)):
         model = handler.load_model()
         assert weakref.ref(model)() is model
+
+
+def test_scores_of_rerankers_equal_those_of_sentence_transformers(tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    path = saved(tmp_path, BertForSequenceClassification(bert(num_labels=1)))
+    queries = ["the cat", "good dog"]
+    pairs = [(query, text) for query in queries for text in [*TEXTS, "the dog ran " * 20]]
+    handler = HuggingFaceModelHandlerText(path, AutoModelForSequenceClassification)
+    logits = [result.inference["logits"] for result in handler.predict(pairs)]
+    assert {logit.shape for logit in logits} == {(1,)}
+    encoder = CrossEncoder(path, device="cpu")
+    expected = torch.as_tensor(encoder.predict(pairs))
+    torch.testing.assert_close(torch.stack(logits).sigmoid()[:, 0], expected, atol=1e-5, rtol=0)
