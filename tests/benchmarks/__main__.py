@@ -21,7 +21,7 @@ from benchmarks.registry import MODULES, cases, missing_packages
 from benchmarks.report import describe_machine, make_tables
 
 #: Shorter cases run more rounds than requested.
-CASE_SECS = 8
+CASE_SECS = 6
 #: The estimate for a workload that was not measured before.
 WORKLOAD_SECS = 40
 

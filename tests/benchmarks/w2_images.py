@@ -1,4 +1,4 @@
-"""W2: 800 images of 96 x 96 pixels and torchvision's mobilenet_v3_small, with default settings."""
+"""W2: 640 images of 96 x 96 pixels and torchvision's mobilenet_v3_small, with default settings."""
 
 import functools
 import tempfile
@@ -34,7 +34,7 @@ GOALS = {"ours of the ideal": ("≥", 0.97), "ours ÷ Beam": ("≥", 1)}
 
 
 def cases(scale):
-    n = max(16, int(800 * scale))
+    n = max(16, int(640 * scale))
     torch.set_num_threads(1)
     model, path = save_model()
     memory = functools.partial(measure_memory, scale, model, n)

@@ -19,7 +19,7 @@ from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
 FEATURES, SCORES = 256, 64
-ELEMENTS = {1: 1_200, 4: 1_824}  # by bundle size
+ELEMENTS = {1: 960, 4: 1_440}  # by bundle size
 P99 = "p99 latency in ms"
 
 
