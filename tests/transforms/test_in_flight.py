@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -274,79 +275,66 @@ class Hanging(Squares):
         return super().run_inference(batch, model, inference_args)
 
 
+@contextmanager
+def hanging(handler, **handling):
+    """Return a worker, and end the calls that hang afterwards."""
+    one = Worker(RunInference(handler(**TWO)).with_exception_handling(**handling)._config())
+    try:
+        yield one
+    finally:
+        Hanging.may_end.set()
+        Hanging.may_end = threading.Event()
+        one.do_fn.teardown()
+
+
 @pytest.mark.parametrize("place", [2, 5, 9])
 def test_a_call_that_hangs_fails_its_element_only(place):
-    step = RunInference(Hanging(**TWO)).with_exception_handling(timeout=1)
     elements = [-2 if n == place else n for n in range(10)]
-    one = Worker(step._config())
-    try:
+    with hanging(Hanging, timeout=1) as one:
         results, dead = one.bundle(*elements)
         assert results == squares(n for n in range(10) if n != place)
         assert dead == [-2]
         assert one.results(*range(6)) == squares(range(6))
-    finally:
-        Hanging.may_end.set()
-        Hanging.may_end = threading.Event()
-        one.do_fn.teardown()
 
 
 def test_an_error_in_front_of_a_call_that_hangs_fails_its_element_only():
-    one = Worker(RunInference(Hanging(**TWO)).with_exception_handling(timeout=1)._config())
-    try:
+    with hanging(Hanging, timeout=1) as one:
         results, dead = one.bundle(0, 1, -1, 3, -2, 5, 6, 7)
         assert results == squares([0, 1, 3, 5, 6, 7])
         assert dead == [-1, -2]
-    finally:
-        Hanging.may_end.set()
-        Hanging.may_end = threading.Event()
-        one.do_fn.teardown()
 
 
 class CountsLoads(Hanging):
     n_loads = 0
 
     def load_model(self):
-        CountsLoads.n_loads += 1
+        type(self).n_loads += 1
         return super().load_model()
 
 
 def test_a_bundle_that_fails_in_front_of_a_call_that_hangs_replaces_its_model():
     handling = {"timeout": 1, "exc_class": TimeoutError}
-    one = Worker(RunInference(CountsLoads(**TWO)).with_exception_handling(**handling)._config())
-    try:
+    with hanging(CountsLoads, **handling) as one:
         with pytest.raises(ValueError, match="negative"):
             one.bundle(0, 1, -1, 3, -2, 5, 6, 7)
         assert one.bundle(*range(6)) == (squares(range(6)), [])
         assert CountsLoads.n_loads == 2
-    finally:
-        Hanging.may_end.set()
-        Hanging.may_end = threading.Event()
-        one.do_fn.teardown()
 
 
-class Kept(Hanging):
+class Kept(CountsLoads):
     """Keeps its model after a timeout."""
 
     n_loads = 0
-
-    def load_model(self):
-        Kept.n_loads += 1
-        return super().load_model()
 
     def should_garbage_collect_on_timeout(self):
         return False
 
 
 def test_calls_that_wait_for_one_that_hangs_keep_a_model_that_has_to_be_kept():
-    one = Worker(RunInference(Kept(**TWO)).with_exception_handling(timeout=1)._config())
-    try:
+    with hanging(Kept, timeout=1) as one:
         results, dead = one.bundle(0, 1, -2, 3, 4, 5, 6, 7)
         assert (results, dead) == (squares([0, 1, 3, 4, 5, 6, 7]), [-2])
         assert Kept.n_loads == 1
-    finally:
-        Hanging.may_end.set()
-        Hanging.may_end = threading.Event()
-        one.do_fn.teardown()
 
 
 def test_if_no_thread_can_start_batches_run_in_the_thread_of_the_bundle(monkeypatch):
