@@ -7,6 +7,7 @@ Each framework's handlers are in a separate module, which imports the framework:
 from runinference.base import *  # noqa: F403
 from runinference.base import __all__ as _base
 from runinference.collate.padding import Padding
+from runinference.transforms.convert_rows import ResultsToRows, RowsToResults
 from runinference.transforms.watch_file_pattern import WatchFilePattern
 
-__all__ = ["Padding", "WatchFilePattern", *_base]
+__all__ = ["Padding", "ResultsToRows", "RowsToResults", "WatchFilePattern", *_base]

@@ -93,7 +93,7 @@ class RowFeatures(Features):
         self._columns = read_columns(rows, names)
         self._kinds = {name: set(map(type, values)) for name, values in self._columns.items()}
         for name in types.keys() & self._columns.keys():
-            _check_types(name, self._columns[name], self._kinds[name], types[name])
+            check_types(name, self._columns[name], self._kinds[name], types[name])
         self._types = types
 
     def __len__(self) -> int:
@@ -149,8 +149,11 @@ class FrameFeatures(Features):
         return len(self._frame)
 
     def values(self, name: str) -> list[Any]:
-        values: list[Any] = self._frame[name].tolist()
-        return values
+        column = self._frame[name]
+        values: list[Any] = column.tolist()
+        if isinstance(column.dtype, np.dtype):
+            return values
+        return [*map(_none_if_missing, values)]
 
     def array(self, name: str) -> Any:
         column = self._frame[name]
@@ -249,7 +252,7 @@ def check_names(
         )
 
 
-def _check_types(name: str, values: Sequence[Any], kinds: set[type], declared: Any) -> None:
+def check_types(name: str, values: Sequence[Any], kinds: set[type], declared: Any) -> None:
     """Raise `ElementError` for the first value that isn't of the declared type: a type, or several with None."""
     expected = declared if isinstance(declared, tuple) else (declared,)
     allowed = [kind for each in expected for kind in _ALLOWED.get(each, (each,))]

@@ -109,7 +109,7 @@ def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandle
                 f"The rows already have a column {column.name!r}, the name of the prediction. To fix this, choose "
                 "another name with output, or leave the column out of keep."
             )
-    kinds = {name: _get_kinds(fields[name]) for name in fields}
+    kinds = {name: get_kinds(fields[name]) for name in fields}
     for name, expected in handler.feature_types.items():
         _check_type(name, expected, fields[name], kinds[name])
     return handler.with_types(list(fields), {name: kind for name, kind in kinds.items() if kind})
@@ -137,7 +137,7 @@ def _check_type(name: str, expected: Any, declared: Any, kinds: tuple[type, ...]
         )
 
 
-def _get_kinds(declared: Any) -> tuple[type, ...]:
+def get_kinds(declared: Any) -> tuple[type, ...]:
     """Return the Python types of a column's values, including that of None if they can be missing.
 
     The result is empty if they are unknown.
