@@ -7,7 +7,8 @@ PEERS := .venv-peers
 BENCHMARKS := docs/assets/benchmarks.json
 BIN := $(VENV)/bin
 PAGES := $(PAGE)
-WORKERS ?= 3
+# Many tests wait for a process or a timer, so four workers are faster than two on two cores.
+WORKERS ?= 4
 
 # Keep compiled bytecode, because the tests run hundreds of programs that import the same packages.
 unexport PYTHONDONTWRITEBYTECODE

@@ -69,7 +69,6 @@ class CurrentModels:
     """
 
     def __init__(self, config: SessionConfig, registry: ModelRegistry) -> None:
-        registry.add_session(self)
         self._loads: list[tuple[ModelVersion, int, int]] = []
         self.events: Counter[str] = Counter()
         self._config = config
@@ -77,6 +76,7 @@ class CurrentModels:
         self._current: dict[Any, ModelVersion] = {}
         self._failed_refreshes: dict[str, tuple[int, Exception]] = {}
         self._used_in_bundle: set[str] = set()
+        registry.add_session(self)  # last, because other threads read the models of this one from now on
 
     @contextmanager
     def acquire(
