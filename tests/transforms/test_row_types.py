@@ -61,6 +61,16 @@ def test_dictionaries_have_a_schema_if_the_kept_columns_are_listed(tmp_path):
     assert found.element_type == RowTypeConstraint.from_fields([("id", typing.Any), ("label", str)])
 
 
+def test_columns_with_names_that_no_schema_can_have_are_rows_without_one(tmp_path):
+    rows = [{"the id": row["id"], **row} for row in people_rows()]
+    infer = RunInference(people_handler(tmp_path), keep=["the id"], output="class")
+    with beam.Pipeline() as pipeline:
+        found = pipeline | beam.Create(rows) | infer
+        assert not isinstance(found.element_type, RowTypeConstraint)
+        pairs = found | beam.Reshuffle() | beam.Map(lambda row: tuple(row.as_dict().values()))
+        assert_that(pairs, equal_to([(row.id, row.label) for row in expected_rows()]))
+
+
 def test_results_can_be_shuffled_and_used_as_a_dataframe(tmp_path):
     with beam.Pipeline() as pipeline:
         results = pipeline | typed(people_rows())

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.typehints.row_type import RowTypeConstraint
 
 from runinference.checks import check_text
 from runinference.collate.chunks import to_chunk
@@ -19,7 +18,13 @@ from runinference.handlers.options import KeywordsChecked
 from runinference.handlers.row_handler import get_inference
 from runinference.handlers.row_options import OutputOption, RowOptions
 from runinference.results import PredictionResult
-from runinference.transforms.row_types import check_names, get_fields, get_kinds, get_pair_types
+from runinference.transforms.row_types import (
+    check_names,
+    get_fields,
+    get_kinds,
+    get_pair_types,
+    make_row_type,
+)
 
 
 class ResultsToRows(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
@@ -80,7 +85,7 @@ class ResultsToRows(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         fields |= {column.name: column.type for column in self._options.output}
         if self._model_id is not None:
             fields[self._model_id] = str | None
-        return RowTypeConstraint.from_fields([*fields.items()])
+        return make_row_type(fields)
 
     def _to_rows(self, result: Any) -> Iterator[Any]:
         if not hasattr(result, "example") or not hasattr(result, "inference"):

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.typehints.row_type import RowTypeConstraint
 
 from runinference.collate.records import is_record, read_rows
 from runinference.collate.row_features import read_columns
@@ -17,7 +16,7 @@ from runinference.collate.row_outputs import OutputColumn, to_columns
 from runinference.errors import ElementError, OptionError, describe
 from runinference.handlers.keyed import KeyedModelHandler
 from runinference.handlers.row_handler import get_inference
-from runinference.transforms.row_types import check_names, get_fields
+from runinference.transforms.row_types import check_names, get_fields, make_row_type
 from runinference.transforms.run_inference import RunInference
 
 #: The steps of equal handlers share a model.
@@ -158,7 +157,7 @@ def _get_row_type(element_type: Any, outputs: Mapping[str, OutputColumn]) -> Any
         if output.name != column and output.name in fields:
             raise OptionError(_COLLISION.format(output.name))
     types = {output.name: output.type for output in outputs.values()}
-    return RowTypeConstraint.from_fields([*{**fields, **types}.items()])
+    return make_row_type({**fields, **types})
 
 
 def _dumps(args: Any) -> str:

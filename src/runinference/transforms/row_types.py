@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -88,9 +89,15 @@ def get_output_type(handler: RowModelHandler, element_type: Any) -> Any:
             return Any
         fields = dict.fromkeys(handler.keep, Any)
     kept = fields if handler.keep is None else {name: fields[name] for name in handler.keep}
-    return RowTypeConstraint.from_fields(
-        [*kept.items(), *((column.name, column.type) for column in handler.output)]
-    )
+    return make_row_type({**kept, **{column.name: column.type for column in handler.output}})
+
+
+def make_row_type(fields: Mapping[str, Any]) -> Any:
+    """Return the type of rows with these types by name; ``Any`` if a name can't be one in a schema of Beam."""
+    for name in fields:
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            return Any
+    return RowTypeConstraint.from_fields([*fields.items()])
 
 
 def _is_mapping(element_type: Any) -> bool:
