@@ -17,9 +17,14 @@ from runinference.errors import OutOfMemoryError, ResultMismatchError
 ROWS = np.arange(6.0).reshape(3, 2)
 
 
+def call_with_output(output):
+    """Return the result for ``ROWS`` of a call whose model returns an output."""
+    return run_unsplit(lambda rows, *_: unsplit_result(rows, output, "m"), ROWS, None, None)
+
+
 def test_a_result_holds_the_array_itself_and_a_copy_of_the_output():
     output = np.zeros(3)
-    result = unsplit_result(ROWS, output, "m")
+    result = call_with_output(output)
     assert type(result) is PredictionResult
     output += 1  # a model may reuse its output array
     assert result.inference.tolist() == [0, 0, 0]
@@ -93,7 +98,7 @@ def test_accepts_scalars_in_the_output():
 def test_copies_views():
     wide = torch.zeros(3, 100, requires_grad=True)
     output = SequenceClassifierOutput(logits=wide[:, 0], hidden_states=(np.zeros((3, 9))[:, :1],))
-    inference = unsplit_result(ROWS, output, None).inference
+    inference = call_with_output(output).inference
     assert inference["logits"].untyped_storage().nbytes() == 3 * 4
     assert not inference["logits"].requires_grad
     assert inference["hidden_states"][0].base is None
@@ -102,7 +107,7 @@ def test_copies_views():
 def test_converts_inference_tensors_to_normal_ones():
     with torch.inference_mode():
         output = torch.ones(3, 2)
-    inference = unsplit_result(ROWS, output, None).inference
+    inference = call_with_output(output).inference
     inference += 1  # an inference tensor would raise an error
     assert inference[0].tolist() == [2, 2]
 

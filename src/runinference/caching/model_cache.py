@@ -6,7 +6,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,29 +67,31 @@ class ModelCache:
 
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
+        self._is_unlimited = limits.max_models is None and limits.max_bytes is None
         self._entries: OrderedDict[Hashable, CacheEntry] = OrderedDict()
         self._closing: list[CacheEntry] = []
         self._sizes: dict[Hashable, int] = {}
         self._changed = threading.Condition()
         self._evictions = 0
 
-    @contextmanager
     def acquire(
         self, name: Hashable, load: Callable[[], Any], *, exceed_limits: bool = False
-    ) -> Iterator[Any]:
-        """Provide a model for the duration of a ``with`` block, and load it if the cache does not hold it.
+    ) -> ModelUse:
+        """Use a model until the end of a ``with`` block, and load it if the cache does not hold it.
 
         With ``exceed_limits``, load it at once even if no other model can be evicted. A model refresh needs this,
         because the old model stays in use until the new one is loaded.
         """
         entry = self._start_use(name)
-        try:
-            with entry.load_lock:
-                if entry.model is None:
-                    self._load(entry, load, exceed_limits)
-            yield entry.model
-        finally:
-            self._end_use(entry)
+        if entry.model is None:
+            try:
+                with entry.load_lock:
+                    if entry.model is None:
+                        self._load(entry, load, exceed_limits)
+            except BaseException:
+                self._end_use(entry)
+                raise
+        return ModelUse(entry, self._end_use)
 
     def expire(self, name: Hashable) -> None:
         """Close a model when it is released, unless it is acquired again first."""
@@ -118,6 +119,8 @@ class ModelCache:
 
     def drain_evictions(self) -> int:
         """Return the number of evictions since the last call."""
+        if not self._evictions:
+            return 0
         with self._changed:
             evictions, self._evictions = self._evictions, 0
             return evictions
@@ -150,7 +153,9 @@ class ModelCache:
 
     def _start_use(self, name: Hashable) -> CacheEntry:
         with self._changed:
-            entry = self._entries.setdefault(name, CacheEntry(name))
+            entry = self._entries.get(name)
+            if entry is None:
+                entry = self._entries[name] = CacheEntry(name)
             entry.users += 1
             entry.expired = False
             self._entries.move_to_end(name)
@@ -177,7 +182,8 @@ class ModelCache:
             self._changed.notify_all()
         if invalid is not None:
             invalid.close()
-        self._close(self._remove_while(lambda: self._next_expired() or self._next_excess(None)))
+        if entry.expired or not self._is_unlimited:
+            self._close(self._remove_while(lambda: self._next_expired() or self._next_excess(None)))
 
     def _make_room(self, new: CacheEntry, wait_secs: float) -> None:
         deadline = time.monotonic() + wait_secs
@@ -230,10 +236,6 @@ class ModelCache:
         size_matters = self._limits.max_bytes is not None and new.name not in self._sizes
         return not size_matters or not any(entry.is_loading for entry in self._entries.values())
 
-    @property
-    def _is_unlimited(self) -> bool:
-        return self._limits.max_models is None and self._limits.max_bytes is None
-
     def _size_of(self, new: CacheEntry | None) -> int | None:
         """Return the expected bytes of a model that is not loaded yet; None for no model."""
         return None if new is None else self._sizes.get(new.name, 1)
@@ -252,6 +254,30 @@ class ModelCache:
             return True
         n_bytes = sum(entry.n_bytes for entry in held)
         return n_bytes + (new_bytes or 0) <= max_bytes
+
+
+class ModelUse:
+    """The use of a model, which keeps the model loaded until the end of a ``with`` block.
+
+    Attributes:
+        model: The model.
+    """
+
+    __slots__ = ("_end", "_entry", "model")
+
+    def __init__(self, entry: CacheEntry, end: Callable[[CacheEntry], None]) -> None:
+        self.model = entry.model
+        self._entry, self._end = entry, end
+
+    def __enter__(self) -> Any:
+        return self.model
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """End the use. Call this once, unless the use is a ``with`` block."""
+        self._end(self._entry)
 
 
 class CacheEntry:

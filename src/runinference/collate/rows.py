@@ -15,6 +15,8 @@ from runinference.collate.memory import copy_items
 
 def get_shape(value: Any) -> tuple[Any, ...] | None:
     """Return the shape of a value, or None if it has no ``shape`` that is a tuple of sizes."""
+    if isinstance(value, np.ndarray):
+        return tuple(value.shape)
     if _is_nested(value):
         return (value.size(0), *[None] * (value.dim() - 1))
     try:

@@ -19,7 +19,7 @@ def returns_unsplit_results(handler: Any) -> bool:
 
 
 def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionResult:
-    """Return one result for a batch, without splitting the output, which is copied.
+    """Return one result for a batch, without splitting the output. `run_unsplit` copies it.
 
     >>> unsplit_result(np.zeros((3, 2)), np.array([7, 8, 9]), "model.pkl").inference
     array([7, 8, 9])
@@ -34,7 +34,7 @@ def unsplit_result(batch: Any, output: Any, model_id: str | None) -> PredictionR
             raise mismatch_error(length, f"an array of {n_rows} rows", "row", where, part, hint)
     if isinstance(output, Mapping) and get_shape(output) is None:
         output = dict(output)
-    return PredictionResult(batch, copy_value(output), model_id)
+    return PredictionResult(batch, output, model_id)
 
 
 def run_unsplit(
@@ -62,6 +62,8 @@ def count_rows(element: Any) -> int | None:
     >>> count_rows({"words": np.zeros((3, 2)), "scale": 2.0}), count_rows(("key", np.zeros((3, 2))))
     (3, 3)
     """
+    if shape := get_shape(element):
+        return int(shape[0])
     return next((length for _, length, _ in _iter_lengths(element, "")), None)
 
 

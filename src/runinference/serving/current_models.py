@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from runinference.caching.model_cache import ModelUse
 from runinference.errors import ModelUnavailableError, get_message
 from runinference.serving.call_thread import CallProgress
 from runinference.serving.placement import Model, Placement
@@ -76,40 +76,40 @@ class CurrentModels:
         self._current: dict[Any, ModelVersion] = {}
         self._failed_refreshes: dict[str, tuple[int, Exception]] = {}
         self._used_in_bundle: set[str] = set()
-        registry.add_session(self)  # last, because other threads read the models of this one from now on
+        registry.add_session(
+            self
+        )  # last, because other threads read the models of this one from now on
 
-    @contextmanager
     def acquire(
         self, version: ModelVersion, progress: CallProgress
-    ) -> Iterator[tuple[ModelVersion, Model]]:
+    ) -> tuple[ModelVersion, ModelUse]:
         """Acquire a model version or, if it can't be loaded, the one that it would replace."""
         current = self._current.get(version.keys[0])
+        if current is version:
+            return version, self._acquire_exactly(version, progress)
         previous = current or version.fallback
         # If another thread has loaded the new model, the old one is not needed, and may be closed already.
-        is_loaded = self._registry.cache.has_loaded(self._cache_name(version.name))
-        if previous is None or previous is version or is_loaded:
-            with self._acquire_exactly(version, progress) as model:
-                progress.check()
-                self._set_current(version)
-                self.events["model_refreshes"] += current not in (None, version)
-                yield version, model
-            return
-        with ExitStack() as users:
+        if previous is None or self._registry.cache.has_loaded(self._cache_name(version.name)):
+            use = self._acquire_exactly(version, progress)
+            self._set_current(version)
+            if current is not None:
+                self.events["model_refreshes"] += 1
+            return version, use
+        with ExitStack() as old_use:
             # The current model stays in use while the new one loads. Without one, the new one is loaded first.
             old = None
             if current is not None:
-                old = users.enter_context(self._acquire_exactly(current, progress))
-            new = self._refresh(version, progress, users)
-            progress.check()
+                old = self._acquire_exactly(current, progress)
+                old_use.enter_context(old)
+            new = self._refresh(version, progress)
             if new is not None:
                 self._set_current(version)
-                yield version, new
-                return
-            if old is None:
-                old = self._acquire_fallback(version, previous, progress, users)
-                progress.check()
-                self._set_current(previous)
-            yield previous, old
+                return version, new
+            old_use.pop_all()
+        if old is None:
+            old = self._acquire_fallback(version, previous, progress)
+            self._set_current(previous)
+        return previous, old
 
     def current_names(self) -> set[str]:
         """Return the names of the current models."""
@@ -126,10 +126,12 @@ class CurrentModels:
 
     def drain_events(self) -> tuple[list[tuple[ModelVersion, int, int]], Counter[str]]:
         """Return what happened since the last call: loads (version, nanoseconds, bytes) and counts of events."""
-        loads, self._loads = self._loads, []
-        events, self.events = self.events, Counter()
-        events["model_evictions"] += self._registry.cache.drain_evictions()
-        return loads, +events
+        if evictions := self._registry.cache.drain_evictions():
+            self.events["model_evictions"] += evictions
+        loads, events = self._loads, self.events
+        if loads or events:
+            self._loads, self.events = [], Counter()
+        return loads, events
 
     def close(self) -> None:
         """End the use of all models. If no other thread uses them, also end their processes."""
@@ -139,6 +141,8 @@ class CurrentModels:
 
     def end_bundle(self) -> None:
         """Close the models that were replaced within the bundle, unless bundles of other threads use them."""
+        if not self._used_in_bundle:
+            return
         current = self.current_names()
         while self._used_in_bundle:
             name = self._used_in_bundle.pop()
@@ -164,9 +168,7 @@ class CurrentModels:
             error,
         )
 
-    def _refresh(
-        self, version: ModelVersion, progress: CallProgress, users: ExitStack
-    ) -> Model | None:
+    def _refresh(self, version: ModelVersion, progress: CallProgress) -> ModelUse | None:
         """Return the new model, or None if it can't be loaded."""
         retry_at, _ = self._failed_refreshes.get(version.name, (0, None))
         if retry_at > self._config.clock.time_ns():
@@ -174,29 +176,23 @@ class CurrentModels:
         is_first = version.keys[0] not in self._current
         progress.refreshing = True
         try:
-            model = users.enter_context(
-                self._acquire_exactly(version, progress, exceed_limits=not is_first)
-            )
+            use = self._acquire_exactly(version, progress, exceed_limits=not is_first)
         except ModelUnavailableError as error:
             progress.check()
             self.postpone_refresh(version, error)
             progress.refreshing = False
             return None
-        progress.check()
         progress.refreshing = False
-        self.events["model_refreshes"] += not is_first
-        return model
+        if not is_first:
+            self.events["model_refreshes"] += 1
+        return use
 
     def _acquire_fallback(
-        self,
-        version: ModelVersion,
-        fallback: ModelVersion,
-        progress: CallProgress,
-        users: ExitStack,
-    ) -> Model:
+        self, version: ModelVersion, fallback: ModelVersion, progress: CallProgress
+    ) -> ModelUse:
         """Return the handler's own model. If it can't be loaded either, raise the error of the refresh."""
         try:
-            return users.enter_context(self._acquire_exactly(fallback, progress))
+            return self._acquire_exactly(fallback, progress)
         except ModelUnavailableError as error:
             _, failed = self._failed_refreshes[version.name]
             raise self._unavailable(
@@ -223,13 +219,19 @@ class CurrentModels:
 
     def _acquire_exactly(
         self, version: ModelVersion, progress: CallProgress, exceed_limits: bool = False
-    ) -> AbstractContextManager[Model]:
+    ) -> ModelUse:
         name, progress.version = self._cache_name(version.name), version
         if self._config.keep_until_bundle_end and version.name not in self._used_in_bundle:
             self._used_in_bundle.add(version.name)
             self._registry.start_use_in_bundle(name)
         load = partial(self._load, version, progress)
-        return self._registry.cache.acquire(name, load, exceed_limits=exceed_limits)
+        use = self._registry.cache.acquire(name, load, exceed_limits=exceed_limits)
+        try:
+            progress.check()
+        except BaseException:
+            use.release()
+            raise
+        return use
 
     def _load(self, version: ModelVersion, progress: CallProgress) -> Model:
         start = self._config.clock.time_ns()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from runinference.caching.model_cache import ModelUse
 from runinference.errors import InferenceTimeoutError
 from runinference.handlers.compute_turn import ComputeTurn, run_in_turn
 from runinference.serving.call_thread import CallOutcome, CallThread
@@ -40,21 +40,21 @@ class OverlappingCalls:
         self,
         handler: Any,
         run: Callable[[], CallOutcome],
-        users: ExitStack,
+        use: ModelUse,
         wait: Callable[[CallThread], None],
     ) -> StartedCall:
-        """Start a call of a handler's model. Its thread closes ``users``, which releases the model."""
+        """Start a call of a handler's model. Its thread ends the use of the model."""
         turn = ComputeTurn(self._last_turn)
 
         def call() -> CallOutcome:
-            with users:  # also if the turn is cancelled
+            with use:  # also if the turn is cancelled
                 return run_in_turn(turn, handler, run)
 
         started = StartedCall(CallThread(call), turn, wait)
         try:
             started.thread.start()
         except BaseException:
-            users.close()
+            use.release()
             raise
         self._started.append(started)
         self._last_turn = turn

@@ -46,18 +46,20 @@ class ModelRegistry:
     def dynamic_batcher_for(self, step: str, version: ModelVersion) -> DynamicBatcher:
         """Return the dynamic batcher that all threads of a step share."""
         key = step, version.name
-        with self._lock:
-            if key not in self._dynamic_batchers:
-                self._dynamic_batchers[key] = DynamicBatcher(version.policy)
-            return self._dynamic_batchers[key]
+        batcher = self._dynamic_batchers.get(key)
+        if batcher is None:
+            with self._lock:
+                batcher = self._dynamic_batchers.setdefault(key, DynamicBatcher(version.policy))
+        return batcher
 
     def size_for(self, step: str, version: ModelVersion) -> AdaptiveSize:
         """Return the batch size that all threads of a step share. It is kept when the model is evicted."""
         key = step, version.name
-        with self._lock:
-            if key not in self._sizes:
-                self._sizes[key] = AdaptiveSize(version.policy)
-            return self._sizes[key]
+        size = self._sizes.get(key)
+        if size is None:
+            with self._lock:
+                size = self._sizes.setdefault(key, AdaptiveSize(version.policy))
+        return size
 
     def replace_current(self, step: str, version: ModelVersion) -> set[str]:
         """Note the current version of its keys, and return the names of versions that no session uses any more.

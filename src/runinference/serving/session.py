@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,16 +61,16 @@ class ModelSession:
 
         Until then, calls of other models must not start.
         """
-        users, progress = ExitStack(), CallProgress(version)
-        used, model = users.enter_context(self.models.acquire(version, progress))
-        progress.model = model
+        progress = CallProgress(version)
+        used, use = self.models.acquire(version, progress)
+        model = progress.model = use.model
 
         def run() -> CallOutcome:
             calls: list[ModelCall] = []
             return self._run_once(used, model, batch, inference_args, calls), calls
 
         wait = partial(self._wait, progress=progress)
-        started = self._overlapping.start(used.handler, run, users, wait)
+        started = self._overlapping.start(used.handler, run, use, wait)
 
         def call(
             version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
@@ -97,8 +96,8 @@ class ModelSession:
     def preload(self, version: ModelVersion) -> None:
         """Load a model before the first call, or raise the error of its handler."""
         try:
-            with self.models.acquire(version, CallProgress(version)):
-                return
+            _, use = self.models.acquire(version, CallProgress(version))
+            return use.release()
         except ModelUnavailableError as error:
             failed = error.__cause__ or error
         raise failed  # outside of the except clause, which would set its context
@@ -133,7 +132,8 @@ class ModelSession:
     ) -> CallOutcome:
         calls, attempts = list[ModelCall](), _MAX_ATTEMPTS
         while True:
-            with self.models.acquire(version, progress) as (used, model):
+            used, use = self.models.acquire(version, progress)
+            with use as model:
                 progress.version, progress.model, progress.loading = used, model, None
 
                 def run(

@@ -57,7 +57,7 @@ class BundleBatches(BatchSource):
         self._now = now or engine.clock.time_ns
         self._batchers: dict[ModelVersion, Batcher[WindowedValue]] = {}
         self._last_version: ModelVersion | None = None
-        self._share(WindowedValue(None, 0, ()))
+        self._windows: Any = None
 
     def add(self, element: Any, origin: WindowedValue) -> Iterable[Any] | None:
         # Most elements go to one model: this saves a call and a lookup per element.

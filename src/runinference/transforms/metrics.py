@@ -66,15 +66,18 @@ class StepMetrics:
         namespace = namespace or handler.get_metrics_namespace()
         self._namespace = None if handler.override_metrics(namespace) else namespace
         self._by_prefix: OrderedDict[str, InferenceMetrics] = OrderedDict()
+        self._last: tuple[ModelVersion | None, list[InferenceMetrics]] = (None, [])
 
     def for_step(self) -> list[InferenceMetrics]:
         return self._get("")
 
     def for_version(self, version: ModelVersion) -> list[InferenceMetrics]:
         """Return the metrics of a model and, with a model per key, those of all models together."""
-        if version.keys != (None,) and version.prefix:
-            return self._get(version.prefix, "")
-        return self._get(version.prefix)
+        if version is not self._last[0]:  # each batch asks several times
+            is_keyed = version.keys != (None,) and version.prefix
+            prefixes = [version.prefix, ""] if is_keyed else [version.prefix]
+            self._last = version, self._get(*prefixes)
+        return self._last[1]
 
     def _get(self, *prefixes: str) -> list[InferenceMetrics]:
         if self._namespace is None:
