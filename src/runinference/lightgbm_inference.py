@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
+from runinference.collate.class_output import ClassPredictions
 from runinference.collate.row_inputs import ArrayInput, FrameInput, RowInput
 from runinference.collate.tables import check_columns, to_floats
 from runinference.errors import ModelLoadError
 from runinference.extras import need
-from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
+from runinference.frameworks.boosting import (
+    BoostingModelHandler,
+    label_classes,
+    predict_tables,
+    to_matrix,
+)
 from runinference.frameworks.lightgbm.model_text import check_model_text
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import HandlerOptions, accepts
@@ -60,13 +66,22 @@ def default_lightgbm_inference_fn(
         ResultMismatchError: The number of predictions isn't the number of rows.
     """
 
+    return _predict(batch, model, inference_args, _merge_classes)
+
+
+def _predict(
+    batch: Sequence[Any],
+    model: lightgbm.Booster,
+    inference_args: dict[str, Any] | None,
+    convert: Callable[[Any], Any],
+) -> list[PredictionResult]:
     def check(tables: Sequence[Any]) -> None:
         check_columns(tables, model.num_feature(), _get_feature_names(model), _normalize_name)
 
     return predict_tables(
         batch,
         check,
-        lambda table: _merge_classes(model.predict(to_floats(table), **(inference_args or {}))),
+        lambda table: convert(model.predict(to_floats(table), **(inference_args or {}))),
         (ValueError, lightgbm.basic.LightGBMError),
     )
 
@@ -123,6 +138,13 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
                 f"{lightgbm.__version__} ({error}). It may be damaged, or written by a later version."
             ) from error
 
+    def predict_classes(
+        self, batch: Any, model: lightgbm.Booster, inference_args: dict[str, Any] | None = None
+    ) -> ClassPredictions:
+        self._check_class_args(inference_args)
+        [result] = _predict([batch], model, inference_args, to_matrix)
+        return label_classes(result.inference)
+
     def get_model_signature(self, model: lightgbm.Booster) -> ModelSignature:
         names = _get_feature_names(model)
         is_vector = model.num_model_per_iteration() > 1
@@ -131,6 +153,7 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
             features=dict(zip(names, _get_feature_types(model), strict=True)) if names else None,
             n_features=model.num_feature(),
             output=(Sequence[float] if is_vector else float) if is_default else Any,
+            classes=_get_classes(model) if is_default else None,
             normalize_name=_normalize_name,
         )
 
@@ -182,6 +205,16 @@ def _get_feature_names(model: Any) -> list[str] | None:
     names: list[str] = model.feature_name()
     placeholders = [f"Column_{index}" for index in range(len(names))]
     return None if names == placeholders else names
+
+
+def _get_classes(model: Any) -> range | None:
+    """Return the numbers of the classes; None if the model isn't a classifier."""
+    text: str = model.model_to_string(num_iteration=1)
+    objective = text.partition("\nobjective=")[2].partition("\n")[0].split(" ")[0]
+    if objective == "binary":
+        return range(2)
+    is_multiclass = objective in ("multiclass", "multiclassova")
+    return range(model.num_model_per_iteration()) if is_multiclass else None
 
 
 def _get_feature_types(model: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path, check_sha256
 from runinference.collate.batch_axis import repeat_first, unbatch_checked
+from runinference.collate.class_output import ClassPredictions, to_class_predictions
 from runinference.collate.frames import concat_frames, is_dataframe
 from runinference.collate.records import is_record, records_to_frame
 from runinference.collate.row_inputs import ArrayInput, FrameInput
@@ -110,10 +111,19 @@ def _group_by_index(batch: Sequence[Any]) -> list[list[int]]:
     return groups
 
 
-def _predict(model: Any, rows: Any, inference_args: dict[str, Any] | None) -> Any:
-    """Call ``predict``. Explain the errors that name neither the cause in the batch nor how to fix it."""
+def _call_predict(model: Any, rows: Any, **inference_args: Any) -> Any:
+    return model.predict(rows, **inference_args)
+
+
+def _predict(
+    model: Any,
+    rows: Any,
+    inference_args: dict[str, Any] | None,
+    call: Callable[..., Any] = _call_predict,
+) -> Any:
+    """Call the estimator. Explain the errors that name neither the cause in the batch nor how to fix it."""
     try:
-        return model.predict(rows, **(inference_args or {}))
+        return call(model, rows, **(inference_args or {}))
     except RunInferenceError:
         raise
     except (ValueError, KeyError) as error:
@@ -122,6 +132,12 @@ def _predict(model: Any, rows: Any, inference_args: dict[str, Any] | None) -> An
         if has_only_numbers(rows) or "keyword argument" in str(error):
             raise
         raise _explain(error, model, rows) from error
+
+
+def _predict_classes(model: Any, rows: Any, **inference_args: Any) -> ClassPredictions:
+    probabilities = model.predict_proba(rows, **inference_args)
+    labels = model.predict(rows, **inference_args)  # may depend on a threshold
+    return to_class_predictions(probabilities, model.classes_.tolist(), labels)
 
 
 def _explain(error: Exception, model: Any, rows: Any) -> Exception:
@@ -244,6 +260,17 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
     def may_modify_examples(self) -> bool:
         is_default = self._model_inference_fn is type(self)._default_inference_fn
         return not is_default or super().may_modify_examples()
+
+    def predict_classes(
+        self, batch: Any, model: Any, inference_args: dict[str, Any] | None = None
+    ) -> ClassPredictions:
+        if self._model_inference_fn is not type(self)._default_inference_fn:
+            raise OptionError(
+                "probabilities doesn't call inference_fn. To fix this, leave one of them out, and return several "
+                "fields from inference_fn."
+            )
+        found: ClassPredictions = _predict(model, batch, inference_args, _predict_classes)
+        return found
 
     def get_model_signature(self, model: Any) -> ModelSignature:
         is_default = self._model_inference_fn is type(self)._default_inference_fn

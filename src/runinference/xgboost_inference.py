@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_path
+from runinference.collate.class_output import ClassPredictions
 from runinference.collate.frames import is_dataframe
 from runinference.collate.row_inputs import ArrayInput, FrameInput, RowInput
 from runinference.collate.tables import check_columns, check_unique_columns
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
-from runinference.frameworks.boosting import BoostingModelHandler, predict_tables
+from runinference.frameworks.boosting import (
+    BoostingModelHandler,
+    label_classes,
+    predict_tables,
+    to_matrix,
+)
 from runinference.handlers.model_handler import ExampleT, ModelT, PredictionT
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import HandlerOptions, accepts
@@ -65,6 +71,26 @@ def default_xgboost_inference_fn(
         ElementError: The model rejects the values of the examples.
         ResultMismatchError: The number of predictions isn't the number of rows.
     """
+    return _predict(batch, model, inference_args, _call_predict)
+
+
+def _call_predict(table: Any, model: Any, arguments: Mapping[str, Any]) -> Any:
+    return model.predict(_to_input(table, model), **arguments)
+
+
+def _call_predict_proba(table: Any, model: Any, arguments: Mapping[str, Any]) -> Any:
+    """Return an array of shape (rows, classes)."""
+    if hasattr(model, "predict_proba"):
+        return model.predict_proba(table, **arguments)
+    return to_matrix(_call_predict(table, model, arguments))
+
+
+def _predict(
+    batch: Sequence[Any],
+    model: Any,
+    inference_args: dict[str, Any] | None,
+    call: Callable[[Any, Any, Mapping[str, Any]], Any],
+) -> list[PredictionResult]:
     arguments = inference_args or {}
 
     def check(tables: Sequence[Any]) -> None:
@@ -73,9 +99,7 @@ def default_xgboost_inference_fn(
         if booster is not None and arguments.get("validate_features", True):
             check_columns(tables, booster.num_features(), booster.feature_names)
 
-    return predict_tables(
-        batch, check, lambda table: model.predict(_to_input(table, model), **arguments)
-    )
+    return predict_tables(batch, check, lambda table: call(table, model, arguments))
 
 
 class XGBoostLoadError(ModelLoadError, xgboost.core.XGBoostError):
@@ -142,6 +166,13 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
             raise _cannot_load(self._model_state, self._model_class, state, error) from error
         return model  # type: ignore[no-any-return]
 
+    def predict_classes(
+        self, batch: Any, model: ModelT, inference_args: dict[str, Any] | None = None
+    ) -> ClassPredictions:
+        self._check_class_args(inference_args)
+        [result] = _predict([batch], model, inference_args, _call_predict_proba)
+        return label_classes(result.inference)
+
     def get_model_signature(self, model: Any) -> ModelSignature:
         booster = _get_booster(model)
         if booster is None:
@@ -153,6 +184,7 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
             features=None if names is None else dict(zip(names, kinds, strict=True)),
             n_features=booster.num_features(),
             output=_get_output_type(model, booster) if is_default else Any,
+            classes=_get_classes(model, booster) if is_default else None,
         )
 
 
@@ -217,6 +249,18 @@ def _get_output_type(model: Any, booster: Any) -> Any:
     has_classes = learner["objective"]["name"] == "multi:softprob"
     is_vector = has_classes or int(sizes.get("num_target", 1)) > 1
     return Sequence[float] if is_vector else float
+
+
+def _get_classes(model: Any, booster: Any) -> range | None:
+    """Return the numbers of the classes; None if the model predicts no probabilities of them."""
+    if hasattr(model, "get_booster") and not hasattr(model, "predict_proba"):
+        return None
+    learner = json.loads(booster.save_config())["learner"]
+    objective, sizes = learner["objective"]["name"], learner["learner_model_param"]
+    if int(sizes.get("num_target", 1)) > 1:
+        return None
+    n_classes = {"binary:logistic": 2, "multi:softprob": int(sizes["num_class"])}.get(objective)
+    return None if n_classes is None else range(n_classes)
 
 
 def _to_input(table: Any, model: Any) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from runinference.collate.class_output import ClassPredictions, to_class_predictions
 from runinference.collate.frames import is_dataframe
 from runinference.collate.tables import (
     concat_tables,
@@ -14,9 +17,15 @@ from runinference.collate.tables import (
     to_tables,
 )
 from runinference.collate.unbatch import SplitRows, to_results
-from runinference.errors import ElementError, RunInferenceError
+from runinference.errors import ElementError, OptionError, RunInferenceError
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
 from runinference.results import PredictionResult, with_model_id
+
+#: The arguments with which ``predict`` of XGBoost or LightGBM returns something else.
+_NO_PROBABILITIES = {
+    *("output_margin", "pred_leaf", "pred_contribs", "approx_contribs", "pred_interactions"),
+    *("raw_score", "pred_contrib"),
+}
 
 
 class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
@@ -53,6 +62,18 @@ class BoostingModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             return results  # type: ignore[no-any-return]
         named = (with_model_id(result, path) for result in results)
         return SplitRows(named) if isinstance(results, SplitRows) else list(named)
+
+    def _check_class_args(self, inference_args: dict[str, Any] | None) -> None:
+        """Raise `OptionError` unless the model's ``predict`` is called, and returns probabilities."""
+        if self._inference_fn is not self._default_inference_fn:
+            raise OptionError(
+                "probabilities doesn't call inference_fn. To fix this, leave one of them out."
+            )
+        if found := _NO_PROBABILITIES & (inference_args or {}).keys():
+            raise OptionError(
+                f"With {min(found)} in inference_args, the model returns no probabilities. To fix this, leave "
+                "probabilities out."
+            )
 
     def may_modify_examples(self) -> bool:
         is_default = self._inference_fn is self._default_inference_fn
@@ -93,6 +114,22 @@ def predict_tables(
         raise _explain(error, table) from error
     predictions = split_predictions(output, examples, tables)
     return to_results(examples, SplitRows(predictions), None)
+
+
+def to_matrix(probabilities: Any) -> Any:
+    """Return an array of shape (rows, classes), also for a binary classifier, which returns that of class 1."""
+    if probabilities.ndim == 2:
+        return probabilities
+    return np.stack([1 - probabilities, probabilities], axis=1)
+
+
+def label_classes(probabilities: Any) -> ClassPredictions:
+    """Return the predictions of a model whose classes are numbers.
+
+    Args:
+        probabilities: An array of shape (rows, classes).
+    """
+    return to_class_predictions(probabilities, range(probabilities.shape[1]))
 
 
 def _explain(error: Exception, table: Any) -> Exception:

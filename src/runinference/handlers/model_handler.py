@@ -14,12 +14,13 @@ from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import BatchPolicy
 from runinference.caching.memory_budget import model_bytes
 from runinference.checks import check_bool, check_callable, check_env_vars, check_int
+from runinference.collate.class_output import ClassPredictions, ProbabilitiesOption
 from runinference.collate.row_inputs import ExampleInput, RowInput
 from runinference.collate.unbatch import ListOutput, to_results
 from runinference.collate.unsplit import unsplit_result
 from runinference.handlers.event_loop import iterable_without_await
 from runinference.handlers.local_predict import predict_locally
-from runinference.handlers.model_signature import ModelSignature
+from runinference.handlers.model_signature import ModelSignature, load_signature
 from runinference.handlers.model_update import KeyModelPathMapping
 from runinference.handlers.options import (
     HandlerOptions,
@@ -189,6 +190,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         columns: str | Sequence[str] | None = None,
         output: OutputOption | None = None,
         keep: str | Sequence[str] | None = None,
+        probabilities: ProbabilitiesOption | None = None,
     ) -> list[PredictionT]:
         """Run inference without a pipeline, with the same batching and results as ``RunInference``.
 
@@ -200,12 +202,13 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
             columns: For rows, the names of the feature columns; see ``RunInference``.
             output: For rows, the name of the prediction column, or the types of several by name.
             keep: For rows, the names of the columns that results have, too.
+            probabilities: For rows, the columns with the probabilities of classes; see ``RunInference``.
 
         Returns:
-            One result per example, in the same order. With ``columns``, ``output`` or ``keep``, a row or a table
-            with the predictions.
+            One result per example, in the same order. With one of the options for rows, a row or a table with
+            the predictions.
         """
-        options = RowOptions.create(columns, output, keep, inference_args)
+        options = RowOptions.create(columns, output, keep, inference_args, probabilities)
         return predict_locally(self, examples, inference_args, options)
 
     def group_by_model(
@@ -253,6 +256,25 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
             model: The object that ``load_model`` returned.
         """
         return ModelSignature()
+
+    def read_model_signature(self) -> ModelSignature:
+        """Return what the model's files declare. By default, the model is loaded, unless its files are large."""
+        if type(self).get_model_signature is ModelHandler.get_model_signature:
+            return ModelSignature()
+        path = getattr(self, self._path_attribute) if self._path_attribute else ""
+        return load_signature(self, path) if path else ModelSignature()
+
+    def predict_classes(
+        self, batch: Any, model: ModelT, inference_args: dict[str, Any] | None = None
+    ) -> ClassPredictions:
+        """Return the labels and the probabilities of classes for a batch of rows, for ``probabilities``.
+
+        Args:
+            batch: The features of all rows, in the form for ``run_inference``.
+            model: The object that ``load_model`` returned.
+            inference_args: Keyword arguments for the model call, or None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} returns no probabilities of classes.")
 
     def get_metrics_namespace(self) -> str:
         """Return the namespace of this handler's metrics."""

@@ -27,6 +27,7 @@ class ModelSignature:
         n_features: The number of features; None if it is unknown.
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
             unknown.
+        classes: The classes of a classifier that predicts a probability for each; None for other models.
         error: Why the model can't be read; empty if it can.
         normalize_name: Returns the name of the feature for the name of a column.
     """
@@ -34,6 +35,7 @@ class ModelSignature:
     features: Mapping[str, Any] | None = None
     n_features: int | None = None
     output: Any = Any
+    classes: Sequence[Any] | None = None
     error: str = ""
     normalize_name: Callable[[str], str] = str
 
@@ -74,17 +76,22 @@ def _get_type(spec: InputSpec) -> Any:
 
 
 def read_signature(handler: Any) -> ModelSignature:
-    """Return X, if it can be loaded here, from files that are not large."""
-    path_attribute = getattr(handler, "_path_attribute", None)
-    if not path_attribute or not hasattr(handler, "get_model_signature"):
+    """Return what the model of a handler declares, if its files can be read here."""
+    if not hasattr(handler, "read_model_signature"):
         return ModelSignature()
-    if file_bytes(getattr(handler, path_attribute)) > _MAX_FILE_BYTES:
-        return ModelSignature(error="its file is large, and is not loaded before the pipeline runs")
     try:
-        found: ModelSignature = handler.get_model_signature(handler.load_model())
+        found: ModelSignature = handler.read_model_signature()
         return found
     except Exception as error:  # a worker may be able to load the model
         return ModelSignature(error=describe(error, 300))
+
+
+def load_signature(handler: Any, path: str) -> ModelSignature:
+    """Load the model of a handler, unless its files are large, and return what it declares."""
+    if file_bytes(path) > _MAX_FILE_BYTES:
+        return ModelSignature(error="its file is large, and is not loaded before the pipeline runs")
+    found: ModelSignature = handler.get_model_signature(handler.load_model())
+    return found
 
 
 def resolve_columns(

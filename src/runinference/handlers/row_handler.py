@@ -13,6 +13,7 @@ from apache_beam.pvalue import Row
 from runinference.batching.element_size import batch_size_in_bytes
 from runinference.collate.batch_axis import check_batch_axis, take_first
 from runinference.collate.chunks import Chunk, collision_error, is_chunk_type, to_chunk
+from runinference.collate.class_output import ClassColumns
 from runinference.collate.records import read_rows
 from runinference.collate.row_features import Features, RowFeatures, read_columns
 from runinference.collate.row_inputs import ExampleInput, RowInput
@@ -88,6 +89,10 @@ class RowModelHandler(DelegatingHandler):
         )
         found = signature.output if options.has_default_output else Any
         self.output = _add_type(options.output, found)
+        self._class_columns = _find_class_columns(handler, options, signature)
+        if self._class_columns is not None:
+            [label] = _add_type(options.output, _get_label_type(signature.classes or ()))
+            self.output = (label, *_list_class_columns(self._class_columns, label, options.keep))
         self.keep = options.keep
         features = (signature.features or {}).values()
         self.feature_types = dict(zip(self.columns, features, strict=False))
@@ -204,6 +209,9 @@ class RowModelHandler(DelegatingHandler):
     def _call(self, features: Features, model: Any, args: Any) -> Any:
         """Return the output of the model for all rows, or a list with one output per row."""
         n_rows, batch = len(features), self._collate(features, model)
+        if self._class_columns is not None:
+            found = self._unkeyed.predict_classes(batch, model, args)
+            return {self.output[0].name: found.labels, **self._class_columns.select(found)}
         if not self._row_input_of_model.is_table:
             results = call_model(self._unkeyed, batch, model, args)
             return [*map(get_inference, unbatch_results(results, n_rows, self._list_output))]
@@ -294,6 +302,50 @@ def _add_type(columns: tuple[OutputColumn, ...], found: Any) -> tuple[OutputColu
     if len(columns) == 1 and columns[0].type is Any:
         return (OutputColumn(columns[0].name, found),)
     return columns
+
+
+def _find_class_columns(
+    handler: Any, options: RowOptions, signature: ModelSignature
+) -> ClassColumns | None:
+    if options.probabilities is None:
+        return None
+    name, reason = type(handler).__name__, f" ({signature.error})" if signature.error else ""
+    if not _predicts_classes(type(handler)):
+        raise OptionError(
+            f"{name} returns no probabilities of classes. To fix this, leave probabilities out, and name the "
+            "fields of the model's output with output."
+        )
+    if signature.classes is None and not signature.error:
+        raise OptionError(
+            f"The model of {name} predicts no probabilities of classes. To fix this, leave probabilities out, or "
+            "use a classifier that predicts them."
+        )
+    return ClassColumns(options.probabilities, signature.classes, f"model of {name}", reason)
+
+
+def _predicts_classes(kind: Any) -> bool:
+    """Return whether handlers have ``predict_classes``, and no ``run_inference`` of a user that it bypasses."""
+    method = getattr(kind, "predict_classes", ModelHandler.predict_classes)
+    packages = {each.__module__.partition(".")[0] for each in (method, kind.run_inference)}
+    return method is not ModelHandler.predict_classes and len(packages) == 1
+
+
+def _list_class_columns(
+    columns: ClassColumns, label: OutputColumn, keep: Sequence[str] | None
+) -> list[OutputColumn]:
+    for name in columns.names:
+        if name == label.name or name in (keep or ()):
+            other = "output" if name == label.name else "keep"
+            raise OptionError(
+                f"{name!r} is in probabilities and in {other}, but a row has one column with this name. To fix "
+                "this, choose another name with probabilities."
+            )
+    return [OutputColumn(name, float) for name in columns.names]
+
+
+def _get_label_type(classes: Sequence[Any]) -> Any:
+    kinds = set(map(type, classes))
+    return kinds.pop() if len(kinds) == 1 else Any
 
 
 def _make_empty(column: OutputColumn) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runinference.checks import check_names
+from runinference.collate.class_output import ProbabilitiesOption, check_probabilities
 from runinference.collate.row_outputs import OutputColumn
 from runinference.errors import OptionError
 
@@ -22,6 +23,8 @@ class RowOptions:
         columns: The names of the feature columns; None for the features that the model names.
         output: The columns of predictions.
         keep: The names of the columns that results have, too; None for all columns.
+        probabilities: The columns of the probabilities of classes: a pattern, or pairs of a class and a name; None
+            if there are none.
         has_default_output: Whether calls have no inference arguments, which could change the output of the model.
     """
 
@@ -29,6 +32,7 @@ class RowOptions:
     output: tuple[OutputColumn, ...]
     keep: tuple[str, ...] | None
     has_default_output: bool = True
+    probabilities: str | tuple[tuple[Any, str], ...] | None = None
 
     @classmethod
     def create(
@@ -37,13 +41,14 @@ class RowOptions:
         output: OutputOption | None,
         keep: str | Sequence[str] | None,
         inference_args: Any = None,
+        probabilities: ProbabilitiesOption | None = None,
     ) -> RowOptions | None:
         """Return the options, or None if none is given.
 
         Raises:
             OptionError: A value is not a list of different names, or a name is both an output and kept.
         """
-        if columns is None and output is None and keep is None:
+        if all(option is None for option in (columns, output, keep, probabilities)):
             return None
         names = _check_list("columns", columns)
         if names == ():
@@ -59,6 +64,12 @@ class RowOptions:
         )
         if not outputs:
             raise OptionError('output is empty. To fix this, name a column, such as "prediction".')
+        found = check_probabilities(probabilities)
+        if found is not None and len(outputs) > 1:
+            raise OptionError(
+                f"output names {len(outputs)} columns, but with probabilities it is the name of the column with "
+                "the class. To fix this, name one column."
+            )
         for name in outputs:
             if name in (kept or ()):
                 raise OptionError(
@@ -66,7 +77,7 @@ class RowOptions:
                     "choose another name with output."
                 )
         columns_out = tuple(OutputColumn(name, types.get(name, Any)) for name in outputs)
-        return cls(names, columns_out, kept, has_default_output=not inference_args)
+        return cls(names, columns_out, kept, not inference_args, found)
 
 
 def _check_list(option: str, value: Any) -> tuple[str, ...] | None:

@@ -22,6 +22,7 @@ from runinference.checks import (
     check_seconds,
     check_text,
 )
+from runinference.collate.class_output import ProbabilitiesOption
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
@@ -87,6 +88,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         columns: str | Sequence[str] | None = None,
         output: OutputOption | None = None,
         keep: str | Sequence[str] | None = None,
+        probabilities: ProbabilitiesOption | None = None,
         model_metadata_pcoll: beam.PCollection | None = None,
         watch_model_pattern: str | None = None,
         model_identifier: str | None = None,
@@ -111,6 +113,9 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
                 the type of its values, pass a dictionary, such as ``{"prediction": float}``. Several names stand
                 for the fields of the model's output, such as ``{"label": str, "score": float}``.
             keep: For rows, the names of the columns that results have, too. By default, all columns.
+            probabilities: For rows and a classifier, the columns with the probabilities of its classes. A pattern
+                such as ``"p_{}"`` stands for a column for each class, and ``{"yes": "p_yes"}`` names those of some
+                classes. The column ``output`` is the label.
             model_metadata_pcoll: A PCollection of model updates: ``ModelMetadata``, or lists of
                 ``KeyModelPathMapping`` for per-key models.
             watch_model_pattern: A file pattern. When a matching file appears while the pipeline runs, it becomes
@@ -133,7 +138,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         """
         super().__init__()
         validate_handler(model_handler)
-        row_options = RowOptions.create(columns, output, keep, inference_args)
+        row_options = RowOptions.create(columns, output, keep, inference_args, probabilities)
         self._takes_rows = row_options is not None
         if row_options is not None:
             model_handler = with_rows(model_handler, row_options)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_mapping, check_text
+from runinference.collate.class_output import ClassPredictions
 from runinference.collate.unbatch import SplitRows
 from runinference.errors import ElementError, OptionError
 from runinference.extras import need
@@ -32,6 +33,7 @@ from runinference.frameworks.torch.devices import find_devices, parse_devices
 from runinference.frameworks.torch.training_mode import check_evaluation_mode
 from runinference.handlers.compute_turn import CallOverlap, compute_turn
 from runinference.handlers.model_handler import ModelHandler
+from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import HandlerOptions, accepts
 from runinference.results import PredictionResult
 
@@ -42,6 +44,9 @@ else:
     torch = need("torch", extra="transformers")
 
 transformers = need("transformers", extra="transformers")
+
+#: The tasks whose pipelines return the scores of all classes.
+_TEXT_CLASSIFICATION = ("text-classification", "sentiment-analysis")
 
 PipelineInferenceFn = Callable[[Sequence[Any], Any, "dict[str, Any] | None"], Iterable[Any]]
 """An ``inference_fn`` for pipelines: ``(batch, pipeline, inference_args)`` to one result per element."""
@@ -256,6 +261,29 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
                 pass  # Calls begin in order, and then run at the same time.
         # A call may modify the batch, so no other copy repeats it.
         return call_copy(model, lambda copy: self._run(batch, copy, inference_args), retry=False)
+
+    def predict_classes(
+        self, batch: Any, model: Any, inference_args: dict[str, Any] | None = None
+    ) -> ClassPredictions:
+        if "top_k" in (inference_args or {}):
+            raise OptionError(
+                "probabilities needs the scores of all classes, and top_k in inference_args selects some. To fix "
+                "this, leave one of them out."
+            )
+        results = self.run_inference(batch, model, {**(inference_args or {}), "top_k": None})
+        rows = [{each["label"]: each["score"] for each in found.inference} for found in results]
+        labels = [max(row, key=lambda label: row[label]) for row in rows]
+        return ClassPredictions(labels, {label: [row[label] for row in rows] for label in rows[0]})
+
+    def read_model_signature(self) -> ModelSignature:
+        """Return the classes in the model's configuration, if the task is text classification."""
+        is_default = self._inference_fn is default_pipeline_inference_fn
+        if not is_default or self._task not in ("", *_TEXT_CLASSIFICATION):
+            return ModelSignature()
+        if not os.path.isdir(self._model):
+            return ModelSignature(error="its configuration is not a local file")
+        config = transformers.AutoConfig.from_pretrained(self._model)
+        return ModelSignature(classes=[*config.id2label.values()])
 
     def _run(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None

@@ -24,6 +24,7 @@ def get_signature(model: Any, with_output: bool) -> ModelSignature:
         features=None if names is None else _get_types(model, [*map(str, names)]),
         n_features=n_features if isinstance(n_features, int) else None,
         output=_get_output_type(model) if with_output else Any,
+        classes=_get_classes(model) if with_output else None,
     )
 
 
@@ -52,6 +53,14 @@ def _get_types(model: Any, names: Sequence[str]) -> dict[str, Any]:
     if tags.input_tags.string:
         return dict.fromkeys(names, str)
     return dict.fromkeys(names, float) if tags.input_tags.two_d_array else types
+
+
+def _get_classes(model: Any) -> list[Any] | None:
+    """Return the classes that an estimator predicts probabilities of; None if there are none."""
+    classes = getattr(model, "classes_", None)
+    if not hasattr(model, "predict_proba") or not hasattr(classes, "tolist"):
+        return None
+    return classes.tolist()  # type: ignore[union-attr, no-any-return]
 
 
 def _get_output_type(model: Any) -> Any:
