@@ -10,10 +10,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from apache_beam.typehints.row_type import RowTypeConstraint
+from sklearn.ensemble import HistGradientBoostingRegressor
 
+from row_models import save
 from runinference import ModelHandler, RunInference
 from runinference.errors import OptionError
-from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 
 FRAME = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0] * 8, "b": [1, 1, 0, 0] * 8})
 TARGET = FRAME.a + 10 * FRAME.b
@@ -89,6 +91,48 @@ def test_xgboost_gets_categories_and_missing_values(tmp_path):
     np.testing.assert_allclose(found.p, estimator.predict(missing.astype({"b": float})))
     [found] = handler.predict([pa.Table.from_pandas(missing)], output="p", keep=[])
     np.testing.assert_allclose(found["p"], estimator.predict(missing.astype({"b": float})))
+
+
+@pytest.mark.parametrize("framework", ["xgboost", "lightgbm", "sklearn"])
+@pytest.mark.parametrize("categories", [["x", "y", "z"], [10, 20, 30]])
+def test_values_in_rows_become_the_categories_of_the_model(framework, categories, tmp_path):
+    library = pytest.importorskip(framework)
+    kinds = pd.Categorical([*categories, categories[0]] * 8)
+    number = "the a" if framework == "lightgbm" else "a"  # LightGBM changes names with spaces
+    frame = pd.DataFrame({number: FRAME.a, "kind": kinds})
+    target = FRAME.a + 10 * kinds.codes
+    path = str(tmp_path / "model")
+    if framework == "xgboost":
+        from runinference.xgboost_inference import XGBoostModelHandlerPandas
+
+        model = library.XGBRegressor(n_estimators=9, enable_categorical=True, learning_rate=1)
+        model.fit(frame, target).save_model(path)
+        handler = XGBoostModelHandlerPandas(library.XGBRegressor, path, min_batch_size=9)
+    elif framework == "lightgbm":
+        from runinference.lightgbm_inference import LightGBMModelHandlerPandas
+
+        model = library.LGBMRegressor(min_child_samples=1, min_data_per_group=1, verbose=-1)
+        model.fit(frame, target).booster_.save_model(path)
+        handler = LightGBMModelHandlerPandas(path, min_batch_size=9)
+    else:
+        model = HistGradientBoostingRegressor(min_samples_leaf=1).fit(frame, target)
+        handler = SklearnModelHandlerPandas(save(model, tmp_path), min_batch_size=9)
+    rows = frame.head(3).to_dict("records")
+    options = {"columns": [number, "kind"], "output": "p", "keep": []}
+    np.testing.assert_allclose(
+        [r.p for r in handler.predict(rows, **options)], model.predict(frame)[:3]
+    )
+    alone = [handler.predict([row], **options)[0].p for row in rows]
+    np.testing.assert_allclose(alone, model.predict(frame)[:3])
+    plain = pd.DataFrame(rows)
+    [found] = handler.predict([plain], **options)
+    np.testing.assert_allclose(found.p, model.predict(frame)[:3])
+    missing = frame.head(2).assign(kind=frame.kind.head(2).where([False, True]))
+    found = handler.predict(missing.astype(object).to_dict("records"), **options)
+    np.testing.assert_allclose([row.p for row in found], model.predict(missing))
+    if framework != "lightgbm":
+        row_type = RowTypeConstraint.from_fields([("a", float), ("kind", type(categories[0]))])
+        assert output_type(handler, row_type) is float
 
 
 @pytest.mark.parametrize("kind", ["number", "classes"])

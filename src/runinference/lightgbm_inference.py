@@ -183,7 +183,7 @@ class LightGBMModelHandlerPandas(_LightGBMModelHandler):
     All frames need the columns of the training data, in the same order.
     """
 
-    _row_input = FrameInput()
+    _row_input = FrameInput(lambda model: _get_categories(model))
 
 
 class LightGBMModelHandlerSciPy(_LightGBMModelHandler):
@@ -222,6 +222,16 @@ def _get_feature_types(model: Any) -> list[Any]:
     text: str = model.model_to_string(num_iteration=1)
     infos = text.partition("\nfeature_infos=")[2].partition("\n")[0].split(" ")
     return [float if info.startswith("[") else Any for info in infos]
+
+
+def _get_categories(model: Any) -> Sequence[Any]:
+    """Return the categories of each feature, if it is known which features have some."""
+    if not model.pandas_categorical:
+        return ()
+    categories, types = iter(model.pandas_categorical), _get_feature_types(model)
+    if types.count(Any) != len(model.pandas_categorical):
+        return ()
+    return [next(categories) if kind is Any else None for kind in types]
 
 
 def _normalize_name(name: str) -> str:

@@ -211,7 +211,7 @@ class XGBoostModelHandlerPandas(XGBoostModelHandler[Any, PredictionResult, Any])
     All frames need the columns of the training data, in the same order. The model is called once per batch.
     """
 
-    _row_input = FrameInput()
+    _row_input = FrameInput(lambda model: _get_categories(_get_booster(model)))
 
 
 class XGBoostModelHandlerSciPy(XGBoostModelHandler[Any, PredictionResult, Any]):
@@ -238,6 +238,15 @@ def _get_booster(model: Any) -> Any:
 
 def _get_feature_type(kind: str) -> Any:
     return Any if kind == "c" else float  # categories are of any type
+
+
+def _get_categories(booster: Any) -> Sequence[Any]:
+    """Return the categories of each feature, which models of XGBoost 3.1 and later contain."""
+    has_categories = "c" in (getattr(booster, "feature_types", None) or ())
+    if not has_categories or not hasattr(booster, "get_categories"):
+        return ()
+    found = booster.get_categories(export_to_arrow=True).to_arrow()
+    return [None if values is None else values.to_pylist() for _, values in found]
 
 
 def _get_output_type(model: Any, booster: Any) -> Any:

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from row_models import PEOPLE, people_handler, people_model, people_rows, save, sum_handler
 from runinference import KeyedModelHandler, KeyModelMapping, ModelHandler, PredictionResult
@@ -28,6 +31,11 @@ class PersonData:
     age: int
     income: float
     city: str
+
+
+class MeanOfColumns:
+    def predict(self, rows):
+        return np.asarray(rows, float).mean(axis=1)
 
 
 KINDS = {
@@ -138,10 +146,62 @@ def test_a_bad_row_raises_an_error_that_names_it(change, message, tmp_path):
     assert error.value.index == 1
 
 
-def test_integers_that_a_float_column_would_round_are_an_error(tmp_path):
-    rows = [{"a": 0.5, "b": 1}, {"a": 2**53 + 1, "b": 1}]
-    with pytest.raises(ElementError, match=str(2**53 + 1)):
+@pytest.mark.parametrize("others", [[2**53 + 1, 0.5], [2**63 + 1, -1], [2**53 + 1, None]])
+def test_integers_that_a_float_column_would_round_are_an_error(others, tmp_path):
+    rows = [{"a": value, "b": 1} for value in others]
+    with pytest.raises(ElementError, match=str(others[0])):
         sum_handler(tmp_path, min_batch_size=2).predict(rows, columns=["a", "b"])
+
+
+def test_times_do_not_become_numbers(tmp_path):
+    frame = pd.DataFrame({"a": pd.to_datetime(["2020-01-01"]), "b": 1.0})
+    for element in (frame, frame.to_dict("records")[0], pa.Table.from_pandas(frame)):
+        with pytest.raises(ElementError, match="numbers|Timestamp|datetime"):
+            sum_handler(tmp_path).predict([element], columns=["a", "b"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("age", "23"), ("city", 3), ("city", b"Oslo")])
+def test_a_value_of_another_type_than_the_feature_is_an_error_with_and_without_others(
+    name, value, tmp_path
+):
+    handler, good = people_handler(tmp_path, min_batch_size=6), people_rows()
+    bad = {**good[1], name: value}
+    frame = pd.DataFrame([bad])
+    for elements in ([bad], [good[0], bad], [frame], [pa.Table.from_pandas(frame)]):
+        with pytest.raises(ElementError, match=f"has {value!r} of type .* in the column '{name}'"):
+            handler.predict(elements, output="p")
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_missing_texts_have_one_prediction_with_and_without_others(missing, tmp_path):
+    handler = people_handler(tmp_path, min_batch_size=6)
+    rows = [{**people_rows()[0], "city": missing}, people_rows()[1]]
+    expected = [row.p for row in handler.predict(rows, output="p")]
+    assert [handler.predict([row], output="p")[0].p for row in rows] == expected
+    frame = pd.DataFrame(rows[:1], columns=["age", "income", "city"])
+    if missing is not pd.NA:  # scikit-learn takes no text columns with NA
+        frames = [frame, frame.astype({"city": float if missing is np.nan else object})]
+        assert [f.p[0] for f in handler.predict(frames, output="p")] == expected[:1] * 2
+
+
+def test_missing_numbers_of_pandas_are_nan_for_a_model_of_arrays(tmp_path):
+    handler = SklearnModelHandlerNumpy(save(MeanOfColumns(), tmp_path), min_batch_size=9)
+    rows = [{"a": value, "b": 1} for value in (1, pd.NA, None, np.nan)]
+    frame = pd.DataFrame({"a": pd.array([1, None, None, None], "Int64"), "b": 1})
+    found = [row.p for row in handler.predict(rows, columns=["a", "b"], output="p")]
+    [table] = handler.predict([frame], columns=["a", "b"], output="p")
+    np.testing.assert_array_equal(found, [1, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(table.p, found)
+
+
+def test_nan_among_texts_is_not_none_in_an_array(tmp_path):
+    texts = pd.DataFrame({"c": ["x", np.nan, "x"]})
+    encoder = make_pipeline(OneHotEncoder(), LinearRegression()).fit(texts.to_numpy(), [0, 1, 0])
+    handler = SklearnModelHandlerNumpy(save(encoder, tmp_path), min_batch_size=3)
+    [frame] = handler.predict([texts], columns=["c"], output="p")
+    rows = handler.predict(texts.to_dict("records"), columns=["c"], output="p")
+    np.testing.assert_allclose(frame.p, [0, 1, 0], atol=1e-9)
+    np.testing.assert_allclose([row.p for row in rows], [0, 1, 0], atol=1e-9)
 
 
 def test_a_frame_with_two_columns_of_one_name_is_an_error(tmp_path):

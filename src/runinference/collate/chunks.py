@@ -8,13 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from runinference.collate.columns import check_names
 from runinference.collate.frames import is_dataframe
-from runinference.collate.row_features import (
-    ArrowFeatures,
-    Features,
-    FrameFeatures,
-    check_names,
-)
+from runinference.collate.row_features import ArrowFeatures, Features, FrameFeatures
 from runinference.errors import ElementError
 from runinference.extras import need
 
@@ -34,8 +30,8 @@ class Chunk(ABC):
         """Return the names of all columns."""
 
     @abstractmethod
-    def features(self, names: Sequence[str]) -> Features:
-        """Return the columns with these names."""
+    def features(self, names: Sequence[str], types: Mapping[str, Sequence[type]] = {}) -> Features:
+        """Return the columns with these names, and the types that their values may have."""
 
     def check_output(self, keep: Sequence[str] | None, outputs: Sequence[str]) -> None:
         """Raise `ElementError` if a kept column is missing, or has the name of a prediction."""
@@ -57,8 +53,8 @@ class _FrameChunk(Chunk):
     def names(self) -> list[Any]:
         return list(self._table.columns)
 
-    def features(self, names: Sequence[str]) -> Features:
-        return FrameFeatures(self._table, names)
+    def features(self, names: Sequence[str], types: Mapping[str, Sequence[type]] = {}) -> Features:
+        return FrameFeatures(self._table, names, types)
 
     def with_columns(self, keep: Sequence[str] | None, columns: Mapping[str, Any]) -> Any:
         frame = (self._table if keep is None else self._table[list(keep)]).copy(deep=False)
@@ -76,8 +72,8 @@ class _ArrowChunk(Chunk):
     def names(self) -> list[Any]:
         return list(self._table.schema.names)
 
-    def features(self, names: Sequence[str]) -> Features:
-        return ArrowFeatures(self._table, names)
+    def features(self, names: Sequence[str], types: Mapping[str, Sequence[type]] = {}) -> Features:
+        return ArrowFeatures(self._table, names, types)
 
     def with_columns(self, keep: Sequence[str] | None, columns: Mapping[str, Any]) -> Any:
         table = self._table if keep is None else self._table.select(list(keep))

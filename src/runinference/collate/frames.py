@@ -39,6 +39,16 @@ def concat_frames(frames: Sequence[Any], ignore_index: bool = True) -> Any:
     return table
 
 
+def to_categories(column: Any, categories: Any) -> Any:
+    """Return a column as a categorical one, with the given categories and those that only it has."""
+    pandas = need("pandas", extra="xgboost")
+    if isinstance(column.dtype, pandas.CategoricalDtype):
+        return column
+    known = pandas.Index(categories)
+    unknown = pandas.Index(column[column.notna() & ~column.isin(known)].unique())
+    return column.astype(pandas.CategoricalDtype(known.append(unknown) if len(unknown) else known))
+
+
 def _may_have_changed(first: Any, table: Any) -> bool:
     """Return whether a table with other dtypes than its first frame, or with large floats, may hold other values.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from runinference.collate.frames import to_categories
 from runinference.collate.named_inputs import InputSpec
 from runinference.collate.row_features import Features
 
@@ -31,10 +32,24 @@ class RowInput(ABC):
 
 
 class FrameInput(RowInput):
-    """A DataFrame with the columns."""
+    """A DataFrame with the columns.
+
+    Args:
+        get_categories: Returns the categories of each feature of a model, or None for those without. Columns with
+            categories become categorical, because a value in a row can't be.
+    """
+
+    def __init__(self, get_categories: Callable[[Any], Sequence[Any]] = lambda model: ()) -> None:
+        self._get_categories = get_categories
 
     def collate(self, features: Features, model: Any) -> Any:
-        return features.frame()
+        frame = features.frame()
+        changed = {
+            name: to_categories(frame[name], categories)
+            for name, categories in zip(frame.columns, self._get_categories(model), strict=False)
+            if categories is not None
+        }
+        return frame.assign(**changed) if changed else frame
 
 
 class ArrayInput(RowInput):

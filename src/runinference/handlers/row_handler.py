@@ -14,8 +14,9 @@ from runinference.batching.element_size import batch_size_in_bytes
 from runinference.collate.batch_axis import check_batch_axis, take_first
 from runinference.collate.chunks import Chunk, collision_error, is_chunk_type, to_chunk
 from runinference.collate.class_output import ClassColumns
+from runinference.collate.columns import FEATURE_TYPES, read_columns
 from runinference.collate.records import read_rows
-from runinference.collate.row_features import Features, RowFeatures, read_columns
+from runinference.collate.row_features import Features, RowFeatures
 from runinference.collate.row_inputs import ExampleInput, RowInput
 from runinference.collate.row_outputs import OutputColumn, to_columns, to_python
 from runinference.collate.unbatch import SplitRows, unbatch, unbatch_results
@@ -96,10 +97,16 @@ class RowModelHandler(DelegatingHandler):
         self.keep = options.keep
         features = (signature.features or {}).values()
         self.feature_types = dict(zip(self.columns, features, strict=False))
-        self._types: Mapping[str, Any] = {}
+        self._types: Mapping[str, Sequence[type]] = {
+            name: FEATURE_TYPES[kind]
+            for name, kind in self.feature_types.items()
+            if kind in FEATURE_TYPES
+        }
         self._fields: tuple[str, ...] | None = None
 
-    def with_types(self, fields: Sequence[str], types: Mapping[str, Any]) -> RowModelHandler:
+    def with_types(
+        self, fields: Sequence[str], types: Mapping[str, Sequence[type]]
+    ) -> RowModelHandler:
         """Return a copy for rows of a schema.
 
         Args:
@@ -108,7 +115,7 @@ class RowModelHandler(DelegatingHandler):
         """
         return self._replace(
             _fields=tuple(fields),
-            _types={name: types[name] for name in self.columns if name in types},
+            _types={**self._types, **{name: types[name] for name in self.columns if name in types}},
         )
 
     def run_inference(
@@ -181,7 +188,7 @@ class RowModelHandler(DelegatingHandler):
 
     def _predict_chunk(self, chunk: Chunk, index: int, model: Any, args: Any) -> Any:
         try:
-            features = chunk.features(self.columns)
+            features = chunk.features(self.columns, self._types)
             chunk.check_output(self.keep, [column.name for column in self.output])
             if not len(features):
                 return chunk.with_columns(

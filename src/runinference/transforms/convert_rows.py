@@ -10,8 +10,9 @@ import apache_beam as beam
 
 from runinference.checks import check_text
 from runinference.collate.chunks import to_chunk
+from runinference.collate.columns import Column
 from runinference.collate.records import is_record, read_rows
-from runinference.collate.row_features import Features, RowFeatures, check_types
+from runinference.collate.row_features import Features, RowFeatures
 from runinference.collate.row_outputs import to_columns, to_python
 from runinference.errors import ElementError, OptionError
 from runinference.handlers.options import KeywordsChecked
@@ -96,7 +97,7 @@ class ResultsToRows(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         features, is_table = self._read(result.example)
         n_rows, columns = len(features), {name: features.values(name) for name in features.names}
         for name, kind in self._kinds.items():
-            check_types(name, columns[name], set(map(type, columns[name])), kind)
+            Column(name, columns[name], kind)  # checks the types
         output = get_inference(result)
         found = to_columns(output if is_table else [output], n_rows, self._options.output)
         columns |= {name: to_python(values) for name, values in found.items()}

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 
+from runinference.collate.columns import read_columns
 from runinference.collate.records import is_record, read_rows
-from runinference.collate.row_features import read_columns
 from runinference.collate.row_outputs import OutputColumn, to_columns
 from runinference.errors import ElementError, OptionError, describe
 from runinference.handlers.keyed import KeyedModelHandler

@@ -139,9 +139,13 @@ def _check_type(name: str, expected: Any, declared: Any, kinds: tuple[type, ...]
     if is_wrong:
         takes = "numbers" if expected is float else "text"
         raise OptionError(
-            f"The column {name!r} has the type {getattr(declared, '__name__', declared)}, and the model's feature "
-            f"{name!r} takes {takes}. To fix this, convert the column before RunInference."
+            f"The column {name!r} has the type {_describe(declared)}, and the model's feature {name!r} takes "
+            f"{takes}. To fix this, convert the column before RunInference."
         )
+
+
+def _describe(declared: Any) -> str:
+    return declared.__name__ if isinstance(declared, type) else str(declared).replace("typing.", "")
 
 
 def get_kinds(declared: Any) -> tuple[type, ...]:

@@ -47,6 +47,10 @@ def _get_types(model: Any, names: Sequence[str]) -> dict[str, Any]:
             name: str if kind - {type(None)} == {str} else float if kind <= {int, float} else Any
             for name, kind in zip(names, kinds, strict=True)
         }
+    if (is_categorical := getattr(model, "is_categorical_", None)) is not None:
+        return {
+            name: Any if each else float for name, each in zip(names, is_categorical, strict=True)
+        }
     tags = need("sklearn.utils", extra="sklearn").get_tags(model)
     if tags.no_validation or tags.input_tags.categorical:
         return types
