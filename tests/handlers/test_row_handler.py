@@ -58,6 +58,12 @@ def test_each_kind_of_row_gets_its_prediction_as_a_column(kind, tmp_path):
     assert {type(row.label) for row in found} == {str}
 
 
+def test_a_row_can_have_a_column_with_the_name_of_a_method(tmp_path):
+    row = beam.Row(as_dict=1, **people_rows()[0])
+    [found] = people_handler(tmp_path).predict([row], output="p", keep=["as_dict"])
+    assert found == beam.Row(as_dict=1, p="no")
+
+
 def test_keep_selects_the_columns_of_the_result_in_order(tmp_path):
     [row] = people_handler(tmp_path).predict(people_rows()[:1], keep=["city", "id"])
     assert row == beam.Row(city="Oslo", id=0, prediction="no")
@@ -119,6 +125,8 @@ def test_a_table_without_rows_gets_the_column_without_calling_the_model(tmp_path
         [pa.Table.from_pandas(empty)], columns=["age", "income"], keep=[]
     )
     assert found.schema.field("prediction").type == pa.float64()
+    [found] = people_handler(tmp_path).predict([pa.Table.from_pandas(empty)], output="p")
+    assert found.schema.field("p").type == pa.string()
 
 
 def test_missing_numbers_are_nan_and_the_model_decides(tmp_path):
@@ -228,6 +236,11 @@ def test_other_elements_are_an_error_that_names_what_is_possible(tmp_path):
         ({"columns": 3}, "columns must be a list"),
         ({"output": []}, "output is empty"),
         ({"output": "id", "keep": ["id"]}, "'id' is in output and in keep"),
+        ({"output": {"p": "float"}}, "declares 'float' for 'p', which is not a type"),
+        (
+            {"output": {"p": int}},
+            r"declares int for 'p', .* have the type str.* output=\{'p': str\}",
+        ),
     ],
 )
 def test_wrong_columns_are_an_error_before_any_row_is_read(options, message, tmp_path):
@@ -263,9 +276,43 @@ def test_outputs_with_several_parts_are_columns_or_one_structure(tmp_path):
         handler.predict(people_rows()[:1], output=["label", "score"])
 
 
-def test_predictions_of_another_type_than_declared_are_an_error(tmp_path):
-    with pytest.raises(ResultMismatchError, match=r"type str, .* is int\. .*\{'label': str\}"):
-        people_handler(tmp_path).predict(people_rows(), output={"label": int})
+class _Return(ModelHandler):
+    def __init__(self, *predictions):
+        super().__init__(min_batch_size=len(predictions))
+        self.predictions = predictions
+
+    def load_model(self):
+        return None
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [PredictionResult(*pair) for pair in zip(batch, self.predictions, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "declared", "message"),
+    [
+        (["a", "b"], int, r"type str, .* is int\. .*\{'p': str\}"),
+        ([1.0, None], float, r"\{'p': float \| None\}"),
+        ([[1.0], [2.0]], float, r"\{'p': Sequence\[float\]\}"),
+        ([1, "b"], int, r"type str, .* is int"),
+        ([[1.0, 2.0]], tuple[float, float], r"is tuple\[float, float\]"),
+    ],
+)
+def test_predictions_of_another_type_than_declared_are_an_error(predictions, declared, message):
+    rows = [{"x": 1}] * len(predictions)
+    with pytest.raises(ResultMismatchError, match=message):
+        _Return(*predictions).predict(rows, columns="x", output={"p": declared})
+
+
+def test_integers_in_columns_of_tables_are_not_converted():
+    handler = _Return(2**53 + 1, None)
+    frame = pd.DataFrame({"x": [1, 2]})
+    [found] = handler.predict([frame], columns="x", output="p")
+    assert found.p.tolist() == [2**53 + 1, None]
+    [found] = handler.predict([pa.Table.from_pandas(frame)], columns="x", output="p")
+    assert found["p"].to_pylist() == [2**53 + 1, None]
+    with pytest.raises(ResultMismatchError, match="'p' can't be an Arrow column"):
+        _Return(1, "x").predict([pa.Table.from_pandas(frame)], columns="x", output="p")
 
 
 class _Describe(ModelHandler):
@@ -311,6 +358,7 @@ def test_elements_can_be_batches_of_rows_but_not_unsplit(tmp_path):
     handler = people_handler(tmp_path)
     lists = handler.with_no_batching().predict([people_rows()[:4], people_rows()[4:]], keep="id")
     assert [row.id for row in lists] == [0, 1, 2, 3, 4, 5]
+    assert handler.with_no_batching().predict([[]], keep="id") == []
     with pytest.raises(OptionError, match="whole_results=True has no effect on rows"):
         handler.with_no_batching(whole_results=True).predict([PEOPLE], output="p")
 

@@ -11,7 +11,7 @@ import numpy as np
 from runinference.collate.columns import check_names
 from runinference.collate.frames import is_dataframe
 from runinference.collate.row_features import ArrowFeatures, Features, FrameFeatures
-from runinference.errors import ElementError
+from runinference.errors import ElementError, ResultMismatchError, describe
 from runinference.extras import need
 
 
@@ -60,10 +60,12 @@ class _FrameChunk(Chunk):
         frame = (self._table if keep is None else self._table[list(keep)]).copy(deep=False)
         for name, values in columns.items():
             is_vector = getattr(values, "ndim", 1) > 1
+            kinds = set(map(type, values)) if isinstance(values, list) else {None}
+            is_mixed = int in kinds and len(kinds) > 1  # pandas would convert integers to floats
             frame[name] = need("pandas", extra="xgboost").Series(
                 list(values) if is_vector else values,
                 index=frame.index,
-                dtype=object if is_vector else None,
+                dtype=object if is_vector or is_mixed else None,
             )
         return frame
 
@@ -78,7 +80,7 @@ class _ArrowChunk(Chunk):
     def with_columns(self, keep: Sequence[str] | None, columns: Mapping[str, Any]) -> Any:
         table = self._table if keep is None else self._table.select(list(keep))
         for name, values in columns.items():
-            table = table.append_column(name, _to_arrow(values))
+            table = table.append_column(name, _to_arrow(name, values))
         return table
 
 
@@ -107,10 +109,17 @@ def collision_error(name: str, where: str, index: int | None = None) -> ElementE
     )
 
 
-def _to_arrow(values: Any) -> Any:
+def _to_arrow(name: str, values: Any) -> Any:
     pyarrow = need("pyarrow", extra="beam")
     shape: Sequence[int] = getattr(values, "shape", ())
     if isinstance(values, np.ndarray) and len(shape) == 2 and values.dtype.kind in "iuf":
         flat = pyarrow.array(np.ascontiguousarray(values).reshape(-1))
         return pyarrow.FixedSizeListArray.from_arrays(flat, shape[1])
-    return pyarrow.array(values if len(shape) == 1 else values.tolist() if shape else list(values))
+    items = values if len(shape) == 1 else values.tolist() if shape else list(values)
+    try:
+        return pyarrow.array(items)
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise ResultMismatchError(
+            f"The predictions of the column {name!r} can't be an Arrow column: {describe(error, 300)}. To fix "
+            "this, return values of one type, or convert the table to a DataFrame before RunInference."
+        ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, KeysView, Mapping, Sequence
 from itertools import chain
-from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -115,7 +114,7 @@ def _find_reader(kind: Any) -> Callable[[Any], Mapping[Any, Any] | None]:
     if kind is dict:
         return dict.copy
     if hasattr(kind, "as_dict") and not issubclass(kind, (Mapping, tuple)):
-        return methodcaller("as_dict")
+        return kind.as_dict  # type: ignore[no-any-return]  # a row may have a field of this name
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         fields = kind._fields
         return lambda row: dict(zip(fields, row, strict=True))
@@ -131,8 +130,8 @@ def _get_fields(example: Any) -> Mapping[Any, Any] | None:
         return None
     if hasattr(example, "_fields") or dataclasses.is_dataclass(example):
         return children(example)
-    if hasattr(example, "as_dict"):  # a Beam row
-        return example.as_dict()  # type: ignore[no-any-return]
+    if hasattr(type(example), "as_dict"):  # a Beam row
+        return type(example).as_dict(example)  # type: ignore[no-any-return]
     if hasattr(example, "iloc") and hasattr(example, "index") and not is_dataframe(example):
         return _get_series_fields(example)
     return None

@@ -149,20 +149,36 @@ def _check_type(column: OutputColumn, values: Any) -> None:
     if declared is Any or not len(values):
         return
     first = to_python(values[:1])[0]
-    kinds = {type(first)} if isinstance(values, np.ndarray) else set(map(type, values))
+    has_one_type = isinstance(values, np.ndarray) and values.dtype.kind != "O"
+    kinds = {type(first)} if has_one_type else set(map(type, values))
     wrong = [kind for kind in kinds if not _fits(kind, declared)]
     if not wrong and isinstance(first, list) and first:
-        [item] = typing.get_args(declared) or [Any]
+        items = typing.get_args(declared)
         _check_type(
-            OutputColumn(column.name, item),
+            OutputColumn(column.name, items[0] if len(items) == 1 else Any),
             np.asarray(values[0]) if isinstance(values, np.ndarray) else first,
         )
     if wrong:
+        found, name = _suggest_type(wrong[0], first, declared), describe_type(declared)
         raise ResultMismatchError(
-            f"The predictions of the column {column.name!r} have the type {wrong[0].__name__}, and its "
-            f"declared type is {getattr(declared, '__name__', declared)}. To fix this, declare "
-            f"output={{{column.name!r}: {wrong[0].__name__}}}."
+            f"The predictions of the column {column.name!r} have the type {found}, and its declared type is "
+            f"{name}. To fix this, declare output={{{column.name!r}: {found}}}."
         )
+
+
+def describe_type(declared: Any) -> str:
+    """Return a type as it is written in Python."""
+    is_class = isinstance(declared, type) and not typing.get_args(declared)
+    text = declared.__name__ if is_class else str(declared)
+    return text.replace("collections.abc.", "").replace("typing.", "")
+
+
+def _suggest_type(kind: type, first: Any, declared: Any) -> str:
+    if kind is type(None):
+        return f"{describe_type(declared)} | None"
+    if kind is list and isinstance(first, list) and first:
+        return f"Sequence[{_suggest_type(type(first[0]), first[0], Any)}]"
+    return kind.__name__
 
 
 def _fits(kind: type, declared: Any) -> bool:

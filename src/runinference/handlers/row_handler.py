@@ -18,7 +18,7 @@ from runinference.collate.columns import FEATURE_TYPES, read_columns
 from runinference.collate.records import read_rows
 from runinference.collate.row_features import Features, RowFeatures
 from runinference.collate.row_inputs import ExampleInput, RowInput
-from runinference.collate.row_outputs import OutputColumn, to_columns, to_python
+from runinference.collate.row_outputs import OutputColumn, describe_type, to_columns, to_python
 from runinference.collate.unbatch import SplitRows, unbatch, unbatch_results
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import ElementError, OptionError, PartialResult
@@ -32,7 +32,7 @@ from runinference.handlers.tunable import Tunable
 
 _Row = Mapping[str, Any]
 _MAX_MEASURED_ROWS = 256
-_NUMPY_TYPES = {bool: "bool", int: "int64", float: "float64"}
+_NUMPY_TYPES = {bool: "bool", int: "int64", float: "float64", str: "str", bytes: "bytes"}
 
 
 def with_rows(handler: Any, options: RowOptions) -> Any:
@@ -134,6 +134,8 @@ class RowModelHandler(DelegatingHandler):
         """
         _check_list(batch)
         if not any(map(is_chunk_type, set(map(type, batch)))):
+            if not batch:
+                return SplitRows()
             return SplitRows(self._predict_rows(batch, model, inference_args))
         return SplitRows(
             self._predict_chunk(chunk, index, model, inference_args)
@@ -306,7 +308,14 @@ def get_inference(result: Any) -> Any:
 
 def _add_type(columns: tuple[OutputColumn, ...], found: Any) -> tuple[OutputColumn, ...]:
     """Return the columns of predictions, with the type that the model declares if the user declares none."""
-    if len(columns) == 1 and columns[0].type is Any:
+    declared = columns[0].type
+    if {declared, found} <= set(_NUMPY_TYPES) and declared != found and len(columns) == 1:
+        raise OptionError(
+            f"output declares {describe_type(declared)} for {columns[0].name!r}, and the predictions of the model "
+            f"have the type {describe_type(found)}. To fix this, declare output={{{columns[0].name!r}: "
+            f"{describe_type(found)}}}, or convert the column after RunInference."
+        )
+    if len(columns) == 1 and declared is Any:
         return (OutputColumn(columns[0].name, found),)
     return columns
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from apache_beam.typehints.typehints import TypeConstraint
 
 from runinference.checks import check_names
 from runinference.collate.class_output import ProbabilitiesOption, check_probabilities
@@ -56,11 +60,11 @@ class RowOptions:
                 "columns is empty. To fix this, list the feature columns, or leave columns out if the model names "
                 "its features."
             )
-        kept, types = _check_list("keep", keep), output if isinstance(output, Mapping) else {}
+        kept, declared = _check_list("keep", keep), output if isinstance(output, Mapping) else {}
         outputs = (
             ("prediction",)
             if output is None
-            else _check_list("output", tuple(output) if types else output)
+            else _check_list("output", tuple(output) if declared else output)
         )
         if not outputs:
             raise OptionError('output is empty. To fix this, name a column, such as "prediction".')
@@ -76,8 +80,19 @@ class RowOptions:
                     f"{name!r} is in output and in keep, but a row has one column with this name. To fix this, "
                     "choose another name with output."
                 )
-        columns_out = tuple(OutputColumn(name, types.get(name, Any)) for name in outputs)
+        for name, kind in declared.items():
+            _check_type(name, kind)
+        columns_out = tuple(OutputColumn(name, declared.get(name, Any)) for name in outputs)
         return cls(names, columns_out, kept, not inference_args, found)
+
+
+def _check_type(name: str, kind: Any) -> None:
+    is_type = kind is Any or isinstance(kind, (type, types.UnionType, TypeConstraint))
+    if not is_type and typing.get_origin(kind) is None:
+        raise OptionError(
+            f"output declares {kind!r} for {name!r}, which is not a type. To fix this, pass a type, such as float "
+            "or Sequence[float]."
+        )
 
 
 def _check_list(option: str, value: Any) -> tuple[str, ...] | None:

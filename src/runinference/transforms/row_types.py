@@ -14,6 +14,7 @@ import numpy as np
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from runinference.collate.chunks import is_chunk_type
+from runinference.collate.row_outputs import describe_type
 from runinference.errors import OptionError, suggest
 from runinference.handlers.row_handler import RowModelHandler, map_row_handlers
 
@@ -139,13 +140,9 @@ def _check_type(name: str, expected: Any, declared: Any, kinds: tuple[type, ...]
     if is_wrong:
         takes = "numbers" if expected is float else "text"
         raise OptionError(
-            f"The column {name!r} has the type {_describe(declared)}, and the model's feature {name!r} takes "
+            f"The column {name!r} has the type {describe_type(declared)}, and the model's feature {name!r} takes "
             f"{takes}. To fix this, convert the column before RunInference."
         )
-
-
-def _describe(declared: Any) -> str:
-    return declared.__name__ if isinstance(declared, type) else str(declared).replace("typing.", "")
 
 
 def get_kinds(declared: Any) -> tuple[type, ...]:
