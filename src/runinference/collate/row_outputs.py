@@ -21,10 +21,12 @@ class OutputColumn:
     Attributes:
         name: The name of the column.
         type: The type of its values; ``Any`` if it is unknown.
+        may_be_field: Whether it is the field with this name, if the output of the model has fields.
     """
 
     name: str
     type: Any = Any
+    may_be_field: bool = True
 
 
 def to_columns(output: Any, n_rows: int, columns: Sequence[OutputColumn]) -> dict[str, Any]:
@@ -33,12 +35,12 @@ def to_columns(output: Any, n_rows: int, columns: Sequence[OutputColumn]) -> dic
     Args:
         output: The output of the model for all rows, or a list with one output per row.
         n_rows: The number of rows.
-        columns: One column for the whole output, or one for each of its fields.
+        columns: Columns for fields of the output, or one column for the whole output.
 
     Raises:
         ResultMismatchError: The output has other fields, another length, or values of another type.
     """
-    if len(columns) == 1:
+    if len(columns) == 1 and not _is_field(columns[0], output):
         found = {columns[0].name: _to_values(output)}
     else:
         found = _to_fields(output, [column.name for column in columns])
@@ -83,6 +85,11 @@ def _to_values(output: Any) -> Any:
     return _to_array(output)
 
 
+def _is_field(column: OutputColumn, output: Any) -> bool:
+    items = output if isinstance(output, list) else [output]
+    return column.may_be_field and any(column.name in (_get_fields(item) or {}) for item in items)
+
+
 def _to_fields(output: Any, names: list[str]) -> dict[str, Any]:
     """Return the fields of an output by name. The fields of a tuple have the names in order."""
     if (
@@ -104,10 +111,10 @@ def _to_fields(output: Any, names: list[str]) -> dict[str, Any]:
 def _name_fields(fields: Mapping[Any, Any], names: list[str]) -> dict[str, Any]:
     if [*fields] == [*range(len(names))]:
         return dict(zip(names, fields.values(), strict=True))
-    if set(fields) != set(names):
+    if not set(fields) >= set(names):
         raise ResultMismatchError(
             f"The output of the model has the fields {', '.join(map(str, fields))}, and output names "
-            f"{', '.join(names)}. To fix this, name the fields of the model's output."
+            f"{', '.join(names)}. To fix this, name fields of the model's output."
         )
     return {name: fields[name] for name in names}
 

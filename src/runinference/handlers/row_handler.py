@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -316,7 +317,7 @@ def _add_type(columns: tuple[OutputColumn, ...], found: Any) -> tuple[OutputColu
             f"{describe_type(found)}}}, or convert the column after RunInference."
         )
     if len(columns) == 1 and declared is Any:
-        return (OutputColumn(columns[0].name, found),)
+        return (replace(columns[0], type=found),)
     return columns
 
 

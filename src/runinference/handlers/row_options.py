@@ -82,7 +82,10 @@ class RowOptions:
                 )
         for name, kind in declared.items():
             _check_type(name, kind)
-        columns_out = tuple(OutputColumn(name, declared.get(name, Any)) for name in outputs)
+        may_be_field = output is not None and found is None
+        columns_out = tuple(
+            OutputColumn(name, declared.get(name, Any), may_be_field) for name in outputs
+        )
         return cls(names, columns_out, kept, not inference_args, found)
 
 

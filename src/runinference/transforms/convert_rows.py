@@ -21,6 +21,7 @@ from runinference.handlers.row_options import OutputOption, RowOptions
 from runinference.results import PredictionResult
 from runinference.transforms.row_types import (
     check_names,
+    find_pair_types,
     get_fields,
     get_kinds,
     get_pair_types,
@@ -214,8 +215,7 @@ def _convert(
     elements: beam.PCollection, convert: Callable[[Any], Iterator[Any]], kind: Any
 ) -> beam.PCollection:
     """Apply a function to each element, or to the value of each pair of a key and a value."""
-    pair: Sequence[Any] = getattr(elements.element_type, "tuple_types", ())
-    if len(pair) == 2:
+    if pair := find_pair_types(elements.element_type):
         key_type = beam.typehints.Tuple[pair[0], kind]
         return elements | beam.FlatMap(partial(_convert_value, convert)).with_output_types(key_type)
     return elements | beam.FlatMap(partial(_convert_element, convert)).with_output_types(kind)

@@ -71,8 +71,25 @@ def get_fields(element_type: Any) -> dict[str, Any] | None:
 
 def get_pair_types(element_type: Any) -> tuple[Any, Any]:
     """Return the types of the key and the value of ``(key, value)``; ``Any`` for other types."""
-    pair: Sequence[Any] = getattr(element_type, "tuple_types", ())
-    return (pair[0], pair[1]) if len(pair) == 2 else (Any, Any)
+    return find_pair_types(element_type) or (Any, Any)
+
+
+def find_pair_types(element_type: Any) -> tuple[Any, Any] | None:
+    """Return the types of the key and the value of ``(key, value)``; None for other types.
+
+    Beam infers a union of pairs if their values differ in type.
+    """
+    pairs = [getattr(each, "tuple_types", ()) for each in _list_types(element_type)]
+    if any(len(pair) != 2 for pair in pairs):
+        return None
+    keys, values = zip(*pairs, strict=True)
+    return beam.typehints.Union[keys], beam.typehints.Union[values]
+
+
+def _list_types(element_type: Any) -> Sequence[Any]:
+    """Return the types of a union, or the type itself."""
+    types: Sequence[Any] = [*getattr(element_type, "union_types", ())]
+    return types or [element_type]
 
 
 def get_output_type(handler: RowModelHandler, element_type: Any) -> Any:
@@ -103,9 +120,11 @@ def make_row_type(fields: Mapping[str, Any]) -> Any:
 
 def _is_mapping(element_type: Any) -> bool:
     """Return whether the elements are dictionaries, which are no tables."""
-    if element_type is dict or typing.get_origin(element_type) is dict:
-        return True
-    return isinstance(element_type, beam.typehints.Dict[Any, Any].__class__)
+    dictionary = beam.typehints.Dict[Any, Any].__class__
+    return all(
+        kind is dict or typing.get_origin(kind) is dict or isinstance(kind, dictionary)
+        for kind in _list_types(element_type)
+    )
 
 
 def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandler:

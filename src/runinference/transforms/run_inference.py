@@ -110,8 +110,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             columns: For elements that are rows or tables, the names of the feature columns, in the order of the
                 training data. By default, the features that the model names.
             output: For rows, the name of the column with the predictions, ``"prediction"`` by default. To declare
-                the type of its values, pass a dictionary, such as ``{"prediction": float}``. Several names stand
-                for the fields of the model's output, such as ``{"label": str, "score": float}``.
+                the type of its values, pass a dictionary, such as ``{"prediction": float}``. If the
+                model's output has fields, their names select them, such as ``{"label": str, "score": float}``.
             keep: For rows, the names of the columns that results have, too. By default, all columns.
             probabilities: For rows and a classifier, the columns with the probabilities of its classes. A pattern
                 such as ``"p_{}"`` stands for a column for each class, and ``{"yes": "p_yes"}`` names those of some
