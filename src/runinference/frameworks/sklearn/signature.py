@@ -41,6 +41,11 @@ def _get_types(model: Any, names: Sequence[str]) -> dict[str, Any]:
             if set(selected) <= set(names) and hasattr(transformer, "fit"):
                 types |= _get_types(transformer, selected)
         return types
+    for name in ("best_estimator_", "estimator_", "estimator"):  # such as a search of parameters
+        if (inner := getattr(model, name, None)) is not None:
+            return _get_types(inner, names)
+    if hasattr(model, "estimators") or hasattr(model, "transformers"):
+        return types
     if (categories := getattr(model, "categories_", None)) is not None:
         kinds = [{type(value) for value in each.tolist() if value == value} for each in categories]
         return {
