@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.typehints.row_type import RowTypeConstraint
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from row_models import save
 from runinference import ModelHandler, RunInference
-from runinference.errors import OptionError
+from runinference.errors import ElementError, OptionError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 
 FRAME = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0] * 8, "b": [1, 1, 0, 0] * 8})
@@ -193,6 +194,25 @@ def test_onnx_with_one_input_and_with_an_input_per_column(tmp_path):
         output_type(handler, fields)
 
 
+def test_an_input_of_integers_takes_no_floats_and_no_missing_values(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx_models import make_model, make_value, write_model
+    from runinference.onnx_inference import OnnxModelHandlerNumpy
+
+    values = [make_value(name, ["n"], onnx.TensorProto.INT64) for name in ("a", "b", "sum")]
+    add = onnx.helper.make_node("Add", ["a", "b"], ["sum"])
+    path = write_model(tmp_path / "sum.onnx", make_model([add], values[:2], values[2:]))
+    handler = OnnxModelHandlerNumpy(path, min_batch_size=2)
+    found = handler.predict([{"a": 2**53 + 1, "b": 1}, {"a": 1, "b": True}], output="p")
+    assert [row.p for row in found] == [2**53 + 2, 2]
+    for value in (None, 1.0):
+        with pytest.raises(ElementError, match=f"has {value} of type .* is integer or bool"):
+            handler.predict([{"a": 1, "b": 1}, {"a": value, "b": 1}], output="p")
+    floats = RowTypeConstraint.from_fields([("a", int), ("b", float)])
+    with pytest.raises(OptionError, match="'b' has the type float, .* takes integers"):
+        output_type(handler, floats)
+
+
 def test_tensorflow(tmp_path):
     keras = pytest.importorskip("keras")
     from runinference.tensorflow_inference import TFModelHandlerNumpy, TFModelHandlerTensor
@@ -230,6 +250,13 @@ def test_pytorch(tmp_path):
     handler = PytorchModelHandlerTensor(str(tmp_path / "linear.pt"), torch.nn.Linear, params)
     expected = (FRAME.a + FRAME.b).to_numpy()[:, None]
     check(handler, expected, Any, columns=["a", "b"])
+    with pytest.raises(ElementError, match="can't be in a tensor"):
+        handler.predict([{"a": "x", "b": 1.0}], columns=["a", "b"])
+    typed = RowTypeConstraint.from_fields([("a", float), ("b", float)])
+    with beam.Pipeline() as pipeline:
+        integers = pipeline | beam.Create([beam.Row(a=1, b=2)]).with_output_types(typed)
+        found = integers | RunInference(handler, columns=["a", "b"], output="p", keep=[])
+        assert_that(found | beam.Map(lambda row: row.p), equal_to([[3.0]]))
 
     bilinear = torch.nn.Bilinear(1, 1, 1, bias=False)
     torch.nn.init.ones_(bilinear.weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from numbers import Number
+from numbers import Integral, Number
 from operator import itemgetter
 from types import NoneType
 from typing import Any
@@ -14,8 +14,9 @@ from runinference.collate.exact import to_array
 from runinference.collate.stack import stack_arrays
 from runinference.errors import ElementError, suggest
 
-#: The types of values for a feature of a model that takes numbers, or texts.
+#: The types of values for a feature of a model that takes integers, numbers or texts.
 FEATURE_TYPES: Mapping[Any, tuple[type, ...]] = {
+    int: (Integral, bool),
     float: (Number, bool, NoneType),
     str: (str, NoneType),
 }
@@ -23,6 +24,7 @@ _INTEGERS, _BOOLS = (int, np.integer), (bool, np.bool_)
 _NUMBERS = (*_INTEGERS, float, np.floating)
 #: The types of values in a column of a declared type; otherwise, only that type itself.
 _ALLOWED: Mapping[type, tuple[type, ...]] = {bool: _BOOLS, int: _INTEGERS, float: _NUMBERS}
+_TYPE_NAMES = {NoneType: "None", Number: "number", Integral: "integer"}
 _MAX_FLOAT64_INTEGER = 2**53
 
 
@@ -74,8 +76,10 @@ class Column:
             return np.full(len(values), np.nan)
         if all(issubclass(kind, _BOOLS) for kind in kinds) and kinds == self.kinds:
             return np.array(values)
-        if str in self._types or any(
-            issubclass(kind, bool) or not issubclass(kind, _NUMBERS) for kind in kinds
+        # A model that takes numbers takes a bool as one. Elsewhere, True and 1 may be different categories.
+        numbers = _NUMBERS + _BOOLS * (Number in self._types or Integral in self._types)
+        if str in self._types or not all(
+            issubclass(kind, numbers) and (kind is not bool or bool in numbers) for kind in kinds
         ):
             array = np.empty(len(values), dtype=object)
             array[:] = values
@@ -113,9 +117,7 @@ class Column:
         may_miss = NoneType in self._types
         for index, value in enumerate(self.values) if wrong else ():
             if type(value) in wrong and not (may_miss and value != value):  # NaN is missing
-                names = [
-                    "None" if each is NoneType else each.__name__.lower() for each in self._types
-                ]
+                names = [_TYPE_NAMES.get(each, each.__name__) for each in self._types]
                 raise ElementError(
                     f"{self._row.format(index)} has {value!r} of type {type(value).__name__} in the column "
                     f"{self._name!r}, whose type is {' or '.join(names)}. To fix this, convert it before "

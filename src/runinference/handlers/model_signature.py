@@ -22,8 +22,8 @@ class ModelSignature:
     """What a model declares about its features and its output.
 
     Attributes:
-        features: The type of each feature by its name, in order: ``float`` for any number, ``str`` for text,
-            ``Any`` if it is unknown. None if the model doesn't name its features.
+        features: The type of each feature by its name, in order: ``float`` for any number, ``int`` for integers,
+            ``str`` for text, ``Any`` if it is unknown. None if the model doesn't name its features.
         n_features: The number of features; None if it is unknown.
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
             unknown.
@@ -62,7 +62,7 @@ def make_signature(inputs: Sequence[InputSpec], output: InputSpec | None) -> Mod
 def _get_feature_type(spec: InputSpec) -> Any:
     is_scalar = len(spec.shape) == 1 or (len(spec.shape) == 2 and spec.shape[1] == 1)
     kind = _get_type(spec._replace(shape=spec.shape[:1])) if is_scalar else Any
-    return float if kind in (bool, int) else kind
+    return int if kind is bool else kind
 
 
 def _get_type(spec: InputSpec) -> Any:

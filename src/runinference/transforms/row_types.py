@@ -19,7 +19,12 @@ from runinference.errors import OptionError, suggest
 from runinference.handlers.row_handler import RowModelHandler, map_row_handlers
 
 _CHECKED = (bool, int, float, str, bytes)
-_NUMBERS = {bool, int, float}
+#: The types of columns that a feature of a type takes, and their name.
+_TAKEN: Mapping[Any, tuple[set[type], str]] = {
+    float: ({bool, int, float}, "numbers"),
+    int: ({bool, int}, "integers"),
+    str: ({str}, "text"),
+}
 
 
 def with_input_type(handler: Any, element_type: Any) -> Any:
@@ -153,11 +158,8 @@ def check_names(option: str, names: Collection[str], fields: Mapping[str, Any]) 
 
 def _check_type(name: str, expected: Any, declared: Any, kinds: tuple[type, ...]) -> None:
     found = set(kinds) - {type(None)}
-    is_wrong = (expected is float and found and not found <= _NUMBERS) or (
-        expected is str and found and found != {str}
-    )
-    if is_wrong:
-        takes = "numbers" if expected is float else "text"
+    allowed, takes = _TAKEN.get(expected, (found, ""))
+    if not found <= allowed:
         raise OptionError(
             f"The column {name!r} has the type {describe_type(declared)}, and the model's feature {name!r} takes "
             f"{takes}. To fix this, convert the column before RunInference."

@@ -6,6 +6,7 @@ from typing import Any
 
 from runinference.collate.row_features import Features
 from runinference.collate.row_inputs import RowInput
+from runinference.errors import ElementError, describe
 from runinference.extras import need
 
 torch = need("torch", extra="torch")
@@ -43,5 +44,11 @@ class TensorInput(RowInput):
 
 
 def _to_tensor(value: Any) -> Any:
-    tensor = torch.as_tensor(value)
+    try:
+        tensor = torch.as_tensor(value)
+    except TypeError as error:
+        raise ElementError(
+            f"The columns hold values that can't be in a tensor ({describe(error, 200)}). To fix this, convert "
+            "texts, times, and missing values to numbers before RunInference."
+        ) from error
     return tensor.to(torch.get_default_dtype()) if tensor.dtype is torch.float64 else tensor
