@@ -85,7 +85,7 @@ def test_grows_after_one_call_if_the_larger_size_is_much_cheaper():
     for _ in range(6):
         sizes.append(size.current)
         size.record(size.current, 5e-3 + 1e-7 * size.current)
-    assert sizes == [1, 1, 2, 16, 128, 1024]
+    assert sizes == [1, 1, 8, 64, 512, 1024]
 
 
 @pytest.mark.parametrize("best", [2**n for n in range(10)])
@@ -97,13 +97,22 @@ def test_finds_a_size_that_it_skipped(best):
     assert size.current == best
 
 
+def test_grows_slowly_while_calls_are_long():
+    size = AdaptiveSize(BatchPolicy(max_batch_size=64))
+    sizes = []
+    for _ in range(6):
+        sizes.append(size.current)
+        size.record(size.current, 0.1 + 1e-3 * size.current)
+    assert sizes == [1, 1, 2, 4, 8, 16]
+
+
 def test_skips_sizes_while_calls_are_short():
     size = AdaptiveSize(BatchPolicy())
     sizes = []
     for _ in range(50):
         sizes.append(size.current)
         size.record(size.current, 1e-4 + 1e-6 * size.current)
-    assert sizes[:5] == [1, 1, 16, 256, 1024]
+    assert sizes[:5] == [1, 1, 16, 256, 2048]
     assert min(sizes[3:]) >= 256
 
 

@@ -10,19 +10,22 @@ from statistics import fmean
 from runinference.batching.policy import BatchPolicy
 
 _MIN_CALLS_PER_SIZE = 3
-_MAX_CALLS_PER_SIZE = 14
+_MAX_CALLS_PER_SIZE = 8
 #: Costs are compared as logarithms: a size is a gain if it makes an element 10% cheaper.
 _GAIN = -log(0.9)
 #: The gain at which one call is enough to try the next size.
 _CLEAR_GAIN = -log(0.7)
 #: How many standard errors a gain must differ from ``_GAIN`` before it is decided.
 _CONFIDENCE = 2.0
+#: The share of the error of a gain that is added to it, if the calls of a size are used up.
+_BENEFIT_OF_DOUBT = 0.25
 _NEAR_BEST = log(1.05)
-_MAX_SIZES_WITHOUT_GAIN = 2
-#: Sizes are skipped as long as a call of the next one takes less than this, even if batching gains nothing.
+#: The factor by which the size grows. Small sizes cost most, and a small factor is hard to tell from noise.
+_GROWTH = 8
+#: The factor is smaller if a call of the next size could take longer than this.
+_LONG_CALL_SECS = 0.4
+#: The factor is larger as long as a call of the next size takes less than this.
 _SHORT_CALL_SECS = 2e-3
-#: The maximum factor by which a size grows at once, if most of the time of a call doesn't depend on the size.
-_MAX_GROWTH = 8
 _FIRST_EXPLOIT_CALLS = 64
 _MAX_EXPLOIT_CALLS = 8_192
 _FIRST_BACKOFF_CALLS = 32
@@ -32,12 +35,12 @@ _MAX_BACKOFF_CALLS = 8_192
 class AdaptiveSize:
     """The batch size of a model in this process, adapted to the measured cost per element and to memory.
 
-    Exploring starts at the minimum size. The size doubles while this makes an element at least 10% cheaper. Sizes
-    are skipped while calls take less than 2 ms, or while their time depends little on the number of elements. If
-    the larger size is not much cheaper, the skipped sizes are measured. The first call is not measured, because it
-    warms up the model. If calls of the same size take equally long, each size is measured with three calls, or
-    with one call if it is much cheaper. The more these times vary, the more calls are made, up to 14, alternately
-    of the new size and of the best smaller one.
+    Exploring starts at the minimum size. The size grows by a factor of 8, less if a call could take 0.4 s then,
+    and more while calls take less than 2 ms. If the larger size isn't much cheaper per element, the sizes between
+    are measured: the size doubles while this makes an element at least 10% cheaper. The first call is not
+    measured, because it warms up the model. If calls of the same size take equally long, each size is measured
+    with three calls, or with one call if it is much cheaper. The more these times vary, the more calls are made,
+    up to 8, alternately of the new size and of the best smaller one.
 
     Then the smallest size within 5% of the best cost is used. On a CPU, large models are often fastest in
     small batches. A slow call may have other reasons, so exploring restarts at half the size after 64 calls,
@@ -62,7 +65,6 @@ class AdaptiveSize:
         self._costs: dict[int, _Cost] = {}
         self._warmed_up = False
         self._may_skip_sizes = True
-        self._sizes_without_gain = 0
         self._exploit_calls = self._exploit_calls_left = _FIRST_EXPLOIT_CALLS
         self._lock = threading.Lock()
         self._apply_limits()
@@ -127,7 +129,6 @@ class AdaptiveSize:
         self._exploit_calls_left = self._exploit_calls
         self._costs.clear()
         self._may_skip_sizes = True
-        self._sizes_without_gain = 0
         self._target = max(self._min, self._target // 2)
         self.converged = False
 
@@ -136,13 +137,13 @@ class AdaptiveSize:
         largest = max(self._costs)
         smaller = [size for size in self._costs if size < largest]
         if not smaller:
-            return self._explore_larger_size(largest, largest, gained=True)
+            return self._explore_larger_size(largest)
         best = min(smaller, key=lambda size: self._costs[size].mean)
         new, old = self._costs[largest], self._costs[best]
         gain = old.mean - new.mean
         error = _CONFIDENCE * self._deviation() * sqrt(1 / new.n + 1 / old.n)
         if gain - error > _CLEAR_GAIN:
-            return self._explore_larger_size(largest, best, gained=True)
+            return self._explore_larger_size(largest)
         if 2 * best < largest and 2 * best not in self._costs:
             del self._costs[largest]
             self._may_skip_sizes = False
@@ -151,29 +152,26 @@ class AdaptiveSize:
             return largest
         if abs(gain - _GAIN) < error and min(new.n, old.n) < _MAX_CALLS_PER_SIZE:
             return largest if new.n <= old.n else best
-        return self._explore_larger_size(largest, best, gained=gain > _GAIN)
+        # In doubt, try the larger size: its calls cost little more, and stopping at a small one costs much more.
+        may_gain = gain + _BENEFIT_OF_DOUBT * error > _GAIN
+        return self._explore_larger_size(largest) if may_gain else self._converge()
 
-    def _explore_larger_size(self, largest: int, best: int, gained: bool) -> int:
-        self._sizes_without_gain = 0 if gained else self._sizes_without_gain + 1
-        if self._sizes_without_gain < _MAX_SIZES_WITHOUT_GAIN and largest < self._max:
-            growth = self._predict_growth(largest, best) if gained and self._may_skip_sizes else 2
-            return min(growth * largest, self._max)
+    def _explore_larger_size(self, size: int) -> int:
+        if size >= self._max:
+            return self._converge()
+        factor = 2.0
+        if self._may_skip_sizes:
+            seconds = size * exp(self._costs[size].mean)
+            factor = max(
+                factor, min(_GROWTH, _LONG_CALL_SECS / seconds), _SHORT_CALL_SECS / seconds
+            )
+        power_of_2 = 1 << int(factor).bit_length() >> 1
+        return min(size * power_of_2, self._max)
+
+    def _converge(self) -> int:
         self.converged = True
         limit = min(cost.mean for cost in self._costs.values()) + _NEAR_BEST
         return min(size for size, cost in self._costs.items() if cost.mean <= limit)
-
-    def _predict_growth(self, size: int, smaller: int) -> int:
-        """Return the power of 2 by which a size can grow: at least 2."""
-        seconds = size * exp(self._costs[size].mean)
-        growth = _SHORT_CALL_SECS / seconds
-        if smaller < size:
-            added = max(seconds - smaller * exp(self._costs[smaller].mean), 0.0)
-            per_element = added / (size - smaller)
-            fixed = seconds - per_element * size
-            # At the next size, the fixed part is at least a quarter of the part for the elements.
-            is_fixed = fixed >= 0.25 * _MAX_GROWTH * size * per_element
-            growth = max(growth, _MAX_GROWTH if is_fixed else 4 * fixed / (size * per_element))
-        return 1 << max(1, int(growth).bit_length() - 1)
 
     def _deviation(self) -> float:
         """Return the standard deviation of calls of the same size, larger while there are few of them."""
