@@ -195,6 +195,25 @@ def test_missing_text_is_none_in_any_batch(tmp_path):
     ]
 
 
+def test_rows_have_the_types_of_the_columns_that_the_signature_declares(tmp_path):
+    columns = [ColSpec("long", "n"), ColSpec("boolean", "is_hall", required=False)]
+    path = save(
+        tmp_path / "m",
+        lambda frame: [f"{n} {is_hall}" for n, is_hall in zip(frame.n, frame.is_hall, strict=True)],
+        ModelSignature(Schema(columns), Schema([ColSpec("string")])),
+    )
+    handler = MLflowModelHandler(path, min_batch_size=2)
+    rows = [{"n": 2**53 + 1, "is_hall": True}, {"n": 2, "is_hall": None}]
+    found = handler.predict(rows, output="found", keep=[])
+    assert [row.found for row in found] == [f"{2**53 + 1} True", "2 None"]
+    for bad in ({"n": None, "is_hall": True}, {"n": 1, "is_hall": 1}, {"n": 1.0, "is_hall": True}):
+        with pytest.raises(ElementError, match=r"^Element 1 .* in the column .* whose type is"):
+            handler.predict([rows[0], bad], output="found")
+    typed = beam.Pipeline() | beam.Create([beam.Row(n=1.0, is_hall=True)])
+    with pytest.raises(OptionError, match="'n' has the type float, .* takes integers"):
+        typed | RunInference(handler, output="found")
+
+
 def test_arrays_are_stacked_with_the_dtype_of_the_signature(tmp_path):
     numbers = np.arange(8, dtype=np.float32).reshape(4, 2)
     path = save(

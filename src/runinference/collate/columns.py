@@ -14,8 +14,9 @@ from runinference.collate.exact import to_array
 from runinference.collate.stack import stack_arrays
 from runinference.errors import ElementError, suggest
 
-#: The types of values for a feature of a model that takes integers, numbers or texts.
+#: The types of values for a feature of a model that takes bools, integers, numbers or texts.
 FEATURE_TYPES: Mapping[Any, tuple[type, ...]] = {
+    bool: (bool, NoneType),
     int: (Integral, bool),
     float: (Number, bool, NoneType),
     str: (str, NoneType),

@@ -23,7 +23,8 @@ class ModelSignature:
 
     Attributes:
         features: The type of each feature by its name, in order: ``float`` for any number, ``int`` for integers,
-            ``str`` for text, ``Any`` if it is unknown. None if the model doesn't name its features.
+            ``bool`` for bools, ``str`` for text, ``Any`` if it is unknown. None if the model doesn't name its
+            features.
         n_features: The number of features; None if it is unknown.
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
             unknown.
@@ -50,7 +51,7 @@ def make_signature(inputs: Sequence[InputSpec], output: InputSpec | None) -> Mod
         output: The only output for each row, in the same form; None if it is unknown or there are several.
     """
     required = [spec for spec in inputs if spec.required]
-    output_type = Any if output is None or not output.shape else _get_type(output)
+    output_type = Any if output is None or not output.shape else get_value_type(output)
     if len(required) == 1:
         sizes = required[0].shape
         n_features = sizes[1] if len(sizes) == 2 and isinstance(sizes[1], int) else None
@@ -61,11 +62,10 @@ def make_signature(inputs: Sequence[InputSpec], output: InputSpec | None) -> Mod
 
 def _get_feature_type(spec: InputSpec) -> Any:
     is_scalar = len(spec.shape) == 1 or (len(spec.shape) == 2 and spec.shape[1] == 1)
-    kind = _get_type(spec._replace(shape=spec.shape[:1])) if is_scalar else Any
-    return int if kind is bool else kind
+    return get_value_type(spec._replace(shape=spec.shape[:1])) if is_scalar else Any
 
 
-def _get_type(spec: InputSpec) -> Any:
+def get_value_type(spec: InputSpec) -> Any:
     """Return the Python type of the values for one row."""
     if spec.dtype is None:
         return Any

@@ -23,6 +23,7 @@ _CHECKED = (bool, int, float, str, bytes)
 _TAKEN: Mapping[Any, tuple[set[type], str]] = {
     float: ({bool, int, float}, "numbers"),
     int: ({bool, int}, "integers"),
+    bool: ({bool}, "bools"),
     str: ({str}, "text"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runinference.collate.named_inputs import InputSpec
-from runinference.handlers.model_signature import ModelSignature, make_signature
+from runinference.handlers.model_signature import ModelSignature, get_value_type, make_signature
 
 _DTYPES = {
     "boolean": bool,
@@ -55,7 +55,7 @@ def get_signature(model: Any) -> ModelSignature:
     signature = make_signature(get_tensors(model) if columns is None else columns, output)
     if columns is not None:
         # Also a single column is a feature, and so are columns that may be missing.
-        features = {spec.name: _get_feature_type(spec) for spec in columns}
+        features = {spec.name: get_value_type(spec) for spec in columns}
         signature = replace(signature, features=features, n_features=len(features))
     return signature
 
@@ -82,9 +82,3 @@ def _get_dtype(kind: Any) -> Any:
     """Return the NumPy dtype of a type of MLflow; None for times and nested types."""
     found = _DTYPES.get(getattr(kind, "name", ""))
     return None if found is None else np.dtype(found)
-
-
-def _get_feature_type(spec: InputSpec) -> Any:
-    if spec.dtype is None or spec.dtype.kind == "S":
-        return Any
-    return str if spec.dtype.kind == "U" else float
