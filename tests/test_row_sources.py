@@ -1,19 +1,26 @@
 """Rows from files keep their types through a model to other files, SQL-like transforms and BigQuery's schema."""
 
 import json
+from collections.abc import Sequence
 from itertools import chain
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+import fastavro
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from apache_beam.dataframe.convert import to_dataframe, to_pcollection
+from apache_beam.io.gcp import bigquery_tools
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.typehints.row_type import RowTypeConstraint
 from sklearn.tree import DecisionTreeClassifier
 
 from row_models import save
-from runinference import RunInference
+from runinference import RunInference, bigquery_schema
+from runinference.errors import OptionError
 from runinference.sklearn_inference import SklearnModelHandlerPandas
 
 FEATURES = ["age", "income"]
@@ -43,8 +50,8 @@ def infer(folder):
     model = DecisionTreeClassifier(max_depth=3).fit(table[FEATURES], labels)
     handler = SklearnModelHandlerPandas(save(model, folder))
 
-    def make(keep=("id", "city")):
-        return RunInference(handler, keep=keep, output="label")
+    def make(keep=("id", "city"), **options):
+        return RunInference(handler, keep=keep, output="label", **options)
 
     make.predict = lambda table: model.predict(table[FEATURES])
     return make
@@ -99,6 +106,79 @@ def test_rows_of_parquet_files_are_written_as_json(folder, infer):
         labels = pipeline | beam.io.ReadFromJson(str(folder / "in.json")) | infer()
         labels |= beam.Map(lambda row: row.label)
         assert_that(labels, equal_to(infer.predict(table).tolist()))
+
+
+class Customer(NamedTuple):
+    id: int
+    age: int | None
+    income: float
+    city: str
+
+
+def typed_rows(pipeline, table):
+    rows = [Customer(**row) for row in table.to_dict("records")]
+    return pipeline | beam.Create(rows).with_output_types(Customer)
+
+
+def test_rows_are_written_to_parquet_files_with_their_schema(folder, infer):
+    table = make_table(100)
+    with beam.Pipeline() as pipeline:
+        rows = typed_rows(pipeline, table) | infer(keep=None, probabilities="p_{}")
+        rows | beam.io.WriteToParquet(str(folder / "typed"))
+    found = read_all(folder, "typed-*", pd.read_parquet)
+    schema = pa.parquet.read_schema(next(folder.glob("typed-*")))
+    types = ["int64", "int64", "double", "string", "string", "double", "double"]
+    assert schema.names == ["id", "age", "income", "city", "label", "p_no", "p_yes"]
+    assert [str(kind) for kind in schema.types] == types
+    check(found[["id", "city", "label"]], table, infer)
+    assert (found.p_no + found.p_yes).tolist() == pytest.approx([1] * 100)
+
+
+def test_the_schema_of_a_bigquery_table_follows_from_the_rows(folder, infer):
+    table = make_table(20)
+    with beam.Pipeline() as pipeline:
+        rows = typed_rows(pipeline, table) | infer(keep=None, probabilities="p_{}")
+        schema = bigquery_schema(rows)
+        kinds = ["INTEGER", "INTEGER", "FLOAT", "STRING", "STRING", "FLOAT", "FLOAT"]
+        assert [field["type"] for field in schema["fields"]] == kinds
+        assert [f["name"] for f in schema["fields"] if f["mode"] == "NULLABLE"] == ["age"]
+        # Beam loads files of this format into BigQuery.
+        avro = bigquery_tools.get_avro_schema_from_table_schema(schema)
+        dictionaries = rows | beam.Map(lambda row: row._asdict())
+        dictionaries | beam.io.WriteToAvro(str(folder / "bigquery"), avro)
+    files = [path.open("rb") for path in folder.glob("bigquery-*")]
+    found = pd.DataFrame(chain.from_iterable(map(fastavro.reader, files))).sort_values("id")
+    check(found[["id", "city", "label"]], table, infer)
+
+
+def test_columns_that_bigquery_has_no_type_for_are_an_error():
+    class Vectors(NamedTuple):
+        vector: Sequence[float]
+        names: list[str]
+        small: np.float32
+        inner: Customer
+
+    fields = {field["name"]: field for field in bigquery_schema(Vectors)["fields"]}
+    assert fields["vector"] == {"name": "vector", "type": "FLOAT", "mode": "REPEATED"}
+    assert (fields["names"]["mode"], fields["small"]["type"]) == ("REPEATED", "FLOAT")
+    assert [field["name"] for field in fields["inner"]["fields"]] == list(Customer._fields)
+    for kind in (Any, dict[str, int], Sequence[Sequence[int]], int | str):
+        row_type = RowTypeConstraint.from_fields([("x", kind)])
+        with pytest.raises(OptionError, match=r"no type for the column 'x'.*output=\{'x': float\}"):
+            bigquery_schema(row_type)
+    with pytest.raises(OptionError, match="has no schema"):
+        bigquery_schema(beam.Pipeline() | beam.Create([{"a": 1}]))
+
+
+def test_dataframes_of_many_rows_are_predicted_and_read_again(infer):
+    table = make_table(40_000)
+    chunks = [table[i : i + 10_000] for i in range(0, len(table), 10_000)]
+    proxy = table[:0].assign(label=pd.Series(dtype=object))[["id", "city", "label"]]
+    with beam.Pipeline() as pipeline:
+        frames = pipeline | beam.Create(chunks) | infer()
+        counts = to_dataframe(frames, proxy=proxy).groupby("label").id.count()
+        expected = pd.Series(infer.predict(table)).value_counts()
+        assert_that(to_pcollection(counts), equal_to(expected.tolist()))
 
 
 def test_rows_can_be_written_to_avro_and_read_again(folder, infer):

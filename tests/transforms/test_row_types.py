@@ -82,6 +82,18 @@ def test_results_can_be_shuffled_and_used_as_a_dataframe(tmp_path):
         assert_that(counts, equal_to([labels.count(x) for x in set(labels)]), label="Counts")
 
 
+def test_the_annotations_of_a_class_can_be_text(tmp_path):
+    class Written(NamedTuple):  # as with "from __future__ import annotations"
+        age: "int"
+        income: "float"
+        city: "str | None"
+
+    found = beam.Pipeline() | beam.Create([]).with_output_types(Written)
+    found |= RunInference(people_handler(tmp_path), output="label")
+    fields = [("age", int), ("income", float), ("city", str | None), ("label", str)]
+    assert found.element_type == RowTypeConstraint.from_fields(fields)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

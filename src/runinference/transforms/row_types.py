@@ -72,7 +72,20 @@ def get_fields(element_type: Any) -> dict[str, Any] | None:
     if row_type is None:
         return None
     names = [name for name, _ in row_type._fields]
-    return {name: row_type.get_type_for(name) for name in names}
+    fields = {name: row_type.get_type_for(name) for name in names}
+    if any(isinstance(kind, (str, typing.ForwardRef)) for kind in fields.values()):
+        return {
+            **fields,
+            **_resolve_annotations(row_type.user_type),
+        }  # from __future__ import annotations
+    return fields
+
+
+def _resolve_annotations(row_class: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(row_class)
+    except NameError:
+        return dict.fromkeys(row_class.__annotations__, Any)
 
 
 def get_pair_types(element_type: Any) -> tuple[Any, Any]:
@@ -121,7 +134,14 @@ def make_row_type(fields: Mapping[str, Any]) -> Any:
     for name in fields:
         if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
             return Any
-    return RowTypeConstraint.from_fields([*fields.items()])
+    return RowTypeConstraint.from_fields(
+        [(name, _spell_union(kind)) for name, kind in fields.items()]
+    )
+
+
+def _spell_union(kind: Any) -> Any:
+    """Return ``Union[int, None]`` for ``int | None``, which schemas of Beam 2.77 take for any object."""
+    return Union.__getitem__(typing.get_args(kind)) if isinstance(kind, types.UnionType) else kind
 
 
 def _is_mapping(element_type: Any) -> bool:
