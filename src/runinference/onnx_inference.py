@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path
-from runinference.collate.batch_axis import repeat_first, unbatch_checked
+from runinference.collate.batch_axis import BatchAxis, repeat_first
 from runinference.collate.named_inputs import InputSpec, bind_inputs
 from runinference.collate.row_inputs import NamedInput
 from runinference.collate.unbatch import batch_length
@@ -181,14 +181,13 @@ class OnnxModelHandlerNumpy(ModelHandler[Any, PredictionResult, Any]):
         outputs = call(inference_session, batch, inference_args)
         size = None if self.gives_whole_results() else batch_length(batch)
         if size is not None:
-            outputs = unbatch_checked(
-                outputs,
-                size,
-                self._list_output,
+            axis = BatchAxis(
                 inference_session,
                 (call, *(inference_args or ())),
+                self._list_output,
                 lambda n: call(inference_session, repeat_first(batch, n), inference_args),
             )
+            outputs = axis.unbatch(outputs, size)
         return self.results_of(batch, outputs, self._model_uri)
 
     def get_model_signature(self, session: Any) -> ModelSignature:

@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_names, check_path, check_sha256
-from runinference.collate.batch_axis import repeat_first, unbatch_checked
+from runinference.collate.batch_axis import BatchAxis, repeat_first
 from runinference.collate.class_output import ClassPredictions, to_class_predictions
 from runinference.collate.frames import concat_frames, is_dataframe
 from runinference.collate.records import is_record, records_to_frame
@@ -251,8 +251,8 @@ class _SklearnModelHandler(ModelHandler[Any, PredictionResult, Any]):
             return self._call_again(repeat_first(batch, size), model, inference_args)
 
         key = self._model_inference_fn, *(inference_args or ())
-        n_examples = len(batch)
-        return unbatch_checked(predictions, n_examples, self._list_output, model, key, call_again)
+        axis = BatchAxis(model, key, self._list_output, call_again)
+        return axis.unbatch(predictions, len(batch))
 
     def _call_again(self, batch: Any, model: Any, inference_args: Any) -> Any:
         return self._model_inference_fn(model, batch, inference_args)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
-
-import numpy as np
 
 from runinference.collate.memory import copy_value
 from runinference.collate.pytree import Path, children
@@ -19,117 +18,92 @@ from runinference.errors import ResultMismatchError
 AxisCache = dict[Path, tuple[int, int] | None]
 
 
-def unbatch_checked(
-    output: Any,
-    size: int,
-    list_output: ListOutput | None,
-    model: Any,
-    function: Hashable,
-    call: Callable[[int], Any],
-) -> list[Any]:
-    """Split the output of a model like ``unbatch``, and check that no part is as long as the batch only by chance.
+@dataclass(frozen=True)
+class BatchAxis:
+    """Splits the outputs of a model, and checks that no part is as long as the batch only by chance.
 
     The states of an LSTM, for example, have the shape (layers, batch, features). To find such parts, the model is
     called again, with a batch of two or three elements, for each new part of an output. A single array is only
     checked if two of its dimensions are as long as the batch.
 
-    Args:
-        output: The output of the model for a batch.
-        size: The number of elements of the batch.
-        list_output: What a list in the output is.
+    Attributes:
         model: The model, which owns what is known about its outputs.
         function: What was called: the outputs of other functions of the model have other parts.
+        list_output: What a list in the output is.
         call: Calls the model with a batch of another size, and returns its output.
-
-    Raises:
-        ResultMismatchError: A part of the output has another length than the batch, can be read in two ways, or
-            does not follow the size of the batch.
     """
-    known = _get_cache(model, function)
-    if known is not None and isinstance(output, list) and all(map(is_record, output)):
-        list_output = (
-            list_output or "per_element"
-        )  # the check shows whether there is one for each element
-    rows = unbatch(output, size, list_output)
-    check_batch_axis(output, size, list_output, model, function, call)
-    return rows
 
+    model: Any
+    function: Hashable
+    list_output: ListOutput | None
+    call: Callable[[int], Any]
 
-def check_batch_axis(
-    output: Any,
-    size: int,
-    list_output: ListOutput | None,
-    model: Any,
-    function: Hashable,
-    call: Callable[[int], Any],
-) -> None:
-    """Raise `ResultMismatchError` if a part of an output is as long as the batch only by chance."""
-    known, shape = _get_cache(model, function), get_shape(output)
-    if known is not None and (shape is None or size in shape[1:]):
-        _check_batch_axis(output, size, list_output, known, call)
+    def unbatch(self, output: Any, size: int) -> list[Any]:
+        """Split the output for a batch of ``size`` elements like the function ``unbatch``, and check it.
 
+        Raises:
+            ResultMismatchError: A part of the output has another length than the batch, can be read in two ways,
+                or does not follow the size of the batch.
+        """
+        list_output = self.list_output
+        has_records = isinstance(output, list) and all(map(is_record, output))
+        if has_records and self._known is not None:
+            # The check shows whether there is one for each element.
+            list_output = list_output or "per_element"
+        rows = unbatch(output, size, list_output)
+        replace(self, list_output=list_output).check(output, size)
+        return rows
 
-def take_first(batch: Any, size: int) -> Any:
-    """Return a table, or a mapping of arrays, that has the first row ``size`` times."""
-    if isinstance(batch, Mapping):
-        return {name: array[[0] * size] for name, array in batch.items()}
-    return batch.iloc[[0] * size] if hasattr(batch, "iloc") else batch[[0] * size]
+    def check(self, output: Any, size: int) -> None:
+        """Raise `ResultMismatchError` if a part of an output is as long as the batch only by chance."""
+        known, shape = self._known, get_shape(output)
+        if known is None or (shape is not None and size not in shape[1:]):
+            return
+        parts = {path: n for path, n, _ in _iter_lengths(output, self.list_output) if n == size}
+        if any(path not in known for path in parts):
+            known.update(self._compare_sizes(parts, size))
+        for path in parts:
+            if (other := known.get(path)) is not None:
+                raise _wrong_axis(output, path, size, other, self.list_output)
 
+    @property
+    def _known(self) -> AxisCache | None:
+        """What is known about the outputs of the function, or None if the model can't have a cache."""
+        try:
+            return _CACHES.setdefault(self.model, {}).setdefault(self.function, {})
+        except TypeError:  # the model does not support weak references, or is not hashable
+            return None
 
-def repeat_first(batch: Any, size: int) -> Any:
-    """Return a batch that has a copy of the first element ``size`` times.
-
-    >>> repeat_first([1, 2], 3)
-    [1, 1, 1]
-    """
-    if hasattr(batch, "iloc"):
-        return batch.iloc[[0] * size]
-    if hasattr(batch, "shape"):
-        return np.repeat(batch[:1], size, axis=0)
-    return [copy_value(batch[0]) for _ in range(size)]
-
-
-def _check_batch_axis(
-    output: Any,
-    size: int,
-    list_output: ListOutput | None,
-    known: AxisCache,
-    call: Callable[[int], Any],
-) -> None:
-    parts = {path: n for path, n, _ in _iter_lengths(output, list_output) if n == size}
-    if any(path not in known for path in parts):
-        known.update(_compare_sizes(parts, size, list_output, call))
-    for path in parts:
-        if (other := known.get(path)) is not None:
-            raise _wrong_axis(output, path, size, other, list_output)
-
-
-def _get_cache(model: Any, function: Hashable) -> AxisCache | None:
-    """Return what is known about the outputs of a function, or None if the model can't have a cache."""
-    try:
-        return _CACHES.setdefault(model, {}).setdefault(function, {})
-    except TypeError:  # the model does not support weak references, or is not hashable
-        return None
+    def _compare_sizes(self, parts: dict[Path, int], size: int) -> AxisCache:
+        # Not 1, because some models remove the batch dimension of a single element.
+        other = 3 if size == 2 else 2
+        try:
+            output = self.call(other)
+        except ResultMismatchError:
+            raise
+        except Exception:  # a model for batches of one size
+            return dict.fromkeys(parts)
+        found = {path: length for path, length, _ in _iter_lengths(output, self.list_output)}
+        lengths = {path: found.get(path, other) for path in parts}
+        return {path: None if n == other else (other, n) for path, n in lengths.items()}
 
 
 _CACHES: WeakKeyDictionary[Any, dict[Hashable, AxisCache]] = WeakKeyDictionary()
 
 
-def _compare_sizes(
-    parts: dict[Path, int], size: int, list_output: ListOutput | None, call: Callable[[int], Any]
-) -> AxisCache:
-    other = (
-        3 if size == 2 else 2
-    )  # not 1, because some models remove the batch dimension of a single element
-    try:
-        output = call(other)
-    except ResultMismatchError:
-        raise
-    except Exception:  # a model for batches of one size
-        return dict.fromkeys(parts)
-    found = {path: length for path, length, _ in _iter_lengths(output, list_output)}
-    lengths = {path: found.get(path, other) for path in parts}
-    return {path: None if n == other else (other, n) for path, n in lengths.items()}
+def repeat_first(batch: Any, size: int) -> Any:
+    """Return a batch that has a copy of the first element ``size`` times: a list, a table, or arrays by name.
+
+    >>> repeat_first([1, 2], 3)
+    [1, 1, 1]
+    """
+    if isinstance(batch, Mapping):
+        return {name: array[[0] * size] for name, array in batch.items()}
+    if hasattr(batch, "iloc"):
+        return batch.iloc[[0] * size]
+    if hasattr(batch, "shape"):
+        return batch[[0] * size]
+    return [copy_value(batch[0]) for _ in range(size)]
 
 
 def _iter_lengths(

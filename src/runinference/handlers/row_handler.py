@@ -12,7 +12,7 @@ import numpy as np
 from apache_beam.pvalue import Row
 
 from runinference.batching.element_size import batch_size_in_bytes
-from runinference.collate.batch_axis import check_batch_axis, take_first
+from runinference.collate.batch_axis import BatchAxis, repeat_first
 from runinference.collate.chunks import Chunk, collision_error, is_chunk_type, to_chunk
 from runinference.collate.class_output import ClassColumns
 from runinference.collate.columns import FEATURE_TYPES, read_columns
@@ -231,14 +231,12 @@ class RowModelHandler(DelegatingHandler):
             return get_inference(call_model(handler, table, model, args))
 
         output = call(batch)
-        check_batch_axis(
-            output,
-            n_rows,
-            self._list_output,
+        BatchAxis(
             model,
             ("rows", type(self._unkeyed), *(args or ())),
-            lambda size: call(take_first(batch, size)),
-        )
+            self._list_output,
+            lambda size: call(repeat_first(batch, size)),
+        ).check(output, n_rows)
         if isinstance(output, list):
             return [*map(get_inference, unbatch(output, n_rows, self._list_output))]
         return output

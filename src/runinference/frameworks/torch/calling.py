@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from runinference.collate.batch_axis import unbatch_checked
+from runinference.collate.batch_axis import BatchAxis
 from runinference.collate.padding import NoPadding, Padding, Unsplit, get_unpad_cache
 from runinference.collate.stack import reject_keyed_examples, stack_batch
 from runinference.collate.unbatch import ListOutput, to_results
@@ -164,7 +164,8 @@ class StackedInferenceFn:
                     return tensors.call_again(again, size)
 
             key = self.method, tuple(args)
-            return unbatch_checked(output, len(examples), self.list_output, model, key, call_again)
+            axis = BatchAxis(model, key, self.list_output, call_again)
+            return axis.unbatch(output, len(examples))
 
         if self.keyed and not isinstance(batch, Mapping):
             _check_keys(batch)
