@@ -11,7 +11,7 @@ import pytest
 from benchmarks import pages
 from benchmarks.__main__ import Schedule, main
 from benchmarks.harness import SAMPLED, Case, Measurement, Outcome, Sink, measure, run_pipeline
-from benchmarks.plots import bars, curves
+from benchmarks.plots import bars, curves, growth_curves
 from benchmarks.registry import FRAMEWORKS, MODULES, NAMES, cases
 from runinference import PredictionResult
 
@@ -32,10 +32,11 @@ VARIANTS = {
     "W12": 1,
     "W13": 4,
     "growth": 9,
-    "start": 2,
+    "memory": 6,
+    "start": 6,
     "sizes": 4,
 }
-MAX_CASES = {"W13": 4, "start": 1, "W1": 1, "W2": 1, "sizes": 1, "growth": 1}
+MAX_CASES = {"W13": 4, "start": 1, "W1": 1, "W2": 1, "sizes": 1, "growth": 1, "memory": 1}
 
 
 def test_every_workload_has_a_name_and_a_number_of_variants():
@@ -162,11 +163,30 @@ def test_slower_cases_are_listed_with_their_ratio():
 
 
 def test_bars_have_a_legend_and_percentages():
-    svg = bars({"rows": {"this": 1.25, "other": 0.5}}, "in % (higher is better)")
+    percent = "{:.0%}".format
+    groups = {"rows": {"this": 1.25, "other": 0.5}}
+    svg = bars(groups, "in % (higher is better)", percent, "upper bound")
     assert re.findall(r">([^<>]+)</text>", svg) == [
         "in &#37; (higher is better)",
         *("this", "other", "rows", "125&#37;", "50&#37;", "upper bound"),
     ]
+
+
+def test_bars_skip_missing_values_and_have_no_bound_by_default():
+    svg = bars({"rows": {"this": 2.0, "other": 1.0}, "images": {"other": 4.0}}, "seconds")
+    assert re.findall(r">([^<>]+)</text>", svg) == [
+        *("seconds", "this", "other", "rows", "2", "1", "images", "4"),
+    ]
+    assert "stroke-dasharray" not in svg
+
+
+def test_linear_curves_start_at_zero():
+    svg = growth_curves({("MB", "threads"): {"this": {1: 100, 2: 200, 4: 400}}}, linear=True)
+    assert 'aria-label="MB by threads"' in svg
+    *_, points = re.findall(r'<polyline points="([^"]+)"', svg)
+    (x1, y1), (x2, y2), (x4, y4) = [map(float, point.split(",")) for point in points.split()]
+    assert (x4 - x2) == pytest.approx(2 * (x2 - x1), abs=1)
+    assert (y2 - y4) == pytest.approx(2 * (y1 - y2), abs=0.2)
 
 
 def test_curves_are_within_their_axes():
@@ -263,6 +283,36 @@ def test_startup_shows_the_memory_if_it_was_measured():
     assert "peak memory of the process | 123 MB | 123 MB | 123 MB |" in pages.start(
         {"cases": [case]}
     )
+
+
+def test_startup_is_compared_with_the_imports_of_beam_and_the_framework():
+    seconds = {
+        "CPU seconds until import, limit": 1.0,
+        "CPU seconds until import, ours": 2.5,
+        "CPU seconds to import Beam, ours": 1.25,
+    }
+    figures = {name: {"median": value} for name, value in seconds.items()}
+    case = {"workload": "start", "variant": "ONNX", "figures": figures}
+    shown = pages.start({"cases": [{**case, "not_measured": {"Beam": "no module"}}]})
+    assert 'aria-label="CPU seconds until the handler is imported' in shown
+    assert ">2.50</text>" in shown
+    assert ">2.25</text>" in shown
+    assert "not measured: ONNX (no module)." in shown
+
+
+def test_memory_is_plotted_by_threads_and_processes():
+    figures = {
+        f"MB of memory, {who}": {"median": value}
+        for who, value in {"ours": 240.1, "limit": 115.2}.items()
+    }
+    cases = [
+        {"workload": "memory", "variant": f"{n} {noun}", "figures": figures}
+        for noun in ("threads", "processes")
+        for n in (1, 2)
+    ]
+    shown = pages.memory({"cases": cases})
+    assert 'aria-label="MB of memory by threads, MB of memory by processes"' in shown
+    assert "| processes: 2 | 240 MB | 115 MB |  |" in shown
 
 
 def test_pages_name_absent_workloads():

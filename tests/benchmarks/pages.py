@@ -5,10 +5,11 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.batch_sizes import CALL_MILLISECONDS
-from benchmarks.plots import bars, curves, log_curves
+from benchmarks.memory import MEMORY, SHARED
+from benchmarks.plots import bars, curves, growth_curves
 from benchmarks.registry import NAMES
 from benchmarks.report import meets_goal
-from benchmarks.start import PEAK
+from benchmarks.start import FIRST_RESULT, IMPORT, IMPORT_BEAM, PEAK
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs" / "assets" / "benchmarks.json"
@@ -16,6 +17,7 @@ BEGIN, END = "<!-- measured: {} -->", "<!-- /measured -->"
 
 OURS, BEAM = "runinference", "Apache Beam"
 SPEEDUP = "ours ÷ Beam"
+WITHOUT = "without a handler"
 
 METRICS = {
     "MB of peak memory above the floor": "peak memory added to an empty pipeline, MB",
@@ -64,7 +66,12 @@ def plot(numbers):
         }
         for case in _compared(numbers)
     }
-    return bars(groups, "Throughput in percent of the upper bound (higher is better)")
+    return bars(
+        groups,
+        "Throughput in percent of the upper bound (higher is better)",
+        format_value=lambda share: f"{100 * share:.3g}%",
+        bound="upper bound",
+    )
 
 
 def table(numbers):
@@ -127,18 +134,34 @@ def others(numbers):
 
 
 def start(numbers):
-    """Seconds until a new process has imported the library, and until its first result."""
-    lines = [f"| until | without it | {OURS} | {BEAM} |", "|---|--:|--:|--:|"]
-    for case in _of(numbers, "start"):
-        seconds = (case["seconds"].get(who) for who in ("limit", "ours", "Beam"))
-        shown = (f"{median(rounds):.2f} s" if rounds else "not measured" for rounds in seconds)
-        lines.append(f"| {case['variant']} | {' | '.join(shown)} |")
-    for case in _of(numbers, "start"):
-        peaks = [case["figures"].get(f"{PEAK}, {who}") for who in ("limit", "ours", "Beam")]
-        if all(peaks):
-            values = " | ".join(f"{peak['median']:.0f} MB" for peak in peaks)
-            lines.append(f"| {case['variant']}, peak memory of the process | {values} |")
-    return "\n".join(lines)
+    """Return plots of the CPU time of new processes, and a table of their peak memory."""
+    cases = {case["variant"]: _medians(case) for case in _of(numbers, "start")}
+    parts = []
+    for metric, until in ((IMPORT, "the handler is imported"), (FIRST_RESULT, "the first result")):
+        groups = {}
+        for variant, of_case in cases.items():
+            values = {
+                OURS: of_case.get(f"{metric}, ours"),
+                BEAM: of_case.get(f"{metric}, Beam"),
+                WITHOUT: of_case.get(f"{metric}, limit", 0)
+                + of_case.get(f"{IMPORT_BEAM}, ours", 0),
+            }
+            groups[variant] = {name: value for name, value in values.items() if value}
+        if any(groups.values()):
+            title = f"CPU seconds until {until}"
+            parts.append(bars(groups, f"{title} (lower is better)", "{:.2f}".format))
+    lines = [f"| framework | {OURS} | {BEAM} | framework alone |", "|---|--:|--:|--:|"]
+    for variant, of_case in cases.items():
+        peaks = [of_case.get(f"{PEAK}, {who}") for who in ("ours", "Beam", "limit")]
+        if any(peaks):
+            values = " | ".join(f"{peak:.0f} MB" if peak else "not measured" for peak in peaks)
+            lines.append(f"| {variant}, peak memory of the process | {values} |")
+    parts.append("\n".join(lines[2:] and lines))
+    reasons = {case["variant"]: case.get("not_measured", {}) for case in _of(numbers, "start")}
+    beams = [f"{variant} ({why['Beam']})" for variant, why in reasons.items() if "Beam" in why]
+    if beams:
+        parts.append(f"Beam's handlers that are not measured: {', '.join(beams)}.")
+    return "\n\n".join(parts)
 
 
 def growth(numbers):
@@ -153,7 +176,24 @@ def growth(numbers):
         for name, who in ((OURS, "ours"), (BEAM, "Beam")):
             if who in case["seconds"]:
                 curves_of[name][int(count.replace(",", ""))] = median(case["seconds"][who])
-    return log_curves(panels)
+    return growth_curves(panels)
+
+
+def memory(numbers):
+    """Return a plot of the memory with more threads and processes, and a table of its values."""
+    contenders = {"ours": OURS, "limit": "plain loop", SHARED: "large_model=True"}
+    panels = {}
+    lines = [f"| | {OURS} | plain loop | `large_model=True` |", "|---|--:|--:|--:|"]
+    for case in _of(numbers, "memory"):
+        count, _, noun = case["variant"].partition(" ")
+        values = {who: _medians(case).get(f"{MEMORY}, {who}") for who in contenders}
+        named = panels.setdefault(("MB of memory", noun), {})
+        for who, value in values.items():
+            if value:
+                named.setdefault(contenders[who], {})[int(count)] = value
+        shown = " | ".join(f"{value:.0f} MB" if value else "" for value in values.values())
+        lines.append(f"| {noun}: {count} | {shown} |")
+    return growth_curves(panels, linear=True) + "\n\n" + "\n".join(lines)
 
 
 def sizes(numbers):
@@ -235,6 +275,11 @@ def _compared(numbers):
     return [case for case in _workloads(numbers) if "ours ÷ Beam" in case["figures"]]
 
 
+def _medians(case):
+    """Return the median of each figure of a case."""
+    return {name: figure["median"] for name, figure in case["figures"].items()}
+
+
 def _of(numbers, workload):
     return [case for case in numbers["cases"] if case["workload"] == workload]
 
@@ -276,6 +321,7 @@ PAGES = {
         "sizes": sizes,
         "start": start,
         "growth": growth,
+        "memory": memory,
     },
     ROOT / "CONTRIBUTING.md": {"goals": goals},
     ROOT / "docs" / "index.md": {"promises": promises},

@@ -22,6 +22,7 @@ MODULES = {
     "W12": "w12_worker_threads",
     "W13": "w13_tables",
     "growth": "growth",
+    "memory": "memory",
 }
 
 #: Names for users, who don't know the codes. The variant of a case follows the name.
@@ -44,11 +45,20 @@ NAMES = {
     "W12": "Worker threads",
     "W13": "Tables",
     "growth": "Growth",
+    "memory": "Memory",
 }
 
 #: Frameworks that a workload needs, by the names of their modules.
 FRAMEWORKS = {
-    "start": ["sklearn"],
+    "start": [
+        "sklearn",
+        "torch",
+        "skl2onnx",
+        "onnxruntime",
+        "xgboost",
+        "tensorflow",
+        "transformers",
+    ],
     "sizes": ["torch", "torchvision"],
     "W1": ["sklearn"],
     "W1c": ["sklearn", "pandas"],
@@ -66,6 +76,7 @@ FRAMEWORKS = {
     "W12": ["torch", "torchvision"],
     "W13": ["sklearn", "pandas"],
     "growth": ["sklearn"],
+    "memory": [],
 }
 
 
