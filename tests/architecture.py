@@ -24,13 +24,13 @@ LAYERS = [
     ["batching", "caching", "collate"],
     ["shared modules"],
 ]
-FACADE = {f"runinference{name}" for name in ("", ".base", ".utils", ".ml_transform")}
+FACADE = {f"runinference{name}" for name in ("", ".base", ".utils", ".ml_transform", ".yaml")}
 SHARED = {
     f"runinference.{name}" for name in ("errors", "checks", "results", "extras", "model_file")
 }
 #: What the boxes of the diagram contain, for packages that are not folders.
 CONTENTS = {
-    "facade": "runinference, base, utils, ml_transform",
+    "facade": "runinference, base, utils, ml_transform, yaml",
     "public handlers": "*_inference",
     "shared modules": "errors, checks, results, extras, model_file",
 }

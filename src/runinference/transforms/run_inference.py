@@ -26,6 +26,7 @@ from runinference.collate.class_output import ProbabilitiesOption
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import OptionError
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
+from runinference.handlers.handler_config import create_handler, parse_output, to_plain
 from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.model_fingerprint import fingerprint
 from runinference.handlers.model_handler import ModelHandlerLike
@@ -188,16 +189,38 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     @classmethod
     def from_callable(
-        cls, model_handler_provider: Callable[..., ModelHandlerLike], **kwargs: Any
+        cls,
+        model_handler_provider: str | Callable[..., ModelHandlerLike],
+        *,
+        columns: str | Sequence[str] | None = None,
+        output: OutputOption | None = None,
+        keep: str | Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> RunInference:
         """Create a transform for cross-language pipelines.
 
+        A pipeline in another language sends rows, and receives rows with the predictions. They have a schema if
+        the type of the predictions is known.
+
         Args:
-            model_handler_provider: A class or function that returns the model handler.
-            **kwargs: Keyword arguments for ``model_handler_provider``.
+            model_handler_provider: A class or function that returns the model handler, or the name of a handler
+                of this library, such as ``"SklearnModelHandlerNumpy"``.
+            columns: The names of the feature columns, as in ``RunInference``.
+            output: The columns with the predictions, as in ``RunInference``. Types can be names:
+                ``{"prediction": "number"}``, ``"integer"``, ``"string"``, ``"boolean"``, or ``"bytes"``.
+            keep: The names of the columns that results have, too, as in ``RunInference``.
+            **kwargs: Keyword arguments for ``model_handler_provider``. For a handler of this library, they are
+                plain values, such as ``model_file_type="JOBLIB"``.
+
+        Raises:
+            OptionError: There is no handler with this name, or an option is invalid.
         """
-        check_callable("model_handler_provider", model_handler_provider)
-        return cls(model_handler_provider(**kwargs))
+        if isinstance(model_handler_provider, str):
+            handler = create_handler(model_handler_provider, to_plain(kwargs))
+        else:
+            check_callable("model_handler_provider", model_handler_provider)
+            handler = model_handler_provider(**kwargs)
+        return cls(handler, columns=columns, output=parse_output(to_plain(output)), keep=keep)
 
     def with_exception_handling(
         self,
