@@ -1,6 +1,7 @@
 """A handler predicts on rows and tables, and returns them with its predictions as columns."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -296,6 +297,7 @@ class _Return(ModelHandler):
         ([[1.0], [2.0]], float, r"\{'p': Sequence\[float\]\}"),
         ([1, "b"], int, r"type str, .* is int"),
         ([[1.0, 2.0]], tuple[float, float], r"is tuple\[float, float\]"),
+        ([[1.0]], Sequence[int], r"is Sequence\[int\]\. .*\{'p': Sequence\[float\]\}"),
     ],
 )
 def test_predictions_of_another_type_than_declared_are_an_error(predictions, declared, message):

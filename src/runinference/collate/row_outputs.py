@@ -152,25 +152,29 @@ def _to_item(item: Any) -> Any:
 
 
 def _check_type(column: OutputColumn, values: Any) -> None:
-    declared = column.type
+    if (found := _find_other_type(column.type, values)) is not None:
+        raise ResultMismatchError(
+            f"The predictions of the column {column.name!r} have the type {found}, and its declared type is "
+            f"{describe_type(column.type)}. To fix this, declare output={{{column.name!r}: {found}}}."
+        )
+
+
+def _find_other_type(declared: Any, values: Any) -> str | None:
+    """Return the type of values that don't have the declared one. Only the first vector is checked."""
     if declared is Any or not len(values):
-        return
+        return None
     first = to_python(values[:1])[0]
     has_one_type = isinstance(values, np.ndarray) and values.dtype.kind != "O"
     kinds = {type(first)} if has_one_type else set(map(type, values))
-    wrong = [kind for kind in kinds if not _fits(kind, declared)]
-    if not wrong and isinstance(first, list) and first:
-        items = typing.get_args(declared)
-        _check_type(
-            OutputColumn(column.name, items[0] if len(items) == 1 else Any),
-            np.asarray(values[0]) if isinstance(values, np.ndarray) else first,
-        )
-    if wrong:
-        found, name = _suggest_type(wrong[0], first, declared), describe_type(declared)
-        raise ResultMismatchError(
-            f"The predictions of the column {column.name!r} have the type {found}, and its declared type is "
-            f"{name}. To fix this, declare output={{{column.name!r}: {found}}}."
-        )
+    for kind in kinds:
+        if not _fits(kind, declared):
+            return _suggest_type(kind, first, declared)
+    items = typing.get_args(declared)
+    if not isinstance(first, list) or len(items) != 1:
+        return None
+    vector = np.asarray(values[0]) if isinstance(values, np.ndarray) else first
+    found = _find_other_type(items[0], vector)
+    return None if found is None else f"Sequence[{found}]"
 
 
 def describe_type(declared: Any) -> str:
