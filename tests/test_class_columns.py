@@ -36,7 +36,7 @@ def check(handler, expected, labels):
         np.testing.assert_allclose(np.stack([table[n].to_numpy() for n in names], 1), expected)
         assert table["label"].to_numpy().tolist() == labels.tolist()
     schema = RowTypeConstraint.from_fields([("a", float), ("b", int)])
-    infer = RunInference(handler, output="label", keep=[], probabilities={1: "p"})
+    infer = RunInference(handler, output={"label": int}, keep=[], probabilities={1: "p"})
     source = beam.Pipeline() | beam.Create([]).with_output_types(schema)
     assert (source | infer).element_type == RowTypeConstraint.from_fields(
         [("label", int), ("p", float)]

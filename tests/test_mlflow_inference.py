@@ -178,6 +178,46 @@ def test_only_rows_with_wrong_values_become_dead_letters(prices):
         assert_that(elements, equal_to(wrong), label="dead letters")
 
 
+def test_rows_may_lack_optional_columns(tmp_path):
+    columns = [ColSpec("double", "x"), ColSpec("string", "kind", required=False)]
+    path = save(
+        tmp_path / "m",
+        lambda frame: [
+            f"{x} {kind}" for x, kind in zip(frame["x"], frame.get("kind", frame["x"]), strict=True)
+        ],
+        ModelSignature(Schema(columns), Schema([ColSpec("string")])),
+    )
+    rows = [{"x": 1.0, "kind": "hall"}, {"x": 2.0}]
+    handler = MLflowModelHandler(path, min_batch_size=2)
+    options = {"output": "found", "keep": []}
+    both = handler.predict(rows, **options)
+    assert [row.found for row in both] == ["1.0 hall", "2.0 None"]
+    assert [row.found for row in handler.predict(rows[1:], **options)] == ["2.0 2.0"]
+    [frame] = handler.predict([pd.DataFrame({"x": [3.0]})], **options)
+    assert frame["found"].tolist() == ["3.0 3.0"]
+    [row] = handler.predict(rows[:1], columns=["x"], **options)
+    assert row.found == "1.0 1.0"
+    typed = beam.Pipeline() | beam.Create([beam.Row(x=1.0)])
+    assert (typed | RunInference(handler, **options)).element_type.get_type_for("found") is str
+    with pytest.raises(OptionError, match="lacks 'x'"):
+        RunInference(handler, columns=["kind"])
+    with pytest.raises(OptionError, match="no column 'x'"):
+        beam.Pipeline() | beam.Create([beam.Row(kind="hall")]) | RunInference(handler, **options)
+
+
+def test_the_signature_is_read_without_loading_the_model(prices, tmp_path):
+    folder = shutil.copytree(prices, tmp_path / "without")
+    for path in folder.iterdir():
+        if path.name != "MLmodel":
+            path.unlink()
+    handler = MLflowModelHandler(str(folder))
+    with pytest.raises(OptionError, match="no feature 'widht'.* Did you mean 'width'"):
+        RunInference(handler, columns=["widht", "length"])
+    infer = RunInference(handler, output="price", keep=[])
+    rows = beam.Pipeline() | beam.Create([beam.Row(width=1.0, floors=2, kind="hall")])
+    assert (rows | infer).element_type.get_type_for("price") is float
+
+
 def test_missing_text_is_none_in_any_batch(tmp_path):
     schema = Schema([ColSpec("string", "kind", required=False)])
     path = save(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from typing_extensions import Unpack
@@ -13,7 +14,12 @@ from runinference.checks import check_mapping, check_path, check_sha256
 from runinference.errors import ModelInputError, OptionError, suggest
 from runinference.extras import need
 from runinference.frameworks.mlflow.inputs import SignatureInput, make_input
-from runinference.frameworks.mlflow.loading import digest_folder, fetch_folder, load_pyfunc
+from runinference.frameworks.mlflow.loading import (
+    digest_folder,
+    fetch_folder,
+    load_metadata,
+    load_pyfunc,
+)
 from runinference.frameworks.mlflow.signature import get_parameters, get_signature
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_signature import ModelSignature
@@ -146,6 +152,10 @@ class MLflowModelHandler(ModelHandler[Any, PredictionResult, Any]):
         """
         _check_parameters(inference_args or {}, get_parameters(model))
         return self.results_of(batch, _predict(model, batch, inference_args), self._model_uri)
+
+    def read_model_signature(self) -> ModelSignature:
+        """Return the signature in the model's file ``MLmodel``. The model isn't loaded."""
+        return get_signature(SimpleNamespace(metadata=load_metadata(self._model_uri)))
 
     def get_model_signature(self, model: Any) -> ModelSignature:
         return get_signature(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class ModelSignature:
         features: The type of each feature by its name, in order: ``float`` for any number, ``int`` for integers,
             ``bool`` for bools, ``str`` for text, ``Any`` if it is unknown. None if the model doesn't name its
             features.
+        optional: The names of the features that rows may lack.
         n_features: The number of features; None if it is unknown.
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
             unknown.
@@ -34,6 +35,7 @@ class ModelSignature:
     """
 
     features: Mapping[str, Any] | None = None
+    optional: Collection[str] = ()
     n_features: int | None = None
     output: Any = Any
     classes: Sequence[Any] | None = None
@@ -116,7 +118,9 @@ def resolve_columns(
             )
         return tuple(features)
     if features is not None:
-        _check_features([*map(signature.normalize_name, columns)], list(features), model)
+        names = [*map(signature.normalize_name, columns)]
+        needed = [name for name in features if name in names or name not in signature.optional]
+        _check_features(names, needed, list(features), model)
     elif signature.n_features is not None and len(columns) not in (1, signature.n_features):
         raise OptionError(
             f"columns lists {len(columns)} columns, and {_lower(model)} has {signature.n_features} features. "
@@ -125,20 +129,22 @@ def resolve_columns(
     return tuple(columns)
 
 
-def _check_features(columns: Sequence[str], features: list[str], model: str) -> None:
+def _check_features(
+    columns: Sequence[str], needed: list[str], features: list[str], model: str
+) -> None:
     for name in columns:
         if name not in features:
             raise OptionError(
                 f"{model} has no feature {name!r} (columns).{suggest(name, features)} Its features are "
                 f"{_join(features)}."
             )
-    for name in features:
+    for name in needed:
         if name not in columns:
             raise OptionError(
                 f"columns lacks {name!r}, a feature of {_lower(model)}. To fix this, add it, or leave columns "
                 f"out: the model names its features, which are {_join(features)}."
             )
-    if list(columns) != features:
+    if list(columns) != needed:
         raise OptionError(
             f"columns lists the features of {_lower(model)} in another order: {_join(columns)}. To fix this, "
             f"use the order of the model ({_join(features)}), or leave columns out."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -68,6 +68,7 @@ class RowModelHandler(DelegatingHandler):
         columns: The names of the feature columns.
         output: The columns of predictions.
         keep: The names of the columns that results have, too; None for all columns.
+        optional: The names of the feature columns that rows may lack.
         feature_types: The types of the model's features by the names of their columns, if they are known.
 
     Args:
@@ -89,15 +90,20 @@ class RowModelHandler(DelegatingHandler):
         self.columns = resolve_columns(
             options.columns, signature, f"The model of {type(handler).__name__}"
         )
-        found = signature.output if options.has_default_output else Any
-        self.output = _add_type(options.output, found)
         self._class_columns = _find_class_columns(handler, options, signature)
-        if self._class_columns is not None:
+        if self._class_columns is None:
+            found = signature.output if options.has_default_output else Any
+            self.output = _add_type(options.output, found)
+        else:
             [label] = _add_type(options.output, _get_label_type(signature.classes or ()))
             self.output = (label, *_list_class_columns(self._class_columns, label, options.keep))
         self.keep = options.keep
-        features = (signature.features or {}).values()
-        self.feature_types = dict(zip(self.columns, features, strict=False))
+        features = signature.features or {}
+        by_column = {name: signature.normalize_name(name) for name in self.columns}
+        self.feature_types = {
+            name: features[feature] for name, feature in by_column.items() if feature in features
+        }
+        self.optional = frozenset(signature.optional if options.columns is None else ())
         self._types: Mapping[str, Sequence[type]] = {
             name: FEATURE_TYPES[kind]
             for name, kind in self.feature_types.items()
@@ -153,7 +159,7 @@ class RowModelHandler(DelegatingHandler):
             return [self._run_part(element, model, inference_args) for element in batch]
         rows = read_rows(batch)
         kept = self._keep_columns(rows)
-        examples = self._collate(RowFeatures(rows, self.columns, self._types), model)
+        examples = self._collate(self._read_features(rows), model)
         remaining = iter(kept)
         return [
             self._finish(part, list(islice(remaining, part.size)))
@@ -186,12 +192,28 @@ class RowModelHandler(DelegatingHandler):
     def _predict_rows(self, batch: Sequence[Any], model: Any, args: Any) -> list[Row]:
         rows = read_rows(batch)
         kept = self._keep_columns(rows)
-        output = self._call(RowFeatures(rows, self.columns, self._types), model, args)
+        output = self._call(self._read_features(rows), model, args)
         return self._make_rows(kept, output)
+
+    def _read_features(self, rows: Sequence[_Row]) -> RowFeatures:
+        if not self.optional:
+            return RowFeatures(rows, self.columns, self._types)
+        names = self._select_columns({name for row in rows for name in row})
+        filled = [{**dict.fromkeys(self.optional), **row} for row in rows]
+        return RowFeatures(filled, names, self._select_types(names))
+
+    def _select_types(self, names: Sequence[str]) -> Mapping[str, Sequence[type]]:
+        return {name: self._types[name] for name in names if name in self._types}
+
+    def _select_columns(self, found: Collection[Any]) -> Sequence[str]:
+        """Return the feature columns without the optional ones that no row has."""
+        names = [name for name in self.columns if name in found or name not in self.optional]
+        return names or self.columns
 
     def _predict_chunk(self, chunk: Chunk, index: int, model: Any, args: Any) -> Any:
         try:
-            features = chunk.features(self.columns, self._types)
+            names = self._select_columns(chunk.names())
+            features = chunk.features(names, self._select_types(names))
             chunk.check_output(self.keep, [column.name for column in self.output])
             if not len(features):
                 return chunk.with_columns(

@@ -154,7 +154,7 @@ def _is_mapping(element_type: Any) -> bool:
 
 
 def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandler:
-    check_names("columns", handler.columns, fields)
+    check_names("columns", [n for n in handler.columns if n not in handler.optional], fields)
     check_names("keep", handler.keep or (), fields)
     for column in handler.output:
         if handler.keep is None and column.name in fields:
@@ -163,7 +163,8 @@ def _bind(handler: RowModelHandler, fields: Mapping[str, Any]) -> RowModelHandle
                 "another name with output, or leave the column out of keep."
             )
     kinds = {name: get_kinds(fields[name]) for name in fields}
-    for name, expected in handler.feature_types.items():
+    for name in handler.feature_types.keys() & fields.keys():
+        expected = handler.feature_types[name]
         _check_type(name, expected, fields[name], kinds[name])
     return handler.with_types(list(fields), {name: kind for name, kind in kinds.items() if kind})
 

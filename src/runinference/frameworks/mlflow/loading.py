@@ -13,7 +13,7 @@ from typing import Any
 
 from runinference.errors import ModelLoadError, ModelNotFoundError, describe
 from runinference.extras import need
-from runinference.model_file import download_folder
+from runinference.model_file import download_folder, read_model
 
 #: How the URIs begin that only MLflow resolves.
 _MLFLOW_URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
@@ -40,6 +40,15 @@ def load_pyfunc(path: str, sha256: str | None, model_config: Mapping[str, Any] |
         raise
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # it may read files later
     return model
+
+
+def load_metadata(path: str) -> Any:
+    """Return what the file MLmodel of a model contains. Only this file is read, and no code runs."""
+    models = need("mlflow.models", extra="mlflow")
+    if path.startswith(_MLFLOW_URIS):
+        return models.Model.load(path)
+    text = read_model(f"{path.rstrip('/')}/MLmodel", "model_uri")
+    return models.Model.from_dict(need("yaml", extra="mlflow").safe_load(text))
 
 
 def fetch_folder(path: str) -> str:

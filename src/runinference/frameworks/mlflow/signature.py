@@ -56,7 +56,10 @@ def get_signature(model: Any) -> ModelSignature:
     if columns is not None:
         # Also a single column is a feature, and so are columns that may be missing.
         features = {spec.name: get_value_type(spec) for spec in columns}
-        signature = replace(signature, features=features, n_features=len(features))
+        optional = [spec.name for spec in columns if not spec.required]
+        signature = replace(
+            signature, features=features, optional=optional, n_features=len(features)
+        )
     return signature
 
 
