@@ -348,6 +348,12 @@ def test_keys_and_a_model_per_key_work_on_rows_and_tables(tmp_path):
         KeyedModelHandler(arrays).predict([], columns=["age", "city"])
 
 
+def test_an_unknown_argument_of_the_call_is_named_once(tmp_path):
+    with pytest.raises(OptionError) as error:
+        people_handler(tmp_path).predict(people_rows(), {"speed": 1}, output="p")
+    assert str(error.value).count("has no argument 'speed'") == 1
+
+
 def test_functions_of_the_handler_get_and_return_rows(tmp_path):
     handler = people_handler(tmp_path)
     handler = handler.with_preprocess_fn(lambda row: {**row, "city": row["city"].title()})

@@ -92,6 +92,8 @@ def call_model(handler: Any, batch: Any, model: Any, inference_args: dict[str, A
 
 def _reject_unknown_arguments(error: TypeError, inference_args: Mapping[str, Any]) -> None:
     """Raise `UnknownOptionError` if an error is about a keyword that came from ``inference_args``."""
+    if isinstance(error, UnknownOptionError):  # of a wrapped handler
+        return
     for name in inference_args:
         if f"unexpected keyword argument '{name}'" in str(error):
             raise UnknownOptionError(
