@@ -15,7 +15,12 @@ from sklearn.preprocessing import OneHotEncoder
 
 from row_models import PEOPLE, people_handler, people_model, people_rows, save, sum_handler
 from runinference import KeyedModelHandler, KeyModelMapping, ModelHandler, PredictionResult
-from runinference.errors import ElementError, OptionError, ResultMismatchError
+from runinference.errors import (
+    ElementError,
+    OptionError,
+    ResultMismatchError,
+    UnknownOptionError,
+)
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 
 
@@ -349,7 +354,7 @@ def test_keys_and_a_model_per_key_work_on_rows_and_tables(tmp_path):
 
 
 def test_an_unknown_argument_of_the_call_is_named_once(tmp_path):
-    with pytest.raises(OptionError) as error:
+    with pytest.raises(UnknownOptionError) as error:
         people_handler(tmp_path).predict(people_rows(), {"speed": 1}, output="p")
     assert str(error.value).count("has no argument 'speed'") == 1
 
