@@ -194,6 +194,34 @@ def test_onnx_with_one_input_and_with_an_input_per_column(tmp_path):
         output_type(handler, fields)
 
 
+@pytest.mark.parametrize("framework", ["xgboost", "lightgbm", "sklearn"])
+def test_models_without_names_of_features_take_no_texts_as_numbers(framework, tmp_path):
+    library = pytest.importorskip(framework)
+    path, rows, target = str(tmp_path / "model"), FRAME.to_numpy(), TARGET.to_numpy()
+    if framework == "xgboost":
+        from runinference.xgboost_inference import XGBoostModelHandlerNumpy
+
+        library.XGBRegressor(n_estimators=1).fit(rows, target).save_model(path)
+        handler = XGBoostModelHandlerNumpy(library.XGBRegressor, path)
+    elif framework == "lightgbm":
+        from runinference.lightgbm_inference import LightGBMModelHandlerNumpy
+
+        model = library.LGBMRegressor(n_estimators=1, min_child_samples=1, verbose=-1)
+        model.fit(rows, target)
+        model.booster_.save_model(path)
+        handler = LightGBMModelHandlerNumpy(path)
+    else:
+        model = HistGradientBoostingRegressor(max_iter=1).fit(rows, target)
+        handler = SklearnModelHandlerNumpy(save(model, tmp_path))
+    with pytest.raises(ElementError, match="has '1' of type str in the column 'x'"):
+        handler.predict([{"x": "1", "y": 1}], columns=["x", "y"])
+    texts = RowTypeConstraint.from_fields([("x", str), ("y", int)])
+    with pytest.raises(OptionError, match="'x' has the type str, .* takes numbers"):
+        output_type(handler, texts, columns=["x", "y"])
+    [row] = handler.predict([{"v": [1.0, 1.0]}], columns="v", output="p")
+    assert isinstance(row.p, float)
+
+
 def test_an_input_of_integers_takes_no_floats_and_no_missing_values(tmp_path):
     onnx = pytest.importorskip("onnx")
     from onnx_models import make_model, make_value, write_model

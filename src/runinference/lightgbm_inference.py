@@ -146,11 +146,12 @@ class _LightGBMModelHandler(BoostingModelHandler[Any, PredictionResult, Any]):
         return label_classes(result.inference)
 
     def get_model_signature(self, model: lightgbm.Booster) -> ModelSignature:
-        names = _get_feature_names(model)
+        names, types = _get_feature_names(model), _get_feature_types(model)
         is_vector = model.num_model_per_iteration() > 1
         is_default = self._inference_fn is self._default_inference_fn
         return ModelSignature(
-            features=dict(zip(names, _get_feature_types(model), strict=True)) if names else None,
+            features=dict(zip(names, types, strict=True)) if names else None,
+            types=types,
             n_features=model.num_feature(),
             output=(Sequence[float] if is_vector else float) if is_default else Any,
             classes=_get_classes(model) if is_default else None,

@@ -178,10 +178,11 @@ class XGBoostModelHandler(BoostingModelHandler[ExampleT, PredictionT, ModelT]):
         if booster is None:
             return ModelSignature()
         names, types = booster.feature_names, booster.feature_types or ()
-        kinds = [*map(_get_feature_type, types)] or [float] * len(names or ())
+        kinds = [*map(_get_feature_type, types)] or [float] * booster.num_features()
         is_default = self._inference_fn is self._default_inference_fn
         return ModelSignature(
             features=None if names is None else dict(zip(names, kinds, strict=True)),
+            types=kinds,
             n_features=booster.num_features(),
             output=_get_output_type(model, booster) if is_default else Any,
             classes=_get_classes(model, booster) if is_default else None,

@@ -25,6 +25,7 @@ class ModelSignature:
         features: The type of each feature by its name, in order: ``float`` for any number, ``int`` for integers,
             ``bool`` for bools, ``str`` for text, ``Any`` if it is unknown. None if the model doesn't name its
             features.
+        types: The types of the features in order, if the model doesn't name them, and they are known.
         optional: The names of the features that rows may lack.
         n_features: The number of features; None if it is unknown.
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
@@ -35,6 +36,7 @@ class ModelSignature:
     """
 
     features: Mapping[str, Any] | None = None
+    types: Sequence[Any] = ()
     optional: Collection[str] = ()
     n_features: int | None = None
     output: Any = Any

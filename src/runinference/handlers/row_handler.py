@@ -103,6 +103,8 @@ class RowModelHandler(DelegatingHandler):
         self.feature_types = {
             name: features[feature] for name, feature in by_column.items() if feature in features
         }
+        if signature.features is None and len(signature.types) == len(self.columns):
+            self.feature_types = dict(zip(self.columns, signature.types, strict=True))
         self.optional = frozenset(signature.optional if options.columns is None else ())
         self._types: Mapping[str, Sequence[type]] = {
             name: FEATURE_TYPES[kind]

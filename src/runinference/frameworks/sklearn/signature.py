@@ -19,10 +19,13 @@ def get_signature(model: Any, with_output: bool) -> ModelSignature:
         with_output: Whether the predictions are those of ``predict``.
     """
     names = getattr(model, "feature_names_in_", None)
-    n_features = getattr(model, "n_features_in_", None)
+    found = getattr(model, "n_features_in_", None)
+    n_features = found if isinstance(found, int) else None
+    types = _get_types(model, [*map(str, range(n_features or 0) if names is None else names)])
     return ModelSignature(
-        features=None if names is None else _get_types(model, [*map(str, names)]),
-        n_features=n_features if isinstance(n_features, int) else None,
+        features=None if names is None else types,
+        types=[*types.values()],
+        n_features=n_features,
         output=_get_output_type(model) if with_output else Any,
         classes=_get_classes(model) if with_output else None,
     )
