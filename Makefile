@@ -26,7 +26,7 @@ comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
-	serve bench bench-gpu bench-peers bench-pages format lock clean
+	serve java bench bench-gpu bench-peers bench-pages format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -97,6 +97,10 @@ browser: $(FULL)
 
 serve: $(FULL) ## serve the site on localhost with live reload
 	@$(SITE) serve --livereload --dirty $(if $(ADDRESS),--dev-addr $(ADDRESS))
+
+java: $(FULL) ## run the example in Java, with a model in Python (needs Java 11 or later, and Maven)
+	$(call say,examples/java)
+	@$(BIN)/python examples/java/run.py
 
 # The workloads and rounds of a benchmark.
 SELECTED = $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
