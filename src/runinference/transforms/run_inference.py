@@ -56,6 +56,7 @@ from runinference.transforms.dead_letters import (
 from runinference.transforms.engine import FAILED
 from runinference.transforms.infer_dofn import ExplodeWindows, InferDoFn
 from runinference.transforms.row_types import pass_rows_through, with_input_type
+from runinference.transforms.runner_checks import check_runner
 from runinference.transforms.shard_key import AssignShardKey
 from runinference.transforms.side_inputs import AsLatest
 from runinference.transforms.watch_file_pattern import check_timestamp
@@ -278,6 +279,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examples: beam.PCollection) -> Any:
         handler, handling = self._model_handler, self._handling
+        side_inputs = self._side_inputs().values()
+        check_runner(examples.pipeline, [examples, *(side.pvalue for side in side_inputs)])
         if (
             self._watch
         ):  # updates from a PCollection may load the same path again, or only name the model
