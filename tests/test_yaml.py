@@ -197,3 +197,8 @@ def test_the_example_writes_predictions_and_failed_rows(folder, run_pipeline):
     found = {row["patient"]: row["progress"] for row in read_json("predictions.json")}
     assert found == {n: pytest.approx(n + 2) for n in range(12) if n != 3}
     assert len(read_json("errors.json")) == 1
+
+
+def test_the_page_shows_the_example():
+    page = EXAMPLE.parents[1] / "docs" / "beam-yaml-and-other-sdks.md"
+    assert EXAMPLE.read_text().partition("\n\n")[2].strip() in page.read_text()

@@ -26,6 +26,7 @@ _BOOST = {
 
 _KEYWORDS = {
     "batching.md": ["batch size", "max_batch_size", "padding"],
+    "beam-yaml-and-other-sdks.md": ["YAML", "Java", "cross-language", "expansion service"],
     "coming-from-apache-beam.md": ["migrate"],
     "error-handling-and-dead-letter-queues.md": ["DLQ", "with_exception_handling", "timeout"],
     "gpus.md": ["CUDA", "out of memory"],

@@ -1,4 +1,4 @@
-"""Train a model, and run the Java program with an expansion service and a job server."""
+"""Train a model, and run the Java program with an expansion service and job server."""
 
 from __future__ import annotations
 
