@@ -279,8 +279,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examples: beam.PCollection) -> Any:
         handler, handling = self._model_handler, self._handling
-        side_inputs = self._side_inputs().values()
-        check_runner(examples.pipeline, [examples, *(side.pvalue for side in side_inputs)])
+        check_runner(examples.pipeline, [examples, *self._side_pcollections()])
         if (
             self._watch
         ):  # updates from a PCollection may load the same path again, or only name the model
@@ -351,6 +350,11 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         update = {} if self._metadata is None else {"update": AsLatest(self._metadata)}
         arguments = self._inference_args
         return update | ({"arguments": arguments} if isinstance(arguments, AsSideInput) else {})
+
+    def _side_pcollections(self) -> list[beam.PCollection]:
+        arguments = self._inference_args
+        pcolls = [self._metadata, arguments.pvalue if isinstance(arguments, AsSideInput) else None]
+        return [pcoll for pcoll in pcolls if pcoll is not None]
 
     def _config(self) -> InferenceConfig:
         handler, handling, arguments = self._model_handler, self._handling, self._inference_args
