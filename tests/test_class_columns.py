@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import xgboost
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.typehints.row_type import RowTypeConstraint
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -47,7 +48,6 @@ def check(handler, expected, labels):
 
 @pytest.mark.parametrize("target", [BINARY, CLASSES], ids=["binary", "multiclass"])
 def test_xgboost(target, tmp_path):
-    xgboost = pytest.importorskip("xgboost")
     from runinference.xgboost_inference import XGBoostModelHandlerNumpy, XGBoostModelHandlerPandas
 
     path = str(tmp_path / "model.ubj")
