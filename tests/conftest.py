@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,19 @@ def pytest_configure(config: pytest.Config) -> None:
     filters = ("page", "changed", "keyword", "markexpr", "lf")
     is_complete = config.args_source.name != "ARGS" and not any(map(config.getoption, filters))
     config.pluginmanager.register(report.Report(Path(config.rootpath), is_complete), "docs-report")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Exclude the objects of all imported packages from garbage collection while the tests run.
+
+    There are about a million, and each full collection would visit all of them.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+        session.config.add_cleanup(gc.unfreeze)
