@@ -191,7 +191,7 @@ def test_rows_may_lack_optional_columns(tmp_path):
     handler = MLflowModelHandler(path, min_batch_size=2)
     options = {"output": "found", "keep": []}
     both = handler.predict(rows, **options)
-    assert [row.found for row in both] == ["1.0 hall", "2.0 None"]
+    assert [row.found for row in both] == ["1.0 hall", "2.0 2.0"]
     assert [row.found for row in handler.predict(rows[1:], **options)] == ["2.0 2.0"]
     [frame] = handler.predict([pd.DataFrame({"x": [3.0]})], **options)
     assert frame["found"].tolist() == ["3.0 3.0"]
@@ -203,6 +203,57 @@ def test_rows_may_lack_optional_columns(tmp_path):
         RunInference(handler, columns=["kind"])
     with pytest.raises(OptionError, match="no column 'x'"):
         beam.Pipeline() | beam.Create([beam.Row(kind="hall")]) | RunInference(handler, **options)
+
+
+@pytest.mark.parametrize("kind", ["integer", "long", "float", "boolean", "string", "datetime"])
+def test_rows_share_a_batch_with_rows_that_lack_an_optional_column(kind, tmp_path):
+    columns = [ColSpec("double", "x"), ColSpec(kind, "n", required=False)]
+    path = save(
+        tmp_path / "m",
+        lambda frame: [str(dict(zip(frame, row, strict=True))) for row in frame.to_numpy(object)],
+        ModelSignature(Schema(columns), Schema([ColSpec("string")])),
+    )
+    value = {"float": 0.5, "boolean": True, "string": "s", "datetime": pd.Timestamp(0)}.get(kind, 3)
+    rows = [{"x": 1.0, "n": value}, {"x": 2.0}, {"x": 3.0, "n": None}, {"x": 4.0, "n": value}]
+    handler = MLflowModelHandler(path, min_batch_size=4)
+    alone = [handler.predict([row])[0].inference for row in rows]
+    assert alone[0] == str({"x": 1.0, "n": value})
+    # MLflow takes no missing integers, so the model gets no column.
+    assert ("n" in alone[1], "n" in alone[2]) == (False, kind not in ("integer", "long"))
+    assert [result.inference for result in handler.predict(rows)] == alone
+    assert [row.found for row in handler.predict(rows, output="found")] == alone
+    frames = [pd.DataFrame([row]) for row in rows[:2]]
+    assert [result.inference for result in handler.predict(frames)] == alone[:2]
+    with pytest.raises(ElementError, match="Element 2 of the batch has 'wide' .* column 'x'"):
+        handler.predict([*rows[:2], {"x": "wide", "n": value}], output="found")
+
+
+def test_nullable_columns_of_a_table_have_the_types_of_the_signature(tmp_path):
+    kinds = {"n": "long", "x": "float", "y": "double", "flag": "boolean"}
+    path = save(
+        tmp_path / "m",
+        lambda frame: [str([*row]) for row in frame.to_numpy(object)],
+        ModelSignature(
+            Schema([ColSpec(kind, name) for name, kind in kinds.items()]),
+            Schema([ColSpec("string")]),
+        ),
+    )
+    table = pd.DataFrame(
+        {
+            "n": pd.array([2**53 + 1, 2], "Int64"),
+            "x": pd.array([0.5, None], "Float64"),
+            "y": pd.array([1, None], "Int64"),
+            "flag": pd.array([None, True], "boolean"),
+        }
+    )
+    expected = [f"[{2**53 + 1}, 0.5, 1.0, None]", "[2, nan, nan, True]"]
+    handler = MLflowModelHandler(path)
+    for made in (table, table.convert_dtypes(dtype_backend="pyarrow"), pa.Table.from_pandas(table)):
+        [found] = handler.predict([made], output="found", keep=[])
+        assert list(map(str, found["found"].to_numpy())) == expected
+    table["n"] = pd.array([1, None], "Int64")
+    with pytest.raises(ElementError, match="column n.*missing values"):
+        handler.predict([table], output="found")
 
 
 def test_the_signature_is_read_without_loading_the_model(prices, tmp_path):

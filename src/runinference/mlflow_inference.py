@@ -11,9 +11,10 @@ from typing import Any
 from typing_extensions import Unpack
 
 from runinference.checks import check_mapping, check_path, check_sha256
+from runinference.collate.unbatch import unbatch
 from runinference.errors import ModelInputError, OptionError, suggest
 from runinference.extras import need
-from runinference.frameworks.mlflow.inputs import SignatureInput, make_input
+from runinference.frameworks.mlflow.inputs import SignatureInput, divide_by_columns, make_input
 from runinference.frameworks.mlflow.loading import (
     digest_folder,
     fetch_folder,
@@ -151,7 +152,16 @@ class MLflowModelHandler(ModelHandler[Any, PredictionResult, Any]):
             ResultMismatchError: The number of predictions isn't the number of examples.
         """
         _check_parameters(inference_args or {}, get_parameters(model))
-        return self.results_of(batch, _predict(model, batch, inference_args), self._model_uri)
+        parts = divide_by_columns(batch, model)
+        outputs = [_predict(model, examples, inference_args) for _, examples in parts]
+        if len(parts) == 1:
+            return self.results_of(batch, outputs[0], self._model_uri)
+        predictions: list[Any] = [None] * len(batch)
+        for (indices, _), output in zip(parts, outputs, strict=True):
+            found = unbatch(output, len(indices), self._list_output)
+            for index, prediction in zip(indices, found, strict=True):
+                predictions[index] = prediction
+        return self.results_of(batch, predictions, self._model_uri)
 
     def read_model_signature(self) -> ModelSignature:
         """Return the signature in the model's file ``MLmodel``. The model isn't loaded."""

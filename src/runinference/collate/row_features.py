@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ class RowFeatures(Features):
         rows: The rows; at least one.
         names: The names of the features.
         types: The types that the values of columns may have.
+        optional: The names of the columns that rows may lack, for which they have None then.
     """
 
     _row = "Element {} of the batch"
@@ -98,16 +100,25 @@ class RowFeatures(Features):
         rows: Sequence[Mapping[str, Any]],
         names: Sequence[str],
         types: Mapping[str, Sequence[type]] = {},
+        optional: Collection[str] = (),
     ) -> None:
-        super().__init__(names, types)
-        self._n_rows = len(rows)
+        may_miss = {name: (*types[name], NoneType) for name in optional if name in types}
+        super().__init__(names, {**types, **may_miss})
+        self.optional = optional
+        self._rows = rows
+        if optional:
+            rows = [{**dict.fromkeys(optional), **row} for row in rows]
         self._columns = {
             name: self._make_column(name, values)
             for name, values in read_columns(rows, names).items()
         }
 
     def __len__(self) -> int:
-        return self._n_rows
+        return len(self._rows)
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return the values of each row by name, without the optional columns that it lacks."""
+        return [{name: row[name] for name in self.names if name in row} for row in self._rows]
 
     def values(self, name: str) -> list[Any]:
         return list(self._columns[name].values)

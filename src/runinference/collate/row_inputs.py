@@ -15,15 +15,14 @@ class RowInput(ABC):
     """The form in which a handler takes the features of a batch.
 
     Attributes:
-        is_table: Whether the handler takes all rows as one batch, with one unsplit result. If not, it takes a list
-            of examples.
+        is_table: Whether the handler takes tables, and not always a list of examples.
     """
 
     is_table = True
 
     @abstractmethod
     def collate(self, features: Features, model: Any) -> Any:
-        """Return the features of a batch in the form for ``run_inference``.
+        """Return the features of a batch in the form for ``run_inference``: a table, or a list of examples.
 
         Args:
             features: The columns.

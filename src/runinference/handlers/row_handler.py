@@ -103,8 +103,9 @@ class RowModelHandler(DelegatingHandler):
         self.feature_types = {
             name: features[feature] for name, feature in by_column.items() if feature in features
         }
-        if signature.features is None and len(signature.types) == len(self.columns):
-            self.feature_types = dict(zip(self.columns, signature.types, strict=True))
+        types = [*signature.types] * (len(self.columns) if len(signature.types) == 1 else 1)
+        if signature.features is None and len(types) == len(self.columns):
+            self.feature_types = dict(zip(self.columns, types, strict=True))
         self.optional = frozenset(signature.optional if options.columns is None else ())
         self._types: Mapping[str, Sequence[type]] = {
             name: FEATURE_TYPES[kind]
@@ -198,11 +199,9 @@ class RowModelHandler(DelegatingHandler):
         return self._make_rows(kept, output)
 
     def _read_features(self, rows: Sequence[_Row]) -> RowFeatures:
-        if not self.optional:
-            return RowFeatures(rows, self.columns, self._types)
-        names = self._select_columns({name for row in rows for name in row})
-        filled = [{**dict.fromkeys(self.optional), **row} for row in rows]
-        return RowFeatures(filled, names, self._select_types(names))
+        found = {name for row in rows for name in row} if self.optional else ()
+        names = self._select_columns(found)
+        return RowFeatures(rows, names, self._types, self.optional)
 
     def _select_types(self, names: Sequence[str]) -> Mapping[str, Sequence[type]]:
         return {name: self._types[name] for name in names if name in self._types}
@@ -246,7 +245,7 @@ class RowModelHandler(DelegatingHandler):
         if self._class_columns is not None:
             found = self._unkeyed.predict_classes(batch, model, args)
             return {self.output[0].name: found.labels, **self._class_columns.select(found)}
-        if not self._row_input_of_model.is_table:
+        if isinstance(batch, list):
             results = call_model(self._unkeyed, batch, model, args)
             return [*map(get_inference, unbatch_results(results, n_rows, self._list_output))]
         handler = self._unkeyed.with_no_batching(whole_results=True)

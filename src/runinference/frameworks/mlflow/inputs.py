@@ -11,7 +11,7 @@ from runinference.collate.exact import cast
 from runinference.collate.frames import is_dataframe
 from runinference.collate.named_inputs import InputSpec, bind_inputs, stack_columns
 from runinference.collate.records import is_record, read_rows, records_to_frame
-from runinference.collate.row_features import Features, FrameFeatures
+from runinference.collate.row_features import Features, FrameFeatures, RowFeatures
 from runinference.collate.row_inputs import FrameInput, NamedInput, RowInput
 from runinference.collate.stack import reject_keyed_examples
 from runinference.collate.tables import (
@@ -28,11 +28,38 @@ _NAMED_INPUT = NamedInput(lambda model: {spec.name: spec for spec in get_tensors
 
 
 class SignatureInput(RowInput):
-    """A DataFrame, or arrays if the signature of the model has tensors."""
+    """A DataFrame, arrays if the signature has tensors, or dictionaries of rows if it has optional columns."""
 
     def collate(self, features: Features, model: Any) -> Any:
+        if isinstance(features, RowFeatures) and features.optional:
+            return features.examples()
         row_input = _NAMED_INPUT if get_tensors(model) else FrameInput()
         return row_input.collate(features, model)
+
+
+def divide_by_columns(batch: Any, model: Any) -> list[tuple[list[int], Any]]:
+    """Divide a batch into examples with the same optional columns, which can share a call of the model.
+
+    A model takes no missing integers, so an optional integer that is missing is left out.
+
+    Returns:
+        The indices and the examples of each part. A batch that isn't divided has no indices.
+    """
+    optional = {spec.name: spec for spec in get_columns(model) or () if not spec.required}
+    if not optional or not isinstance(batch, (list, tuple)):
+        return [([], batch)]
+    integers = [name for name, spec in optional.items() if _is_integer(spec.dtype)]
+    parts: dict[frozenset[str], tuple[list[int], list[Any]]] = {}
+    for index, example in enumerate(batch):
+        if is_record(example):
+            [example] = read_rows([example])
+            if missing := [name for name in integers if _is_missing(example.get(name, 0))]:
+                example = {name: example[name] for name in example if name not in missing}
+        names = example.keys() if hasattr(example, "keys") else ()
+        indices, examples = parts.setdefault(frozenset(optional.keys() & {*names}), ([], []))
+        indices.append(index)
+        examples.append(example)
+    return [*parts.values()]
 
 
 def make_input(batch: Any, model: Any) -> Any:
@@ -128,6 +155,9 @@ def _convert_columns(frame: Any, columns: Sequence[InputSpec]) -> Any:
         if spec.name not in frame.columns:
             continue
         column = frame[spec.name]
+        if not isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":  # nullable
+            values = FrameFeatures(frame, [spec.name]).array(spec.name)
+            column = changed[spec.name] = type(column)(values, index=frame.index)
         if column.dtype == np.float64 and column.isna().all() and not _is_number(spec.dtype):
             changed[spec.name] = column.astype(object).where(column.notna(), None)
         elif _needs_cast(column.dtype, spec.dtype):
@@ -140,6 +170,15 @@ def _convert_columns(frame: Any, columns: Sequence[InputSpec]) -> Any:
 def _needs_cast(found: Any, dtype: Any) -> bool:
     is_possible = _is_number(found) and _is_number(dtype) and np.can_cast(found, dtype, "same_kind")
     return is_possible and found != dtype
+
+
+def _is_integer(dtype: Any) -> bool:
+    return _is_number(dtype) and dtype.kind != "f"
+
+
+def _is_missing(value: Any) -> bool:
+    pandas = need("pandas", extra="mlflow")
+    return np.ndim(value) == 0 and bool(pandas.isna(value))
 
 
 def _is_number(dtype: Any) -> bool:
