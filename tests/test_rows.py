@@ -48,9 +48,10 @@ def check(handler, expected, kind, **options):
     misspelled = RowTypeConstraint.from_fields([("A", float), ("b", int)])
     with pytest.raises(OptionError, match="no column 'a'.*Did you mean 'A'"):
         output_type(handler, misspelled, **options)
-    if not options:
+    if kind is not Any:  # the model declares types
         with pytest.raises(OptionError, match="'a' has the type str"):
-            output_type(handler, text)
+            output_type(handler, text, **options)
+    if not options:
         with pytest.raises(OptionError, match="no feature 'c'"):
             output_type(handler, columns=["a", "c"])
     bad = [*rows(), {**rows()[0], "b": "x"}]
@@ -222,6 +223,27 @@ def test_models_without_names_of_features_take_no_texts_as_numbers(framework, tm
     assert isinstance(row.p, float)
 
 
+@pytest.mark.parametrize("size", [2, None])
+def test_an_array_of_integers_takes_no_floats_and_no_missing_values(size, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx_models import make_model, make_value, write_model
+    from runinference.onnx_inference import OnnxModelHandlerNumpy
+
+    values = [make_value(name, ["n", size], onnx.TensorProto.INT64) for name in ("x", "y")]
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    path = write_model(tmp_path / "same.onnx", make_model([node], values[:1], values[1:]))
+    handler, columns = OnnxModelHandlerNumpy(path, min_batch_size=2), ["a", "b"]
+    found = handler.predict([{"a": 2**53 + 1, "b": True}], columns=columns, output="p")
+    assert found[0].p == [2**53 + 1, 1]
+    for value in (None, 1.0, "1"):
+        with pytest.raises(ElementError, match=f"1 .* has {value!r} .* 'b', .* integer or bool"):
+            handler.predict([{"a": 1, "b": 1}, {"a": 1, "b": value}], columns=columns)
+    with pytest.raises(OptionError, match="'a' has the type float, .* takes integers"):
+        output_type(handler, columns=columns)
+    vectors = handler.predict([{"v": [3, 4]}, {"v": np.array([1, 2])}], columns="v", output="p")
+    assert [row.p for row in vectors] == [[3, 4], [1, 2]]
+
+
 def test_an_input_of_integers_takes_no_floats_and_no_missing_values(tmp_path):
     onnx = pytest.importorskip("onnx")
     from onnx_models import make_model, make_value, write_model
@@ -285,6 +307,20 @@ def test_pytorch(tmp_path):
         integers = pipeline | beam.Create([beam.Row(a=1, b=2)]).with_output_types(typed)
         found = integers | RunInference(handler, columns=["a", "b"], output="p", keep=[])
         assert_that(found | beam.Map(lambda row: row.p), equal_to([[3.0]]))
+    for whole in ({"a": 1, "b": 2}, {"a": True, "b": False}):
+        for elements in ([whole], [pd.DataFrame([whole])], [pa.Table.from_pylist([whole])]):
+            with pytest.raises(ElementError, match=r"columns to floats .* with_output_types\.$"):
+                handler.predict(elements, columns=["a", "b"])
+
+    torch.save(torch.nn.Embedding(3, 2).state_dict(), tmp_path / "embedding.pt")
+    embedding = PytorchModelHandlerTensor(
+        str(tmp_path / "embedding.pt"),
+        torch.nn.Embedding,
+        {"num_embeddings": 3, "embedding_dim": 2},
+    )
+    assert len(embedding.predict([{"a": 2}], columns="a")) == 1
+    with pytest.raises(ElementError, match="In rows, convert the columns to integers before"):
+        embedding.predict([{"a": 2.0}], columns="a")
 
     bilinear = torch.nn.Bilinear(1, 1, 1, bias=False)
     torch.nn.init.ones_(bilinear.weight)

@@ -25,7 +25,8 @@ class ModelSignature:
         features: The type of each feature by its name, in order: ``float`` for any number, ``int`` for integers,
             ``bool`` for bools, ``str`` for text, ``Any`` if it is unknown. None if the model doesn't name its
             features.
-        types: The types of the features in order, if the model doesn't name them, and they are known.
+        types: The types of the features in order, if the model doesn't name them, and they are known; a single one
+            is the type of all.
         optional: The names of the features that rows may lack.
         n_features: The number of features; None if it is unknown.
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
@@ -59,7 +60,9 @@ def make_signature(inputs: Sequence[InputSpec], output: InputSpec | None) -> Mod
     if len(required) == 1:
         sizes = required[0].shape
         n_features = sizes[1] if len(sizes) == 2 and isinstance(sizes[1], int) else None
-        return ModelSignature(n_features=n_features, output=output_type)
+        kind = get_value_type(required[0]._replace(shape=sizes[:1]))
+        types = [kind] if len(sizes) == 2 and kind in (bool, int, float) else []
+        return ModelSignature(types=types, n_features=n_features, output=output_type)
     features = {spec.name: _get_feature_type(spec) for spec in required}
     return ModelSignature(features=features or None, output=output_type)
 

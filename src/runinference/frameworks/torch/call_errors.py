@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ _DTYPE = re.compile(
     r"same dtype|share same datatype|scalar type|should be the same|does not match weight dtype"
     r"|not implemented for '|expected .* dtype|cannot be cast|Float did not match"
 )
+_INTEGERS = re.compile(r"scalar types?:? Long")
 #: Messages of PyTorch about a wrong shape, or about an index that is too large.
 _SHAPE = re.compile(
     r"shapes cannot be multiplied|size mismatch|must match|must be equal to input_size|[Ee]xpected \d-?D"
@@ -80,8 +81,7 @@ def _find_wrong_name(
 def _find_wrong_tensor(model: Any, error: Exception, tensors: BatchTensors) -> str | None:
     message = _get_cause(error)
     if _DTYPE.search(message):
-        dtype = next((p.dtype for p in _get_weights(model) if p.is_floating_point()), None)
-        hint = f"convert the elements with with_preprocess_fn, for example lambda x: x.to({dtype or 'dtype'})"
+        hint = _suggest_dtype(model, message, [*tensors.args, *tensors.kwargs.values()])
     elif _SHAPE.search(message):
         hint = "reshape, resize or index the elements as the model expects, with with_preprocess_fn"
     else:
@@ -92,6 +92,21 @@ def _find_wrong_tensor(model: Any, error: Exception, tensors: BatchTensors) -> s
         for name, tensor in parts
     )
     return f"The model does not accept elements of {found} ({message}). To fix this, {hint}."
+
+
+def _suggest_dtype(model: Any, message: str, tensors: Sequence[Any]) -> str:
+    dtypes = {tensor.dtype for tensor in tensors}
+    dtype = next((p.dtype for p in _get_weights(model) if p.is_floating_point()), None)
+    rows = ""
+    if _INTEGERS.search(message) and all(each.is_floating_point for each in dtypes):
+        dtype, rows = torch.int64, ". In rows, convert the columns to integers before RunInference"
+    elif not all(each.is_floating_point for each in dtypes):
+        rows = (
+            ". In rows, convert the columns to floats before RunInference, or declare them as float with "
+            "with_output_types"
+        )
+    example = f"for example lambda x: x.to({dtype or 'dtype'})"
+    return f"convert the elements with with_preprocess_fn, {example}{rows}"
 
 
 def _get_cause(error: Exception) -> str:
