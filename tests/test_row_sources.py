@@ -166,6 +166,10 @@ def test_columns_that_bigquery_has_no_type_for_are_an_error():
         row_type = RowTypeConstraint.from_fields([("x", kind)])
         with pytest.raises(OptionError, match=r"no type for the column 'x'.*output=\{'x': float\}"):
             bigquery_schema(row_type)
+    for kind in (list[int] | None, beam.typehints.Optional[list[str]]):
+        row_type = RowTypeConstraint.from_fields([("x", kind)])
+        with pytest.raises(OptionError, match="'x' can be None or an array.* with an empty list"):
+            bigquery_schema(row_type)
     with pytest.raises(OptionError, match="has no schema"):
         bigquery_schema(beam.Pipeline() | beam.Create([{"a": 1}]))
 

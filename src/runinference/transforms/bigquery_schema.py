@@ -52,7 +52,7 @@ def bigquery_schema(rows: beam.PCollection | type) -> dict[str, Any]:
         A dictionary with the list ``fields``, as in the JSON form of a schema.
 
     Raises:
-        OptionError: There is no schema, or BigQuery has no type for a column.
+        OptionError: There is no schema, BigQuery has no type for a column, or a sequence can be None.
     """
     row_type = rows.element_type if isinstance(rows, beam.PCollection) else rows
     fields = get_fields(row_type)
@@ -73,6 +73,11 @@ def _make_field(name: str, kind: Any, mode: str) -> dict[str, Any]:
     if (fields := get_fields(kind)) is not None:
         nested = [_make_field(*field, "REQUIRED") for field in fields.items()]
         return {"name": name, "type": "RECORD", "mode": mode, "fields": nested}
+    if mode == "NULLABLE" and item is not None:
+        raise OptionError(
+            f"The column {name!r} can be None or an array, and arrays of BigQuery can't be NULL. To fix this, "
+            "replace None with an empty list before WriteToBigQuery, and declare the type without None."
+        )
     found = _TYPES.get(kind)
     if isinstance(kind, type) and issubclass(kind, np.generic):
         found = _NUMPY_KINDS.get(np.dtype(kind).kind)
