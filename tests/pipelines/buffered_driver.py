@@ -10,7 +10,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from runinference.transforms.buffered_dofn import BufferedInferDoFn
 from runinference.transforms.shard_key import AssignShardKey
 
-_STATES = ("buffer", "totals", "buffered_side_inputs", "max_wait")
+_STATES = ("buffer", "totals", "buffered_side_inputs")
 
 
 class BufferedDriver:
@@ -50,7 +50,12 @@ class BufferedDriver:
         for (_, window), cells in self._cells.items():
             if cells[timer].read() is not None:
                 cells[timer].clear()
-                yield from self._do_fn.flush(window, **{name: cells[name] for name in _STATES})
+                states = {name: cells[name] for name in _STATES}
+                if timer == "max_wait":
+                    yield from self._do_fn.flush(window, **states)
+                else:
+                    max_wait = cells["max_wait"]
+                    yield from self._do_fn.flush_early(window, **states, max_wait=max_wait)
 
     def n_timers(self, timer: str) -> int:
         """Return for how many keys and windows a timer is set."""

@@ -126,7 +126,7 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         if isinstance(element, ElementWithWindow):
             element, own_window, side_inputs = element
         origin = WindowedValue(element, origin.timestamp, (own_window or window,))
-        flush = partial(self.flush, window, buffer, totals, buffered_side_inputs, max_wait)
+        flush = partial(self.flush_early, window, buffer, totals, buffered_side_inputs, max_wait)
         before = Totals(*read) if (read := totals.read()) else None
         try:
             if own_window is None:
@@ -161,15 +161,27 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         if self._is_full(version, after):
             yield from flush()
 
-    @userstate.on_timer(MAX_WAIT)  # type: ignore[untyped-decorator]
     @userstate.on_timer(WINDOW_END)  # type: ignore[untyped-decorator]
-    def flush(
+    def flush_early(
         self,
         window: Any = beam.DoFn.WindowParam,
         buffer: Any = beam.DoFn.StateParam(BUFFER),
         totals: Any = beam.DoFn.StateParam(TOTALS),
         buffered_side_inputs: Any = beam.DoFn.StateParam(SIDE_INPUTS),
         max_wait: Any = beam.DoFn.TimerParam(MAX_WAIT),
+    ) -> Iterator[Any]:
+        """Run all buffered elements before they have waited as long as they may."""
+        # Not in the callback of this timer: Beam's Prism would then fire it without end.
+        max_wait.clear()
+        yield from self.flush(window, buffer, totals, buffered_side_inputs)
+
+    @userstate.on_timer(MAX_WAIT)  # type: ignore[untyped-decorator]
+    def flush(
+        self,
+        window: Any = beam.DoFn.WindowParam,
+        buffer: Any = beam.DoFn.StateParam(BUFFER),
+        totals: Any = beam.DoFn.StateParam(TOTALS),
+        buffered_side_inputs: Any = beam.DoFn.StateParam(SIDE_INPUTS),
     ) -> Iterator[Any]:
         """Run all buffered elements, in batches under the policy of their model."""
         engine, arrived = self._engine, 0
@@ -178,7 +190,6 @@ class BufferedInferDoFn(beam.DoFn):  # type: ignore[misc]
         buffer.clear()
         totals.clear()
         buffered_side_inputs.clear()
-        max_wait.clear()
         batches = BundleBatches(engine, lambda: arrived, self._groups)
         for element, micros, arrived, own_window in elements:  # noqa: B007 - read by the lambda
             origin = WindowedValue(element, Timestamp(micros=micros), (own_window or window,))
