@@ -26,13 +26,14 @@ LAYERS = [
 ]
 FACADE = {f"runinference{name}" for name in ("", ".base", ".utils", ".ml_transform", ".yaml")}
 SHARED = {
-    f"runinference.{name}" for name in ("errors", "checks", "results", "extras", "model_file")
+    f"runinference.{name}"
+    for name in ("errors", "checks", "results", "extras", "download", "model_file")
 }
 #: What the boxes of the diagram contain, for packages that are not folders.
 CONTENTS = {
     "facade": "runinference, base, utils, ml_transform, yaml",
     "public handlers": "*_inference",
-    "shared modules": "errors, checks, results, extras, model_file",
+    "shared modules": "errors, checks, results, extras, download, model_file",
 }
 
 

@@ -59,7 +59,17 @@ def test_no_modules_import_each_other():
 def test_the_top_level_contains_only_public_modules():
     top_level = sorted(path.stem for path in SOURCES.glob("*.py"))
     assert len(top_level) <= 22
-    allowed = {"__init__", "base", "utils", "errors", "checks", "results", "extras", "model_file"}
+    allowed = {
+        "__init__",
+        "base",
+        "utils",
+        "errors",
+        "checks",
+        "results",
+        "extras",
+        "download",
+        "model_file",
+    }
     allowed |= {"ml_transform", "yaml"}
     assert [name for name in top_level if not name.endswith("_inference")] == sorted(allowed)
 

@@ -7,14 +7,16 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, cast
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
-from runinference.errors import ModelLoadError, ModelNotFoundError
+from runinference.download import download_file
+from runinference.errors import ModelLoadError, ModelNotFoundError, describe
 
 
 def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
@@ -39,16 +41,59 @@ def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
             f"No file system is known for {path!r} ({option}): {error}. To fix this, install the Beam extra for "
             'it, for example pip install "apache-beam[gcp]" for gs://.'
         ) from error
+    file = _open_local(path, option) if is_local(path) else _open_remote(path, option)
+    return file if sha256 is None else _verified_copy(file, path, sha256)
+
+
+def get_file_system_options() -> PipelineOptions:
+    """Return the pipeline options that Beam's file systems use in this process, such as ``--s3_endpoint_url``.
+
+    Set them to the defaults if there are none, as Beam does when a pipeline is created: the file system of S3
+    can't be used without options.
+    """
+    # Beam 2.77 has no public way to read them.
+    if FileSystems._pipeline_options is None:
+        FileSystems.set_options(PipelineOptions([]))
+    return FileSystems._pipeline_options
+
+
+def is_local(path: str) -> bool:
+    """Return whether a path has no scheme, so that it is on a disk of this machine."""
+    return FileSystems.get_scheme(path) is None
+
+
+def _open_local(path: str, option: str) -> BinaryIO:
     try:
-        file: BinaryIO = FileSystems.open(path)
+        return cast(BinaryIO, FileSystems.open(path))
     except (OSError, BeamIOError) as error:
         if isinstance(error, FileNotFoundError) or not exists(path):
-            raise ModelNotFoundError(
-                f"There is no file {path!r} ({option}).{_suggest_neighbor(path)} Workers read this path: on a "
-                "distributed runner it must be on storage that they can all reach."
-            ) from error
+            raise _not_found_error(path, option) from error
         raise ModelLoadError(f"The file {path!r} ({option}) cannot be read: {error}.") from error
-    return file if sha256 is None else _verified_copy(file, path, sha256)
+
+
+def _open_remote(path: str, option: str) -> BinaryIO:
+    """Open a private, complete copy of a file, because a file that is read in parts may be replaced meanwhile."""
+    get_file_system_options()
+    try:
+        found = FileSystems.exists(path)
+    except Exception as error:  # what a client raises depends on the file system
+        raise ModelLoadError(
+            f"The file {path!r} ({option}) cannot be read: {describe(error, 300)}. To fix this, check that the "
+            "file exists, that the workers have credentials that may read it, and that the Beam extra for it is "
+            'installed, for example "apache-beam[aws]" for s3://.'
+        ) from error
+    if not found:
+        raise _not_found_error(path, option)
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        local = download_file(path, folder)
+        return cast(BinaryIO, FileSystems.open(local))  # decompressed, according to its suffix
+
+
+def _not_found_error(path: str, option: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"There is no file {path!r} ({option}).{_suggest_neighbor(path)} Workers read this path: on a "
+        "distributed runner it must be on storage that they can all reach."
+    )
 
 
 def read_model(path: str, option: str) -> bytes:
@@ -79,40 +124,25 @@ def _verified_copy(file: BinaryIO, path: str, sha256: str) -> BinaryIO:
 
 
 @contextmanager
-def local_file(path: str, option: str, suffix: str) -> Iterator[str]:
-    """Yield ``path`` if it is local and has the suffix, or else the path of a temporary, decompressed copy."""
-    if path.endswith(suffix) and os.path.isfile(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="model-") as folder:
-        local = os.path.join(folder, f"model{suffix}")
-        with open_model(path, option) as source, open(local, "wb") as copy:
-            shutil.copyfileobj(source, copy)
-        yield local
+def local_file(path: str, option: str, detect_suffix: Callable[[BinaryIO], str]) -> Iterator[str]:
+    """Yield ``path`` if it is local and has the suffix, or else the path of a temporary, decompressed copy.
 
-
-def download_folder(path: str) -> str:
-    """Copy a folder from any file system that Beam reads to a new temporary folder, and return its path."""
-    target = tempfile.mkdtemp(prefix="model-")
-    try:
-        _copy_files(path.rstrip("/"), target)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
-    return target
-
-
-def _copy_files(root: str, target: str) -> None:
-    [match] = FileSystems.match([FileSystems.join(root, "**")])
-    for metadata in match.metadata_list:
-        relative = metadata.path[len(root) :].lstrip("/")
-        if relative.endswith("/"):  # a placeholder for an empty folder
-            continue
-        local = os.path.join(target, *(part for part in relative.split("/") if part != ".."))
-        os.makedirs(os.path.dirname(local), exist_ok=True)
-        source = FileSystems.open(metadata.path, compression_type=CompressionTypes.UNCOMPRESSED)
-        with source, open(local, "wb") as copy:
-            shutil.copyfileobj(source, copy)
+    Args:
+        path: A path on any file system that Beam reads.
+        option: The name of the parameter that holds the path, for error messages.
+        detect_suffix: A function that returns the suffix that the file must have, from its content.
+    """
+    with open_model(path, option) as source:
+        suffix = detect_suffix(source)
+        if path.endswith(suffix) and os.path.isfile(path):
+            yield path
+            return
+        source.seek(0)
+        with tempfile.TemporaryDirectory(prefix="model-") as folder:
+            local = os.path.join(folder, f"model{suffix}")
+            with open(local, "wb") as copy:
+                shutil.copyfileobj(source, copy)
+            yield local
 
 
 def file_bytes(path: str) -> int:

@@ -17,9 +17,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from apache_beam.internal import pickler
+from apache_beam.io.filesystems import FileSystems
 
 from runinference.errors import ChildDiedError
 from runinference.handlers.compute_turn import compute_turn
+from runinference.model_file import get_file_system_options
 from runinference.serving.ipc import dumps, dumps_outcome, loads
 from runinference.serving.placement import InProcessModel, Model, ModelGoneError
 from runinference.serving.routing import ModelVersion
@@ -61,7 +63,10 @@ class SubprocessModel:
         on_start(self)
         try:
             self.n_bytes = int(
-                self._ask(pickler.dumps(version.handler), "while it loaded the model")
+                self._ask(
+                    pickler.dumps((version.handler, get_file_system_options())),
+                    "while it loaded the model",
+                )
             )
         except BaseException:
             self.close()
@@ -140,7 +145,8 @@ def serve() -> None:
 
     def load() -> int:
         nonlocal handler, model
-        handler = pickler.loads(connection.recv_bytes())
+        handler, options = pickler.loads(connection.recv_bytes())
+        FileSystems.set_options(options)
         model = InProcessModel(handler)
         return model.n_bytes
 

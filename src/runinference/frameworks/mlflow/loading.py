@@ -11,9 +11,10 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from runinference.download import download_folder
 from runinference.errors import ModelLoadError, ModelNotFoundError, describe
 from runinference.extras import need
-from runinference.model_file import download_folder, read_model
+from runinference.model_file import read_model
 
 #: How the URIs begin that only MLflow resolves.
 _MLFLOW_URIS = ("models:/", "runs:/", "mlflow-artifacts:/")

@@ -7,20 +7,18 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from runinference.errors import ModelLoadError
 from runinference.extras import need
 from runinference.frameworks.tensorflow.errors import cannot_load
-from runinference.model_file import local_file, open_model
 
 _ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 
-def detect_suffix(path: str, option: str, weights: bool = False) -> str:
+def detect_suffix(file: BinaryIO, path: str, option: str, weights: bool = False) -> str:
     """Return the suffix that Keras expects for the format of a file: .keras, .h5 or .weights.h5."""
-    with open_model(path, option) as file:
-        start = file.read(8)
+    start = file.read(8)
     if start.startswith(_ZIP):
         return ".keras"
     if start != _HDF5:
@@ -31,8 +29,7 @@ def detect_suffix(path: str, option: str, weights: bool = False) -> str:
         )
     if not weights:
         return ".h5"
-    with local_file(path, option, ".h5") as local:
-        names = _read_hdf5(local, path, option, lambda file: {*file.attrs, *file})
+    names = _read_hdf5(file, path, option, lambda file: {*file.attrs, *file})
     return ".h5" if names & {"layer_names", "model_weights"} else ".weights.h5"  # .h5 for Keras 2
 
 
@@ -92,9 +89,9 @@ def _list_names(code: str) -> str:
     return ", ".join(repr(word.decode()) for word in words[:12]) or "nothing by name"
 
 
-def _read_hdf5(local: str, path: str, option: str, read: Callable[[Any], Any]) -> Any:
+def _read_hdf5(source: str | BinaryIO, path: str, option: str, read: Callable[[Any], Any]) -> Any:
     try:
-        with need("h5py", extra="tensorflow").File(local, "r") as file:
+        with need("h5py", extra="tensorflow").File(source, "r") as file:
             return read(file)
     except OSError as error:
         raise cannot_load(path, error, option=option) from error

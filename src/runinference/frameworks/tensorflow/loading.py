@@ -6,10 +6,12 @@ import os
 import shutil
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
+from runinference.download import download_folder
 from runinference.errors import ModelLoadError, OptionError
 from runinference.extras import need
 from runinference.frameworks.tensorflow.errors import cannot_load, summarize
@@ -18,7 +20,7 @@ from runinference.frameworks.tensorflow.keras_file import (
     read_metadata,
     reject_bytecode,
 )
-from runinference.model_file import download_folder, exists, local_file
+from runinference.model_file import exists, local_file
 
 tf = need("tensorflow", extra="tensorflow")
 
@@ -39,7 +41,8 @@ def load_keras_or_saved_model(path: str, load_model_args: Mapping[str, Any]) -> 
         )
     if os.path.isdir(path):
         raise _not_a_saved_model(path)
-    with local_file(path, "model_uri", detect_suffix(path, "model_uri")) as local:
+    detect = partial(detect_suffix, path=path, option="model_uri")
+    with local_file(path, "model_uri", detect) as local:
         metadata = read_metadata(local, path)
         if load_model_args.get("safe_mode", True):
             reject_bytecode(path, metadata["config"])
@@ -61,7 +64,8 @@ def load_weights(model: Any, path: str, option: str) -> Any:
             f"{path!r} ({option}) is a TensorFlow checkpoint, which Keras 3 does not read. Load it with the "
             "version that wrote it, and save it with model.save_weights('model.weights.h5')."
         )
-    with local_file(path, option, detect_suffix(path, option, weights=True)) as local:
+    detect = partial(detect_suffix, path=path, option=option, weights=True)
+    with local_file(path, option, detect) as local:
         try:
             model.load_weights(local)
         except Exception as error:
