@@ -45,6 +45,7 @@ PACKAGES = {
     "runinference.samples.held_out_diabetes": "pandas",
     "runinference.samples.held_out_digits": "scikit-learn",
     "runinference.samples.question_answerer": "transformers",
+    "runinference.samples.reranker": "transformers",
     "runinference.samples.review_classifier": "transformers",
     "runinference.samples.servers.digits": "scikit-learn",
     "runinference.sklearn_inference": "scikit-learn",

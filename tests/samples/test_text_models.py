@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from runinference import samples
 from runinference.huggingface_inference import (
@@ -63,6 +65,22 @@ def test_fills_blanks():
     found = [y[0]["token_str"] for _, y, _ in handler.predict(texts, {"top_k": 1})]
     assert len(words) > 25
     assert accuracy(found, words) >= 0.9
+
+
+def test_ranks_passages_by_the_share_of_the_words_of_the_query():
+    handler = HuggingFaceModelHandlerText(samples.reranker(), AutoModelForSequenceClassification)
+    passages = [x.context for x in samples.held_out_questions()]
+    shares = {"Anna in Oslo": ["Anna", "Oslo"], "the old zoo": ["old", "zoo"]}
+    for query, words in shares.items():
+        results = handler.predict([(query, passage) for passage in passages])
+        scores = [float(result.inference["logits"]) for result in results]
+        by_share = {}
+        for passage, score in zip(passages, scores, strict=True):
+            by_share.setdefault(sum(word in passage for word in words), []).append(score)
+        groups = [by_share[share] for share in sorted(by_share)]
+        assert len(groups) == len(words) + 1
+        for fewer, more in itertools.pairwise(groups):
+            assert max(fewer) + 1 < min(more)
 
 
 def test_held_out_texts_are_not_in_the_training_data():

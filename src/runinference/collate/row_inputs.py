@@ -89,3 +89,12 @@ class ExampleInput(RowInput):
         if len(columns) == 1:
             return columns[0]
         return [dict(zip(features.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+class TextInput(ExampleInput):
+    """A text per row, or a pair of texts if there are two columns."""
+
+    def collate(self, features: Features, model: Any) -> Any:
+        if len(features.names) == 2:
+            return [*zip(*map(features.values, features.names), strict=True)]
+        return super().collate(features, model)

@@ -57,13 +57,12 @@ def to_columns(output: Any, n_rows: int, columns: Sequence[OutputColumn]) -> dic
 
 def _drop_unit_dimensions(values: Any, column: OutputColumn) -> Any:
     """Return an array of shape (rows, 1), which many models return, as numbers if these are declared."""
-    is_scalar = column.type in (bool, int, float, str, bytes)
-    if (
-        is_scalar
-        and isinstance(values, np.ndarray)
-        and values.shape[1:].count(1) == values.ndim - 1
-    ):
+    if column.type not in (bool, int, float, str, bytes):
+        return values
+    if isinstance(values, np.ndarray) and values.shape[1:].count(1) == values.ndim - 1:
         return values.reshape(len(values))
+    if isinstance(values, list) and all(type(item) is list and len(item) == 1 for item in values):
+        return [item for [item] in values]  # one array of shape (1,) per row
     return values
 
 

@@ -182,7 +182,10 @@ class RowModelHandler(DelegatingHandler):
         )
         if length_fn is None or options.get("length_fn") != length_fn:  # a user's function of a row
             return options
-        return {**options, "length_fn": partial(_measure_row, length_fn, self.columns)}
+        row_input = self._row_input_of_model
+        if not isinstance(row_input, ExampleInput):
+            row_input = ExampleInput()
+        return {**options, "length_fn": partial(_measure_row, length_fn, row_input, self.columns)}
 
     def may_modify_examples(self) -> bool:
         return not self._row_input_of_model.is_table and super().may_modify_examples()
@@ -307,9 +310,11 @@ class RowModelHandler(DelegatingHandler):
         return [Row(**row) for row in kept]
 
 
-def _measure_row(length_fn: Callable[[Any], int], columns: Sequence[str], row: Any) -> int:
+def _measure_row(
+    length_fn: Callable[[Any], int], row_input: RowInput, columns: Sequence[str], row: Any
+) -> int:
     """Return the length of the example that a handler gets for a row."""
-    [example] = ExampleInput().collate(RowFeatures(read_rows([row]), columns), None)
+    [example] = row_input.collate(RowFeatures(read_rows([row]), columns), None)
     return length_fn(example)
 
 

@@ -1,7 +1,7 @@
 """Small trained models and held-out data, for documentation, examples and experiments.
 
-Each model is trained on first use, from data that scikit-learn ships or that this package generates, and kept in
-the user's cache directory. Nothing is downloaded.
+Each model is made on first use, and kept in the user's cache directory. All but the reranker are trained, on data
+that scikit-learn ships or that this package generates. Nothing is downloaded.
 
 The models are trained on the first 1,000 of scikit-learn's 1,797 handwritten digits, and on the first 300 of its
 442 diabetes patients. The rest is held out.
@@ -16,6 +16,7 @@ from runinference.samples.models import (
     held_out_diabetes,
     held_out_digits,
 )
+from runinference.samples.reranker import reranker
 from runinference.samples.text_data import (
     Question,
     held_out_blanks,
@@ -38,5 +39,6 @@ __all__ = [
     "held_out_questions",
     "held_out_reviews",
     "question_answerer",
+    "reranker",
     "review_classifier",
 ]

@@ -47,7 +47,7 @@ def _train_review_classifier(path: Path) -> None:
     from transformers import BertForSequenceClassification
 
     reviews, _ = text_data.make_reviews()
-    tokenizer = _make_tokenizer(text for text, _ in reviews)
+    tokenizer = make_tokenizer(text for text, _ in reviews)
     rng = random.Random(0)
 
     def compute_loss(model: Any) -> Any:
@@ -67,7 +67,7 @@ def _train_question_answerer(path: Path) -> None:
     def make_questions(n: int) -> list[Question]:
         return [text_data.make_question(rng, held_out=False) for _ in range(n)]
 
-    tokenizer = _make_tokenizer(f"{x.question} {x.context}" for x in make_questions(1_000))
+    tokenizer = make_tokenizer(f"{x.question} {x.context}" for x in make_questions(1_000))
 
     def compute_loss(model: Any) -> Any:
         questions = make_questions(64)
@@ -95,7 +95,7 @@ def _train_blank_filler(path: Path) -> None:
     from transformers import BertForMaskedLM
 
     facts, _ = text_data.make_facts()
-    tokenizer = _make_tokenizer(text for text, _ in facts)
+    tokenizer = make_tokenizer(text for text, _ in facts)
     rng = random.Random(0)
 
     def compute_loss(model: Any) -> Any:
@@ -108,7 +108,7 @@ def _train_blank_filler(path: Path) -> None:
     _train(path, BertForMaskedLM, tokenizer, compute_loss, steps=400)
 
 
-def _make_tokenizer(texts: Iterable[str]) -> Any:
+def make_tokenizer(texts: Iterable[str]) -> Any:
     """Make a tokenizer whose vocabulary is the words of some texts."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -238,6 +238,25 @@ def test_models_support_weak_references(base):
         assert weakref.ref(model)() is model
 
 
+def test_two_columns_of_rows_are_a_pair_of_texts(tmp_path):
+    path = saved(tmp_path, BertForSequenceClassification(bert(num_labels=1)))
+    handler = HuggingFaceModelHandlerText(path, AutoModelForSequenceClassification)
+    pairs = [("the cat", "good dog"), ("good dog", "the dog ran")]
+    expected = [float(result.inference["logits"]) for result in handler.predict(pairs)]
+    rows = [{"query": query, "text": text, "id": i} for i, (query, text) in enumerate(pairs)]
+    options = {"columns": ["query", "text"], "output": {"logits": float}, "keep": ["id"]}
+    by_tokens = HuggingFaceModelHandlerText(
+        path, AutoModelForSequenceClassification, max_padded_size=20
+    )
+    for each in (handler, by_tokens):
+        found = each.predict(rows, **options)
+        assert [(row.id, row.logits) for row in found] == [
+            (i, pytest.approx(score, abs=1e-5)) for i, score in enumerate(expected)
+        ]
+    with pytest.raises(ElementError, match="must be a text or a pair of texts"):
+        handler.predict(rows, columns=["query", "text", "id"])
+
+
 def test_scores_of_rerankers_equal_those_of_sentence_transformers(tmp_path):
     from sentence_transformers import CrossEncoder
 

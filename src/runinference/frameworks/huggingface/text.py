@@ -13,6 +13,7 @@ from typing_extensions import Self, Unpack
 from runinference.checks import check_mapping, check_text
 from runinference.collate.micro_batches import MicroBatchLimits
 from runinference.collate.padding import Padding
+from runinference.collate.row_inputs import TextInput
 from runinference.collate.unbatch import SplitRows, to_results
 from runinference.errors import ElementError, OptionError
 from runinference.extras import need
@@ -89,6 +90,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
     """
 
     _metrics_namespace = "BeamML_HuggingFaceModelHandler_Text"
+    _row_input = TextInput()
 
     @accepts(HandlerOptions)
     def __init__(
