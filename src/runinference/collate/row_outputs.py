@@ -41,11 +41,14 @@ def to_columns(output: Any, n_rows: int, columns: Sequence[OutputColumn]) -> dic
         ResultMismatchError: The output has other fields, another length, or values of another type.
     """
     if len(columns) == 1 and not _is_field(columns[0], output):
-        found = {columns[0].name: _to_values(output)}
+        found = {columns[0].name: output if isinstance(output, list) else _to_values(output)}
     else:
         found = _to_fields(output, [column.name for column in columns])
     for column in columns:
-        values = found[column.name] = _drop_unit_dimensions(found[column.name], column)
+        values = _drop_unit_dimensions(found[column.name], column)
+        if isinstance(values, list):
+            values = [*map(_to_item, values)]
+        found[column.name] = values
         if len(values) != n_rows:
             raise ResultMismatchError(
                 f"The model returned {len(values)} values of {column.name!r} for {n_rows} rows. To fix this, "
@@ -61,8 +64,8 @@ def _drop_unit_dimensions(values: Any, column: OutputColumn) -> Any:
         return values
     if isinstance(values, np.ndarray) and values.shape[1:].count(1) == values.ndim - 1:
         return values.reshape(len(values))
-    if isinstance(values, list) and all(type(item) is list and len(item) == 1 for item in values):
-        return [item for [item] in values]  # one array of shape (1,) per row
+    if isinstance(values, list) and all(getattr(item, "shape", ()) == (1,) for item in values):
+        return [item[0] for item in values]
     return values
 
 
@@ -76,8 +79,7 @@ def to_python(values: Any) -> list[Any]:
 def _to_values(output: Any) -> Any:
     """Return a part of an output as an array or a list with one item per row."""
     if isinstance(output, list):
-        items = [_to_item(item) for item in output]
-        return items
+        return [*map(_to_item, output)]
     if (fields := _get_fields(output)) is not None:
         parts = {name: to_python(_to_values(part)) for name, part in fields.items()}
         return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
@@ -97,7 +99,7 @@ def _to_fields(output: Any, names: list[str]) -> dict[str, Any]:
         and all(_get_fields(item) is not None for item in output)
     ):
         rows = [_name_fields(_get_fields(item) or {}, names) for item in output]
-        return {name: [_to_item(row[name]) for row in rows] for name in names}
+        return {name: [row[name] for row in rows] for name in names}
     fields = _get_fields(output)
     if fields is None:
         raise ResultMismatchError(
