@@ -41,6 +41,7 @@ _KEYWORDS = {
     "prediction-results.md": ["PredictionResult"],
     "quickstart.md": ["install"],
     "remote-models.md": ["rate limit", "retry", "timeout"],
+    "size-a-cluster.md": ["autoscaling", "cost", "number of workers"],
     "tabular-data.md": ["BigQuery", "CSV", "DataFrame", "NamedTuple", "Parquet", "ReadFromCsv"],
     "tensorflow-and-keras.md": ["SavedModel", "tf.Example"],
     "troubleshooting.md": ["out of memory"],
