@@ -10,6 +10,7 @@ Don't start threads before the fork.
 """
 
 import atexit
+import gc
 import importlib
 import io
 import json
@@ -24,7 +25,8 @@ from pathlib import Path
 
 
 def warm_up() -> None:
-    """Import the packages that nearly every page imports."""
+    """Import the packages that nearly every page imports, without their objects in garbage collection."""
+    gc.disable()
     import diagram  # noqa: F401
 
     del sys.path[0]  # this file's directory, which programs on pages must not see
@@ -37,6 +39,8 @@ def warm_up() -> None:
     for name in sys.argv[1:]:
         importlib.import_module(name)
     logging.disable(logging.NOTSET)
+    gc.freeze()
+    gc.enable()
 
 
 def run_program(file: Path, draw: str | None) -> int:

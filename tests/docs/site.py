@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -63,15 +64,24 @@ def build_site(into: Path, config: Path = ROOT / "mkdocs.yml") -> str:
     return done.stdout + done.stderr if done.returncode else ""
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(self, *args: Any, replaced: Mapping[str, Path], **kwargs: Any) -> None:
+        self.replaced = replaced
+        super().__init__(*args, **kwargs)
+
+    def translate_path(self, path: str) -> str:
+        file = self.replaced.get(path)
+        return str(file) if file else super().translate_path(path)
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing."""
 
 
 @contextmanager
-def serve(directory: Path) -> Iterator[str]:
-    """Serve a directory on localhost, and return its URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(directory)))
+def serve(directory: Path, replaced: Mapping[str, Path] = MappingProxyType({})) -> Iterator[str]:
+    """Serve a directory on localhost, with other files at the paths in `replaced`, and return its URL."""
+    handler = partial(_Handler, directory=str(directory), replaced=replaced)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
