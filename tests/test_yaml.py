@@ -184,6 +184,27 @@ def test_wrong_options_fail_in_beams_own_transform(folder, run_pipeline, config,
         run_pipeline(chain(beams_own(**config), providers=[]), "--yaml_experimental_features=ML")
 
 
+def test_partitions_of_rows_have_models_of_their_own(folder, run_pipeline):
+    half = LinearRegression().fit(FRAME, FRAME["age"] / 2)
+    Path("half.pickle").write_bytes(pickle.dumps(half))
+    by_kind = {"by": "'half' if id in 'ab' else 'other'", "outputs": ["half", "other"]}
+    steps = [
+        {"type": "ReadFromCsv", "config": {"path": "patients.csv"}},
+        {
+            "type": "Partition",
+            "input": "ReadFromCsv",
+            "config": {**by_kind, "language": "python"},
+        },
+        {**infer("half.pickle", keep=["id"]), "name": "Half", "input": "Partition.half"},
+        {**infer(keep=["id"]), "name": "Other", "input": "Partition.other"},
+        {"type": "Flatten", "input": ["Half", "Other"]},
+        {"type": "WriteToJson", "input": "Flatten", "config": {"path": "out.json"}},
+    ]
+    run_pipeline({"pipeline": {"transforms": steps}, "providers": PROVIDERS})
+    found = {row["id"]: row["prediction"] for row in read_json("out.json")}
+    assert found == pytest.approx({"a": 0.5, "b": 1.0, "c": 10.0, "d": 11.0})
+
+
 def test_the_example_writes_predictions_and_failed_rows(folder, run_pipeline):
     spec = yaml.safe_load(EXAMPLE.read_text())
     names = spec["pipeline"]["transforms"][1]["config"]["columns"]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from common import Doubler
-from runinference import RunInference
+from runinference import ModelHandler, RunInference
 from runinference.errors import OptionError, UnknownOptionError
 from runinference.handlers.handler_config import (
     create_handler,
@@ -59,6 +60,49 @@ def test_other_objects_are_given_by_type_and_config():
     }
     handler = create_handler("HTTPModelHandler", config)
     assert handler._protocol == KServeV2("digits")
+
+
+CONFIGS = yaml.safe_load(
+    """
+    HTTPModelHandler: {base_url: "http://localhost", protocol: {type: KServeV2, config: {model_name: m}}}
+    HuggingFaceModelHandlerEmbedding: {model_uri: model, precision: int8, ranges: [[-1, -1], [1, 1]]}
+    HuggingFaceModelHandlerKeyedTensor: {model_uri: model, model_class: {callable: transformers.AutoModel}}
+    HuggingFaceModelHandlerTensor: {model_uri: model, model_class: {callable: transformers.AutoModel}}
+    HuggingFaceModelHandlerText: {model_uri: model, method: generate}
+    HuggingFacePipelineModelHandler: {task: text-classification, device: CPU}
+    LightGBMModelHandlerNumpy: {model_uri: model}
+    LightGBMModelHandlerPandas: {model_uri: model}
+    LightGBMModelHandlerSciPy: {model_uri: model}
+    MLflowModelHandler: {model_uri: model, model_config: {temperature: 0.5}}
+    OnnxModelHandlerNumpy: {model_uri: model, providers: [CPUExecutionProvider]}
+    OpenAIChatModelHandler: {base_url: "http://localhost", model: m, parameters: {temperature: 0}}
+    OpenAICompletionsModelHandler: {base_url: "http://localhost", model: m}
+    OpenAIEmbeddingsModelHandler: {base_url: "http://localhost", model: m}
+    OpenAIModelHandler: {model_name: m, request_fn: {callable: operator.itemgetter}}
+    PytorchModelHandlerKeyedTensor: {torch_script_model_path: model}
+    PytorchModelHandlerTensor:
+      state_dict_path: model
+      model_class: {callable: torch.nn.Linear}
+      model_params: {in_features: 2, out_features: 1}
+    SklearnModelHandlerNumpy: {model_uri: model, model_file_type: JOBLIB}
+    SklearnModelHandlerPandas: {model_uri: model, max_batch_size: 10}
+    TFModelHandlerNumpy: {model_uri: model}
+    TFModelHandlerTensor: {model_uri: model, model_type: SAVED_MODEL}
+    XGBoostModelHandler: {model_class: {callable: xgboost.Booster}, model_state: model}
+    XGBoostModelHandlerDatatable: {model_class: {callable: xgboost.Booster}, model_state: model}
+    XGBoostModelHandlerNumpy: {model_class: {callable: xgboost.XGBRegressor}, model_state: model}
+    XGBoostModelHandlerPandas: {model_class: {callable: xgboost.XGBRegressor}, model_state: model}
+    XGBoostModelHandlerSciPy: {model_class: {callable: xgboost.XGBRegressor}, model_state: model}
+    """
+)
+
+
+@pytest.mark.parametrize("kind", get_handler_types())
+def test_every_handler_is_created_from_yaml(kind):
+    handler = create_handler(kind, CONFIGS[kind])
+    assert isinstance(handler, ModelHandler)
+    assert type(handler).__name__ == kind
+    RunInference(handler, columns=["a"], output="prediction")
 
 
 @pytest.mark.parametrize(
