@@ -175,11 +175,11 @@ def test_columns_that_bigquery_has_no_type_for_are_an_error():
 
 
 def test_dataframes_of_many_rows_are_predicted_and_read_again(infer):
-    table = make_table(40_000)
-    chunks = [table[i : i + 10_000] for i in range(0, len(table), 10_000)]
-    proxy = table[:0].assign(label=pd.Series(dtype=object))[["id", "city", "label"]]
+    table = make_table(200_000)
+    chunks = [table[i : i + 20_000] for i in range(0, len(table), 20_000)]
+    proxy = table[:0].assign(label=pd.Series(dtype=object))[["id", "label"]]
     with beam.Pipeline() as pipeline:
-        frames = pipeline | beam.Create(chunks) | infer()
+        frames = pipeline | beam.Create(chunks) | infer(keep=["id"])
         counts = to_dataframe(frames, proxy=proxy).groupby("label").id.count()
         expected = pd.Series(infer.predict(table)).value_counts()
         assert_that(to_pcollection(counts), equal_to(expected.tolist()))
