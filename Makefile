@@ -26,7 +26,7 @@ comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
-	serve java bench bench-gpu bench-peers bench-pages format lock clean
+	test-runners test-kills bench-runners serve java bench bench-gpu bench-peers bench-pages format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -87,6 +87,21 @@ docs-format: $(FULL) ## format the code on pages (PAGE=docs/batching.md: one pag
 	$(call say,code on pages)
 	@$(PYTEST) --quiet --update-examples $(addprefix --page ,$(PAGES)) -k formatted tests/docs/test_pages.py
 
+# The page of runners shows the results of a run of everything.
+RUNNERS := $(THREADS) PYTHONPATH=tests $(BIN)/python -m runners
+PART := $(ONLY)$(FEATURES)
+test-runners: $(FULL) ## run the same pipelines on all runners (ONLY="prism spark": these runners; FEATURES="stream rows": these features)
+	$(call say,runners)
+	@$(RUNNERS) $(if $(PART),,--json docs/assets/runners.json) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(FEATURES),--features $(FEATURES))
+	@$(if $(PART),,$(RUNNERS).pages)
+
+RUNS ?= 1
+test-kills: $(FULL) ## kill workers and task managers of a Flink cluster (ONLY="stream": these pipelines; RUNS=10: ten times)
+	$(call say,killed workers)
+	@$(RUNNERS).kills --runs $(RUNS) $(if $(ONLY),--only $(ONLY),--json docs/assets/runner-kills.json)
+	@$(if $(ONLY),,$(RUNNERS).pages)
+
 site: $(FULL) ## build the site into site/, with warnings as errors
 	$(call say,site)
 	@$(SITE) build --strict
@@ -112,6 +127,11 @@ bench: $(FULL) ## run the benchmarks (ONLY="W3 W4": these workloads; ROUNDS=3: f
 bench-gpu: $(FULL) ## run the benchmarks on a GPU (DEVICE=cuda:1: another one; ONLY=images: these workloads; ROUNDS=1)
 	$(call say,benchmarks on a GPU)
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu --json .cache/bench-gpu.json $(if $(DEVICE),--device $(DEVICE)) $(SELECTED)
+
+bench-runners: $(FULL) ## measure images and token sequences on several runners (ONLY="prism flink-2": on these; ROUNDS=1)
+	$(call say,benchmarks on runners)
+	@$(RUNNERS).scale $(if $(ONLY),,--json docs/assets/runner-scale.json) $(SELECTED)
+	@$(if $(ONLY),,$(RUNNERS).pages)
 
 bench-peers: $(PEERS)/.installed ## compare with Ray Data, Spark, and Daft, in a separate environment (ONLY=W1; ROUNDS=1)
 	$(call say,comparison with other engines)
