@@ -161,30 +161,36 @@ def shared_tab(chromium: Browser) -> Iterator[Page]:
         tab.goto("about:blank")
 
 
-def audit_page(chromium: Browser, address: str, page: str) -> PageAudit:
-    """Open a page once, and check it on a desktop and a phone, in light and dark mode.
+def visit_page(chromium: Browser, address: str, page: str) -> tuple[PageAudit, list[CopiedBlock]]:
+    """Open a page once, click its copy buttons, and audit it."""
+    audit = PageAudit()
+    with shared_tab(chromium) as tab, record_events(tab, address, audit):
+        tab.goto(address + page, wait_until="load")
+        copied = copy_blocks(tab)
+        audit_page(tab, audit)
+    return audit, copied
+
+
+def audit_page(tab: Page, audit: PageAudit) -> None:
+    """Check the page in a tab on a desktop and a phone, in light and dark mode, and add the problems.
 
     The color scheme is switched as the theme switches it. Another test checks that the initial scheme
     follows the reader's system.
     """
-    audit = PageAudit()
-    with shared_tab(chromium) as tab, record_events(tab, address, audit):
-        tab.goto(address + page, wait_until="load")
-        tab.wait_for_function("!document.querySelector('pre.mermaid')")
-        tab.evaluate(_STOP_ANIMATIONS)
-        for scheme in ("slate", "default"):
-            tab.evaluate(_SET_COLOR_SCHEME, scheme)
-            audit.accessibility_violations += tab.evaluate(FIND_LOW_CONTRAST)
-        tab.evaluate(_REMOVE_HIGHLIGHTING)
-        tab.evaluate(_axe_source())
-        audit.accessibility_violations += run_axe(tab)
-        tab.evaluate(_SET_COLOR_SCHEME, "slate")
-        audit.accessibility_violations += run_axe(tab, COLOR_RULES)
-        tab.set_viewport_size(PHONE)
-        tab.evaluate(_WAIT_FOR_FRAME)
-        audit.overflows += tab.evaluate(FIND_OVERFLOW) + tab.evaluate(FIND_COVERED_CODE)
-        audit.accessibility_violations += run_axe(tab, NARROW_RULES)
-    return audit
+    tab.wait_for_function("!document.querySelector('pre.mermaid')")
+    tab.evaluate(_STOP_ANIMATIONS)
+    for scheme in ("slate", "default"):
+        tab.evaluate(_SET_COLOR_SCHEME, scheme)
+        audit.accessibility_violations += tab.evaluate(FIND_LOW_CONTRAST)
+    tab.evaluate(_REMOVE_HIGHLIGHTING)
+    tab.evaluate(_axe_source())
+    audit.accessibility_violations += run_axe(tab)
+    tab.evaluate(_SET_COLOR_SCHEME, "slate")
+    audit.accessibility_violations += run_axe(tab, COLOR_RULES)
+    tab.set_viewport_size(PHONE)
+    tab.evaluate(_WAIT_FOR_FRAME)
+    audit.overflows += tab.evaluate(FIND_OVERFLOW) + tab.evaluate(FIND_COVERED_CODE)
+    audit.accessibility_violations += run_axe(tab, NARROW_RULES)
 
 
 @contextmanager
@@ -262,18 +268,16 @@ CLICK_COPY_BUTTON = """async (block) => {
 }"""
 
 
-def copy_blocks(chromium: Browser, address: str, page: str) -> list[CopiedBlock]:
+def copy_blocks(tab: Page) -> list[CopiedBlock]:
     """Click each copy button of a page, and return the blocks with the text of the real clipboard.
 
     Each click is a call of its own. Playwright runs a call as a user gesture, and Chromium lets a script copy
     during the five seconds after a gesture only.
     """
-    with shared_tab(chromium) as tab:
-        tab.goto(address + page, wait_until="load")
-        with suppress(TimeoutError):  # a missing button is reported with its block
-            tab.wait_for_function(HAS_COPY_BUTTONS, timeout=10_000)
-        blocks = tab.query_selector_all(FIND_BLOCKS)
-        return [CopiedBlock(**block.evaluate(CLICK_COPY_BUTTON)) for block in blocks]
+    with suppress(TimeoutError):  # a missing button is reported with its block
+        tab.wait_for_function(HAS_COPY_BUTTONS, timeout=10_000)
+    blocks = tab.query_selector_all(FIND_BLOCKS)
+    return [CopiedBlock(**block.evaluate(CLICK_COPY_BUTTON)) for block in blocks]
 
 
 def search(tab: Page, words: str, results: int = 3) -> list[str]:

@@ -55,7 +55,7 @@ MUTATIONS = {
         "if len(batch) == 1 or not",
         "if len(batch) >= 1 or not",
         "docs/error-handling-and-dead-letter-queues.md",
-        "",
+        "127 good, 1 bad",
     ),
     "misspelled options get no suggestion": Mutation(
         "errors.py",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from html import unescape
 from pathlib import Path
 
@@ -25,16 +26,16 @@ from docs.run_cache import RunCache
 from docs.site import (
     DESKTOP,
     PHONE,
+    CopiedBlock,
     PageAudit,
-    audit_page,
     build_site,
-    copy_blocks,
     find_broken_links,
     open_tab,
     record_events,
     search,
     serve,
     start_browser,
+    visit_page,
 )
 
 DOCS = ROOT / "docs"
@@ -50,9 +51,9 @@ def all_pages() -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "page" in metafunc.fixturenames:
         selected = selected_pages(metafunc.config)
-        metafunc.parametrize(
-            "page", [page for page in all_pages() if not selected or page in selected]
-        )
+        pages = [page for page in all_pages() if not selected or page in selected]
+        one_worker = pytest.mark.xdist_group  # both tests of a page share one visit
+        metafunc.parametrize("page", [pytest.param(page, marks=one_worker(page)) for page in pages])
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +87,12 @@ def chromium() -> Iterator[Browser]:
         yield chromium
 
 
+@pytest.fixture(scope="module")
+def visit(chromium: Browser, address: str) -> Callable[[str], tuple[PageAudit, list[CopiedBlock]]]:
+    """Return a function that opens a page unless it has been opened."""
+    return cache(lambda page: visit_page(chromium, address, site_path(page)))
+
+
 def site_path(page: str) -> str:
     """Return the path of a page on the site."""
     name = page.removeprefix("docs/").rpartition(".")[0]
@@ -94,16 +101,15 @@ def site_path(page: str) -> str:
 
 
 def test_page_has_no_errors_overflow_or_accessibility_violations(
-    chromium: Browser, address: str, page: str
+    visit: Callable[[str], tuple[PageAudit, list[CopiedBlock]]], page: str
 ) -> None:
     """Check console errors, requests to other hosts, width on a phone, and accessibility."""
-    audit = audit_page(chromium, address, site_path(page))
+    audit, _ = visit(page)
     assert audit == PageAudit(), f"{page}: {audit}"
 
 
 def test_copied_code_runs_and_prints_the_output_that_the_browser_shows(
-    chromium: Browser,
-    address: str,
+    visit: Callable[[str], tuple[PageAudit, list[CopiedBlock]]],
     page: str,
     interpreter: Interpreter,
     env: dict[str, str],
@@ -114,7 +120,7 @@ def test_copied_code_runs_and_prints_the_output_that_the_browser_shows(
 
     A text that already ran in this session is not run again: see `docs.run_cache`.
     """
-    copied = copy_blocks(chromium, address, site_path(page))
+    _, copied = visit(page)
     file = ROOT / page
     if page.endswith(".ipynb"):
         cells = [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
@@ -404,7 +410,7 @@ BAD_PAGE = """<!doctype html><html lang="en"><title>A page</title><body>
 def test_an_audit_finds_each_kind_of_problem(chromium: Browser, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(BAD_PAGE, "utf-8")
     with serve(tmp_path) as address:
-        audit = audit_page(chromium, address, "")
+        audit, _ = visit_page(chromium, address, "")
     assert any("undefinedFunction is not defined" in error for error in audit.errors)
     assert audit.external_requests == ["http://127.0.0.1:9/image.png"]
     assert any("wide" in each for each in audit.overflows)
