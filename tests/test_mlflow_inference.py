@@ -14,6 +14,7 @@ import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pydantic
 import pytest
 import scipy.sparse
 from apache_beam.testing.util import assert_that, equal_to
@@ -350,6 +351,46 @@ def test_nested_values_reach_columns_that_declare_them(tmp_path):
     )
     results = MLflowModelHandler(path).predict(rows)
     assert [result.inference for result in results] == ["1:a,b", "2:c"]
+
+
+class Person(pydantic.BaseModel):
+    age: int
+    name: str
+    nick: str | None = None
+
+
+class Greeter(mlflow.pyfunc.PythonModel):
+    def predict(self, model_input: list[Person], params=None) -> list[str]:
+        return [f"{type(p).__name__} {p.name}, {p.age}, {p.nick}" for p in model_input]
+
+
+def test_the_fields_of_a_pydantic_class_are_typed_columns(tmp_path):
+    mlflow.pyfunc.save_model(tmp_path, python_model=Greeter(), pip_requirements=["pydantic"])
+    handler = MLflowModelHandler(str(tmp_path), min_batch_size=3)
+    rows = [{"age": 1, "name": "A"}, {"age": 2, "name": "B", "nick": "b"}]
+    expected = ["Person A, 1, None", "Person B, 2, b"]
+    assert [result.inference for result in handler.predict(rows)] == expected
+    found = handler.predict([{**row, "id": i} for i, row in enumerate(rows)], keep="id", output="p")
+    assert found == [beam.Row(id=i, p=text) for i, text in enumerate(expected)]
+    table = pd.DataFrame({"name": ["A", "B"], "age": [1, 2], "nick": [None, "b"]})
+    for chunk in (table, pa.Table.from_pandas(table)):
+        [found] = handler.predict([chunk], output="p", keep=[])
+        assert list(map(str, found["p"].to_numpy())) == expected
+    with pytest.raises(ElementError, match="has 'x' of type str in the column 'age'"):
+        handler.predict([*rows, {"age": "x", "name": "C"}], output="p")
+    for fields, message in (
+        ({"agee": int, "name": str}, "no column 'age'.*Did you mean 'agee'"),
+        ({"age": float, "name": str}, "'age' has the type float, .* takes integers"),
+    ):
+        row_type = RowTypeConstraint.from_fields([*fields.items()])
+        with pytest.raises(OptionError, match=message):
+            _ = (
+                beam.Pipeline()
+                | beam.Create([]).with_output_types(row_type)
+                | RunInference(handler, output="p")
+            )
+    typed = beam.Pipeline() | beam.Create([beam.Row(age=1, name="A")])
+    assert (typed | RunInference(handler, output="p")).element_type.get_type_for("p") is str
 
 
 def test_a_model_without_a_signature_gets_texts_and_objects_as_a_list(tmp_path):

@@ -45,6 +45,11 @@ class Features(ABC):
     def values(self, name: str) -> list[Any]:
         """Return the values of a column as Python objects."""
 
+    def examples(self) -> list[dict[str, Any]]:
+        """Return the values of each row by name."""
+        columns = [self.values(name) for name in self.names]
+        return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
     def matrix(self) -> Any:
         """Return an array of shape (rows, columns); of shape (rows, …) if the only column holds arrays."""
         arrays = {name: self.array(name) for name in self.names}

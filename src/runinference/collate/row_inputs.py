@@ -85,10 +85,9 @@ class ExampleInput(RowInput):
     is_table = False
 
     def collate(self, features: Features, model: Any) -> Any:
-        columns = [features.values(name) for name in features.names]
-        if len(columns) == 1:
-            return columns[0]
-        return [dict(zip(features.names, row, strict=True)) for row in zip(*columns, strict=True)]
+        if len(features.names) == 1:
+            return features.values(features.names[0])
+        return features.examples()
 
 
 class TextInput(ExampleInput):

@@ -22,16 +22,22 @@ from runinference.collate.tables import (
 )
 from runinference.errors import BatchShapeError
 from runinference.extras import need
-from runinference.frameworks.mlflow.signature import get_columns, get_tensors, takes_objects
+from runinference.frameworks.mlflow.signature import (
+    get_columns,
+    get_properties,
+    get_tensors,
+    takes_objects,
+)
 
 _NAMED_INPUT = NamedInput(lambda model: {spec.name: spec for spec in get_tensors(model)})
 
 
 class SignatureInput(RowInput):
-    """A DataFrame, arrays if the signature has tensors, or dictionaries of rows if it has optional columns."""
+    """A DataFrame, arrays if the signature has tensors, or dictionaries if it has objects or optional columns."""
 
     def collate(self, features: Features, model: Any) -> Any:
-        if isinstance(features, RowFeatures) and features.optional:
+        may_lack = isinstance(features, RowFeatures) and features.optional
+        if may_lack or get_properties(model):
             return features.examples()
         row_input = _NAMED_INPUT if get_tensors(model) else FrameInput()
         return row_input.collate(features, model)

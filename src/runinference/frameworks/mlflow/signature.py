@@ -40,6 +40,17 @@ def takes_objects(model: Any) -> bool:
     return bool(schema and not schema.is_tensor_spec() and not schema.has_input_names())
 
 
+def get_properties(model: Any) -> list[InputSpec]:
+    """Return the properties of the objects that a model takes, as for a pydantic class; none for other inputs."""
+    schema = model.metadata.get_input_schema()
+    if not takes_objects(model) or len(schema.inputs) > 1:
+        return []
+    return [
+        InputSpec(each.name, _get_dtype(each.dtype), (None,), each.required)
+        for each in getattr(schema.inputs[0].type, "properties", ())
+    ]
+
+
 def get_parameters(model: Any) -> list[str]:
     """Return the names of the inference parameters that a model declares."""
     schema = model.metadata.get_params_schema()
@@ -51,7 +62,7 @@ def get_signature(model: Any) -> ModelSignature:
     schema = model.metadata.get_output_schema()
     outputs = [] if schema is None else _to_specs(schema)
     output = outputs[0] if len(outputs) == 1 else None
-    columns = get_columns(model)
+    columns = get_columns(model) or get_properties(model) or None
     signature = make_signature(get_tensors(model) if columns is None else columns, output)
     if columns is not None:
         # Also a single column is a feature, and so are columns that may be missing.
