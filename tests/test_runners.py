@@ -38,14 +38,14 @@ def test_the_output_is_compared_with_a_plain_loop(tmp_path):
 @pytest.mark.parametrize(
     ("build", "message"), [(lose_elements, "60 of 60 missing"), (fail, "ZeroDivisionError")]
 )
-def test_a_failure_is_ours_if_the_control_passes(build, message, tmp_path):
+def test_a_failure_is_ours_if_the_controls_pass(build, message, tmp_path):
     status, explanation = judged(tmp_path, build=build)
     assert status == FAILED
     assert message in explanation
 
 
-def test_a_failure_is_the_limit_of_the_runner_if_the_control_fails_too(tmp_path):
-    status, explanation = judged(tmp_path, build=fail, control=lose_elements)
+def test_a_failure_is_the_limit_of_the_runner_if_a_control_fails_too(tmp_path):
+    status, explanation = judged(tmp_path, build=fail, controls=(plain_batch, lose_elements))
     assert status == LIMIT
     assert "ZeroDivisionError" in explanation
     assert f"1 of {N} missing (7)" in explanation

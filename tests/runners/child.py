@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def judge(feature: Feature, setting: Setting, options: list[str]) -> tuple[str, str]:
-    """Run a feature, and its control if it fails. Return the status and an explanation."""
+    """Run a feature, and its controls if it fails. Return the status and an explanation."""
     outcome = run(feature.build, setting.child("feature"), options)
     try:
         feature.verify(outcome, setting.child("feature"))
@@ -50,13 +50,14 @@ def judge(feature: Feature, setting: Setting, options: list[str]) -> tuple[str, 
         failure = str(error)
     else:
         return OK, ""
-    control = run(feature.control, setting.child("control"), options)
-    try:
-        control.verify_equal(list(range(N)))
-        if feature.verify_control is not None:
-            feature.verify_control(control)
-    except AssertionError as error:
-        return LIMIT, f"{failure} (a pipeline without RunInference: {error})"
+    for n, build in enumerate(feature.controls):
+        control = run(build, setting.child(f"control-{n}"), options)
+        try:
+            control.verify_equal(list(range(N)))
+            if feature.verify_control is not None:
+                feature.verify_control(control)
+        except AssertionError as error:
+            return LIMIT, f"{failure} (a pipeline without RunInference: {error})"
     return FAILED, failure
 
 

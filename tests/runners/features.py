@@ -1,7 +1,7 @@
 """The pipelines that run on each runner. Each has a plain loop that computes its right output.
 
-Each pipeline also names a control: a pipeline of plain functions with the same kind of source, state, or output.
-If a pipeline fails and its control fails, too, the limit is the runner's own.
+Each pipeline also names controls: pipelines of plain functions with the same kind of source, state, or output.
+If a pipeline fails and a control fails, too, the limit is the runner's own.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ class Feature:
         name: The name in the table.
         build: Builds the pipeline, and returns a PCollection of JSON values.
         expected: Returns the JSON values that the pipeline must output, in any order.
-        control: Builds the control pipeline, which must output the numbers from 0 to `N` - 1.
+        controls: Build the control pipelines, which must output the numbers from 0 to `N` - 1.
         check: Raises `AssertionError` if the output, the metrics, or the error of the run is wrong. By default, it
             compares the output with `expected`.
-        verify_control: Raises `AssertionError` if something else than the output of the control is wrong.
+        verify_control: Raises `AssertionError` if something else than the output of a control is wrong.
     """
 
     name: str
     build: Callable[[beam.Pipeline, Setting], beam.PCollection]
     expected: Callable[[], list[Any]]
-    control: Callable[[beam.Pipeline, Setting], beam.PCollection]
+    controls: tuple[Callable[[beam.Pipeline, Setting], beam.PCollection], ...]
     check: Callable[[Outcome, Setting], None] | None = None
     verify_control: Callable[[Outcome], None] | None = None
 
@@ -655,68 +655,70 @@ FEATURES = [
         "A/B test with keys",
         keyed_ab,
         lambda: [["ab"[i % 2], i, (2.0 + i % 2) * i] for i in range(N)],
-        plain_batch,
+        (plain_batch,),
     ),
-    Feature("PyTorch model", pytorch, doubled, plain_batch),
+    Feature("PyTorch model", pytorch, doubled, (plain_batch,)),
     Feature(
-        "Models per key, with eviction",
+        "Models per key with eviction",
         per_key_models,
         lambda: [[i % N_KEYS, i, float(i % N_KEYS * i)] for i in range(N)],
-        plain_batch,
+        (plain_batch,),
     ),
-    Feature("Dead letters", dead_letters, expected_dead_letters, plain_tags),
-    Feature("Dead letters above the threshold", threshold, list, plain_tags, check_threshold),
+    Feature("Dead letters", dead_letters, expected_dead_letters, (plain_tags,)),
+    Feature("Dead letters above the threshold", threshold, list, (plain_tags,), check_threshold),
     Feature(
-        "Model refresh, side input",
+        "Model refresh by side input",
         refresh_by_side_input,
         lambda: [[i, 3.0 * i, "new"] for i in range(N)],
-        plain_side_input,
+        (plain_side_input,),
     ),
     Feature(
         "Arguments from a side input",
         side_input_arguments,
         lambda: [[i, 2.0 * i + 100] for i in range(N)],
-        plain_side_input,
+        (plain_side_input,),
     ),
     Feature(
         "Fixed windows and timestamps",
         partial(in_windows, FixedWindows(10)),
         expected_fixed_windows,
-        plain_windows,
+        (plain_windows,),
     ),
     Feature(
         "Sliding windows",
         partial(in_windows, SlidingWindows(10, 5)),
         expected_sliding_windows,
-        plain_windows,
+        (plain_windows,),
     ),
     Feature(
         "Batches across bundles",
         partial(batches_across_bundles, numbers),
         doubled,
-        plain_state,
+        (plain_state,),
         check_batches,
     ),
-    Feature("Maximum padded size", padding_budget, list, plain_batch, check_padding),
-    Feature("Large model, loaded once", shared_large_model, list, plain_batch, check_one_load),
-    Feature("Model in a subprocess", subprocess_model, expected_subprocess_model, plain_tags),
-    Feature("Remote model with failures", remote_model, expected_remote_model, plain_tags),
-    Feature("Rows with a schema", rows, lambda: [[i, 2.0 * i + 1] for i in range(N)], plain_rows),
-    Feature("Metrics", metrics, list, plain_counter, check_metrics, verify_counter),
-    Feature("Resource hints", resource_hints, doubled, plain_hints),
-    Feature("Stream", streaming, doubled, plain_stream),
+    Feature("Maximum padded size", padding_budget, list, (plain_batch,), check_padding),
+    Feature("Large model loaded once", shared_large_model, list, (plain_batch,), check_one_load),
+    Feature("Model in a subprocess", subprocess_model, expected_subprocess_model, (plain_tags,)),
+    Feature("Remote model with failures", remote_model, expected_remote_model, (plain_tags,)),
     Feature(
-        "Stream, batches across bundles",
+        "Rows with a schema", rows, lambda: [[i, 2.0 * i + 1] for i in range(N)], (plain_rows,)
+    ),
+    Feature("Metrics", metrics, list, (plain_counter,), check_metrics, verify_counter),
+    Feature("Resource hints", resource_hints, doubled, (plain_hints,)),
+    Feature("Stream", streaming, doubled, (plain_stream,)),
+    Feature(
+        "Stream with batches across bundles",
         streaming_across_bundles,
         doubled,
-        plain_state_in_stream,
+        (plain_state_in_stream, plain_stream),
         check_batches,
     ),
     Feature(
-        "Stream, model refresh by file pattern",
+        "Stream with model refresh by file pattern",
         refresh_by_watched_pattern,
         list,
-        plain_stream,
+        (plain_stream,),
         check_refresh,
     ),
 ]
