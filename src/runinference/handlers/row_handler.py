@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -14,12 +13,11 @@ from apache_beam.pvalue import Row
 from runinference.batching.element_size import batch_size_in_bytes
 from runinference.collate.batch_axis import BatchAxis, repeat_first
 from runinference.collate.chunks import Chunk, collision_error, is_chunk_type, to_chunk
-from runinference.collate.class_output import ClassColumns
 from runinference.collate.columns import FEATURE_TYPES, read_columns
 from runinference.collate.records import read_rows
 from runinference.collate.row_features import Features, RowFeatures
 from runinference.collate.row_inputs import ExampleInput, RowInput
-from runinference.collate.row_outputs import OutputColumn, describe_type, to_columns, to_python
+from runinference.collate.row_outputs import OutputColumn, to_columns, to_python
 from runinference.collate.unbatch import SplitRows, unbatch, unbatch_results
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import ElementError, OptionError, PartialResult
@@ -28,6 +26,7 @@ from runinference.handlers.delegating import DelegatingHandler
 from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandler
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_signature import ModelSignature, read_signature, resolve_columns
+from runinference.handlers.prediction_columns import resolve_outputs
 from runinference.handlers.row_options import RowOptions
 from runinference.handlers.tunable import Tunable
 
@@ -90,13 +89,7 @@ class RowModelHandler(DelegatingHandler):
         self.columns = resolve_columns(
             options.columns, signature, f"The model of {type(handler).__name__}"
         )
-        self._class_columns = _find_class_columns(handler, options, signature)
-        if self._class_columns is None:
-            found = signature.output if options.has_default_output else Any
-            self.output = _add_type(options.output, found)
-        else:
-            [label] = _add_type(options.output, _get_label_type(signature.classes or ()))
-            self.output = (label, *_list_class_columns(self._class_columns, label, options.keep))
+        self.output, self._class_columns = resolve_outputs(handler, options, signature)
         self.keep = options.keep
         features = signature.features or {}
         by_column = {name: signature.normalize_name(name) for name in self.columns}
@@ -331,64 +324,6 @@ def get_inference(result: Any) -> Any:
     if "inference" in getattr(type(result), "_fields", ()):
         return result.inference
     return list(result) if isinstance(result, Iterator) else result
-
-
-def _add_type(columns: tuple[OutputColumn, ...], found: Any) -> tuple[OutputColumn, ...]:
-    """Return the columns of predictions, with the type that the model declares if the user declares none."""
-    declared = columns[0].type
-    if {declared, found} <= set(_NUMPY_TYPES) and declared != found and len(columns) == 1:
-        raise OptionError(
-            f"output declares {describe_type(declared)} for {columns[0].name!r}, and the predictions of the model "
-            f"have the type {describe_type(found)}. To fix this, declare output={{{columns[0].name!r}: "
-            f"{describe_type(found)}}}, or convert the column after RunInference."
-        )
-    if len(columns) == 1 and declared is Any:
-        return (replace(columns[0], type=found),)
-    return columns
-
-
-def _find_class_columns(
-    handler: Any, options: RowOptions, signature: ModelSignature
-) -> ClassColumns | None:
-    if options.probabilities is None:
-        return None
-    name, reason = type(handler).__name__, f" ({signature.error})" if signature.error else ""
-    if not _predicts_classes(type(handler)):
-        raise OptionError(
-            f"{name} returns no probabilities of classes. To fix this, leave probabilities out, and name the "
-            "fields of the model's output with output."
-        )
-    if signature.classes is None and not signature.error:
-        raise OptionError(
-            f"The model of {name} predicts no probabilities of classes. To fix this, leave probabilities out, or "
-            "use a classifier that predicts them."
-        )
-    return ClassColumns(options.probabilities, signature.classes, f"model of {name}", reason)
-
-
-def _predicts_classes(kind: Any) -> bool:
-    """Return whether handlers have ``predict_classes``, and no ``run_inference`` of a user that it bypasses."""
-    method = getattr(kind, "predict_classes", ModelHandler.predict_classes)
-    packages = {each.__module__.partition(".")[0] for each in (method, kind.run_inference)}
-    return method is not ModelHandler.predict_classes and len(packages) == 1
-
-
-def _list_class_columns(
-    columns: ClassColumns, label: OutputColumn, keep: Sequence[str] | None
-) -> list[OutputColumn]:
-    for name in columns.names:
-        if name == label.name or name in (keep or ()):
-            other = "output" if name == label.name else "keep"
-            raise OptionError(
-                f"{name!r} is in probabilities and in {other}, but a row has one column with this name. To fix "
-                "this, choose another name with probabilities."
-            )
-    return [OutputColumn(name, float) for name in columns.names]
-
-
-def _get_label_type(classes: Sequence[Any]) -> Any:
-    kinds = set(map(type, classes))
-    return kinds.pop() if len(kinds) == 1 else Any
 
 
 def _make_empty(column: OutputColumn) -> Any:
