@@ -26,7 +26,7 @@ comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
-	test-runners test-kills bench-runners serve java bench bench-gpu bench-peers bench-pages format lock clean
+	test-runners test-kills bench-runners serve java test-object-store bench bench-gpu bench-peers bench-pages format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -116,6 +116,11 @@ serve: $(FULL) ## serve the site on localhost with live reload
 java: $(FULL) ## run the example in Java, with a model in Python (needs Java 11 or later, and Maven)
 	$(call say,examples/java)
 	@$(BIN)/python examples/java/run.py
+
+test-object-store: $(FULL) ## load models from an S3-compatible server, with failing requests (needs Go)
+	$(call say,models on an S3-compatible server)
+	@$(DOCS) object_store.server
+	@PYTHONPATH=tests $(PYTEST) --quiet tests/object_store/suite.py
 
 # The workloads and rounds of a benchmark.
 SELECTED = $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
