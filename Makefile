@@ -26,7 +26,8 @@ comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
-	test-runners test-kills bench-runners serve java test-object-store bench bench-gpu bench-peers bench-pages format lock clean
+	test-runners test-kills bench-runners serve java test-object-store test-container bench bench-gpu bench-peers \
+	bench-pages format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -121,6 +122,10 @@ test-object-store: $(FULL) ## load models from an S3-compatible server, with fai
 	$(call say,models on an S3-compatible server)
 	@$(DOCS) object_store.server
 	@PYTHONPATH=tests $(PYTEST) --quiet tests/object_store/suite.py
+
+test-container: $(FULL) ## run the steps of the Dockerfile for workers in a new environment, and a pipeline in it
+	$(call say,examples/container)
+	@PYTHONPATH=tests $(PYTEST) --quiet tests/container/suite.py
 
 # The workloads and rounds of a benchmark.
 SELECTED = $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
