@@ -11,7 +11,6 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from sklearn.linear_model import LinearRegression
 
 from runinference import ModelHandler, PredictionResult
 from runinference.batching.overlap import OverlapDecision
@@ -103,6 +102,8 @@ class FunctionHandler(ModelHandler[Any, Any, Any]):
 
 def linear_regression(path: Path, slope: float = 2.0) -> str:
     """Pickle a linear regression that multiplies its one feature by `slope`, and return the path."""
+    from sklearn.linear_model import LinearRegression  # subprocesses import this module without it
+
     model = LinearRegression().fit(np.arange(4.0).reshape(-1, 1), slope * np.arange(4.0))
     path.write_bytes(pickle.dumps(model))
     return str(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import apache_beam as beam
 import numpy as np
@@ -18,6 +17,7 @@ from common import RUNNER, CollectElements, Doubler, FunctionHandler, linear_reg
 from runinference import KeyedModelHandler, KeyModelMapping, ModelHandler, RunInference
 from runinference.errors import InferenceTimeoutError, OptionError, TooManyFailuresError
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
+from transforms.subprocess_models import Crashing, HangingChild
 
 
 class Outcome:
@@ -265,20 +265,6 @@ def test_a_timeout_error_of_the_handler_is_not_an_inference_timeout():
     assert outcome.counter("inference_timeouts") == 0
 
 
-class Crashing(ModelHandler):
-    """Ends its process on one element."""
-
-    def load_model(self):
-        return os.getpid()
-
-    def run_inference(self, batch, model, inference_args=None):
-        if 13 in batch:
-            os._exit(11)
-        if 14 in batch:
-            raise ValueError("fourteen")
-        return [(element, model) for element in batch]
-
-
 def test_a_crash_in_a_subprocess_fails_one_element():
     outcome = Outcome(range(10, 18), Crashing(min_batch_size=8), use_subprocess=True)
     assert sorted(element for element, _ in outcome.good) == [10, 11, 12, 15, 16, 17]
@@ -287,16 +273,6 @@ def test_a_crash_in_a_subprocess_fails_one_element():
         14: "ValueError",
     }
     assert all(pid != os.getpid() for _, pid in outcome.good)
-
-
-class HangingChild(ModelHandler):
-    def load_model(self):
-        return None
-
-    def run_inference(self, batch, model, inference_args=None):
-        if 13 in batch:
-            time.sleep(600)
-        return batch
 
 
 def test_a_subprocess_that_hangs_is_terminated():
