@@ -20,7 +20,7 @@ from rich.table import Table
 from runners import artifacts, servers
 from runners.child import FAILED, LIMIT, OK
 from runners.columns import COLUMNS, Column
-from runners.features import FEATURES
+from runners.features import FEATURES, PLAIN
 from runners.isolation import isolate, missing_runners
 
 ABSENT = "absent"
@@ -83,13 +83,19 @@ def run_column(column: Column, features: list[str], console: Console) -> dict[st
     start = time.monotonic()
     try:
         with column.start(folder) as options:
-            for result in run_features(column, options, features, folder):
-                results[result.pop("feature")] = result
+            for result in run_features(column, options, [PLAIN.name, *features], folder):
+                name = result.pop("feature")
+                if name != PLAIN.name:
+                    results[name] = result
+                elif result["status"] != OK:
+                    reason = f"{name} fails on it: {result['message']}"
+                    console.print(f"{column.title} is absent: {reason}", soft_wrap=True)
+                    return absent(features, reason)
                 if result["status"] == FAILED:
                     console.print(f"{column.title}: FAILED: {result['message']}", soft_wrap=True)
     except RuntimeError as error:
-        for name in features:
-            results.setdefault(name, {"status": FAILED, "message": str(error)})
+        console.print(f"{column.title} is absent: {error}", soft_wrap=True)
+        return absent(features, str(error))
     counts = Counter(result["status"] for result in results.values())
     summary = ", ".join(f"{n} {status}" for status, n in counts.items())
     console.print(f"{column.title}: {summary}, {time.monotonic() - start:.0f} s")
@@ -135,8 +141,11 @@ def run_features(
                     break
                 time.sleep(0.1)
         if features:
-            status = child.returncode
-            message = f"no result within {2 * column.time_limit_secs:.0f} s (exit status {status})"
+            message = (
+                f"the process ended with exit status {child.returncode}"
+                if ended
+                else f"no result within {2 * column.time_limit_secs:.0f} s"
+            )
             yield {"feature": features[0], "status": FAILED, "message": message}
             features = features[1:]
 

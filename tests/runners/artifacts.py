@@ -19,25 +19,25 @@ FLINK_VERSION = "1.19.1"
 #: The time limit of a command that fetches something.
 FETCH_SECS = 900
 
+#: What Spark's job server needs and doesn't declare.
+SPARK = [f"org.apache.spark:spark-{part}_2.12:3.5.0" for part in ("core", "sql", "streaming")]
+LOGGING = "org.slf4j:slf4j-simple:1.7.30"
+
 POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>runners</groupId>
-  <artifactId>{artifact}</artifactId>
+  <artifactId>runners</artifactId>
   <version>1</version>
   <dependencies>
-    <dependency>
-      <groupId>org.apache.beam</groupId>
-      <artifactId>{artifact}</artifactId>
-      <version>{version}</version>
-    </dependency>
-    <dependency>
-      <groupId>org.slf4j</groupId>
-      <artifactId>slf4j-simple</artifactId>
-      <version>1.7.30</version>
-    </dependency>
+{dependencies}
   </dependencies>
 </project>
 """
+DEPENDENCY = """    <dependency>
+      <groupId>{}</groupId>
+      <artifactId>{}</artifactId>
+      <version>{}</version>
+    </dependency>"""
 
 
 Say = Callable[[str], None]
@@ -65,16 +65,16 @@ def prism(say: Say) -> Path:
 
 def flink_job_server(say: Say) -> str:
     """Return the class path of Flink's job server."""
-    return class_path("beam-runners-flink-1.19", "about 150 MB", say)
+    return class_path("beam-runners-flink-1.19", [LOGGING], "about 150 MB", say)
 
 
 def spark_job_server(say: Say) -> str:
     """Return the class path of Spark's job server."""
-    return class_path("beam-runners-spark-3", "about 300 MB", say)
+    return class_path("beam-runners-spark-3", SPARK, "about 300 MB", say)
 
 
-def class_path(artifact: str, size: str, say: Say) -> str:
-    """Return the class path of an artifact, and fetch it with Maven if needed."""
+def class_path(artifact: str, others: list[str], size: str, say: Say) -> str:
+    """Return the class path of an artifact of Beam and of others, and fetch it with Maven if needed."""
     java()
     folder = CACHE / f"{artifact}-{JOB_SERVER_VERSION}"
     path = folder / "class_path.txt"
@@ -82,8 +82,9 @@ def class_path(artifact: str, size: str, say: Say) -> str:
         maven = find("mvn", f"{artifact} needs Maven: for example, apt-get install maven")
         say(f"Fetching {artifact} {JOB_SERVER_VERSION}, {size} the first time")
         folder.mkdir(parents=True, exist_ok=True)
-        pom = POM.format(artifact=artifact, version=JOB_SERVER_VERSION)
-        (folder / "pom.xml").write_text(pom)
+        all_of_them = [f"org.apache.beam:{artifact}:{JOB_SERVER_VERSION}", *others]
+        dependencies = "\n".join(DEPENDENCY.format(*each.split(":")) for each in all_of_them)
+        (folder / "pom.xml").write_text(POM.format(dependencies=dependencies))
         goal = ["dependency:build-classpath", f"-Dmdep.outputFile={path}"]
         run(f"{artifact} can't be fetched", [maven, "--batch-mode", "--quiet", *goal], cwd=folder)
     return path.read_text().strip()

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.transforms.window import FixedWindows
 
 from runinference.samples.servers import serving
-from runners.features import FEATURES, Feature, N, Outcome, Setting, SquareServer
+from runners.features import FEATURES, PLAIN, Feature, N, Outcome, Setting, SquareServer
 
 OK, LIMIT, FAILED = "ok", "limit", "FAILED"
 #: A window for all elements. A stream can't be grouped in the global window.
@@ -27,7 +28,7 @@ ONE_WINDOW = FixedWindows(10**9)
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
-    features = {feature.name: feature for feature in FEATURES}
+    features = {feature.name: feature for feature in [PLAIN, *FEATURES]}
     with serving(SquareServer()) as url:
         for name in request["features"]:
             folder = Path(request["folder"]) / uuid.uuid4().hex
@@ -97,9 +98,9 @@ def write(path: str, output: list[Any]) -> None:
 
 
 def describe(error: Exception) -> str:
-    """Return the type and the last line of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
+    """Return the type and the text of an error."""
+    text = error.details() if isinstance(error, grpc.Call) else str(error)
+    return f"{type(error).__name__}: {text}"
 
 
 def read_counters(result: Any) -> dict[str, int]:

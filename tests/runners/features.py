@@ -102,15 +102,20 @@ class Outcome:
     Attributes:
         output: The JSON values that arrived, or None if the pipeline failed.
         read_counters: Returns the values of the run's counters by name.
-        error: The last line of the pipeline's error.
+        error: The pipeline's error.
     """
 
     output: list[Any] | None
     read_counters: Callable[[], dict[str, int]]
     error: str | None = None
 
+    def verify_success(self) -> None:
+        """Raise `AssertionError` with the last line of the error if the pipeline failed."""
+        lines = [line.strip() for line in (self.error or "").splitlines() if line.strip()]
+        assert self.error is None, lines[-1][:300]
+
     def verify_equal(self, expected: list[Any]) -> None:
-        assert self.error is None, self.error
+        self.verify_success()
         assert self.output is not None, "no output was written"
         rest = [to_text(value) for value in self.output]
         missing = []
@@ -257,6 +262,10 @@ def doubled(n: int = N) -> list[Any]:
 
 def plain_batch(pipeline: beam.Pipeline, setting: Setting) -> beam.PCollection:
     return numbers(pipeline) | beam.Map(lambda x: x)
+
+
+#: A pipeline that each runner must run, or else nothing can be said about the others.
+PLAIN = Feature("A pipeline without RunInference", plain_batch, lambda: list(range(N)), ())
 
 
 def plain_stream(pipeline: beam.Pipeline, setting: Setting) -> beam.PCollection:
@@ -422,8 +431,8 @@ def refresh_by_watched_pattern(pipeline: beam.Pipeline, setting: Setting) -> bea
 
 
 def check_refresh(outcome: Outcome, setting: Setting) -> None:
-    assert outcome.error is None, outcome.error
-    assert outcome.output is not None
+    outcome.verify_success()
+    assert outcome.output is not None, "no output was written"
     assert sorted(number for number, _, _ in outcome.output) == list(range(N))
     for number, inference, model in outcome.output:
         assert inference == number * int(model), f"{number} x {model} = {inference}"
@@ -648,6 +657,7 @@ def threshold(pipeline: beam.Pipeline, setting: Setting) -> beam.PCollection:
 
 def check_threshold(outcome: Outcome, setting: Setting) -> None:
     assert outcome.error is not None, "the pipeline did not fail"
+    assert "above the threshold of 0.2" in outcome.error, outcome.error[-300:]
 
 
 FEATURES = [

@@ -166,7 +166,8 @@ def run_pipeline(name: str, request: str) -> int:
     given = json.loads(Path(request).read_text())
     setting = Setting(Path(given["folder"]), "", lead_secs=20)
     outcome = run(SCENARIOS[name].build, setting, given["options"])
-    Path(given["outcome"]).write_text(json.dumps([outcome.output, outcome.error]))
+    error = outcome.error and outcome.error[-300:]
+    Path(given["outcome"]).write_text(json.dumps([outcome.output, error]))
     return 0
 
 
