@@ -9,10 +9,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from runinference.errors import ModelLoadError, describe
 
@@ -30,6 +32,18 @@ class FileVersion(NamedTuple):
     checksum: str | None
 
 
+def get_file_system_options() -> PipelineOptions:
+    """Return the pipeline options that Beam's file systems use in this process, such as ``--s3_endpoint_url``.
+
+    Set them to the defaults if there are none, as Beam does when a pipeline is created: the file system of S3
+    can't be used without options.
+    """
+    # Beam 2.77 has no public way to read them.
+    if FileSystems._pipeline_options is None:
+        FileSystems.set_options(PipelineOptions([]))
+    return FileSystems._pipeline_options
+
+
 def download_file(path: str, folder: str) -> str:
     """Copy a file to a local folder, under the same name, and return the path of the copy.
 
@@ -41,17 +55,29 @@ def download_file(path: str, folder: str) -> str:
     return os.path.join(folder, name)
 
 
-def download_folder(path: str) -> str:
+def download_folder(path: str, excluded: tuple[str, ...] = ()) -> str:
     """Copy a folder to a new temporary folder, and return its path.
+
+    Args:
+        path: The path of the folder.
+        excluded: Patterns for the paths of files that are not copied, such as ``*.onnx``.
 
     Raises:
         ModelLoadError: Each attempt failed, or files were replaced, added, or removed during each of them.
     """
     root = path.rstrip("/")
     pattern = FileSystems.join(root, "**")
+
+    def find() -> list[Any]:
+        files = FileSystems.match([pattern])[0].metadata_list
+        return [
+            each for each in files if not any(fnmatchcase(each.path, name) for name in excluded)
+        ]
+
+    get_file_system_options()
     target = tempfile.mkdtemp(prefix="model-")
     try:
-        _download(root, lambda: FileSystems.match([pattern])[0].metadata_list, root, target)
+        _download(root, find, root, target)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

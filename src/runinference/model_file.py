@@ -13,9 +13,8 @@ from typing import BinaryIO, cast
 
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions
 
-from runinference.download import download_file
+from runinference.download import download_file, get_file_system_options
 from runinference.errors import ModelLoadError, ModelNotFoundError, describe
 
 
@@ -43,18 +42,6 @@ def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
         ) from error
     file = _open_local(path, option) if is_local(path) else _open_remote(path, option)
     return file if sha256 is None else _verified_copy(file, path, sha256)
-
-
-def get_file_system_options() -> PipelineOptions:
-    """Return the pipeline options that Beam's file systems use in this process, such as ``--s3_endpoint_url``.
-
-    Set them to the defaults if there are none, as Beam does when a pipeline is created: the file system of S3
-    can't be used without options.
-    """
-    # Beam 2.77 has no public way to read them.
-    if FileSystems._pipeline_options is None:
-        FileSystems.set_options(PipelineOptions([]))
-    return FileSystems._pipeline_options
 
 
 def is_local(path: str) -> bool:

@@ -213,6 +213,21 @@ def test_every_format_loads_as_from_the_local_disk(store, tmp_path, name):
     assert not store.faults
 
 
+def test_a_folder_of_transformers_loads_as_from_the_local_disk(store, tmp_path):
+    from transformers import BertModel
+
+    from runinference.huggingface_inference import HuggingFaceModelHandlerEmbedding
+    from tiny_transformers import TEXTS, bert, saved
+
+    local = saved(tmp_path / "bert", BertModel(bert()))
+    uri = upload_tree(store, tmp_path / "bert", "bert")
+    store.faults += [cut, slow_down]
+    found, expected = (HuggingFaceModelHandlerEmbedding(x).predict(TEXTS) for x in (uri, local))
+    assert [x.inference.tolist() for x in found] == [x.inference.tolist() for x in expected]
+    assert not store.faults
+    assert store.count("GET", "model.safetensors") == 1
+
+
 def cut(handler, response):
     handler.send(response, len(response.body) // 2)
 

@@ -19,9 +19,9 @@ from typing import Any
 from apache_beam.internal import pickler
 from apache_beam.io.filesystems import FileSystems
 
+from runinference.download import get_file_system_options
 from runinference.errors import ChildDiedError
 from runinference.handlers.compute_turn import compute_turn
-from runinference.model_file import get_file_system_options
 from runinference.serving.ipc import dumps, dumps_outcome, loads
 from runinference.serving.placement import InProcessModel, Model, ModelGoneError
 from runinference.serving.routing import ModelVersion

@@ -40,12 +40,9 @@ def test_explains_a_name_that_is_not_on_the_hub():
         handler.load_model()
 
 
-def test_rejects_files_and_urls(base):
+def test_rejects_files(base):
     handler = HuggingFaceModelHandlerTensor(f"{base}/config.json", AutoModel)
     with pytest.raises(ModelLoadError, match="pass the directory"):
-        handler.load_model()
-    handler = HuggingFaceModelHandlerTensor("gs://bucket/model", AutoModel)
-    with pytest.raises(ModelLoadError, match="copy it to a directory"):
         handler.load_model()
 
 

@@ -78,8 +78,8 @@ class HuggingFaceModelHandlerEmbedding(HuggingFaceModelHandlerText):
         """Create a handler for an embedding model.
 
         Args:
-            model_uri: A directory that ``save_pretrained`` or sentence-transformers wrote, or the name of a model
-                on the Hub.
+            model_uri: A directory that ``save_pretrained`` or sentence-transformers wrote, on any file system that
+                Beam reads, or the name of a model on the Hub.
             model_class: The class that loads the model.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
                 device, the model runs on its CPU, with a warning. With a list, such as ``["cuda:0", "cuda:1"]``,

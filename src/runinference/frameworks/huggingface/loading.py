@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from runinference.download import download_folder
 from runinference.errors import (
     ModelLoadError,
     ModelNotFoundError,
     PretrainedModelError,
+    RunInferenceError,
+    describe,
     suggest,
 )
 from runinference.extras import need
 from runinference.frameworks.torch.loading import first_sentence, get_name, shorten
 from runinference.frameworks.torch.training_mode import check_evaluation_mode
+from runinference.model_file import is_local
 
 transformers = need("transformers", extra="transformers")
 
@@ -31,6 +37,66 @@ if VERSION < (4, 40):
 
 #: Keywords of ``from_pretrained`` that apply to every file of a repository.
 _HUB_ARGS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+#: The names of files with weights, which tokenizers and configurations don't need.
+_WEIGHTS = (
+    "*.safetensors",
+    "*/pytorch_model*.bin",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.onnx_data",
+    "*.gguf",
+)
+
+_T = TypeVar("_T")
+
+
+def load_from_folder(
+    uri: str, option: str, load: Callable[[str], _T], *, weights: bool = True, keep: bool = False
+) -> _T:
+    """Load something from a model's directory, which is on any file system that Beam reads, or from the Hub.
+
+    Args:
+        uri: The directory, or the name of a model on the Hub.
+        option: The name of the parameter that holds the directory, for error messages.
+        load: A function that takes a local directory or a name. A temporary copy is deleted when it returns.
+        weights: Whether the function reads files with weights.
+        keep: Whether to delete a temporary copy with the loaded object instead.
+
+    Raises:
+        ModelNotFoundError: There is no file in the directory.
+        ModelLoadError: The directory can't be read.
+    """
+    if is_local(uri):
+        return load(uri)
+    folder = _download(uri, option, () if weights else _WEIGHTS)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            loaded = load(folder)
+        except RunInferenceError as error:
+            raise type(error)(str(error).replace(folder, uri)) from error
+        if keep:
+            weakref.finalize(loaded, stack.pop_all().close)
+    return loaded
+
+
+def _download(uri: str, option: str, excluded: tuple[str, ...]) -> str:
+    try:
+        folder = download_folder(uri, excluded)
+    except Exception as error:  # what a client raises depends on the file system
+        raise ModelLoadError(
+            f"The directory {uri!r} ({option}) cannot be read: {describe(error, 300)}. To fix this, check that it "
+            "exists, that the workers have credentials that may read it, and that the Beam extra for it is "
+            'installed, for example "apache-beam[aws]" for s3://.'
+        ) from error
+    if not os.listdir(folder):
+        os.rmdir(folder)
+        raise ModelNotFoundError(
+            f"There are no files in the directory {uri!r} ({option}). To fix this, check the path."
+        )
+    return folder
 
 
 def load_pretrained(
@@ -162,11 +228,6 @@ def _check_uri(uri: str, option: str) -> None:
     if os.path.isfile(uri):
         raise ModelLoadError(
             f"{uri!r} ({option}) is a file. To fix this, pass the directory that save_pretrained wrote."
-        )
-    if "://" in uri:
-        raise ModelLoadError(
-            f"{uri!r} ({option}) is a URL, but Transformers loads directories and models of the Hub. To fix this, "
-            "copy it to a directory on each worker, and pass that path."
         )
     if os.path.isdir(uri) or not (uri.startswith((".", "~")) or os.path.isabs(uri)):
         return

@@ -19,6 +19,7 @@ from runinference.frameworks.huggingface.batch_mode import BatchMode
 from runinference.frameworks.huggingface.loading import (
     check_no_random_weights,
     explain_load_errors,
+    load_from_folder,
     read_json,
     select_shared_args,
 )
@@ -35,6 +36,7 @@ from runinference.handlers.compute_turn import CallOverlap, compute_turn
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import HandlerOptions, accepts
+from runinference.model_file import is_local
 from runinference.results import PredictionResult
 
 if TYPE_CHECKING:
@@ -174,8 +176,8 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         Args:
             task: The task, such as ``PipelineTask.TextClassification`` or ``"text-classification"``. Optional if
                 the model's configuration names one.
-            model: A directory that ``save_pretrained`` wrote, with the tokenizer or processor, or the name of a
-                model on the Hub. By default, the default model of the task.
+            model: A directory that ``save_pretrained`` wrote, with the tokenizer or processor, on any file system
+                that Beam reads, or the name of a model on the Hub. By default, the default model of the task.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device. By default, a GPU if the worker has one. With a
                 list, such as ``["cuda:0", "cuda:1"]``, each device has a copy of the pipeline, and batches are
                 spread over the devices that a worker has.
@@ -225,19 +227,24 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
             ModelLoadError: The model doesn't fit the task.
         """
+        args = self._load_pipeline_args
+        # Weights that a device map assigns to the disk stay in these files.
+        keep = "device_map" in {**args, **(args.get("model_kwargs") or {})}
+        pipeline: Pipeline | DeviceCopies
+        pipeline = load_from_folder(self._model, "model", self._load, keep=keep)
+        return pipeline
+
+    def _load(self, model: str) -> Any:
         args = dict(self._load_pipeline_args)
         task = self._task.value if isinstance(self._task, Enum) else self._task
-        pipeline: Pipeline | DeviceCopies
         if {"device", "device_map"} & args.keys():
-            pipeline = load_pipeline(task, self._model, args)
-            return pipeline
+            return load_pipeline(task, model, args)
         default = "cuda:0" if torch.cuda.is_available() else "cpu"
         devices = parse_devices(default if self._device is None else self._device)
-        pipeline = load_on_devices(
+        return load_on_devices(
             find_devices(devices),
-            lambda device: load_pipeline(task, self._model, {**args, "device": device}),
+            lambda device: load_pipeline(task, model, {**args, "device": device}),
         )
-        return pipeline
 
     def call_overlap(self) -> CallOverlap:
         n_devices = len(self._device) if isinstance(self._device, (list, tuple)) else 1
@@ -280,9 +287,10 @@ class HuggingFacePipelineModelHandler(ModelHandler[Any, PredictionResult, Any]):
         is_default = self._inference_fn is default_pipeline_inference_fn
         if not is_default or self._task not in ("", *_TEXT_CLASSIFICATION):
             return ModelSignature()
-        if not os.path.isdir(self._model):
-            return ModelSignature(error="its configuration is not a local file")
-        config = transformers.AutoConfig.from_pretrained(self._model)
+        if is_local(self._model) and not os.path.isdir(self._model):
+            return ModelSignature(error="its configuration is not a file")
+        load_config = transformers.AutoConfig.from_pretrained
+        config = load_from_folder(self._model, "model", load_config, weights=False)
         return ModelSignature(classes=[*config.id2label.values()])
 
     def _run(

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from runinference.checks import check_mapping
 from runinference.errors import OptionError
-from runinference.frameworks.huggingface.loading import load_pretrained
+from runinference.frameworks.huggingface.loading import load_from_folder, load_pretrained
 from runinference.frameworks.torch.device_copies import load_on_devices
 from runinference.frameworks.torch.devices import find_devices, get_model_device, parse_devices
 from runinference.handlers.model_handler import ModelHandler
@@ -70,7 +70,14 @@ class PretrainedModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
             ModelNotFoundError: There is no such directory, and no such model in the cache or on the Hub.
             ModelLoadError: The class can't load the model, or the model lacks weights that the class needs.
         """
-        return load_on_devices(find_devices(parse_devices(self._device)), self._load_on)
+
+        def load(folder: str) -> Any:
+            handler = self._replace(_model_uri=folder)
+            return load_on_devices(find_devices(parse_devices(self._device)), handler._load_on)
+
+        # Weights that a device map assigns to the disk stay in these files.
+        keep = "device_map" in self._model_config_args
+        return load_from_folder(self._model_uri, "model_uri", load, keep=keep)
 
     def _load_on(self, device: Any) -> Any:
         return load_pretrained(self._model_uri, self._model_class, self._model_config_args, device)

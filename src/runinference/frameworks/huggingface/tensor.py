@@ -61,7 +61,8 @@ class _TensorModelHandler(PretrainedModelHandler):
         """Create a handler for a model and its class.
 
         Args:
-            model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
+            model_uri: A directory that ``save_pretrained`` wrote, on any file system that Beam reads, or the name
+                of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForMaskedLM``.
             framework: ``"pt"`` for PyTorch, or ``"tf"`` for TensorFlow, which requires Transformers 4.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
@@ -204,7 +205,8 @@ class HuggingFaceModelHandlerTensor(_TensorModelHandler):
         """Create a handler for a model and its class.
 
         Args:
-            model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
+            model_uri: A directory that ``save_pretrained`` wrote, on any file system that Beam reads, or the name
+                of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForImageClassification``.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
                 device, the model runs on its CPU, with a warning. With a list, such as ``["cuda:0", "cuda:1"]``,

@@ -26,7 +26,11 @@ from runinference.frameworks.huggingface.batch_mode import (
     find_batch_mode,
     make_probe,
 )
-from runinference.frameworks.huggingface.loading import load_config, select_shared_args
+from runinference.frameworks.huggingface.loading import (
+    load_config,
+    load_from_folder,
+    select_shared_args,
+)
 from runinference.frameworks.huggingface.positions import find_max_tokens
 from runinference.frameworks.huggingface.pretrained import PretrainedModelHandler, no_cache_args
 from runinference.frameworks.huggingface.tokenizer import (
@@ -109,7 +113,8 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         """Create a handler for a model and its class.
 
         Args:
-            model_uri: A directory that ``save_pretrained`` wrote, or the name of a model on the Hub.
+            model_uri: A directory that ``save_pretrained`` wrote, on any file system that Beam reads, or the name
+                of a model on the Hub.
             model_class: The class that loads the model, such as ``AutoModelForQuestionAnswering``.
             device: ``"CPU"``, ``"GPU"``, or any PyTorch device, such as ``"cuda:1"``. If a worker has no such
                 device, the model runs on its CPU, with a warning. With a list, such as ``["cuda:0", "cuda:1"]``,
@@ -334,8 +339,11 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
 
     def _load_plain_tokenizer(self) -> Any:
         uri = self._tokenizer or self._model_uri
+        option = "tokenizer" if self._tokenizer else "model_uri"
         args = {**select_shared_args(self._model_config_args), **self._load_tokenizer_args}
-        return load_tokenizer(uri, args, "tokenizer" if self._tokenizer else "model_uri")
+        return load_from_folder(
+            uri, option, lambda folder: load_tokenizer(folder, args, option), weights=False
+        )
 
     def _count_tokens(self, text: Any) -> int:
         counter = self._counter
@@ -345,7 +353,11 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         return len(counter[1].encode([text])[0]["input_ids"])
 
     def _load_counter(self) -> BatchTokenizer:
-        return self._load_tokenizer(load_config(self._model_uri, self._model_config_args))
+        def load(folder: str) -> BatchTokenizer:
+            config = load_config(folder, self._model_config_args)
+            return self._replace(_model_uri=folder)._load_tokenizer(config)
+
+        return load_from_folder(self._model_uri, "model_uri", load, weights=False)
 
     def _tokenizer_key(self) -> Hashable:
         """Return everything that the tokens of a text depend on."""
