@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[HOME] = tempfile.mkdtemp(prefix="docs-home-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(HOME), ignore_errors=True))
     filters = ("page", "changed", "keyword", "markexpr", "lf")
-    is_complete = config.args_source.name != "ARGS" and not any(map(config.getoption, filters))
+    get_option = partial(config.getoption, default=None)  # the plugin with "lf" can be disabled
+    is_complete = config.args_source.name != "ARGS" and not any(map(get_option, filters))
     config.pluginmanager.register(report.Report(Path(config.rootpath), is_complete), "docs-report")
 
 
