@@ -235,6 +235,13 @@ class UnusableAnswerError(EndpointError):
     """A successful response does not follow the protocol of the endpoint. By default, it is not retried."""
 
 
+class InvalidOutputError(UnusableAnswerError):
+    """The answers of a language model don't have the type that ``output_type`` declares.
+
+    The message includes the last answer, shortened.
+    """
+
+
 class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name
     """A batch was not sent because the rate limit is exhausted."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_int, check_mapping, check_text
@@ -23,7 +24,7 @@ from runinference.remote.openai_client import (
     redact_key,
     resolve_key,
 )
-from runinference.remote.openai_endpoint import OpenAIEndpointModelHandler
+from runinference.remote.openai_endpoint import OpenAIEndpointModelHandler, OpenAIOptions
 from runinference.remote.openai_protocol import (
     Generation,
     get_chat_text,
@@ -33,6 +34,8 @@ from runinference.remote.openai_protocol import (
     to_messages,
     to_strings,
 )
+from runinference.remote.request_pool import RequestPool
+from runinference.remote.structured_chat import StructuredChat
 from runinference.results import PredictionResult
 
 __all__ = [
@@ -64,6 +67,55 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
 
     _path = "/chat/completions"
     _input = "messages"
+    _structured: StructuredChat | None = None
+
+    @accepts(OpenAIEndpointModelHandler.__init__)
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key_env: str | None = "OPENAI_API_KEY",
+        *,
+        output_type: Any = None,
+        max_output_attempts: int | None = None,
+        output_mode: Literal["auto", "response_format", "prompt"] | None = None,
+        **options: Unpack[OpenAIOptions],
+    ) -> None:
+        """Configure the server, its model, and the type of its answers. This sends nothing and reads no key.
+
+        Args:
+            base_url: URL of the server's API, which usually ends in ``/v1``.
+            model: Name of the model on that server.
+            api_key_env: Name of the environment variable that contains the API key on the workers. The handler
+                doesn't store the key. None if the server needs no key.
+            output_type: Type of the answers: a pydantic model, a dataclass, ``Literal[...]``, another type that
+                pydantic supports, or a JSON schema as a dictionary. The result of an example is then a value of
+                this type instead of a ``Generation``, or the JSON value if it is a schema. None for text.
+            max_output_attempts: Maximum number of answers to an example, by default 3. After an invalid answer,
+                the model is asked again with a description of the error.
+            output_mode: How the server gets the schema of ``output_type``. ``"response_format"``: in the field
+                ``response_format`` of the request. ``"prompt"``: in the last message. ``"auto"``, the default: in
+                ``response_format``, and in the last message if the server rejects the first request.
+            **options: ``parameters``, the options of every endpoint, see ``EndpointModelHandler``, and those of
+                every remote handler, see ``RemoteModelHandler``.
+
+        Raises:
+            OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
+                ``parameters`` has a reserved field, or ``output_type`` has no JSON schema.
+            ImportError: httpx or tenacity isn't installed, or pydantic or jsonschema for ``output_type``.
+        """
+        if output_type is not None:
+            self._structured = StructuredChat(
+                output_type,
+                3 if max_output_attempts is None else max_output_attempts,
+                "auto" if output_mode is None else output_mode,
+            )
+        elif max_output_attempts is not None or output_mode is not None:
+            raise OptionError(
+                "max_output_attempts and output_mode have no effect without output_type. To fix this, pass "
+                "output_type, or leave them out."
+            )
+        super().__init__(base_url, model, api_key_env, **options)
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:
         if max_request_size is not None:
@@ -80,6 +132,32 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
 
     def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Generation]:
         return parse_generations(response, n, fields.get("n"), get_chat_text)
+
+    def _check_fields(self, option: str, fields: Mapping[str, Any]) -> None:
+        super()._check_fields(option, fields)
+        for name in ("n", "response_format"):
+            if self._structured is not None and name in fields:
+                raise OptionError(
+                    f"{option} has {name!r}, which output_type doesn't allow. To fix this, remove one of them."
+                )
+
+    def _send(
+        self, pool: RequestPool, part: Any, model: Any, args: dict[str, Any] | None
+    ) -> list[PredictionResult]:
+        if self._structured is None:
+            return super()._send(pool, part, model, args)
+        send_request, retries = super()._send, self._count_output_retry
+
+        def send(messages: Sequence[Any], fields: Mapping[str, Any]) -> PredictionResult:
+            [result] = send_request(pool, [messages], model, {**(args or {}), **fields})
+            return result
+
+        [example] = part
+        value = self._structured.ask(to_messages(example), send, model, self._model, retries)
+        return [PredictionResult(example, value, self._model)]
+
+    def _count_output_retry(self) -> None:
+        Metrics.counter(self.get_metrics_namespace(), "output_retries").inc()
 
 
 class OpenAICompletionsModelHandler(OpenAIEndpointModelHandler):

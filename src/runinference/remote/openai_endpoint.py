@@ -17,6 +17,13 @@ from runinference.remote.openai_protocol import get_usage
 from runinference.results import PredictionResult
 
 
+class OpenAIOptions(EndpointOptions, total=False):
+    """Keywords of every handler for OpenAI-compatible endpoints; see ``OpenAIEndpointModelHandler``."""
+
+    parameters: Mapping[str, Any] | None
+    max_request_size: int | None
+
+
 class OpenAIEndpointModelHandler(EndpointModelHandler):
     """The base class of the handlers for chat, completions and embeddings."""
 

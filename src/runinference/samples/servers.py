@@ -23,6 +23,7 @@ import numpy as np
 from runinference.extras import need
 from runinference.remote.json_tensors import encode_tensor
 from runinference.samples import models
+from runinference.samples.json_answers import answer_schema
 from runinference.samples.local_server import ErrorResponse, serving
 
 __all__ = ["digits", "llm", "serving"]
@@ -63,7 +64,9 @@ def llm(
 
     The model ``shout`` answers chats and completions with the last message in capital letters. The model ``words``
     embeds texts: those that share words have similar embeddings. Tokens are words. A request of more than 100
-    words is an error.
+    words is an error. With ``response_format`` of the type ``json_schema``, the answer to a chat is JSON that
+    conforms to the schema: the choice that the last message mentions last, its first number, or the message in
+    capitals.
 
     Args:
         key: The API key that requests must contain. None to accept all requests.
@@ -152,15 +155,20 @@ class _Llm:
         if (words := _count_words(json.dumps(body[field]))) > CONTEXT_WORDS:
             message = f"The context size is {CONTEXT_WORDS} words, and the request has {words}"
             raise _error_response(400, message)
-        response = respond(body[field])
+        if path == "/v1/chat/completions" and "response_format" in body:
+            response = self._chat(body[field], _read_schema(body["response_format"]))
+        else:
+            response = respond(body[field])
         if body.get("encoding_format") == "base64":
             for item in response["data"]:
                 item["embedding"] = _to_base64(item["embedding"])
         return {"model": model, **response}
 
-    def _chat(self, messages: Any) -> Any:
+    def _chat(self, messages: Any, schema: Any = None) -> Any:
         texts = [_read_text(message["content"]) for message in messages]
         prompt, text = " ".join(texts), texts[-1].upper()
+        if schema is not None:
+            text = json.dumps(answer_schema(texts[-1], schema, schema))
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         return {"choices": [choice], "usage": _usage(_count_words(prompt), _count_words(text))}
@@ -182,6 +190,15 @@ class _Llm:
 
 def _error_response(status: int, message: str, **headers: str) -> ErrorResponse:
     return ErrorResponse(status, {"error": {"message": message, "code": status}}, **headers)
+
+
+def _read_schema(response_format: Any) -> Any:
+    """Return the JSON schema of answers, None for text."""
+    if response_format.get("type") == "text":
+        return None
+    if response_format.get("type") != "json_schema":
+        raise _error_response(400, "response_format must have the type 'text' or 'json_schema'")
+    return response_format["json_schema"]["schema"]
 
 
 def _read_text(content: Any) -> str:
