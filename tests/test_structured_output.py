@@ -9,6 +9,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import apache_beam as beam
@@ -413,6 +414,56 @@ def test_works_with_keys_and_the_conformance_kit():
             updated_path="another",
         )
     assert report.skipped == {}
+
+
+# --- rows
+
+
+Detail = dataclasses.make_dataclass("Detail", [("label", str), ("numbers", list[int])])
+ROWS = [beam.Row(id=n, text=f"{n} is bad") for n in (1, 2)]
+
+
+def add_columns(output_type, output):
+    """Return the type of rows with columns of predictions, and the rows."""
+    types = []
+
+    class Ask(beam.PTransform):
+        def expand(self, rows):
+            handler = chat(url, output_type)
+            rows |= RunInference(handler, columns=["text"], output=output, keep=["id"])
+            types.append(rows.element_type)
+            return rows
+
+    with servers.llm() as url:
+        rows = run(ROWS, Ask())
+    return dict(types[0]._fields), sorted(map(tuple, rows))
+
+
+@pytest.mark.parametrize(
+    ("output_type", "output", "fields", "values"),
+    [
+        (Literal["good", "bad"], "label", {"label": str}, ["bad"]),
+        (Review, ["label", "score"], {"label": str, "score": float}, ["bad", 1.0]),
+        (Review, "score", {"score": float}, [1.0]),
+        (Detail, ["numbers", "label"], {"numbers": Sequence[int], "label": str}, [[1], "1 IS BAD"]),
+        (bool | None, "is_bad", {"is_bad": bool | None}, [False]),
+        (SCHEMA, ["label"], {"label": Any}, ["bad"]),
+    ],
+)
+def test_answers_and_their_fields_are_typed_columns(output_type, output, fields, values):
+    types, rows = add_columns(output_type, output)
+    assert types == {"id": int, **fields}
+    assert rows[0] == (1, *values)
+    assert [*map(type, rows[0])] == [int, *map(type, values)]
+    assert len(rows) == 2
+
+
+def test_a_column_that_is_not_a_field_is_an_error_at_construction():
+    handler = chat("http://localhost")
+    with pytest.raises(OptionError, match=r"no field 'lable' \(output\). Did you mean 'label'"):
+        handler.predict(ROWS, columns=["text"], output=["lable", "score"])
+    with pytest.raises(OptionError, match="declare output={'score': float}"):
+        handler.predict(ROWS, columns=["text"], output={"score": int})
 
 
 PROGRAM = """

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from runinference.checks import check_callable, check_int, check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.handlers.event_loop import resolve
+from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import check_key
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
@@ -132,6 +133,14 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
 
     def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Generation]:
         return parse_generations(response, n, fields.get("n"), get_chat_text)
+
+    def read_model_signature(self) -> ModelSignature:
+        """Return the type of the answers, and those of their fields, if ``output_type`` declares them."""
+        if self._structured is None:
+            return super().read_model_signature()
+        return ModelSignature(
+            output=self._structured.column_type, fields=self._structured.field_types
+        )
 
     def _check_fields(self, option: str, fields: Mapping[str, Any]) -> None:
         super()._check_fields(option, fields)

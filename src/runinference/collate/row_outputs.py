@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,8 @@ def _get_fields(output: Any) -> Mapping[Any, Any] | None:
         return {str(name): output[name] for name in output.columns}
     if isinstance(output, (Mapping, tuple)) or is_dataclass_instance(output):
         return children(output)
-    return None
+    pydantic = sys.modules.get("pydantic")
+    return dict(output) if pydantic and isinstance(output, pydantic.BaseModel) else None
 
 
 def _to_array(output: Any) -> Any:

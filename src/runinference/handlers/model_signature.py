@@ -31,6 +31,7 @@ class ModelSignature:
         n_features: The number of features; None if it is unknown.
         output: The Python type of the output for one row, such as ``int`` or ``Sequence[float]``; ``Any`` if it is
             unknown.
+        fields: The types of the fields of that output by name; None if they are unknown.
         classes: The classes of a classifier that predicts a probability for each; None for other models.
         error: Why the model can't be read; empty if it can.
         normalize_name: Returns the name of the feature for the name of a column.
@@ -41,6 +42,7 @@ class ModelSignature:
     optional: Collection[str] = ()
     n_features: int | None = None
     output: Any = Any
+    fields: Mapping[str, Any] | None = None
     classes: Sequence[Any] | None = None
     error: str = ""
     normalize_name: Callable[[str], str] = str

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from runinference.collate.class_output import ClassColumns
 from runinference.collate.row_outputs import OutputColumn, describe_type
-from runinference.errors import OptionError
+from runinference.errors import OptionError, suggest
 from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.row_options import RowOptions
@@ -31,10 +31,33 @@ def resolve_outputs(
     """
     classes = _find_class_columns(handler, options, signature)
     if classes is None:
+        if (columns := _add_field_types(options.output, signature.fields)) is not None:
+            return columns, None
         found = signature.output if options.has_default_output else Any
         return _add_type(options.output, found), None
     [label] = _add_type(options.output, _get_label_type(signature.classes or ()))
     return (label, *_list_class_columns(classes, label, options.keep)), classes
+
+
+def _add_field_types(
+    columns: tuple[OutputColumn, ...], fields: Mapping[str, Any] | None
+) -> tuple[OutputColumn, ...] | None:
+    """Return the columns with the types of the fields that they select; None if they select none.
+
+    Raises:
+        OptionError: The output has no such field.
+    """
+    if fields is None or (
+        len(columns) == 1 and not (columns[0].may_be_field and columns[0].name in fields)
+    ):
+        return None
+    for column in columns:
+        if column.name not in fields:
+            raise OptionError(
+                f"The output of the model has no field {column.name!r} (output).{suggest(column.name, fields)} "
+                f"Its fields are {', '.join(fields)}."
+            )
+    return tuple(_add_type((column,), fields[column.name])[0] for column in columns)
 
 
 def _add_type(columns: tuple[OutputColumn, ...], found: Any) -> tuple[OutputColumn, ...]:

@@ -19,6 +19,7 @@ from runinference.errors import (
     suggest,
 )
 from runinference.remote.openai_protocol import Generation
+from runinference.remote.output_columns import get_column_type, get_field_types
 from runinference.remote.output_type import AnswerError, OutputType
 from runinference.results import PredictionResult
 
@@ -38,6 +39,11 @@ Send = Callable[[Sequence[Any], Mapping[str, Any]], PredictionResult]
 class StructuredChat:
     """Asks a model for an answer of a type, and again if the answer is invalid.
 
+    Attributes:
+        type: The type.
+        column_type: The type of a column of answers; ``Any`` if it is unknown.
+        field_types: The types of columns with the fields of answers, by name; None if they are unknown.
+
     Args:
         output_type: The type, see ``OutputType``.
         max_attempts: Maximum number of answers.
@@ -55,6 +61,9 @@ class StructuredChat:
                 f"{suggest(mode, OUTPUT_MODES)}"
             )
         self.type = OutputType(output_type)
+        is_schema = isinstance(output_type, Mapping)
+        self.column_type = Any if is_schema else get_column_type(output_type)
+        self.field_types = None if is_schema else get_field_types(output_type)
         self._max_attempts = max_attempts
         self._mode = mode
         schema = self.type.schema
