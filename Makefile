@@ -67,7 +67,7 @@ fuzz: $(FULL) ## compare 10,000 random pipelines with a plain loop, and run the 
 	$(call say,random pipelines$(comma) hostile models$(comma) soak test)
 	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --numprocesses $(WORKERS) --quiet tests/test_random_pipelines.py \
 		tests/test_hostile_models.py tests/test_soak.py tests/test_batch_invariance.py tests/test_input_fidelity.py \
-		tests/test_output_fidelity.py
+		tests/test_output_fidelity.py tests/test_row_sources.py
 
 docs-test: $(FULL) ## run the code on pages (PAGE=docs/batching.md; CHANGED=1: changed pages; FRESH=1: all code, in new interpreters)
 	$(call say,doc tests)

@@ -1,6 +1,10 @@
-"""Rows from files keep their types through a model to other files, SQL-like transforms and BigQuery's schema."""
+"""Rows from files keep their types through a model to other files, SQL-like transforms and BigQuery's schema.
+
+`make fuzz` has files of 200,000 rows in all formats (`HYPOTHESIS_PROFILE=thorough`).
+"""
 
 import json
+import os
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,6 +28,8 @@ from runinference.errors import OptionError
 from runinference.sklearn_inference import SklearnModelHandlerPandas
 
 FEATURES = ["age", "income"]
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+N_ROWS = 200_000 if THOROUGH else 100  # of formats whose rows take longer
 
 
 def make_table(n_rows):
@@ -93,7 +99,7 @@ def test_rows_of_a_csv_file_get_a_prediction_and_are_written_to_one(folder, infe
 
 
 def test_rows_of_parquet_files_are_written_as_json(folder, infer):
-    table = make_table(100)
+    table = make_table(N_ROWS)
     table.to_parquet(folder / "small.parquet")
     with beam.Pipeline() as pipeline:
         read = beam.io.ReadFromParquet(str(folder / "small.parquet"), as_rows=True)
@@ -121,7 +127,7 @@ def typed_rows(pipeline, table):
 
 
 def test_rows_are_written_to_parquet_files_with_their_schema(folder, infer):
-    table = make_table(100)
+    table = make_table(N_ROWS)
     with beam.Pipeline() as pipeline:
         rows = typed_rows(pipeline, table) | infer(keep=None, probabilities="p_{}")
         rows | beam.io.WriteToParquet(str(folder / "typed"))
@@ -131,11 +137,11 @@ def test_rows_are_written_to_parquet_files_with_their_schema(folder, infer):
     assert schema.names == ["id", "age", "income", "city", "label", "p_no", "p_yes"]
     assert [str(kind) for kind in schema.types] == types
     check(found[["id", "city", "label"]], table, infer)
-    assert (found.p_no + found.p_yes).tolist() == pytest.approx([1] * 100)
+    assert (found.p_no + found.p_yes).tolist() == pytest.approx([1] * N_ROWS)
 
 
 def test_the_schema_of_a_bigquery_table_follows_from_the_rows(folder, infer):
-    table = make_table(20)
+    table = make_table(N_ROWS)
     with beam.Pipeline() as pipeline:
         rows = typed_rows(pipeline, table) | infer(keep=None, probabilities="p_{}")
         schema = bigquery_schema(rows)
@@ -186,7 +192,7 @@ def test_dataframes_of_many_rows_are_predicted_and_read_again(infer):
 
 
 def test_rows_can_be_written_to_avro_and_read_again(folder, infer):
-    table = make_table(50)
+    table = make_table(N_ROWS)
     with beam.Pipeline() as pipeline:
         rows = pipeline | beam.Create([beam.Row(**row) for row in table.to_dict("records")])
         rows | infer(keep=None) | beam.io.WriteToAvro(str(folder / "avro"))
@@ -196,4 +202,4 @@ def test_rows_can_be_written_to_avro_and_read_again(folder, infer):
             infer()._model_handler.inner_handlers()[0], output="again", keep=["label"]
         )
         same = pipeline | read | again | beam.Map(lambda row: row.label == row.again)
-        assert_that(same, equal_to([True] * 50))
+        assert_that(same, equal_to([True] * N_ROWS))
