@@ -230,7 +230,7 @@ def test_the_last_answer_is_in_the_error_shortened():
     error, requests = ask(*["x" * 9_000] * 5)
     assert type(error) is InvalidOutputError
     assert len(requests) == 3
-    assert "the last of 3 attempts (max_output_attempts): 'xxx" in str(error)
+    assert "Attempt 3 of 3 (max_output_attempts) returned 'xxx" in str(error)
     assert len(str(error)) < 2_000
     error, requests = ask("one", max_output_attempts=1)
     assert "not JSON" in str(error)
@@ -483,7 +483,12 @@ class Outer:
     more: list[Inner] = dataclasses.field(default_factory=list)
 
 
-for output_type in (Inner, Outer, list[Outer]):
+class Model(pydantic.BaseModel):
+    inner: Inner
+    outer: Outer
+
+
+for output_type in (Inner, Outer, list[Outer], Model):
     handler = OpenAIChatModelHandler({url!r}, "shout", None, output_type=output_type)
     sys.stdout.buffer.write(cloudpickle.dumps(handler))
 """
@@ -495,7 +500,8 @@ def test_types_of_the_main_module_work_in_other_processes():
         command = [sys.executable, "-c", program]
         pickled = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
         stream = io.BytesIO(pickled)
-        values = [pickle.load(stream).predict(["7 a"])[0].inference for _ in range(3)]
-    inner, outer, outers = values
+        values = [pickle.load(stream).predict(["7 a"])[0].inference for _ in range(4)]
+    inner, outer, outers, model = values
     assert (inner.a, outer.inner, outer.more) == (7, inner, [inner])
     assert outers == [outer]
+    assert (model.inner, model.outer) == (inner, outer)

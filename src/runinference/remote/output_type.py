@@ -217,8 +217,8 @@ def _check_reference(reference: str, schema: Mapping[str, Any]) -> None:
 
 
 def _find_classes(schema: Any) -> Iterator[type]:
-    """Yield the classes in a schema of pydantic, the inner ones first."""
-    parts = schema.values() if isinstance(schema, dict) else schema
+    """Yield the classes in a schema of pydantic, the inner ones first. Definitions are at the end of a schema."""
+    parts = reversed(schema.values()) if isinstance(schema, dict) else schema
     for part in parts:
         if isinstance(part, (dict, list, tuple)):
             yield from _find_classes(part)

@@ -115,9 +115,9 @@ class StructuredChat:
                 reason = str(error)
             if attempt == self._max_attempts:
                 raise InvalidOutputError(
-                    f"The model's answer doesn't have the output type: {reason}. It is the last of {attempt} "
-                    f"attempts (max_output_attempts): {_quote(answer.text)}. To fix this, describe the output "
-                    "in the prompt, or use a larger model."
+                    f"The model's answer doesn't have the output type: {reason}. Attempt {attempt} of {attempt} "
+                    f"(max_output_attempts) returned {_quote(answer.text)}. To fix this, describe the output in "
+                    "the prompt, or use a larger model."
                 )
             conversation = [*messages, *self._correct(answer.text, reason)]
             attempt += 1
