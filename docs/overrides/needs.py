@@ -26,6 +26,7 @@ PACKAGES = {
     "mlflow": "mlflow-skinny",
     "numpy": "",
     "pyarrow": "",
+    "pydantic": "pydantic",
     "runinference": "",
     "runinference.RemoteModelHandler": "tenacity",
     "runinference.http_inference": "httpx",

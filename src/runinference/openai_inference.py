@@ -64,6 +64,14 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     ...     [result] = handler.predict(["Is anybody there?"])
     >>> result.inference.text
     'IS ANYBODY THERE?'
+
+    With ``output_type``, results are values of a type:
+
+    >>> with servers.llm() as base_url:
+    ...     handler = OpenAIChatModelHandler(base_url, "shout", None, output_type=Literal["good", "bad"])
+    ...     [result] = handler.predict(["It was good."])
+    >>> result.inference
+    'good'
     """
 
     _path = "/chat/completions"
