@@ -34,8 +34,6 @@ N_BATCH = 600
 N_STREAM = 400
 #: The time that the model takes for an element.
 ELEMENT_SECS = 0.02
-#: A process is killed after this many calls since the start or the last kill.
-CALLS_BEFORE_KILL = 30
 TIME_LIMIT_SECS = 240
 CHECKPOINTS = ["--streaming", "--checkpointing_interval=2000"]
 
@@ -69,7 +67,18 @@ def note_worker(element: int, path: str) -> int:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A pipeline whose workers are killed."""
+    """A pipeline whose workers are killed.
+
+    Attributes:
+        title: The name in the table.
+        n_elements: The number of elements.
+        source: Builds the source.
+        infer: Builds the inference step.
+        handler_options: The options of the handler.
+        flags: Pipeline options.
+        new_model: The name of the file of the new model.
+        calls_before_kill: How often the model is called before each kill, so that a stream makes checkpoints.
+    """
 
     title: str
     n_elements: int
@@ -77,6 +86,8 @@ class Scenario:
     infer: Callable[[SlowMultiply, Setting], beam.PTransform]
     handler_options: dict[str, Any]
     flags: tuple[str, ...] = ()
+    new_model: str = "2.txt"
+    calls_before_kill: int = 30
 
     def build(self, pipeline: beam.Pipeline, setting: Setting) -> beam.PCollection:
         handler = SlowMultiply(str(setting.folder), **self.handler_options)
@@ -120,7 +131,14 @@ class GoodOnly(beam.PTransform):
 SCENARIOS = {
     "batch": Scenario("Batch", N_BATCH, batch_source, plain, {}),
     "stream": Scenario(
-        "Stream, checkpoints every 2 s", N_STREAM, stream, watched, {}, tuple(CHECKPOINTS)
+        "Stream, checkpoints every 2 s",
+        N_STREAM,
+        stream,
+        watched,
+        {},
+        tuple(CHECKPOINTS),
+        new_model="3.txt",
+        calls_before_kill=80,
     ),
     "large": Scenario("Large model, batch", N_BATCH, batch_source, plain, {"large_model": True}),
     "subprocess": Scenario(
@@ -198,7 +216,7 @@ def run_scenario(name: str) -> dict[str, Any]:
         )
         command = [sys.executable, "-m", "runners.kills", "--pipeline", name, str(request)]
         with servers.process(command, folder / "pipeline.log") as pipeline:
-            recoveries = kill_while_running(cluster, folder, pipeline)
+            recoveries = kill_while_running(scenario, cluster, folder, pipeline)
             pipeline.wait(TIME_LIMIT_SECS)
     secs = time.monotonic() - began
     output, error = json.loads(outcome.read_text()) if outcome.exists() else (None, "no outcome")
@@ -231,14 +249,17 @@ def compare(output: list[Any], n_elements: int) -> dict[str, Any]:
 
 
 def kill_while_running(
-    cluster: servers.FlinkCluster, folder: Path, pipeline: subprocess.Popen[bytes]
+    scenario: Scenario,
+    cluster: servers.FlinkCluster,
+    folder: Path,
+    pipeline: subprocess.Popen[bytes],
 ) -> list[float]:
     """Kill a worker, then a task manager. Return how long it took until the model was called again."""
     calls, workers = str(folder / "calls"), str(folder / "workers")
     recoveries = []
     for kill_task_manager in (False, True):
-        n_before = len(recorded(calls))
-        if not wait_for(pipeline, lambda n=n_before: len(recorded(calls)) >= n + CALLS_BEFORE_KILL):
+        n_calls = len(recorded(calls)) + scenario.calls_before_kill
+        if not wait_for(pipeline, lambda n=n_calls: len(recorded(calls)) >= n):
             break
         worker = int(recorded(workers)[-1])
         victim = parent(worker) if kill_task_manager else worker
@@ -252,7 +273,7 @@ def kill_while_running(
             part = folder / "new"
             part.write_text("3")
             # A stream watches for a new file; a batch loads the replaced file when its worker restarts.
-            part.rename(folder / ("3.txt" if "stream" in folder.name else "2.txt"))
+            part.rename(folder / scenario.new_model)
         # Other workers of the job may go on for a moment, so only a new process counts.
         old = set(recorded(workers)[:n_workers])
         if not wait_for(pipeline, lambda old=old: not set(recorded(workers)) <= old):

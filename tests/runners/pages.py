@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from runners.columns import COLUMNS
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "assets" / "runners.json"
 KILLS = ROOT / "docs" / "assets" / "runner-kills.json"
+#: The name of a job, which Beam chooses at random.
+JOB = re.compile(r"Pipeline \S+ failed in state FAILED: ")
 SCALE = ROOT / "docs" / "assets" / "runner-scale.json"
 
 
@@ -49,13 +52,13 @@ def limits(numbers: dict[str, Any]) -> str:
     """What happens for each cell that isn't ok, in the library and in a pipeline without it."""
     rows = []
     for column in COLUMNS:
-        by_message: dict[str, list[str]] = {}
         for name, result in numbers["features"]["runners"].get(column.name, {}).items():
-            if result["status"] != OK:
-                by_message.setdefault(result["message"], []).append(name)
-        for message, names in by_message.items():
-            rows.append([column.title, ", ".join(names), message.replace("|", "\\|")])
-    return table(["runner", "features", "with `RunInference`, and without it"], rows)
+            if result["status"] == OK:
+                continue
+            ours, _, plain = result["message"].partition(" (a pipeline without RunInference: ")
+            plain = JOB.sub("", plain.removesuffix(")"))
+            rows.append([column.title, name, ours.partition(". ")[0], plain or "ok"])
+    return table(["runner", "feature", "with `RunInference`", "without it"], rows)
 
 
 def kill_table(numbers: dict[str, Any]) -> str:
@@ -72,8 +75,8 @@ def kill_table(numbers: dict[str, Any]) -> str:
                 sum(run["lost"] for run in runs),
                 sum(run["duplicates"] for run in runs),
                 sum(run["wrong"] for run in runs),
-                f"{min(worker):.0f} to {max(worker):.0f}",
-                f"{min(manager):.0f} to {max(manager):.0f}",
+                spread(map(round, worker)),
+                spread(map(round, manager)),
                 spread(run["loads"] for run in runs),
                 max(run["processes_left"] for run in runs),
             ]
