@@ -67,6 +67,8 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
 
     With ``output_type``, results are values of a type:
 
+    >>> from typing import Literal
+    >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:
     ...     handler = OpenAIChatModelHandler(base_url, "shout", None, output_type=Literal["good", "bad"])
     ...     [result] = handler.predict(["It was good."])
