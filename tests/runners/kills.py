@@ -131,7 +131,7 @@ class GoodOnly(beam.PTransform):
 SCENARIOS = {
     "batch": Scenario("Batch", N_BATCH, batch_source, plain, {}),
     "stream": Scenario(
-        "Stream, checkpoints every 2 s",
+        "Stream",
         N_STREAM,
         stream,
         watched,
