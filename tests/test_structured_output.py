@@ -505,3 +505,12 @@ def test_types_of_the_main_module_work_in_other_processes():
     assert (inner.a, outer.inner, outer.more) == (7, inner, [inner])
     assert outers == [outer]
     assert (model.inner, model.outer) == (inner, outer)
+
+
+def test_an_error_does_not_contain_a_key_that_the_server_returns(monkeypatch):
+    monkeypatch.setenv("KEY", "secret-123")
+    with scripted_server(default=lambda body: reply("your key is secret-123")) as server:
+        handler = OpenAIChatModelHandler(server.url, "shout", "KEY", output_type=Review)
+        with pytest.raises(InvalidOutputError, match="your key is .the key.") as caught:
+            handler.predict(["hi"])
+    assert "secret-123" not in repr(caught.value)

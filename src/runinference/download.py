@@ -84,6 +84,15 @@ def download_folder(path: str, excluded: tuple[str, ...] = ()) -> str:
     return target
 
 
+def cannot_read(what: str, error: Exception) -> ModelLoadError:
+    """Return the error for a file or directory on storage whose client raised an error."""
+    return ModelLoadError(
+        f"The {what} cannot be read: {describe(error, 300)}. To fix this, check that it exists, that the workers "
+        "have credentials that may read it, and that the Beam extra for it is installed, for example "
+        '"apache-beam[aws]" for s3://.'
+    )
+
+
 def _download(path: str, find: Callable[[], list[Any]], root: str, target: str) -> None:
     """Copy the files that ``find`` returns from ``root`` to ``target``. Begin again if they change meanwhile."""
     for delay in (*_MAX_DELAYS_SECS, None):

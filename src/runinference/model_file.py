@@ -14,8 +14,8 @@ from typing import BinaryIO, cast
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
-from runinference.download import download_file, get_file_system_options
-from runinference.errors import ModelLoadError, ModelNotFoundError, describe
+from runinference.download import cannot_read, download_file, get_file_system_options
+from runinference.errors import ModelLoadError, ModelNotFoundError
 
 
 def open_model(path: str, option: str, sha256: str | None = None) -> BinaryIO:
@@ -64,11 +64,7 @@ def _open_remote(path: str, option: str) -> BinaryIO:
     try:
         found = FileSystems.exists(path)
     except Exception as error:  # what a client raises depends on the file system
-        raise ModelLoadError(
-            f"The file {path!r} ({option}) cannot be read: {describe(error, 300)}. To fix this, check that the "
-            "file exists, that the workers have credentials that may read it, and that the Beam extra for it is "
-            'installed, for example "apache-beam[aws]" for s3://.'
-        ) from error
+        raise cannot_read(f"file {path!r} ({option})", error) from error
     if not found:
         raise _not_found_error(path, option)
     with tempfile.TemporaryDirectory(prefix="model-") as folder:

@@ -9,7 +9,7 @@ from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
 from runinference.checks import check_callable, check_int, check_mapping, check_text
-from runinference.errors import OptionError
+from runinference.errors import InvalidOutputError, OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
@@ -172,7 +172,10 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
             return result
 
         [example] = part
-        value = self._structured.ask(to_messages(example), send, model, self._model, retries)
+        try:
+            value = self._structured.ask(to_messages(example), send, model, self._model, retries)
+        except InvalidOutputError as error:  # it quotes the answer
+            raise InvalidOutputError(model.redact_key(str(error))) from None
         return [PredictionResult(example, value, self._model)]
 
     def _count_output_retry(self) -> None:

@@ -129,9 +129,9 @@ class Outcome:
                 rest.remove(value)
             else:
                 missing.append(value)
-        difference = (
-            f"{len(missing)} of {len(expected)} missing ({'; '.join(missing[:3])}), "
-            f"{len(rest)} unexpected ({'; '.join(rest[:3])})"
+        counts = [(missing, f"of {len(expected)} missing"), (rest, "unexpected")]
+        difference = ", ".join(
+            f"{len(values)} {what} ({'; '.join(values[:3])})" for values, what in counts if values
         )
         assert not missing + rest, difference
 

@@ -247,7 +247,7 @@ class HttpClient:
         if found is not None and found.status is not None:
             prefix = f"{url} returned 200 with an error that stands for {found.status}"
             return self._server_error(prefix, found, retry_after)
-        message = shorten(self._redact_key(str(error)), _MAX_MESSAGE)
+        message = shorten(self.redact_key(str(error)), _MAX_MESSAGE)
         return type(error)(f"{url} returned an unexpected response. {message}.")
 
     def _server_error(
@@ -319,9 +319,10 @@ class HttpClient:
 
     def _quote(self, text: str) -> str:
         """Return the start of a text on one line, without HTML tags and without the key."""
-        return shorten(strip_tags(self._redact_key(text)))
+        return shorten(strip_tags(self.redact_key(text)))
 
-    def _redact_key(self, text: str) -> str:
+    def redact_key(self, text: str) -> str:
+        """Return a text without the key of this client."""
         if self._api_key:
             # As it is, in JSON, and in a URL.
             for key in (

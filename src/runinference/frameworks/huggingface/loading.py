@@ -11,13 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runinference.download import download_folder
+from runinference.download import cannot_read, download_folder
 from runinference.errors import (
     ModelLoadError,
     ModelNotFoundError,
     PretrainedModelError,
     RunInferenceError,
-    describe,
     suggest,
 )
 from runinference.extras import need
@@ -86,11 +85,7 @@ def _download(uri: str, option: str, excluded: tuple[str, ...]) -> str:
     try:
         folder = download_folder(uri, excluded)
     except Exception as error:  # what a client raises depends on the file system
-        raise ModelLoadError(
-            f"The directory {uri!r} ({option}) cannot be read: {describe(error, 300)}. To fix this, check that it "
-            "exists, that the workers have credentials that may read it, and that the Beam extra for it is "
-            'installed, for example "apache-beam[aws]" for s3://.'
-        ) from error
+        raise cannot_read(f"directory {uri!r} ({option})", error) from error
     if not os.listdir(folder):
         os.rmdir(folder)
         raise ModelNotFoundError(
