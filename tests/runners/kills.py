@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +35,16 @@ N_BATCH = 600
 N_STREAM = 400
 #: The time that the model takes for an element.
 ELEMENT_SECS = 0.02
+CALLS_BEFORE_KILL = 30
 TIME_LIMIT_SECS = 240
-CHECKPOINTS = ["--streaming", "--checkpointing_interval=2000"]
+#: Flink makes no checkpoints after a source has ended, so the sources stay open longer than the stream lasts.
+CHECKPOINTS = (
+    "--streaming",
+    "--checkpointing_interval=2000",
+    "--shutdown_sources_after_idle_ms=45000",
+)
+#: A file of Beam's that the process which starts a pipeline leaves.
+OF_BEAM = "submission_environment_dependencies.txt"
 
 
 class SlowMultiply(ModelHandler):
@@ -76,8 +85,8 @@ class Scenario:
         infer: Builds the inference step.
         handler_options: The options of the handler.
         flags: Pipeline options.
+        checkpoints: Whether a checkpoint is completed before each kill.
         new_model: The name of the file of the new model.
-        calls_before_kill: How often the model is called before each kill, so that a stream makes checkpoints.
     """
 
     title: str
@@ -86,8 +95,8 @@ class Scenario:
     infer: Callable[[SlowMultiply, Setting], beam.PTransform]
     handler_options: dict[str, Any]
     flags: tuple[str, ...] = ()
+    checkpoints: bool = False
     new_model: str = "2.txt"
-    calls_before_kill: int = 30
 
     def build(self, pipeline: beam.Pipeline, setting: Setting) -> beam.PCollection:
         handler = SlowMultiply(str(setting.folder), **self.handler_options)
@@ -136,9 +145,9 @@ SCENARIOS = {
         stream,
         watched,
         {},
-        tuple(CHECKPOINTS),
+        CHECKPOINTS,
+        checkpoints=True,
         new_model="3.txt",
-        calls_before_kill=80,
     ),
     "large": Scenario("Large model, batch", N_BATCH, batch_source, plain, {"large_model": True}),
     "subprocess": Scenario(
@@ -217,23 +226,36 @@ def run_scenario(name: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "runners.kills", "--pipeline", name, str(request)]
         with servers.process(command, folder / "pipeline.log") as pipeline:
             recoveries = kill_while_running(scenario, cluster, folder, pipeline)
+            restored = cluster.count_checkpoints("restored")
             pipeline.wait(TIME_LIMIT_SECS)
     secs = time.monotonic() - began
     output, error = json.loads(outcome.read_text()) if outcome.exists() else (None, "no outcome")
     compared = compare(output or [], scenario.n_elements)
     right = not (compared["lost"] or compared["duplicates"] or compared["wrong"])
-    return {
+    right = right and error is None and len(recoveries) == 2
+    right = right and restored == (2 if scenario.checkpoints else 0)
+    figures = {
         "title": scenario.title,
-        "clean": right and error is None and len(recoveries) == 2,
+        "clean": right,
         **compared,
         "error": error,
         "kills": len(recoveries),
+        "checkpoints_restored": restored,
         "recovery_secs": [round(each, 1) for each in recoveries],
         "loads": len(recorded(str(folder / "calls.loads"))),
         "processes_left": processes_left(folder),
-        "files_left": sorted(path.name for path in worker_files.iterdir()),
+        "files_left": [
+            str(path.relative_to(worker_files))
+            for path in sorted(worker_files.rglob("*"))
+            if not path.is_dir() and path.name != OF_BEAM
+        ],
         "secs": round(secs, 1),
     }
+    if figures["clean"]:
+        shutil.rmtree(folder)
+    else:
+        print(f"The logs are in {folder}", flush=True)
+    return figures
 
 
 def compare(output: list[Any], n_elements: int) -> dict[str, Any]:
@@ -258,9 +280,15 @@ def kill_while_running(
     calls, workers = str(folder / "calls"), str(folder / "workers")
     recoveries = []
     for kill_task_manager in (False, True):
-        n_calls = len(recorded(calls)) + scenario.calls_before_kill
+        n_calls = len(recorded(calls)) + CALLS_BEFORE_KILL
         if not wait_for(pipeline, lambda n=n_calls: len(recorded(calls)) >= n):
             break
+        if scenario.checkpoints:
+            completed = cluster.count_checkpoints("completed")
+            if not wait_for(
+                pipeline, lambda n=completed: cluster.count_checkpoints("completed") > n
+            ):
+                break
         worker = int(recorded(workers)[-1])
         victim = parent(worker) if kill_task_manager else worker
         n_workers = len(recorded(workers))

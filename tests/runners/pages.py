@@ -78,7 +78,9 @@ def kill_table(numbers: dict[str, Any]) -> str:
                 spread(map(round, worker)),
                 spread(map(round, manager)),
                 spread(run["loads"] for run in runs),
+                spread(run["checkpoints_restored"] for run in runs),
                 max(run["processes_left"] for run in runs),
+                max(len(run["files_left"]) for run in runs),
             ]
         )
     header = [
@@ -92,7 +94,9 @@ def kill_table(numbers: dict[str, Any]) -> str:
         "recovery after a worker, s",
         "after a task manager, s",
         "model loads",
+        "checkpoints restored",
         "processes left",
+        "files left",
     ]
     return table(header, rows)
 

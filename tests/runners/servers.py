@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -207,13 +208,22 @@ class FlinkCluster:
         self._processes.append(started)
         return started
 
+    def count_checkpoints(self, status: str) -> int:
+        """Return the number of checkpoints of all jobs: completed, failed, in_progress, or restored."""
+        jobs = self._get("/jobs")["jobs"]
+        counts = [self._get(f"/jobs/{job['id']}/checkpoints").get("counts") or {} for job in jobs]
+        return sum(each.get(status, 0) for each in counts)
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return httpx.get(f"http://{self.address}{path}", timeout=30).json()
+
     def wait_for_slots(self, n: int) -> None:
         """Wait until the cluster has at least n free or used slots."""
         deadline = time.monotonic() + START_SECS
         found = None
         while time.monotonic() < deadline:
             with suppress(httpx.HTTPError, ValueError):
-                found = httpx.get(f"http://{self.address}/overview").json().get("slots-total")
+                found = self._get("/overview").get("slots-total")
             if found is not None and found >= n:
                 return
             time.sleep(0.2)
