@@ -101,6 +101,7 @@ RUNS ?= 1
 test-kills: $(FULL) ## kill workers and task managers of a Flink cluster (ONLY="stream": these pipelines; RUNS=10: ten times)
 	$(call say,killed workers)
 	@$(RUNNERS).kills --runs $(RUNS) $(if $(ONLY),--only $(ONLY),--json docs/assets/runner-kills.json)
+	@$(if $(ONLY),,$(RUNNERS).checkpoints --json docs/assets/runner-checkpoints.json)
 	@$(if $(ONLY),,$(RUNNERS).pages)
 
 site: $(FULL) ## build the site into site/, with warnings as errors

@@ -14,6 +14,7 @@ from runners.columns import COLUMNS
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "assets" / "runners.json"
 KILLS = ROOT / "docs" / "assets" / "runner-kills.json"
+CHECKPOINTS = ROOT / "docs" / "assets" / "runner-checkpoints.json"
 #: The name of a job, which Beam chooses at random.
 JOB = re.compile(r"Pipeline \S+ failed in state FAILED: ")
 SCALE = ROOT / "docs" / "assets" / "runner-scale.json"
@@ -21,11 +22,12 @@ SCALE = ROOT / "docs" / "assets" / "runner-scale.json"
 
 def main() -> None:
     page = ROOT / "docs" / "runners.md"
-    files = {"features": RESULTS, "kills": KILLS, "scale": SCALE}
+    files = {"features": RESULTS, "kills": KILLS, "scale": SCALE, "checkpoints": CHECKPOINTS}
     numbers = {name: json.loads(path.read_text()) for name, path in files.items()}
     parts = {
         "features": feature_table,
         "limits": limits,
+        "checkpoints": checkpoint_table,
         "kills": kill_table,
         "scale": scale_table,
     }
@@ -99,6 +101,16 @@ def kill_table(numbers: dict[str, Any]) -> str:
         "files left",
     ]
     return table(header, rows)
+
+
+def checkpoint_table(numbers: dict[str, Any]) -> str:
+    """One row for each run, with the lost elements without and with the option."""
+    lost, n = numbers["checkpoints"]["lost"], numbers["checkpoints"]["elements"]
+    rows = [
+        [f"{name} `--finish_bundle_before_checkpointing`", n, ", ".join(map(str, runs))]
+        for name, runs in lost.items()
+    ]
+    return table(["", "elements", "lost elements of each run"], rows)
 
 
 def scale_table(numbers: dict[str, Any]) -> str:

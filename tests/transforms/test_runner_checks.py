@@ -98,3 +98,32 @@ def test_the_embedded_runner_still_loses_elements():
     with new_pipeline("FnApiRunner", *TWO_WORKERS) as pipeline:
         _ = pipeline | PeriodicImpulse(now, now + 3.2, 0.1) | beam.Map(arrive)
     assert len(arrived) < 32
+
+
+class FlinkRunner(PipelineRunner):
+    """Has the name of Beam's class."""
+
+
+CHECKPOINTS = "--checkpointing_interval=2000"
+
+
+@pytest.mark.parametrize(
+    ("options", "loses"),
+    [
+        ([CHECKPOINTS], True),
+        (["--checkpointing_interval", "500"], True),
+        ([CHECKPOINTS, "--finish_bundle_before_checkpointing"], False),
+        (["--checkpointing_interval=-1"], False),
+        ([], False),
+    ],
+)
+def test_flink_may_lose_elements_of_a_stream_at_checkpoints(options, loses, caplog):
+    caplog.set_level("WARNING")
+    infer(new_pipeline(FlinkRunner(), *options) | PeriodicImpulse())
+    assert ("--finish_bundle_before_checkpointing" in caplog.text) == loses
+
+
+def test_flink_loses_nothing_in_batch_pipelines(caplog):
+    caplog.set_level("WARNING")
+    infer(new_pipeline(FlinkRunner(), CHECKPOINTS) | beam.Create([1]))
+    assert "checkpoint" not in caplog.text

@@ -17,7 +17,7 @@ _LOGGER = logging.getLogger(__name__)
 def check_runner(pipeline: beam.Pipeline, inputs: Iterable[beam.PCollection]) -> None:
     """Raise `OptionError` if the runner of a pipeline would lose elements or results of an inference step.
 
-    Log a warning if this depends on which runner Beam's ``DirectRunner`` chooses.
+    Log a warning if this depends on which runner Beam's ``DirectRunner`` chooses, or on the source.
 
     Args:
         pipeline: The pipeline.
@@ -37,6 +37,12 @@ def check_runner(pipeline: beam.Pipeline, inputs: Iterable[beam.PCollection]) ->
             "Beam's SparkRunner can't run streaming pipelines, and an input of RunInference is unbounded. To fix "
             "this, use another runner, such as FlinkRunner."
         )
+    if "FlinkRunner" in names and _loses_elements_at_checkpoints(pipeline):
+        _LOGGER.warning(
+            "An input of RunInference is unbounded, and checkpointing_interval is set. At a checkpoint, "
+            "FlinkRunner (seen with Beam 2.62) can lose the elements that are left in a splittable DoFn, such as "
+            "PeriodicImpulse, without an error. To fix this, set --finish_bundle_before_checkpointing."
+        )
     n_workers = pipeline.options.view_as(DirectOptions).direct_num_workers or os.cpu_count()
     if n_workers == 1:
         return
@@ -49,3 +55,12 @@ def check_runner(pipeline: beam.Pipeline, inputs: Iterable[beam.PCollection]) ->
         raise OptionError(loss)
     if "SwitchingDirectRunner" in names:
         _LOGGER.warning("DirectRunner may choose Beam's embedded runner. %s", loss)
+
+
+def _loses_elements_at_checkpoints(pipeline: beam.Pipeline) -> bool:
+    # Python has no class for these options, which are passed on to Flink.
+    options = pipeline.options.get_all_options(retain_unknown_options=True)
+    interval = str(options.get("checkpointing_interval") or "")
+    if not interval.isdigit() or int(interval) == 0:  # -1: no checkpoints
+        return False
+    return str(options.get("finish_bundle_before_checkpointing", False)).lower() != "true"
