@@ -32,7 +32,7 @@ from runners.features import Setting, numbers, record, recorded, stream
 from runners.isolation import isolate, missing_runners
 
 N_BATCH = 600
-N_STREAM = 400
+N_STREAM = 600
 #: The time that the model takes for an element.
 ELEMENT_SECS = 0.02
 CALLS_BEFORE_KILL = 30
@@ -42,7 +42,7 @@ TIME_LIMIT_SECS = 240
 CHECKPOINTS = (
     "--streaming",
     "--checkpointing_interval=2000",
-    "--shutdown_sources_after_idle_ms=45000",
+    "--shutdown_sources_after_idle_ms=60000",
     "--finish_bundle_before_checkpointing",
 )
 #: A file of Beam's that the process which starts a pipeline leaves.
