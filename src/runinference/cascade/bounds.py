@@ -3,8 +3,8 @@
 References:
     Clopper, Pearson: The use of confidence or fiducial limits illustrated in the case of the binomial (1934).
     Angelopoulos, Bates, Candès, Jordan, Lei: Learn then Test: calibrating predictive algorithms to achieve risk
-    control (2021), https://arxiv.org/abs/2110.01052.
-    Wiens: A fixed sequence Bonferroni procedure for testing multiple endpoints (2003).
+    control (2021), https://arxiv.org/abs/2110.01052, for tests of several thresholds.
+    Wiens: A fixed sequence Bonferroni procedure for testing multiple endpoints (2003), for their levels.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def choose_candidates(
         agreement: The requested share.
         error_probability: The error probability of the whole test.
     """
-    needed = 1.25 * sample_size(agreement, error_probability / MAX_CANDIDATES) / n_tested
+    size = sample_size(agreement, error_probability / 2)
+    # With some more elements, the first threshold may pass although the models differ on a few of them.
+    needed = (2 if 4 * size <= n_tested else 1.25) * size / n_tested
     shares = np.linspace(needed, 1, MAX_CANDIDATES) if needed < 1 else np.ones(1)
     descending = sorted((-math.inf if math.isnan(c) else c for c in confidences), reverse=True)
     ranks = np.ceil(shares * len(descending)).astype(int)
@@ -94,8 +96,9 @@ def find_lowest(
     """Return the lowest threshold above which the agreement is shown, and the level of its test.
 
     For each threshold, the hypothesis is tested that the elements above it agree at a lower rate than requested.
-    The fallback procedure of Wiens limits the probability that any of the hypotheses is rejected wrongly: each
-    test gets an equal share of the error probability, and a rejected hypothesis passes its level on.
+    The fallback procedure of Wiens limits the probability that any of the hypotheses is rejected wrongly: the
+    first test gets half of the error probability, the others share the rest, and a rejected hypothesis passes its level
+    on to the next one.
 
     Args:
         candidates: The thresholds, the highest first. They mustn't depend on the tested elements.
@@ -106,8 +109,10 @@ def find_lowest(
     """
     found, level = None, 0.0
     scores, successes = np.asarray(confidences, float), np.asarray(agreed, bool)
-    for threshold in candidates:
-        level += error_probability / len(candidates)
+    n_others = len(candidates) - 1
+    for number, threshold in enumerate(candidates):
+        share = 0.5 if number == 0 else 0.5 / n_others
+        level += error_probability * (share if n_others else 1)
         above = scores > threshold
         p_value = tail_probability(int(above.sum()), int(successes[above].sum()), agreement)
         if p_value <= level:

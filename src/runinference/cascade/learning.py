@@ -147,10 +147,10 @@ def _check_size(
 ) -> None:
     if n_tested < n_needed:
         raise OptionError(
-            f"The sample has {n} elements. Of these, {n_tested} can test thresholds, but {n_needed} are needed for an "
-            f"agreement of {agreement} with an error probability of {error_probability}, even if the models agree "
-            f"on all of them. To fix this, pass at least {math.ceil(n_needed * 1.25)} elements for which the cheap "
-            "model succeeds, or request a lower agreement."
+            f"The sample has {n} elements. {n_tested} of them can test thresholds, but {n_needed} are needed for "
+            f"an agreement of {agreement} with an error probability of {error_probability}, even if the models "
+            f"agree on all of them. To fix this, pass at least {math.ceil(n_needed * 1.25)} elements for which "
+            "the cheap model succeeds, or request a lower agreement."
         )
 
 
@@ -192,16 +192,16 @@ def _predict(
                     first_error = first_error or (index, error)
     if first_error is None:
         return results, 0
-    index, error = first_error
+    index, cause = first_error
     n_failed = len(elements) - len(results)
     message = (
         f"The {name} model failed on {n_failed} of {len(elements)} elements of the sample. The first one is "
-        f"{describe_value(elements[index], 200)}: {describe(error, 1_000)}"
+        f"{describe_value(elements[index], 200)}: {describe(cause, 1_000)}"
     )
     if not results:
         raise ElementError(
             f"{message} To fix this, correct the handler or the elements."
-        ) from error
+        ) from cause
     _LOGGER.warning("%s", message)
     return results, n_failed
 

@@ -35,7 +35,7 @@ class CascadeThreshold:
             answers no element.
         expected_savings: The share of elements that the cheap model answers, in the sample.
         n_tested: The number of elements of the sample on which the models were compared.
-        n_failed: The number of elements of the sample on which a model or the confidence function failed.
+        n_failed: The number of elements of the sample on which one of the models failed.
     """
 
     threshold: float

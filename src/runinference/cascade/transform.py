@@ -15,7 +15,6 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
-from runinference.cascade.agreement import Scores
 from runinference.cascade.bounds import tail_probability
 from runinference.cascade.carry import CarryingStep, carry_itself
 from runinference.cascade.threshold import CascadeThreshold
@@ -23,8 +22,11 @@ from runinference.checks import check_int, check_mapping, check_number, check_te
 from runinference.errors import OptionError, describe, describe_value
 from runinference.handlers.model_handler import ModelHandlerLike
 from runinference.handlers.options import KeywordsChecked
+from runinference.handlers.row_handler import with_rows
+from runinference.handlers.row_options import RowOptions
 from runinference.transforms.coders import result_type
 from runinference.transforms.dead_letters import ExceptionHandling, RunInferenceDLQ
+from runinference.transforms.row_types import with_input_type
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,11 +49,11 @@ class CascadeDLQ(NamedTuple):
 class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     """Answer each element with a cheap model if it is sure enough, and with an expensive model otherwise.
 
-    Each result has the key, window and timestamp of its element. The ``model_id`` of a ``PredictionResult`` is that
-    of the model that answered. If a handler sets none, it is ``"cheap"`` or ``"expensive"``.
+    Each result has the key, window and timestamp of its element. The ``model_id`` of a ``PredictionResult`` is
+    that of the model that answered. If a handler sets none, it is ``"cheap"`` or ``"expensive"``.
 
-    The expensive model also checks a part of the cheap answers. A check never changes a result. If the agreement is
-    significantly below the requested rate, a warning is logged, and counted in the metric ``cascade_alerts``.
+    The expensive model also checks a part of the cheap answers. A check never changes a result. If the agreement
+    is significantly below the requested rate, a warning is logged, and counted in the metric ``cascade_alerts``.
 
     >>> from runinference import samples
     >>> from runinference.cascade import CascadeThreshold, max_probability, same_class
@@ -116,7 +118,7 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         check_int("seed", seed, 0)
         self._cheap = CarryingStep(cheap, "cheap", threshold.scores.confidence)
         self._expensive = CarryingStep(expensive, "expensive")
-        self._handlers = cheap, expensive
+        self._handlers: tuple[Any, Any] = cheap, expensive
         self._threshold = threshold
         self._check_fraction = check_fraction
         self._args = dict(cheap_args or {}), dict(expensive_args or {})
@@ -163,10 +165,13 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         else:
             requests, answered, cheap_dlq = self._answer_cheaply(elements)
         infer = self._expensive.transform(self._args[1], self._handling)
-        results, expensive_dlq = requests | "Expensive model" >> infer, None
+        results = requests | "Expensive model" >> infer
+        dlq = None
         if self._handling is not None:
             results, letters = results
-            expensive_dlq = self._expensive.read_letters(letters, "Expensive", _is_no_check)
+            dlq = CascadeDLQ(
+                cheap_dlq, self._expensive.read_letters(letters, "Expensive", _is_no_check)
+            )
             failed = self._expensive.read_letters(letters, "Checks", _is_check)
             failed_checks = [failed.failed_inferences, *failed.failed_preprocessing]
             failed_checks += failed.failed_postprocessing
@@ -178,9 +183,7 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         kind = self._get_result_type(elements.element_type)
         escalated = results | "Compare" >> finish.with_output_types(kind)
         outputs = (*answered, escalated) | "Results" >> beam.Flatten()
-        return (
-            outputs if self._handling is None else (outputs, CascadeDLQ(cheap_dlq, expensive_dlq))
-        )
+        return outputs if dlq is None else (outputs, dlq)
 
     def _skip_cheap(self, elements: beam.PCollection) -> Any:
         """Return requests for all elements, without results and dead letters of the cheap model."""
@@ -210,11 +213,22 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         return routed[_EXPENSIVE], [answered], dlq
 
     def _get_result_type(self, element_type: Any) -> Any:
-        """Return the type of results if both handlers have the same, for the coder of ``PredictionResult``."""
-        if any(each.get_preprocess_fns() or each.get_postprocess_fns() for each in self._handlers):
-            return Any
-        cheap, expensive = (result_type(each, element_type) for each in self._handlers)
-        return cheap if cheap == expensive else Any
+        """Return the type of results if it is known and both models have the same, for their coder."""
+        kinds = [
+            _get_result_type(handler, options, element_type)
+            for handler, options in zip(self._handlers, self._args, strict=True)
+        ]
+        return kinds[0] if kinds[0] == kinds[1] else Any
+
+
+def _get_result_type(handler: Any, options: Mapping[str, Any], element_type: Any) -> Any:
+    if handler.get_preprocess_fns() or handler.get_postprocess_fns():
+        return Any
+    names = ("columns", "output", "keep", "inference_args", "probabilities")
+    row_options = RowOptions.create(*map(options.get, names))
+    if row_options is not None:
+        handler = with_input_type(with_rows(handler, row_options), element_type)
+    return result_type(handler, element_type)
 
 
 class _Origin(NamedTuple):
