@@ -20,7 +20,7 @@ from runinference.cascade import (
     probability_margin,
     same_class,
 )
-from runinference.errors import ElementError, OptionError
+from runinference.errors import ElementError, ModelNotFoundError, OptionError
 from runinference.remote.openai_protocol import Generation
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
 
@@ -186,12 +186,17 @@ def test_options_out_of_range_raise_an_error(options, message):
         ({"confidence": max_probability}, "must be a vector of 1 or more numbers"),
         ({"agrees": lambda a, b: None}, "returned None, which is neither true nor false"),
         ({"agrees": lambda a, b: np.array([True, False])}, "neither true nor false"),
-        ({"cheap": predict(lambda n: 1 / 0)}, "cheap model failed on 1000 of 1000 .*ZeroDivision"),
+        ({"cheap": predict(lambda n: 1 / 0)}, "cheap model failed on 64 of 64 .*ZeroDivision"),
     ],
 )
 def test_functions_that_return_something_else_raise_an_error(options, message):
     with pytest.raises(ElementError, match=message):
         learn(**options)
+
+
+def test_a_model_that_cannot_be_loaded_raises_its_own_error():
+    with pytest.raises(ModelNotFoundError, match="missing.pickle"):
+        learn(cheap=SklearnModelHandlerNumpy("missing.pickle"))
 
 
 def test_digits_reach_the_requested_agreement_on_images_outside_of_the_sample():

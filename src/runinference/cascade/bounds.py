@@ -21,7 +21,7 @@ MAX_CANDIDATES = 20
 def tail_probability(n: int, n_successes: int, rate: float) -> float:
     """Return the probability of at least this many successes in ``n`` trials.
 
-    >>> tail_probability(3, 2, 0.5)
+    >>> round(tail_probability(3, 2, 0.5), 6)
     0.5
     """
     if n_successes <= 0:
@@ -97,8 +97,8 @@ def find_lowest(
 
     For each threshold, the hypothesis is tested that the elements above it agree at a lower rate than requested.
     The fallback procedure of Wiens limits the probability that any of the hypotheses is rejected wrongly: the
-    first test gets half of the error probability, the others share the rest, and a rejected hypothesis passes its level
-    on to the next one.
+    first test gets half of the error probability, and the others share the rest. A rejected hypothesis passes its
+    level on to the next one.
 
     Args:
         candidates: The thresholds, the highest first. They mustn't depend on the tested elements.

@@ -14,13 +14,24 @@ from runinference.cascade.bounds import choose_candidates, find_lowest, lower_bo
 from runinference.cascade.carry import CarryingStep, carry_itself
 from runinference.cascade.threshold import CascadeThreshold, check_rate
 from runinference.checks import check_callable, check_mapping
-from runinference.errors import ElementError, OptionError, describe, describe_value
+from runinference.errors import (
+    ElementError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelUnavailableError,
+    OptionError,
+    describe,
+    describe_value,
+)
 from runinference.handlers.model_handler import ModelHandlerLike
 
 _LOGGER = logging.getLogger(__name__)
 
 #: The elements in a call of ``predict``. If one of them fails, this many are called again, one at a time.
 _CHUNK = 64
+
+#: Errors that all elements have in common.
+_FATAL = (OptionError, ModelNotFoundError, ModelLoadError, ModelUnavailableError, ImportError)
 
 
 def learn_cascade(
@@ -85,7 +96,7 @@ def learn_cascade(
     Raises:
         OptionError: A value is out of range, the sample is too small for the requested rate, or the expensive
             model predicts the same for all of its elements.
-        ElementError: A model fails on all elements, or the confidence isn't a number.
+        ElementError: A model fails on all of the first 64 elements, or the confidence isn't a number.
     """
     check_rate("agreement", agreement)
     check_rate("error_probability", error_probability)
@@ -170,10 +181,10 @@ def _predict(
     """Return the results by the index of their element, and the number of elements that failed.
 
     Raises:
-        ElementError: All elements failed.
+        ElementError: All elements of the first call failed.
     """
     results: dict[int, Any] = {}
-    first_error: tuple[int, Exception] | None = None
+    errors: dict[int, Exception] = {}
 
     def predict(start: int, stop: int) -> None:
         pairs = [carry_itself(step.may_modify_examples, each) for each in elements[start:stop]]
@@ -184,26 +195,31 @@ def _predict(
         stop = min(start + _CHUNK, len(elements))
         try:
             predict(start, stop)
+        except _FATAL:
+            raise
         except Exception:
             for index in range(start, stop):
                 try:
                     predict(index, index + 1)
                 except Exception as error:
-                    first_error = first_error or (index, error)
-    if first_error is None:
-        return results, 0
-    index, cause = first_error
-    n_failed = len(elements) - len(results)
-    message = (
-        f"The {name} model failed on {n_failed} of {len(elements)} elements of the sample. The first one is "
-        f"{describe_value(elements[index], 200)}: {describe(cause, 1_000)}"
+                    errors[index] = error
+        if not results:
+            message = _describe_errors(name, elements[:stop], errors)
+            cause = next(iter(errors.values()))
+            raise ElementError(
+                f"{message} To fix this, correct the handler or the elements."
+            ) from cause
+    if errors:
+        _LOGGER.warning("%s", _describe_errors(name, elements, errors))
+    return results, len(errors)
+
+
+def _describe_errors(name: str, elements: Sequence[Any], errors: Mapping[int, Exception]) -> str:
+    index, error = next(iter(errors.items()))
+    return (
+        f"The {name} model failed on {len(errors)} of {len(elements)} elements of the sample. The first one is "
+        f"{describe_value(elements[index], 200)}: {describe(error, 1_000)}"
     )
-    if not results:
-        raise ElementError(
-            f"{message} To fix this, correct the handler or the elements."
-        ) from cause
-    _LOGGER.warning("%s", message)
-    return results, n_failed
 
 
 def _check_classes(scores: Scores, answers: Sequence[Any]) -> None:
