@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 #: Packages from the top layer down. A module imports from its own package and from lower layers only.
 LAYERS = [
-    ["facade", "testing", "samples", "tuning"],
+    ["facade", "cascade", "monitoring", "testing", "samples", "tuning"],
     ["transforms"],
     ["public handlers"],
     ["frameworks", "remote", "serving"],
