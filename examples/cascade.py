@@ -1,27 +1,29 @@
-"""Cascade two models: the second only processes images that the first is unsure about.
+"""Cascade two models: the quick one answers where it agrees with the thorough one.
 
     python examples/cascade.py \\
-        --input images.csv --output digits --quick_model quick.pickle \\
-        --thorough_model thorough.joblib --sure 0.9
+        --input images.csv --sample sample.csv --output digits --agreement 0.95 \\
+        --quick_model quick.pickle --thorough_model thorough.joblib
 
 Without arguments, a logistic regression classifies handwritten digits, and a random
-forest reclassifies the ones with a low probability.
+forest classifies those that the regression is unsure about.
 """
 
 import argparse
 import json
 import os
 import tempfile
+from functools import partial
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
-from runinference import KeyedModelHandler, RunInference, samples
+from runinference import KeyedModelHandler, samples
+from runinference.cascade import Cascade, learn_cascade, max_probability, same_class
 from runinference.sklearn_inference import ModelFileType, SklearnModelHandlerNumpy
 
 
 def run(argv=None):
-    """Run the pipeline. Each image is keyed by its line number."""
+    """Learn the threshold and run the pipeline. Each image is keyed by its number."""
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="digits-"), "digits")
@@ -29,28 +31,30 @@ def run(argv=None):
         model_uri=args.quick_model or samples.digits_classifier(),
         inference_fn=probabilities,
     )
+    thorough_model = args.thorough_model or samples.digits_forest()
     thorough = SklearnModelHandlerNumpy(
-        model_uri=args.thorough_model or samples.digits_forest(),
+        model_uri=thorough_model,
         model_file_type=ModelFileType.JOBLIB,
         inference_fn=probabilities,
     )
-    images = np.loadtxt(args.input or write_digits(), delimiter=",", ndmin=2)
+    digits, _ = samples.held_out_digits()
+    threshold = learn_cascade(
+        quick,
+        thorough,
+        read_images(args.sample) if args.sample else digits[:400],
+        confidence=max_probability,
+        agrees=same_class,
+        agreement=args.agreement,
+    )
+    print(threshold)
+    images = read_images(args.input) if args.input else digits[400:]
     with beam.Pipeline(options=options) as pipeline:
-        sure, unsure = (
+        _ = (
             pipeline
             | "Images" >> beam.Create(enumerate(images))
-            | "Quick model" >> RunInference(KeyedModelHandler(quick))
-            | "Route"
-            >> beam.FlatMapTuple(route, args.sure).with_outputs("unsure", main="sure")
-        )
-        reclassified = (
-            unsure
-            | "Thorough model" >> RunInference(KeyedModelHandler(thorough))
-            | "Thorough answers" >> beam.MapTuple(answer)
-        )
-        _ = (
-            (sure, reclassified)
-            | "All answers" >> beam.Flatten()
+            | "Classify"
+            >> Cascade(KeyedModelHandler(quick), KeyedModelHandler(thorough), threshold)
+            | "Answer" >> beam.MapTuple(partial(answer, thorough_model=thorough_model))
             | "Format" >> beam.Map(json.dumps)
             | "Write" >> beam.io.WriteToText(output, ".jsonl", shard_name_template="")
         )
@@ -62,29 +66,19 @@ def probabilities(model, batch, inference_args=None):
     return model.predict_proba(np.stack(batch))
 
 
-def route(key, result, sure=0.9):
-    """Yield the answer if the model is sure, otherwise yield the image."""
-    if result.inference.max() >= sure:
-        yield answer(key, result, "quick")
-    else:
-        yield beam.pvalue.TaggedOutput("unsure", (key, result.example))
-
-
-def answer(key, result, model="thorough"):
+def answer(key, result, thorough_model):
     """Return the prediction for an image as a dictionary."""
     return {
         "image": key,
         "digit": int(result.inference.argmax()),
         "probability": round(float(result.inference.max()), 3),
-        "model": model,
+        "model": "thorough" if result.model_id == thorough_model else "quick",
     }
 
 
-def write_digits():
-    """Write the held-out digits to a text file and return its path."""
-    path = os.path.join(tempfile.mkdtemp(prefix="images-"), "images.csv")
-    np.savetxt(path, samples.held_out_digits()[0], fmt="%d", delimiter=",")
-    return path
+def read_images(path):
+    """Read images from a text file, one per line."""
+    return np.loadtxt(path, delimiter=",", ndmin=2)
 
 
 def parse_args(argv):
@@ -92,6 +86,10 @@ def parse_args(argv):
     parser.add_argument(
         "--input",
         help="text file, one image per line: 64 comma-separated pixels (0 to 16)",
+    )
+    parser.add_argument(
+        "--sample",
+        help="text file with other images, from which the threshold is learned",
     )
     parser.add_argument(
         "--output",
@@ -102,10 +100,10 @@ def parse_args(argv):
         "--thorough_model", help="scikit-learn classifier saved with joblib"
     )
     parser.add_argument(
-        "--sure",
+        "--agreement",
         type=float,
-        default=0.9,
-        help="minimum probability to accept the quick model's answer",
+        default=0.95,
+        help="requested rate at which the quick answers agree with the thorough model",
     )
     return parser.parse_known_args(argv)
 

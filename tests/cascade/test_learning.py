@@ -48,8 +48,9 @@ def test_the_threshold_is_above_elements_on_which_the_models_differ():
     assert learned.expected_savings == pytest.approx((1000 - learned.threshold) / 1000, abs=0.05)
     assert learned.n_tested == 800
     assert re.fullmatch(
-        r"The cheap model answers above a confidence of \d+: \d\d\.\d% of the elements. It agrees with the "
-        r"expensive model on \d+\.\d% of them \(lower bound: 9\d\.\d%\)\.",
+        r"The cheap model answers above a confidence of \d+\.\n"
+        r"Expected savings: \d\d\.\d% of the elements\.\n"
+        r"Expected agreement: \d+\.\d%, at least 9\d\.\d%\.",
         str(learned),
     )
 

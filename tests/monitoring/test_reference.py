@@ -67,6 +67,11 @@ def test_the_ks_statistic_of_values_with_ties_is_exact(reference, values):
     assert statistic == pytest.approx(stats.ks_2samp(reference, values, method="asymp").statistic)
 
 
+def test_the_ks_statistic_of_a_rare_value_is_exact():
+    _, (statistic, _) = compare([0, *[5] * 5_000, 9], [0] * 100)
+    assert statistic == pytest.approx(1 - 1 / 5_002)
+
+
 def test_the_index_is_the_sum_over_the_bins():
     reference, observed = np.array([100, 300, 600]), np.array([300, 300, 400])
     p, q = (reference + 0.5) / 1001.5, (observed + 0.5) / 1001.5

@@ -5,6 +5,7 @@ from runinference.cascade.agreement import (
     max_probability,
     probability_margin,
     same_class,
+    token_probability,
 )
 from runinference.cascade.learning import learn_cascade
 from runinference.cascade.threshold import CascadeThreshold
@@ -19,4 +20,5 @@ __all__ = [
     "max_probability",
     "probability_margin",
     "same_class",
+    "token_probability",
 ]

@@ -49,6 +49,43 @@ def probability_margin(prediction: Any) -> float:
     return float(first - second)
 
 
+def token_probability(prediction: Any) -> float:
+    """Return the geometric mean of the probabilities of an answer's tokens, to use as the confidence.
+
+    The server must return log probabilities. For chats, pass ``{"inference_args": {"logprobs": True}}`` as
+    ``cheap_args``.
+
+    >>> from math import log
+    >>> from runinference.openai_inference import Generation
+    >>> content = [{"token": "good", "logprob": log(0.5)}, {"token": "bye", "logprob": log(0.125)}]
+    >>> answer = Generation("good bye", "stop", [{"logprobs": {"content": content}}], None)
+    >>> round(token_probability(answer), 6)
+    0.25
+
+    Args:
+        prediction: The ``Generation`` of a chat or a completion.
+
+    Returns:
+        NaN if the answer has no log probabilities.
+
+    Raises:
+        ElementError: The prediction isn't a ``Generation``.
+    """
+    prediction = get_inference(prediction)
+    if not isinstance(prediction, Generation):
+        raise ElementError(
+            f"token_probability takes the Generation of a language model, but the prediction is "
+            f"{describe_value(prediction, 100)}. To fix this, leave output_type and postprocessing functions out, "
+            "or pass another confidence function."
+        )
+    found = (prediction.choices[0] if prediction.choices else {}).get("logprobs") or {}
+    logs = found.get("token_logprobs")  # of completions
+    if logs is None:
+        logs = [token.get("logprob") for token in found.get("content") or []]
+    known = [value for value in logs if value is not None]
+    return math.exp(sum(known) / len(known)) if known else math.nan
+
+
 def same_class(cheap: Any, expensive: Any) -> bool:
     """Return whether two predictions are the same class.
 

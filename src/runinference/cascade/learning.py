@@ -149,7 +149,7 @@ def learn_cascade(
         n_tested=len(tested),
         n_failed=cheap_failed + expensive_failed,
     )
-    _LOGGER.info("%s", learned)
+    _LOGGER.info("%s", str(learned).replace("\n", " "))
     return learned
 
 

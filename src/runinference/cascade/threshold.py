@@ -75,21 +75,22 @@ class CascadeThreshold:
         return Scores(self.confidence, self.agrees)
 
     def __str__(self) -> str:
-        if self.threshold == math.inf and self.agreement is not None:
-            return (
-                f"No threshold reaches an agreement of {self.agreement:.1%} on {self.n_tested} elements, so the "
-                "expensive model answers all elements."
-            )
-        above = f"above a confidence of {self.threshold:.6g}"
+        if self.threshold == math.inf:
+            reason = ""
+            if self.agreement is not None:
+                reason = f"No threshold reaches an agreement of {self.agreement:.1%} on {self.n_tested} elements. "
+            return f"{reason}The expensive model answers all elements."
+        above = f"above a confidence of {self.threshold:.4g}"
         if self.threshold == -math.inf:
             above = "with any confidence"
-        if self.expected_agreement is None:
-            return f"The cheap model answers {above}."
-        return (
-            f"The cheap model answers {above}: {self.expected_savings:.1%} of the elements. It agrees with the "
-            f"expensive model on {self.expected_agreement:.1%} of them (lower bound: "
-            f"{self.agreement_lower_bound:.1%})."
-        )
+        lines = [f"The cheap model answers {above}."]
+        if self.expected_savings is not None:
+            lines.append(f"Expected savings: {self.expected_savings:.1%} of the elements.")
+        if self.expected_agreement is not None and self.agreement_lower_bound is not None:
+            lines.append(
+                f"Expected agreement: {self.expected_agreement:.1%}, at least {self.agreement_lower_bound:.1%}."
+            )
+        return "\n".join(lines)
 
 
 def check_rate(name: str, value: Any) -> None:

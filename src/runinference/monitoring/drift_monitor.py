@@ -46,8 +46,9 @@ class DriftMonitor(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     * ``psi``: The population stability index. Missing values are a category, and so are categories that the
       reference lacks, taken together. Two counts that are 0 are left out, and 0.5 is added to all others.
     * ``ks``, ``p_value``: For numbers, the two-sample statistic of Kolmogorov and Smirnov without missing values,
-      and its asymptotic p-value. The distributions are compared at up to 256 quantiles of the reference, so the
-      statistic is at most 1/256 too small, except if the reference has infinite values.
+      and its asymptotic p-value. The distributions are compared at 256 quantiles of the reference, so the
+      statistic is at most 1/256 too small. It is exact if the reference has up to 256 distinct values. Infinite
+      values are in the outermost bins.
     * ``enough_data``: Whether the window has at least ``min_count`` results. If not, the statistics are None.
     * ``drifted``: Whether ``psi`` or ``p_value`` crosses its threshold.
 

@@ -260,7 +260,9 @@ def _find_edges(
     psi_edges = quantiles(n_bins) - {float(ranked[-1])}
     if not psi_edges:  # a constant has its own bin, between those of other values
         psi_edges = {math.nextafter(float(ranked[-1]), -math.inf), float(ranked[-1])}
-    edges = quantiles(_QUANTILES) | psi_edges | {float(ranked[-1])}
+    distinct = set(np.unique(ranked).tolist())
+    edges = distinct if len(distinct) <= _QUANTILES else quantiles(_QUANTILES)
+    edges |= psi_edges | {float(ranked[-1])}
     # Each value that is an edge has its own bin, so that it can be frequent.
     edges |= {math.nextafter(edge, -math.inf) for edge in edges}
     return tuple(sorted(edges - {-math.inf})), tuple(sorted(psi_edges - {-math.inf}))

@@ -115,7 +115,7 @@ def to_plain(name: str, value: Any) -> float | str | bool | None:
         try:
             number = float(value)
         except OverflowError:  # an integer
-            number = math.inf if int(value) > 0 else -math.inf
+            number = math.inf if value == abs(value) else -math.inf
         return None if math.isnan(number) else number
     if isinstance(value, bytes):
         return value.decode(errors="replace")
