@@ -27,6 +27,7 @@ from runinference.cascade import (
 from runinference.errors import ElementError, OptionError, UnknownOptionError
 from runinference.openai_inference import OpenAIChatModelHandler
 from runinference.samples import servers
+from runinference.samples.local_server import ErrorResponse
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 
 
@@ -39,6 +40,7 @@ def predict(function, model_id=None, **options):
 
 
 #: The cheap model returns the number, which is also its confidence. The models agree on numbers above 0.
+CHEAP_WORDS = predict(str)
 CHEAP, EXPENSIVE = predict(float, "small"), predict(abs, "large")
 ABOVE_5 = CascadeThreshold(5, confidence=float)
 
@@ -210,6 +212,17 @@ def test_per_key_models_get_the_elements_of_their_keys():
     ]
 
 
+def test_a_subclass_of_keyed_handlers_gets_the_keys_themselves():
+    class Suffixed(KeyedModelHandler):
+        def run_inference(self, batch, model, inference_args=None):
+            pairs = super().run_inference(batch, model, inference_args)
+            return [(key.upper(), result) for key, result in pairs]
+
+    cascade = Cascade(Suffixed(CHEAP), KeyedModelHandler(EXPENSIVE), ABOVE_5)
+    results = run([("a", 1), ("b", 7)], cascade)
+    assert sorted(results) == [("B", (7, 7, "small")), ("a", (1, 1, "large"))]
+
+
 def test_each_handler_applies_its_functions_to_the_original_element():
     cheap = CHEAP.with_preprocess_fn(lambda text: int(text)).with_postprocess_fn(
         lambda result: result.inference
@@ -323,6 +336,25 @@ def test_without_exception_handling_an_error_fails_the_pipeline():
         run([7], Cascade(predict(lambda n: "x"), CHEAP, CascadeThreshold(5, confidence=str)))
 
 
+def test_a_request_that_fails_while_learning_sends_no_other_again(caplog):
+    requests = []
+
+    def answer(path, headers, body):
+        word = body["messages"][-1]["content"]
+        requests.append(word)
+        if word == "word 13":
+            raise ErrorResponse(400, {"error": {"message": "invalid"}})
+        text = {"message": {"content": word}, "finish_reason": "stop"}
+        return {"choices": [text]}
+
+    words = [f"word {n}" for n in range(80)]
+    with servers.serving(answer) as url:
+        chat = OpenAIChatModelHandler(url, "any", api_key_env=None)
+        learned = learn_cascade(chat, CHEAP_WORDS, words, confidence=lambda answer: 1)
+    assert sorted(requests) == sorted(words)
+    assert learned.n_failed == 1
+
+
 def test_language_models_cascade():
     """The sample server answers in capitals. The cheap model is sure about short prompts."""
     prompts = [" ".join(["word"] * (1 + n % 8)) + f" {n}" for n in range(96)]
@@ -362,7 +394,7 @@ def test_invalid_options_raise_an_error(options, error, message):
 
 def test_misspelled_arguments_of_a_step_raise_an_error():
     with pytest.raises(UnknownOptionError, match="Did you mean 'inference_args'"):
-        run([1], Cascade(CHEAP, EXPENSIVE, ABOVE_5, cheap_args={"inference_arg": {}}))
+        Cascade(CHEAP, EXPENSIVE, ABOVE_5, cheap_args={"inference_arg": {}})
 
 
 def test_exception_handling_checks_its_options():

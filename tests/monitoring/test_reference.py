@@ -258,6 +258,11 @@ def test_damaged_and_later_summaries_raise_an_error():
         ({"sample": [PredictionResult("text", 1)] * 50}, ElementError, "neither a row nor a vec"),
         ({"sample": [PredictionResult(np.ones(101), 1)] * 50}, ElementError, "up to 100 numbers"),
         ({"sample": [PredictionResult([1], [0.1, 0.9])] * 50}, ElementError, "not a single value"),
+        (
+            {"features": lambda x: {"prediction": x[0]}},
+            ElementError,
+            "'prediction' is the name of a feature and of a prediction",
+        ),
         ({"features": lambda x: {"x": [1]}}, ElementError, r"'x' has the value \[1\] of type list"),
     ],
 )

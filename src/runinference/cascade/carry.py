@@ -80,7 +80,7 @@ class CarryingStep:
             plain = handler._with_functions("preprocess_fns", ())
             plain = plain._with_functions("postprocess_fns", ())
         bind: Callable[[Any], Any] = _bind
-        if isinstance(handler, KeyedModelHandler):
+        if type(handler).run_inference is KeyedModelHandler.run_inference:
             keyed, bind = plain, _bind_key
         elif isinstance(handler, MaybeKeyedModelHandler):
             keyed, bind = KeyedModelHandler(plain.inner_handlers()[0]), _bind_key_if_any
@@ -111,10 +111,9 @@ class CarryingStep:
         named = with_model_id(value, model_id)
         return named if value is result else (result[0], named)
 
-    def transform(self, options: Mapping[str, Any], handling: Mapping[str, Any] | None) -> Any:
-        """Return the transform, with the options of RunInference, and those of its exception handling."""
-        infer = RunInference(self.handler, **options)
-        return infer if handling is None else infer.with_exception_handling(**handling)
+    def transform(self, options: Mapping[str, Any]) -> RunInference:
+        """Return the transform with these options of RunInference."""
+        return RunInference(self.handler, **options)
 
     def _add_score(self, score: Callable[[Any], Any], pair: Any) -> Any:
         carried, result = pair

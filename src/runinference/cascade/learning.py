@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,16 @@ from runinference.errors import (
     describe,
     describe_value,
 )
+from runinference.handlers.call import runs_in_parts
 from runinference.handlers.model_handler import ModelHandlerLike
 
 _LOGGER = logging.getLogger(__name__)
 
 #: The elements in a call of ``predict``. If one of them fails, this many are called again, one at a time.
 _CHUNK = 64
+
+#: The requests that are sent to an endpoint at the same time.
+_REQUESTS = 8
 
 #: Errors that all elements have in common.
 _FATAL = (OptionError, ModelNotFoundError, ModelLoadError, ModelUnavailableError, ImportError)
@@ -186,25 +191,40 @@ def _predict(
     results: dict[int, Any] = {}
     errors: dict[int, Exception] = {}
 
-    def predict(start: int, stop: int) -> None:
-        pairs = [carry_itself(step.may_modify_examples, each) for each in elements[start:stop]]
+    def predict(elements: Sequence[Any]) -> list[Any]:
+        pairs = [carry_itself(step.may_modify_examples, each) for each in elements]
         output = step.handler.predict(pairs, **(args or {}))
-        results.update(enumerate((step.drop_key(result) for _, result in output), start))
+        return [step.drop_key(result) for _, result in output]
 
-    for start in range(0, len(elements), _CHUNK):
-        stop = min(start + _CHUNK, len(elements))
+    def predict_one(element: Any) -> Any:
         try:
-            predict(start, stop)
+            return predict([element])[0]
+        except _FATAL:
+            raise
+        except Exception as error:
+            return error
+
+    def predict_chunk(chunk: Sequence[Any]) -> list[Any]:
+        """Return results and errors."""
+        if runs_in_parts(step.handler):  # each element is a request, and none is sent again
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                return [predict_one(chunk[0]), *pool.map(predict_one, chunk[1:])]
+        try:
+            return predict(chunk)
         except _FATAL:
             raise
         except Exception:
-            for index in range(start, stop):
-                try:
-                    predict(index, index + 1)
-                except Exception as error:
-                    errors[index] = error
+            return [*map(predict_one, chunk)]
+
+    for start in range(0, len(elements), _CHUNK):
+        chunk = elements[start : start + _CHUNK]
+        for index, output in enumerate(predict_chunk(chunk), start):
+            if isinstance(output, Exception):
+                errors[index] = output
+            else:
+                results[index] = output
         if not results:
-            message = _describe_errors(name, elements[:stop], errors)
+            message = _describe_errors(name, chunk, errors)
             cause = next(iter(errors.values()))
             raise ElementError(
                 f"{message} To fix this, correct the handler or the elements."

@@ -25,7 +25,7 @@ from runinference.handlers.options import KeywordsChecked
 from runinference.handlers.row_handler import with_rows
 from runinference.handlers.row_options import RowOptions
 from runinference.transforms.coders import result_type
-from runinference.transforms.dead_letters import ExceptionHandling, RunInferenceDLQ
+from runinference.transforms.dead_letters import RunInferenceDLQ
 from runinference.transforms.row_types import with_input_type
 
 _LOGGER = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     """Answer each element with a cheap model if it is sure enough, and with an expensive model otherwise.
 
     Each result has the key, window and timestamp of its element. The ``model_id`` of a ``PredictionResult`` is
-    that of the model that answered. If a handler sets none, it is ``"cheap"`` or ``"expensive"``.
+    that of the model that answered. If a handler sets none, it is ``"cheap"`` or ``"expensive"``. Rows have none.
 
     The expensive model also checks a part of the cheap answers. A check never changes a result. If the agreement
     is significantly below the requested rate, a warning is logged, and counted in the metric ``cascade_alerts``.
@@ -117,12 +117,16 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         self._cheap = CarryingStep(cheap, "cheap", threshold.scores.confidence)
         self._expensive = CarryingStep(expensive, "expensive")
         self._handlers: tuple[Any, Any] = cheap, expensive
+        self._args = dict(cheap_args or {}), dict(expensive_args or {})
+        self._infer = (
+            self._cheap.transform(self._args[0]),
+            self._expensive.transform(self._args[1]),
+        )
         self._threshold = threshold
         self._check_fraction = check_fraction
-        self._args = dict(cheap_args or {}), dict(expensive_args or {})
         self._namespace = metrics_namespace
         self._seed = seed
-        self._handling: dict[str, Any] | None = None
+        self._caught: Any = None  # with exception handling, the errors that become dead letters
 
     def with_exception_handling(
         self,
@@ -147,14 +151,18 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         Raises:
             OptionError: A value is out of range.
         """
-        ExceptionHandling(exc_class, use_subprocess, threshold, timeout)
         changed = copy.copy(self)
-        changed._handling = {
-            "exc_class": exc_class,
-            "use_subprocess": use_subprocess,
-            "threshold": threshold,
-            "timeout": timeout,
-        }
+        cheap, expensive = (
+            infer.with_exception_handling(
+                exc_class=exc_class,
+                use_subprocess=use_subprocess,
+                threshold=threshold,
+                timeout=timeout,
+            )
+            for infer in self._infer
+        )
+        changed._infer = cheap, expensive
+        changed._caught = exc_class
         return changed
 
     def expand(self, elements: beam.PCollection) -> Any:
@@ -162,16 +170,15 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             requests, answered, cheap_dlq = self._skip_cheap(elements)
         else:
             requests, answered, cheap_dlq = self._answer_cheaply(elements)
-        infer = self._expensive.transform(self._args[1], self._handling)
-        results, failed_checks, dlq = requests | "Expensive model" >> infer, [], None
-        if self._handling is not None:
+        results, failed_checks, dlq = requests | "Expensive model" >> self._infer[1], [], None
+        if self._caught is not None:
             results, letters = results
             expensive_dlq = self._expensive.read_letters(letters, "Expensive", _is_no_check)
             dlq = CascadeDLQ(cheap_dlq, expensive_dlq)
             checks = self._expensive.read_letters(letters, "Checks", _is_check)
             failed_checks = [*checks.failed_preprocessing, checks.failed_inferences]
             failed_checks += checks.failed_postprocessing
-        caught = () if self._handling is None else self._handling["exc_class"]
+        caught = () if self._caught is None else self._caught
         compare = _Compare((self._cheap, self._expensive), self._threshold, self._namespace, caught)
         compared = results | "Compare" >> beam.ParDo(compare).with_outputs(
             _FAILED_CHECK, main="results", allow_unknown_tags=False
@@ -190,7 +197,7 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     def _skip_cheap(self, elements: beam.PCollection) -> Any:
         """Return requests for all elements, without results and dead letters of the cheap model."""
         requests = elements | "Request" >> beam.ParDo(_Request(self._namespace))
-        if self._handling is None:
+        if self._caught is None:
             return requests, [], None
         nothing = elements | "Nothing" >> beam.Filter(lambda element: False)
         return requests, [], self._cheap.no_letters(nothing)
@@ -198,9 +205,8 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     def _answer_cheaply(self, elements: beam.PCollection) -> Any:
         """Return requests to the expensive model, the results of the cheap one, and its dead letters."""
         carry = beam.Map(partial(carry_itself, self._cheap.may_modify_examples))
-        infer = self._cheap.transform(self._args[0], self._handling)
-        results, dlq = elements | "Keep elements" >> carry | "Cheap model" >> infer, None
-        if self._handling is not None:
+        results, dlq = elements | "Keep elements" >> carry | "Cheap model" >> self._infer[0], None
+        if self._caught is not None:
             results, letters = results
             dlq = self._cheap.read_letters(letters, "Cheap")
         route = _Route(

@@ -58,10 +58,20 @@ class ValueReader:
         """
         if type(result) is tuple and len(result) == 2:
             result = result[1]
-        if not hasattr(result, "example"):  # a row with features and predictions
-            values = self._read_features(result)
-            return values if self._prediction is None else {**values, **self._predict(result)}
-        return {**self._read_features(result.example), **self._predict(get_inference(result))}
+        if hasattr(result, "example"):
+            features, predictions = result.example, self._predict(get_inference(result))
+        else:  # a row with features and predictions
+            features, predictions = (
+                result,
+                {} if self._prediction is None else self._predict(result),
+            )
+        values = self._read_features(features)
+        if common := values.keys() & predictions.keys():
+            raise ElementError(
+                f"{min(common)!r} is the name of a feature and of a prediction. To fix this, return predictions "
+                "under another name: prediction=lambda prediction: {'predicted': prediction}."
+            )
+        return {**values, **predictions}
 
     def _read_features(self, example: Any) -> dict[str, Any]:
         if callable(self._features):
