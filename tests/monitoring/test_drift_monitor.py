@@ -87,7 +87,7 @@ def test_a_sink_gets_the_rows_of_a_monitoring_transform():
                 "feature",
                 "window_start",
             ]
-            return rows | beam.ParDo(CollectElements(caught))
+            return rows | beam.Reshuffle() | beam.ParDo(CollectElements(caught))
 
     monitor = DriftMonitor(
         reference, features=lambda n: {"n": n}, window=FixedWindows(60), min_count=50, sink=Sink()
@@ -151,6 +151,7 @@ def test_a_small_p_value_counts_only_with_a_threshold():
     assert not found[1]["prediction"].drifted
 
 
+SUMMARY = ReferenceSummary.from_sample(REFERENCE)
 VALUES = st.one_of(
     st.none(), st.integers(-200, 200), st.floats(), st.sampled_from(["a", "b", "new"])
 )
@@ -163,8 +164,7 @@ RESULTS = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(st.lists(RESULTS, min_size=1, max_size=4), st.randoms())
 def test_accumulators_can_be_merged_in_any_order_and_grouping(parts, random):
-    summary = ReferenceSummary.from_sample(REFERENCE)
-    combine = CountBins(summary, ValueReader(None, None), "drift")
+    combine = CountBins(SUMMARY, ValueReader(None, None), "drift")
 
     def accumulate(results):
         accumulator = combine.create_accumulator()

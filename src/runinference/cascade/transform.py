@@ -6,7 +6,6 @@ import copy
 import hashlib
 import logging
 import math
-import pickle
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,11 +23,14 @@ from runinference.handlers.model_handler import ModelHandlerLike
 from runinference.handlers.options import KeywordsChecked
 from runinference.handlers.row_handler import with_rows
 from runinference.handlers.row_options import RowOptions
-from runinference.transforms.coders import result_type
+from runinference.transforms.coders import PredictionResultCoder, result_type
 from runinference.transforms.dead_letters import RunInferenceDLQ
 from runinference.transforms.row_types import with_input_type
 
 _LOGGER = logging.getLogger(__name__)
+
+#: Encodes equal arrays and tensors as equal bytes.
+_ELEMENT_CODER = PredictionResultCoder()
 
 _EXPENSIVE, _FAILED_CHECK = "expensive", "failed check"
 
@@ -307,8 +309,8 @@ class _Route(beam.DoFn):  # type: ignore[misc]
         if self._check_fraction in (0, 1):
             return bool(self._check_fraction)
         try:
-            data = pickle.dumps(element)
-        except Exception:  # only elements that never leave their process can't be pickled
+            data = _ELEMENT_CODER.encode(element)
+        except Exception:  # only elements that never leave their process can't be encoded
             data = describe_value(element).encode(errors="replace")
         digest = hashlib.blake2b(data + self._salt + str(timestamp.micros).encode(), digest_size=8)
         return int.from_bytes(digest.digest(), "big") < self._check_fraction * 2**64

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class FeatureSummary:
     """The distribution of a feature in the reference sample.
 
     Attributes:
-        kind: ``"numeric"`` or ``"categorical"``.
+        numeric: Whether the values are numbers. If not, they are categories.
         edges: For numbers, the right edges of all bins but the last. The left edge of a bin is exclusive.
         psi_edges: For numbers, those edges that separate the bins of the population stability index.
         categories: For categories, the most frequent ones, up to 100.
@@ -44,7 +44,7 @@ class FeatureSummary:
             values, of all other categories, then of each category.
     """
 
-    kind: Literal["numeric", "categorical"]
+    numeric: bool
     edges: tuple[float, ...]
     psi_edges: tuple[float, ...]
     categories: tuple[str, ...]
@@ -60,11 +60,11 @@ class FeatureSummary:
         if present and not categorical and all(isinstance(value, float) for value in present):
             numbers = np.asarray(present, float)
             edges, psi_edges = _find_edges(numbers[np.isfinite(numbers)], n_bins)
-            empty = cls("numeric", edges, psi_edges, (), (0,) * (len(edges) + 2))
+            empty = cls(True, edges, psi_edges, (), (0,) * (len(edges) + 2))
         else:
             frequent = Counter(map(to_label, present)).most_common(_MAX_CATEGORIES)
             categories = tuple(sorted(label for label, _ in frequent))
-            empty = cls("categorical", (), (), categories, (0,) * (len(categories) + 2))
+            empty = cls(False, (), (), categories, (0,) * (len(categories) + 2))
         counter = BinCounter(name, empty)
         counts = [0] * len(empty.counts)
         for value in plain:
@@ -79,7 +79,7 @@ class FeatureSummary:
         Args:
             counts: The number of values in the bins of ``counts`` of this summary.
         """
-        if self.kind == "categorical":
+        if not self.numeric:
             return population_stability_index(self.counts, counts), None
         splits = [1 + self.edges.index(edge) for edge in self.psi_edges]
         starts = [0, 1, *(1 + split for split in splits)]
@@ -100,7 +100,7 @@ class BinCounter:
 
     def __init__(self, name: str, summary: FeatureSummary) -> None:
         self._name = name
-        self._edges = list(summary.edges) if summary.kind == "numeric" else None
+        self._edges = list(summary.edges) if summary.numeric else None
         self._categories = {label: index for index, label in enumerate(summary.categories, 2)}
 
     def find_bin(self, value: Any) -> int:
@@ -125,8 +125,8 @@ class ReferenceSummary:
     >>> from runinference import PredictionResult
     >>> sample = [PredictionResult({"age": n % 50, "city": "Rome"}, n % 2) for n in range(100)]
     >>> reference = ReferenceSummary.from_sample(sample, categorical=["prediction"])
-    >>> {name: feature.kind for name, feature in reference.features.items()}
-    {'age': 'numeric', 'city': 'categorical', 'prediction': 'categorical'}
+    >>> {name: feature.numeric for name, feature in reference.features.items()}
+    {'age': True, 'city': False, 'prediction': False}
     >>> ReferenceSummary.from_json(reference.to_json()) == reference
     True
 
@@ -230,10 +230,9 @@ def _parse_summary(fields: Mapping[str, Any]) -> FeatureSummary:
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
     feature = FeatureSummary(**values)
-    is_numeric = feature.kind == "numeric"
-    n_bins = 1 + len(feature.edges) if is_numeric else 1 + len(feature.categories)
+    n_bins = 1 + len(feature.edges if feature.numeric else feature.categories)
     is_valid = (
-        feature.kind in ("numeric", "categorical")
+        isinstance(feature.numeric, bool)
         and len(feature.counts) == n_bins + 1
         and all(isinstance(count, int) and count >= 0 for count in feature.counts)
         and list(feature.edges) == sorted(set(feature.edges))
