@@ -267,14 +267,27 @@ def test_rows_keep_their_schema(tmp_path):
         0.9, confidence=lambda row: max(row.p, 1 - row.p), agrees=lambda a, b: a.label == b.label
     )
     rows = [beam.Row(id=1, x=0.0), beam.Row(id=2, x=2.6), beam.Row(id=3, x=5.0)]
-    cascade = Cascade(handler, handler, threshold, cheap_args=options, expensive_args=options)
+    both = {"cheap_args": options, "expensive_args": options}
+    cascade = Cascade(handler, handler, threshold, model_column="model", **both)
     collected = []
     with beam.Pipeline(runner=RUNNER) as pipeline:
         results = pipeline | beam.Create(rows) | cascade
-        assert [name for name, _ in results.element_type._fields] == ["id", "x", "label", "p"]
-        results | beam.ParDo(CollectElements(collected))
+        names = [name for name, _ in results.element_type._fields]
+        assert names == ["id", "x", "label", "p", "model"]
+        results | beam.Reshuffle() | beam.ParDo(CollectElements(collected))
     found = CollectElements.take(collected)
-    assert sorted((row.id, row.label) for row in found) == [(1, 0), (2, 1), (3, 1)]
+    assert sorted((row.id, row.label, row.model) for row in found) == [
+        *((1, 0, "cheap"), (2, 1, "expensive"), (3, 1, "cheap"))
+    ]
+
+    keyed = KeyedModelHandler(handler)
+    pairs = [("key", row) for row in rows]
+    results = run(pairs, Cascade(keyed, keyed, threshold, model_column="model", **both))
+    assert {(key, row.id, row.model) for key, row in results} == {
+        *(("key", 1, "cheap"), ("key", 2, "expensive"), ("key", 3, "cheap"))
+    }
+    with pytest.raises(OptionError, match="Results already have a column 'x'"):
+        run(rows, Cascade(handler, handler, threshold, model_column="x", **both))
 
 
 def fail_on(*numbers):
@@ -391,6 +404,7 @@ def test_language_models_cascade():
         ({"expensive": CHEAP.with_no_batching()}, OptionError, "expensive are already batches"),
         ({"expensive_args": []}, OptionError, "expensive_args must be a dictionary"),
         ({"metrics_namespace": ""}, OptionError, "metrics_namespace must be a non-empty string"),
+        ({"model_column": "model"}, OptionError, "model_column is for rows"),
         ({"seed": -1}, OptionError, "seed must be at least 0"),
         ({"check_fracton": 0.1}, UnknownOptionError, "Did you mean 'check_fraction'"),
     ],

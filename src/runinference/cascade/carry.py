@@ -10,7 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from runinference.errors import OptionError
+from runinference.errors import ElementError, OptionError, describe_value
 from runinference.handlers.key_mapping import check_handler_object
 from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandler
 from runinference.handlers.model_handler import ModelHandler
@@ -62,13 +62,22 @@ class CarryingStep:
         handler: The handler of the elements, with or without keys.
         name: The name of the argument that is the handler, for errors.
         score: A function of a result without its key, which turns results into ``(result, score)``.
+        model_column: The name of a column of rows with the name of the model; None for no such column.
 
     Raises:
         OptionError: The object isn't a handler, or its elements are batches.
     """
 
-    def __init__(self, handler: Any, name: str, score: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        handler: Any,
+        name: str,
+        score: Callable[[Any], Any] | None = None,
+        *,
+        model_column: str | None = None,
+    ) -> None:
         check_handler_object(handler, name)
+        self._model_column = model_column
         if handler.should_skip_batching():
             raise OptionError(
                 f"The elements of the handler {name} are already batches, but a cascade decides for each element. "
@@ -105,10 +114,13 @@ class CarryingStep:
         is_pair = self.is_keyed and type(result) is tuple and len(result) == 2
         return result[1] if is_pair else result
 
-    def with_model_id(self, result: Any, model_id: str) -> Any:
-        """Return a result with a ``model_id``, unless it has one."""
+    def name_model(self, result: Any, name: str) -> Any:
+        """Return a result with the name of its model: in a column, or as its ``model_id`` if it has none."""
         value = self.drop_key(result)
-        named = with_model_id(value, model_id)
+        if self._model_column is None:
+            named = with_model_id(value, name)
+        else:
+            named = _add_column(value, self._model_column, name)
         return named if value is result else (result[0], named)
 
     def transform(self, options: Mapping[str, Any]) -> RunInference:
@@ -149,6 +161,15 @@ class CarryingStep:
         """Return the dead letters of a step that isn't applied: an empty PCollection for each function."""
         n_before, n_after = self._n_functions
         return RunInferenceDLQ(nothing, [nothing] * n_before, [nothing] * n_after)
+
+
+def _add_column(row: Any, column: str, value: str) -> Any:
+    if not isinstance(row, beam.Row) or hasattr(row, column):
+        raise ElementError(
+            f"model_column={column!r} is for rows without this column, but a result is "
+            f"{describe_value(row, 200)}. To fix this, choose another name, or leave model_column out."
+        )
+    return beam.Row(**row.as_dict(), **{column: value})
 
 
 def carry_itself(copies: bool, element: Any) -> tuple[Any, Any]:

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
-from apache_beam.pvalue import TaggedOutput
 
-from runinference.cascade.bounds import tail_probability
 from runinference.cascade.carry import CarryingStep, carry_itself
+from runinference.cascade.dofns import (
+    EXPENSIVE,
+    FAILED_CHECK,
+    Compare,
+    CountFailedChecks,
+    Request,
+    Route,
+    is_check,
+    is_no_check,
+)
 from runinference.cascade.threshold import CascadeThreshold
 from runinference.checks import check_int, check_mapping, check_number, check_text
-from runinference.errors import OptionError, describe, describe_value
+from runinference.errors import OptionError, describe_value
 from runinference.handlers.model_handler import ModelHandlerLike
 from runinference.handlers.options import KeywordsChecked
 from runinference.handlers.row_handler import with_rows
 from runinference.handlers.row_options import RowOptions
-from runinference.transforms.coders import PredictionResultCoder, result_type
+from runinference.transforms.coders import result_type
 from runinference.transforms.dead_letters import RunInferenceDLQ
-from runinference.transforms.row_types import with_input_type
-
-_LOGGER = logging.getLogger(__name__)
-
-#: Encodes equal arrays and tensors as equal bytes.
-_ELEMENT_CODER = PredictionResultCoder()
-
-_EXPENSIVE, _FAILED_CHECK = "expensive", "failed check"
+from runinference.transforms.row_types import (
+    find_pair_types,
+    get_fields,
+    make_row_type,
+    with_input_type,
+)
 
 
 class CascadeDLQ(NamedTuple):
@@ -52,7 +55,8 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     """Answer each element with a cheap model if it is sure enough, and with an expensive model otherwise.
 
     Each result has the key, window and timestamp of its element. The ``model_id`` of a ``PredictionResult`` is
-    that of the model that answered. If a handler sets none, it is ``"cheap"`` or ``"expensive"``. Rows have none.
+    that of the model that answered. If a handler sets none, it is ``"cheap"`` or ``"expensive"``. In rows, it is
+    in the column ``model_column``.
 
     The expensive model also checks a part of the cheap answers. A check never changes a result. If the agreement
     is significantly below the requested rate, a warning is logged, and counted in the metric ``cascade_alerts``.
@@ -81,6 +85,7 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         check_fraction: float = 0.05,
         cheap_args: Mapping[str, Any] | None = None,
         expensive_args: Mapping[str, Any] | None = None,
+        model_column: str | None = None,
         metrics_namespace: str = "cascade",
         seed: int = 0,
     ) -> None:
@@ -94,6 +99,8 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             cheap_args: Keyword arguments of ``RunInference`` for the step of the cheap model, such as
                 ``{"inference_args": {...}, "metrics_namespace": "cheap"}``.
             expensive_args: The same for the step of the expensive model.
+            model_column: For rows, the name of a column with ``"cheap"`` or ``"expensive"``, for the model that
+                answered. By default, there is none.
             metrics_namespace: The namespace of the metrics of the cascade. The metrics of both steps have the
                 namespaces of their handlers.
             seed: The seed of the choice of elements to check. The choice depends on the element and its
@@ -116,10 +123,20 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
                 check_mapping(name, args)
         check_text("metrics_namespace", metrics_namespace)
         check_int("seed", seed, 0)
-        self._cheap = CarryingStep(cheap, "cheap", threshold.scores.confidence)
-        self._expensive = CarryingStep(expensive, "expensive")
-        self._handlers: tuple[Any, Any] = cheap, expensive
         self._args = dict(cheap_args or {}), dict(expensive_args or {})
+        if model_column is not None:
+            check_text("model_column", model_column)
+            if not all(map(_get_row_options, self._args)):
+                raise OptionError(
+                    "model_column is for rows. To fix this, pass columns or output in cheap_args and "
+                    "expensive_args, or leave model_column out: PredictionResult has a model_id."
+                )
+        self._model_column = model_column
+        self._cheap = CarryingStep(
+            cheap, "cheap", threshold.scores.confidence, model_column=model_column
+        )
+        self._expensive = CarryingStep(expensive, "expensive", model_column=model_column)
+        self._handlers: tuple[Any, Any] = cheap, expensive
         self._infer = (
             self._cheap.transform(self._args[0]),
             self._expensive.transform(self._args[1]),
@@ -175,20 +192,20 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         results, failed_checks, dlq = requests | "Expensive model" >> self._infer[1], [], None
         if self._caught is not None:
             results, letters = results
-            expensive_dlq = self._expensive.read_letters(letters, "Expensive", _is_no_check)
+            expensive_dlq = self._expensive.read_letters(letters, "Expensive", is_no_check)
             dlq = CascadeDLQ(cheap_dlq, expensive_dlq)
-            checks = self._expensive.read_letters(letters, "Checks", _is_check)
+            checks = self._expensive.read_letters(letters, "Checks", is_check)
             failed_checks = [*checks.failed_preprocessing, checks.failed_inferences]
             failed_checks += checks.failed_postprocessing
         caught = () if self._caught is None else self._caught
-        compare = _Compare((self._cheap, self._expensive), self._threshold, self._namespace, caught)
+        compare = Compare((self._cheap, self._expensive), self._threshold, self._namespace, caught)
         compared = results | "Compare" >> beam.ParDo(compare).with_outputs(
-            _FAILED_CHECK, main="results", allow_unknown_tags=False
+            FAILED_CHECK, main="results", allow_unknown_tags=False
         )
-        count = beam.ParDo(_CountFailedChecks(self._namespace))
+        count = beam.ParDo(CountFailedChecks(self._namespace))
         failed_checks = (
             *failed_checks,
-            compared[_FAILED_CHECK],
+            compared[FAILED_CHECK],
         ) | "Failed checks" >> beam.Flatten()
         _ = failed_checks | "Count failed checks" >> count
         kind = self._get_result_type(elements.element_type)
@@ -198,7 +215,7 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
 
     def _skip_cheap(self, elements: beam.PCollection) -> Any:
         """Return requests for all elements, without results and dead letters of the cheap model."""
-        requests = elements | "Request" >> beam.ParDo(_Request(self._namespace))
+        requests = elements | "Request" >> beam.ParDo(Request(self._namespace))
         if self._caught is None:
             return requests, [], None
         nothing = elements | "Nothing" >> beam.Filter(lambda element: False)
@@ -211,220 +228,50 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         if self._caught is not None:
             results, letters = results
             dlq = self._cheap.read_letters(letters, "Cheap")
-        route = _Route(
+        route = Route(
             self._cheap, self._threshold, self._check_fraction, self._seed, self._namespace
         )
         routed = results | "Route" >> beam.ParDo(route).with_outputs(
-            _EXPENSIVE, main="cheap", allow_unknown_tags=False
+            EXPENSIVE, main="cheap", allow_unknown_tags=False
         )
-        return routed[_EXPENSIVE], [routed.cheap], dlq
+        return routed[EXPENSIVE], [routed.cheap], dlq
 
     def _get_result_type(self, element_type: Any) -> Any:
         """Return the type of results if it is known and both models have the same, for their coder."""
         kinds = [
-            _get_result_type(handler, options, element_type)
+            _get_result_type(handler, options, element_type, self._model_column)
             for handler, options in zip(self._handlers, self._args, strict=True)
         ]
         return kinds[0] if kinds[0] == kinds[1] else Any
 
 
-def _get_result_type(handler: Any, options: Mapping[str, Any], element_type: Any) -> Any:
+def _get_row_options(options: Mapping[str, Any]) -> RowOptions | None:
+    names = ("columns", "output", "keep", "inference_args", "probabilities")
+    return RowOptions.create(*map(options.get, names))
+
+
+def _get_result_type(
+    handler: Any, options: Mapping[str, Any], element_type: Any, model_column: str | None
+) -> Any:
     if handler.get_preprocess_fns() or handler.get_postprocess_fns():
         return Any
-    names = ("columns", "output", "keep", "inference_args", "probabilities")
-    row_options = RowOptions.create(*map(options.get, names))
+    row_options = _get_row_options(options)
     if row_options is not None:
         handler = with_input_type(with_rows(handler, row_options), element_type)
-    return result_type(handler, element_type)
-
-
-class _Origin(NamedTuple):
-    """What the step of the expensive model carries.
-
-    Attributes:
-        is_check: Whether the cheap model has answered already.
-        cheap_result: Its result.
-    """
-
-    is_check: bool
-    cheap_result: Any = None
-
-
-def _is_check(origin: _Origin) -> bool:
-    return origin.is_check
-
-
-def _is_no_check(origin: _Origin) -> bool:
-    return not origin.is_check
+    kind = result_type(handler, element_type)
+    if model_column is None:
+        return kind
+    pair = find_pair_types(kind)
+    fields = get_fields(pair[1] if pair else kind)
+    if fields is None:
+        return Any
+    if model_column in fields:
+        raise OptionError(
+            f"Results already have a column {model_column!r}. To fix this, choose another name with model_column."
+        )
+    row_type = make_row_type({**fields, model_column: str})
+    return beam.typehints.Tuple[pair[0], row_type] if pair else row_type
 
 
 def _get_same(result: Any) -> Any:
     return result
-
-
-class _Route(beam.DoFn):  # type: ignore[misc]
-    """Emit the results of the cheap model that are accepted, and requests to the expensive one."""
-
-    def __init__(
-        self,
-        step: CarryingStep,
-        threshold: CascadeThreshold,
-        check_fraction: float,
-        seed: int,
-        namespace: str,
-    ) -> None:
-        self._step = step
-        self._threshold = threshold
-        self._check_fraction = check_fraction
-        self._salt = str(seed).encode()
-        counter = partial(Metrics.counter, namespace)
-        self._cheap, self._expensive = counter("cascade_cheap"), counter("cascade_expensive")
-        self._savings = Metrics.distribution(namespace, "cascade_observed_savings_percent")
-        self._expected = [
-            (Metrics.gauge(namespace, f"cascade_expected_{name}_percent"), share)
-            for name, share in (
-                ("agreement", threshold.expected_agreement),
-                ("savings", _expected_savings(threshold, check_fraction)),
-            )
-            if share is not None
-        ]
-
-    def process(self, element: Any, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
-        original, (result, confidence) = element
-        for gauge, share in self._expected:
-            gauge.set(int(100 * share))
-        if not self._threshold.accepts(confidence):
-            self._expensive.inc()
-            self._savings.update(0)
-            yield TaggedOutput(_EXPENSIVE, (_Origin(is_check=False), original))
-            return
-        self._cheap.inc()
-        is_checked = self._is_checked(original, timestamp)
-        self._savings.update(0 if is_checked else 100)
-        yield self._step.with_model_id(result, "cheap")
-        if is_checked:
-            yield TaggedOutput(_EXPENSIVE, (_Origin(True, result), original))
-
-    def _is_checked(self, element: Any, timestamp: Any) -> bool:
-        if self._check_fraction in (0, 1):
-            return bool(self._check_fraction)
-        try:
-            data = _ELEMENT_CODER.encode(element)
-        except Exception:  # only elements that never leave their process can't be encoded
-            data = describe_value(element).encode(errors="replace")
-        digest = hashlib.blake2b(data + self._salt + str(timestamp.micros).encode(), digest_size=8)
-        return int.from_bytes(digest.digest(), "big") < self._check_fraction * 2**64
-
-
-def _expected_savings(threshold: CascadeThreshold, check_fraction: float) -> float | None:
-    savings = threshold.expected_savings
-    return None if savings is None else savings * (1 - check_fraction)
-
-
-class _Request(beam.DoFn):  # type: ignore[misc]
-    """Emit a request to the expensive model for each element."""
-
-    def __init__(self, namespace: str) -> None:
-        self._expensive = Metrics.counter(namespace, "cascade_expensive")
-        self._savings = Metrics.distribution(namespace, "cascade_observed_savings_percent")
-
-    def process(self, element: Any) -> Iterator[Any]:
-        self._expensive.inc()
-        self._savings.update(0)
-        yield _Origin(is_check=False), element
-
-
-class _CountFailedChecks(beam.DoFn):  # type: ignore[misc]
-    """Count the checks for which the expensive model failed."""
-
-    def __init__(self, namespace: str) -> None:
-        self._failed = Metrics.counter(namespace, "cascade_failed_checks")
-
-    def process(self, letter: Any) -> None:
-        self._failed.inc()
-
-
-class _Compare(beam.DoFn):  # type: ignore[misc]
-    """Emit the results of the expensive model, and compare those of checks with the cheap answer."""
-
-    def __init__(
-        self,
-        steps: tuple[CarryingStep, CarryingStep],
-        threshold: CascadeThreshold,
-        namespace: str,
-        caught: Any,
-    ) -> None:
-        self._cheap, self._expensive = steps
-        self._scores = threshold.scores
-        self._caught = caught
-        self._agreement = AgreementCheck(threshold.agreement)
-        counter = partial(Metrics.counter, namespace)
-        self._checked, self._agreed = counter("cascade_checked"), counter("cascade_agreed")
-        self._alerts = counter("cascade_alerts")
-        self._percent = Metrics.distribution(namespace, "cascade_observed_agreement_percent")
-
-    def process(self, element: Any) -> Iterator[Any]:
-        origin, result = element
-        if not origin.is_check:
-            yield self._expensive.with_model_id(result, "expensive")
-            return
-        pair = self._cheap.drop_key(origin.cheap_result), self._expensive.drop_key(result)
-        try:
-            agreed = self._scores.agree(*pair)
-        except self._caught as error:
-            _LOGGER.warning("The agreement function failed: %s", describe(error, 1_000))
-            yield TaggedOutput(_FAILED_CHECK, None)
-        else:
-            self._count(agreed)
-
-    def _count(self, agreed: bool) -> None:
-        self._checked.inc()
-        self._percent.update(100 if agreed else 0)
-        if agreed:
-            self._agreed.inc()
-        if (warning := self._agreement.add(agreed)) is not None:
-            self._alerts.inc()
-            _LOGGER.warning("%s", warning)
-
-
-class AgreementCheck:
-    """Compare the observed agreement with the requested rate, in consecutive blocks of checks.
-
-    In each block of 1,024 checks, the agreement is tested after 32, 64, 128, and so on. A test warns if an
-    agreement this low has a probability of at most 0.001 at the requested rate, so a block without any problem has
-    a warning with a probability of at most 0.6 %.
-
-    >>> check = AgreementCheck(0.9)
-    >>> warnings = [check.add(agreed=number % 2 == 0) for number in range(32)]
-    >>> print(warnings[-1].partition(",")[0])
-    The models agree on 16 of the last 32 checked elements (50.0%)
-
-    Args:
-        agreement: The requested rate. None for no warnings.
-    """
-
-    FIRST, LAST, LEVEL = 32, 1_024, 0.001
-
-    def __init__(self, agreement: float | None) -> None:
-        self._agreement = agreement
-        self._n = self._n_agreed = 0
-
-    def add(self, agreed: bool) -> str | None:
-        """Count a check, and return a warning if the agreement is too low."""
-        if self._agreement is None:
-            return None
-        self._n += 1
-        self._n_agreed += agreed
-        n, n_agreed, warning = self._n, self._n_agreed, None
-        if n >= self.FIRST and n & (n - 1) == 0:
-            # At most n_agreed agree: at least n - n_agreed differ.
-            p_value = tail_probability(n, n - n_agreed, 1 - self._agreement)
-            if p_value <= self.LEVEL:
-                warning = (
-                    f"The models agree on {n_agreed} of the last {n} checked elements ({n_agreed / n:.1%}), "
-                    f"significantly below the requested {self._agreement:.1%} (p = {p_value:.2g}). To fix this, "
-                    "learn the threshold again, from a sample of recent elements."
-                )
-        if n == self.LAST:
-            self._n = self._n_agreed = 0
-        return warning
