@@ -8,6 +8,7 @@ import pickle
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from common import FunctionHandler
@@ -84,6 +85,16 @@ def test_equal_seeds_have_equal_results():
 def test_results_can_be_pickled():
     learned = learn(agreement=0.9)
     assert pickle.loads(pickle.dumps(learned)) == learned
+
+
+def test_an_agreement_function_gets_the_cheap_and_the_expensive_prediction():
+    learned = learn(
+        cheap=predict(lambda n: [float(n % 3 == each) for each in range(3)]),
+        expensive=predict(lambda n: "abc"[n % 3]),
+        confidence=max,
+        agrees=lambda cheap, expensive: "abc"[cheap.index(max(cheap))] == expensive,
+    )
+    assert learned.threshold == -math.inf
 
 
 def test_elements_can_have_keys_and_handlers_functions():
@@ -171,6 +182,14 @@ def test_confidence_that_is_nan_is_never_accepted():
         ({"sample": []}, "has 0 elements"),
         ({"sample": range(72)}, "has 72 elements. 58 of them .* pass at least 74 elements"),
         ({"expensive": predict(lambda n: 3)}, "shows one class only"),
+        (
+            {
+                "expensive": predict(lambda n: [n + 1.0, 0.5]),
+                "agrees": same_class,
+                "confidence": int,
+            },
+            "shows one class only",
+        ),
     ],
 )
 def test_options_out_of_range_raise_an_error(options, message):
@@ -239,6 +258,7 @@ def test_digits_reach_the_requested_agreement_on_images_outside_of_the_sample():
         (Generation("Yes ", "stop", [], None), Generation("Yes", "length", [], {}), True),
         (Generation("Yes", "stop", [], None), "No", False),
         (float("nan"), float("nan"), False),
+        (pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [1]}), True),
         (PredictionResult("a", 1, "m"), PredictionResult("b", 1, "n"), True),
     ],
 )

@@ -142,6 +142,16 @@ def test_results_that_cannot_be_read_are_counted_and_do_not_fail_the_pipeline(ca
     assert caplog.text.count("A result can't be monitored: ElementError") == 1
 
 
+def test_results_without_any_feature_of_the_reference_are_not_compared(caplog):
+    summary = ReferenceSummary.from_sample(REFERENCE, prediction=lambda p: {"label": p})
+    monitor = DriftMonitor(summary, features=lambda row: {"y": row["x"]}, min_count=1)
+    with caplog.at_level(logging.WARNING, logger="runinference"):
+        rows, metrics = run_in_windows([(REFERENCE[0], 0)], monitor)
+    assert metrics["drift_failed_results"] == 1
+    assert "has the values y, prediction, and none of the features" in caplog.text
+    assert not any(row.drifted for row in rows)
+
+
 def test_a_small_p_value_counts_only_with_a_threshold():
     shifted = [r._replace(example={**r.example, "x": r.example["x"] + 9}) for r in REFERENCE]
     monitors = [DriftMonitor(REFERENCE, psi_threshold=1, p_value_threshold=p) for p in (None, 0.01)]

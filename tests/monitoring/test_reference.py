@@ -253,6 +253,7 @@ def test_damaged_and_later_summaries_raise_an_error():
         ({"n_bins": 1}, OptionError, "n_bins must be at least 2"),
         ({"sample": "text"}, OptionError, "must be a list of results, but is of type str"),
         ({"features": "a"}, OptionError, "features must be a list of names or positions"),
+        ({"features": [], "prediction": lambda p: {}}, OptionError, "no values to monitor"),
         ({"prediction": "label"}, OptionError, "prediction must be a function"),
         ({"categorical": ["predictoin"]}, OptionError, "names 'predictoin', but .* prediction"),
         ({"sample": [PredictionResult("text", 1)] * 50}, ElementError, "neither a row nor a vec"),

@@ -165,7 +165,7 @@ def _to_vector(prediction: Any, minimum: int) -> np.ndarray[Any, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and hasattr(value, "dtype")
+    return hasattr(value, "__array__")
 
 
 def _to_cpu(value: Any) -> Any:

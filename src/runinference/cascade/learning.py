@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runinference.cascade.agreement import Scores, equal_predictions
+from runinference.cascade.agreement import Scores, equal_predictions, same_class
 from runinference.cascade.bounds import choose_candidates, find_lowest, lower_bound, sample_size
 from runinference.cascade.carry import CarryingStep, carry_itself
 from runinference.cascade.threshold import CascadeThreshold, check_rate
@@ -132,7 +132,7 @@ def learn_cascade(
     answers, expensive_failed = _predict(
         steps[1], "expensive", [elements[index] for index in tested], expensive_args
     )
-    _check_classes(scores, [*answers.values()])
+    _check_classes([*answers.values()], same_class if agrees is same_class else equal_predictions)
     # If the expensive model fails, there is no agreement.
     agreed = [
         number in answers and scores.agree(results[index], answers[number])
@@ -242,11 +242,11 @@ def _describe_errors(name: str, elements: Sequence[Any], errors: Mapping[int, Ex
     )
 
 
-def _check_classes(scores: Scores, answers: Sequence[Any]) -> None:
-    """Raise `OptionError` if all predictions are the same, so that nothing is known about other classes."""
-    if all(scores.agree(answers[0], other) for other in answers[1:]):
+def _check_classes(answers: Sequence[Any], equal: Callable[[Any, Any], bool]) -> None:
+    """Raise `OptionError` if all predictions are equal, so that nothing is known about other classes."""
+    if all(equal(answers[0], other) for other in answers[1:]):
         raise OptionError(
-            f"All {len(answers)} predictions of the expensive model in the sample agree with each other, so the "
-            "sample shows one class only, and nothing about elements of other classes. To fix this, pass a "
-            "sample like the elements of the pipeline."
+            f"All {len(answers)} predictions of the expensive model in the sample are equal, so the sample shows "
+            "one class only, and nothing about elements of other classes. To fix this, pass a sample like the "
+            "elements of the pipeline."
         )

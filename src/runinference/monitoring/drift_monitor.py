@@ -13,7 +13,7 @@ from apache_beam.transforms import trigger
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows, WindowFn
 
 from runinference.checks import check_int, check_number, check_seconds, check_text
-from runinference.errors import OptionError, describe
+from runinference.errors import ElementError, OptionError, describe
 from runinference.handlers.options import KeywordsChecked
 from runinference.monitoring.reference import BinCounter, ReferenceSummary
 from runinference.monitoring.values import FeaturesOption, PredictionOption, ValueReader
@@ -104,7 +104,7 @@ class DriftMonitor(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             metrics_namespace: The namespace of the metrics.
 
         Raises:
-            OptionError: A value is out of range, the reference is too small, or it lacks a feature.
+            OptionError: A value is out of range, or the reference is too small.
             ElementError: The reference has a value that isn't a number, a text or a bool.
         """
         super().__init__()
@@ -209,6 +209,11 @@ class CountBins(beam.CombineFn):  # type: ignore[misc]
     def add_input(self, accumulator: Any, result: Any) -> Any:
         try:
             values = self._reader.read(result)
+            if values.keys().isdisjoint(name for name, _, _ in self._counters):
+                raise ElementError(
+                    f"The result has the values {', '.join(values)}, and none of the features of the reference. "
+                    "To fix this, pass the same features and prediction as for the reference."
+                )
             bins = [
                 start + counter.find_bin(values.get(name))
                 for name, start, counter in self._counters

@@ -178,6 +178,10 @@ class ReferenceSummary:
                 f"{n_bins} bins. To fix this, pass a larger sample, or reduce n_bins."
             )
         names = list(dict.fromkeys(name for row in rows for name in row))
+        if not names:
+            raise OptionError(
+                "The reference has no values to monitor. To fix this, name features, or return predictions."
+            )
         for name in categorical:
             if name not in names:
                 raise OptionError(
