@@ -242,6 +242,13 @@ class InvalidOutputError(UnusableAnswerError):
     """
 
 
+class NotCalledError(ModelUnavailableError):
+    """Elements were not sent, because a limit on tokens or cost (``max_tokens_total``, ``max_cost``) was reached.
+
+    It is never retried.
+    """
+
+
 class RateLimitExceeded(RunInferenceError, RuntimeError):  # noqa: N818 - Beam's name
     """A batch was not sent because the rate limit is exhausted."""
 

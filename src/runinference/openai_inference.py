@@ -13,6 +13,7 @@ from runinference.errors import InvalidOutputError, OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
+from runinference.remote.cost_estimate import CostEstimate, Estimate, estimate
 from runinference.remote.endpoint import check_key
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
 from runinference.remote.openai_client import (
@@ -37,18 +38,23 @@ from runinference.remote.openai_protocol import (
 )
 from runinference.remote.request_pool import RequestPool
 from runinference.remote.structured_chat import StructuredChat
+from runinference.remote.token_usage import Prices
 from runinference.results import PredictionResult
 
 __all__ = [
+    "CostEstimate",
+    "Estimate",
     "Generation",
     "OpenAIChatModelHandler",
     "OpenAICompletionsModelHandler",
     "OpenAIEmbeddingsModelHandler",
     "OpenAIModelHandler",
+    "Prices",
     "RequestFn",
     "chat_completion_from_conversation",
     "chat_completion_from_string",
     "embedding_from_string",
+    "estimate",
 ]
 
 
@@ -223,6 +229,7 @@ class OpenAIEmbeddingsModelHandler(OpenAIEndpointModelHandler):
     _path = "/embeddings"
     _input = "input"
     _default_request_size = 32
+    _has_output_tokens = False
 
     def _build_input(self, batch: Sequence[Any]) -> Any:
         return to_strings(batch)

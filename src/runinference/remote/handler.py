@@ -237,7 +237,12 @@ class RemoteModelHandler(RunsInParts, Tunable, ModelHandler[ExampleT, Prediction
     def run_in_parts(self, batch: Any, model: ModelT, inference_args: _Args) -> list[PartialResult]:
         pool = self._process_pool.get(self._create_pool)
         parts = split_batch(batch, self.max_request_size)
-        return pool.run(lambda part: self._send(pool, part, model, inference_args), parts)
+        order = self._order_requests(parts)
+        return pool.run(lambda part: self._send(pool, part, model, inference_args), parts, order)
+
+    def _order_requests(self, parts: Sequence[Any]) -> Sequence[int] | None:
+        """Return the numbers of requests in the order to send them; None for their own."""
+        return None
 
     def tunable_options(self) -> Sequence[TunableOption]:
         default = RemoteModelHandler.max_concurrent_requests

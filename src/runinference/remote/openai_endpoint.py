@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from apache_beam.metrics import Metrics
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from runinference.checks import check_mapping, check_text
-from runinference.errors import OptionError
+from runinference.errors import NotCalledError, OptionError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions, check_json_fields
 from runinference.remote.openai_protocol import get_usage
+from runinference.remote.prefix_order import get_prefix, order_by_prefix
+from runinference.remote.spending import Charge, SpendingLimits
+from runinference.remote.token_usage import Prices, TokenUsage, count_bytes, read_usage, to_count
 from runinference.results import PredictionResult
 
 
@@ -22,6 +26,11 @@ class OpenAIOptions(EndpointOptions, total=False):
 
     parameters: Mapping[str, Any] | None
     max_request_size: int | None
+    prices: Prices | None
+    max_tokens_total: int | None
+    max_cost: float | None
+    max_requests_per_minute: int | None
+    max_tokens_per_minute: int | None
 
 
 class OpenAIEndpointModelHandler(EndpointModelHandler):
@@ -32,6 +41,9 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
     _path = ""
     _input = ""
     _default_request_size = 1
+    _has_output_tokens = True
+    _limits = SpendingLimits()
+    _on_usage: Callable[[TokenUsage], None] | None = None
 
     @accepts(EndpointModelHandler.__init__)
     def __init__(
@@ -42,6 +54,11 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         *,
         parameters: Mapping[str, Any] | None = None,
         max_request_size: int | None = None,
+        prices: Prices | None = None,
+        max_tokens_total: int | None = None,
+        max_cost: float | None = None,
+        max_requests_per_minute: int | None = None,
+        max_tokens_per_minute: int | None = None,
         **options: Unpack[EndpointOptions],
     ) -> None:
         """Configure the server and its model. This sends nothing and reads no key.
@@ -55,6 +72,14 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
                 ``inference_args`` of a call override them.
             max_request_size: Maximum number of examples in a request. By default a number that every server
                 accepts.
+            prices: Prices of the model's tokens, for ``max_cost``, the metric ``cost_micros`` and ``estimate``.
+            max_tokens_total: Maximum number of tokens that this handler and its copies use in a worker process. At
+                the limit, elements fail with ``NotCalledError``, and nothing more is sent. None for no limit.
+            max_cost: Maximum cost of these tokens, in the currency of ``prices``. None for no limit.
+            max_requests_per_minute: Maximum number of requests per minute of a worker process. Requests wait for
+                their turn. None for no limit.
+            max_tokens_per_minute: Maximum number of tokens per minute of a worker process. They are estimated
+                before a request, and corrected by the usage that the server reports. None for no limit.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
                 ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
 
@@ -77,6 +102,9 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         self._model = model
         self._parameters = dict(parameters or {})
         self._check_fields("parameters", self._parameters)
+        self._limits = SpendingLimits(
+            prices, max_tokens_total, max_cost, max_requests_per_minute, max_tokens_per_minute
+        )
 
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
@@ -91,16 +119,25 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         Raises:
             ElementError: An example has the wrong type.
             EndpointError: The server is unreachable, or its response is an error or invalid.
+            NotCalledError: The request would exceed ``max_tokens_total`` or ``max_cost``.
             ResultMismatchError: The server returned the wrong number of results.
         """
         fields = {**self._parameters, **(inference_args or {})}
         body = {"model": self._model, **fields, self._input: self._build_input(batch)}
 
-        def parse(response: Any) -> list[Any]:
-            self._count_tokens(response)
-            return self._parse_results(response, len(batch), fields)
+        with self._charging(body, len(batch)) as settle:
 
-        results = model.post(self._path, body, parse)
+            def parse(response: Any) -> list[Any]:
+                self._count_tokens(response)
+                usage = read_usage(response)
+                if usage is not None:
+                    settle(usage, response)
+                results = self._parse_results(response, len(batch), fields)
+                if usage is None:
+                    settle(None, response)
+                return results
+
+            results = model.post(self._path, body, parse)
         return [PredictionResult(x, y, self._model) for x, y in zip(batch, results, strict=True)]
 
     @abstractmethod
@@ -119,6 +156,15 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         """
         self._check_fields("inference_args", inference_args or {})
 
+    @property
+    def prices(self) -> Prices | None:
+        """The prices of the model's tokens, or None."""
+        return self._limits.prices
+
+    def with_usage_callback(self, function: Callable[[TokenUsage], None]) -> Self:
+        """Return a copy for measurements: without limits on the total, and with a function that gets all usage."""
+        return self._replace(_on_usage=function, _limits=self._limits.without_maximum())
+
     def may_modify_examples(self) -> bool:
         is_ours = type(self).request is OpenAIEndpointModelHandler.request
         return not is_ours or super().may_modify_examples()
@@ -134,6 +180,12 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
     def _resolve_request_size(self, max_request_size: int | None) -> int:
         return self._default_request_size if max_request_size is None else max_request_size
 
+    def _order_requests(self, parts: Sequence[Any]) -> Sequence[int] | None:
+        """Send requests with the same prefix after each other, because many servers cache prefixes."""
+        if not self._has_output_tokens or len(parts) < 3:
+            return None
+        return order_by_prefix([get_prefix(part[0]) for part in parts])
+
     def _check_fields(self, option: str, fields: Mapping[str, Any]) -> None:
         hints = {
             "model": "Pass model to the handler's constructor instead.",
@@ -145,8 +197,52 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
                 raise OptionError(f"{option} has {name!r}. {hints[name]}")
         check_json_fields(option, fields)
 
+    @contextmanager
+    def _charging(
+        self, body: Mapping[str, Any], n_examples: int
+    ) -> Iterator[Callable[[TokenUsage | None, Any], None]]:
+        """Reserve the tokens of a request, and yield a function that replaces them by those of its response."""
+        charge = self._reserve(body, n_examples)
+
+        def settle(usage: TokenUsage | None, response: Any) -> None:
+            if usage is not None and self._on_usage is not None:
+                self._on_usage(usage)
+            if charge is not None:
+                self._count("cost_micros", charge.settle(usage, response))
+
+        try:
+            yield settle
+        except BaseException as error:
+            if charge is not None:
+                self._count("cost_micros", charge.fail(error))
+            raise
+
+    def _reserve(
+        self, body: Mapping[str, Any], n_examples: int, *, batch: bool = False
+    ) -> Charge | None:
+        """Return the reservation of a request's tokens; None if there are no limits and no prices.
+
+        Raises:
+            NotCalledError: The request would exceed a limit.
+        """
+        ledger = self._limits.get_ledger()
+        if ledger is None:
+            return None
+        limits = [to_count(body.get(name)) for name in ("max_completion_tokens", "max_tokens")]
+        max_output = next((limit for limit in limits if limit is not None), None)
+        n_outputs = n_examples * (to_count(body.get("n")) or 1) if self._has_output_tokens else 0
+        try:
+            return ledger.charge(count_bytes(body[self._input]), n_outputs, max_output, batch=batch)
+        except NotCalledError:
+            self._count("not_called", n_examples)
+            raise
+
     def _count_tokens(self, response: Any) -> None:
         usage = get_usage(response) or {}
         for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
-            if isinstance(n := usage.get(name), int):
-                Metrics.counter(self.get_metrics_namespace(), name).inc(n)
+            self._count(name, to_count(usage.get(name)) or 0)
+        self._count("cached_tokens", int(getattr(read_usage(response), "cached", 0)))
+
+    def _count(self, metric: str, n: int) -> None:
+        if n:
+            Metrics.counter(self.get_metrics_namespace(), metric).inc(n)

@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, Protocol
 
 from apache_beam.runners.worker.statesampler import get_current_tracker, set_current_tracker
 from apache_beam.utils.shared import Shared
 
-from runinference.errors import PartialResult, RateLimitExceeded
+from runinference.errors import NotCalledError, PartialResult, RateLimitExceeded
 from runinference.remote.request_batch import count_examples
 
 
@@ -44,15 +45,27 @@ class RequestPool:
                 "its limit, lower max_concurrent_requests, or wait longer (num_retries, backoff)."
             )
 
-    def run(self, send: Callable[[Any], list[Any]], parts: Sequence[Any]) -> list[PartialResult]:
+    def run(
+        self,
+        send: Callable[[Any], list[Any]],
+        parts: Sequence[Any],
+        order: Sequence[int] | None = None,
+    ) -> list[PartialResult]:
         """Send the parts of a batch, concurrently, and return the outcome of each in order.
 
-        After the first failure, requests in flight are awaited, and no others are sent.
+        After the first failure, requests in flight are awaited, and no others are sent. A request that a limit
+        prevents (``NotCalledError``) doesn't affect the others.
+
+        Args:
+            send: Returns the results of a part.
+            parts: The parts.
+            order: The numbers of all parts in the order to send them, by default their own.
         """
         if len(parts) == 1:
-            return [_get_outcome(parts[0], lambda: send(parts[0]))]
-        send_part = _with_metrics_of_caller(send)
-        futures = [self._threads.submit(send_part, part) for part in parts]
+            return [_get_outcome(parts[0], lambda: _try_to_send(send, parts[0]))]
+        send_part = _with_metrics_of_caller(partial(_try_to_send, send))
+        sent = {i: self._threads.submit(send_part, parts[i]) for i in order or range(len(parts))}
+        futures = [sent[index] for index in range(len(parts))]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
@@ -60,14 +73,24 @@ class RequestPool:
                 future.cancel()
         wait(futures)
         return [
-            _get_outcome(part, (lambda: None) if future.cancelled() else future.result)
+            _get_outcome(part, (lambda: (None, None)) if future.cancelled() else future.result)
             for part, future in zip(parts, futures, strict=True)
         ]
 
 
-def _get_outcome(part: Any, get_results: Callable[[], list[Any] | None]) -> PartialResult:
+_Outcome = tuple[list[Any] | None, Exception | None]
+
+
+def _try_to_send(send: Callable[[Any], list[Any]], part: Any) -> _Outcome:
     try:
-        return PartialResult(count_examples(part), get_results(), None)
+        return send(part), None
+    except NotCalledError as error:
+        return None, error
+
+
+def _get_outcome(part: Any, get: Callable[[], _Outcome]) -> PartialResult:
+    try:
+        return PartialResult(count_examples(part), *get())
     except Exception as error:
         return PartialResult(count_examples(part), None, error)
 

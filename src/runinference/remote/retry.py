@@ -16,6 +16,7 @@ from runinference.errors import (
     BatchShapeError,
     ElementError,
     EndpointRefusedError,
+    NotCalledError,
     OptionError,
     RateLimitExceeded,
     ResultMismatchError,
@@ -125,6 +126,7 @@ NON_RETRYABLE = (
     EndpointRefusedError,
     ImportError,
     NameError,
+    NotCalledError,
     NotImplementedError,
     OptionError,
     ResultMismatchError,
@@ -190,7 +192,9 @@ class RetryPolicy:
     def _may_retry(self, error: BaseException) -> bool:
         if isinstance(error, RateLimitExceeded):
             return True
-        if not isinstance(error, Exception) or not self.retry_filter(error):
+        if not isinstance(error, Exception) or isinstance(error, NotCalledError):
+            return False
+        if not self.retry_filter(error):
             return False
         requested = retry_after(error)
         return requested is None or requested <= self.backoff.max_retry_after_secs

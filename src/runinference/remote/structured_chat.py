@@ -13,6 +13,7 @@ from runinference.checks import check_int
 from runinference.errors import (
     EndpointError,
     InvalidOutputError,
+    NotCalledError,
     OptionError,
     describe,
     shorten_text,
@@ -106,8 +107,17 @@ class StructuredChat:
         """
         attempt = 1
         conversation = messages
+        reason = ""
         while True:
-            answer: Generation = self._send(conversation, send, client, model).inference
+            try:
+                answer: Generation = self._send(conversation, send, client, model).inference
+            except NotCalledError as error:
+                if attempt == 1:
+                    raise
+                raise InvalidOutputError(
+                    f"The model's answer doesn't have the output type: {reason}. Another attempt isn't possible. "
+                    f"{error}"
+                ) from None
             _check_complete(answer)
             try:
                 return self.type.parse(answer.text)
