@@ -13,9 +13,15 @@ from runinference.errors import InvalidOutputError, OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
+from runinference.remote.batch_api import BatchApi
 from runinference.remote.cost_estimate import CostEstimate, Estimate, estimate
 from runinference.remote.endpoint import check_key
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
+from runinference.remote.openai_batch import (
+    OpenAIBatchModelHandler,
+    OpenAIBatchOptions,
+    ReadFirst,
+)
 from runinference.remote.openai_client import (
     ProcessSecret,
     check_client_options,
@@ -26,7 +32,6 @@ from runinference.remote.openai_client import (
     redact_key,
     resolve_key,
 )
-from runinference.remote.openai_endpoint import OpenAIEndpointModelHandler, OpenAIOptions
 from runinference.remote.openai_protocol import (
     Generation,
     get_chat_text,
@@ -42,6 +47,7 @@ from runinference.remote.token_usage import Prices
 from runinference.results import PredictionResult
 
 __all__ = [
+    "BatchApi",
     "CostEstimate",
     "Estimate",
     "Generation",
@@ -58,7 +64,7 @@ __all__ = [
 ]
 
 
-class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
+class OpenAIChatModelHandler(OpenAIBatchModelHandler):
     """A handler for chat models. Each conversation is one request, and its result is a ``Generation``.
 
     An example is a string, which becomes a user message, or a list of messages: dictionaries with ``role`` and
@@ -86,7 +92,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     _input = "messages"
     _structured: StructuredChat | None = None
 
-    @accepts(OpenAIEndpointModelHandler.__init__)
+    @accepts(OpenAIBatchModelHandler.__init__)
     def __init__(
         self,
         base_url: str,
@@ -96,7 +102,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
         output_type: Any = None,
         max_output_attempts: int | None = None,
         output_mode: Literal["auto", "response_format", "prompt"] | None = None,
-        **options: Unpack[OpenAIOptions],
+        **options: Unpack[OpenAIBatchOptions],
     ) -> None:
         """Configure the server, its model, and the type of its answers. This sends nothing and reads no key.
 
@@ -125,7 +131,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
             self._structured = StructuredChat(
                 output_type,
                 3 if max_output_attempts is None else max_output_attempts,
-                "auto" if output_mode is None else output_mode,
+                self._resolve_output_mode(output_mode, options.get("batch_api")),
             )
         elif max_output_attempts is not None or output_mode is not None:
             raise OptionError(
@@ -171,24 +177,67 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     ) -> list[PredictionResult]:
         if self._structured is None:
             return super()._send(pool, part, model, args)
+        return self._ask(self._structured, pool, part, model, args, None)
+
+    def _build_first_body(
+        self, part: Sequence[Any], args: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self._structured is None:
+            return super()._build_first_body(part, args)
+        messages, fields = self._structured.build_request(to_messages(part[0]))
+        return super()._build_first_body([messages], {**(args or {}), **fields})
+
+    def _finish(
+        self,
+        pool: RequestPool,
+        part: Any,
+        model: Any,
+        args: dict[str, Any] | None,
+        read_first: ReadFirst,
+    ) -> list[PredictionResult]:
+        if self._structured is None:
+            return super()._finish(pool, part, model, args, read_first)
+        return self._ask(self._structured, pool, part, model, args, read_first)
+
+    def _ask(
+        self,
+        structured: StructuredChat,
+        pool: RequestPool,
+        part: Any,
+        model: Any,
+        args: dict[str, Any] | None,
+        read_first: ReadFirst | None,
+    ) -> list[PredictionResult]:
+        """Return the value for an example. The first response can be one of the batch API."""
         send_request, retries = super()._send, self._count_output_retry
 
         def send(messages: Sequence[Any], fields: Mapping[str, Any]) -> PredictionResult:
+            nonlocal read_first
+            if read_first is not None:
+                read, read_first = read_first, None
+                return read()[0]
             [result] = send_request(pool, [messages], model, {**(args or {}), **fields})
             return result
 
         [example] = part
         try:
-            value = self._structured.ask(to_messages(example), send, model, self._model, retries)
+            value = structured.ask(to_messages(example), send, model, self._model, retries)
         except InvalidOutputError as error:  # it quotes the answer
             raise InvalidOutputError(model.redact_key(str(error))) from None
         return [PredictionResult(example, value, self._model)]
+
+    @staticmethod
+    def _resolve_output_mode(output_mode: str | None, batch_api: BatchApi | None) -> str:
+        """Return how the server gets the schema. It can't be tried out for the requests of a batch."""
+        if batch_api is not None and output_mode in (None, "auto"):
+            return "response_format"
+        return output_mode or "auto"
 
     def _count_output_retry(self) -> None:
         Metrics.counter(self.get_metrics_namespace(), "output_retries").inc()
 
 
-class OpenAICompletionsModelHandler(OpenAIEndpointModelHandler):
+class OpenAICompletionsModelHandler(OpenAIBatchModelHandler):
     """A handler for language models that complete texts. Each result is a ``Generation``.
 
     Examples are strings. By default, each request contains one example, because some servers don't accept several.
@@ -213,7 +262,7 @@ class OpenAICompletionsModelHandler(OpenAIEndpointModelHandler):
         return parse_generations(response, n, fields.get("n"), get_completion_text)
 
 
-class OpenAIEmbeddingsModelHandler(OpenAIEndpointModelHandler):
+class OpenAIEmbeddingsModelHandler(OpenAIBatchModelHandler):
     """A handler for embedding models. Each result is a float32 array of shape ``(dimensions,)``.
 
     Examples are strings. By default, a request contains up to 32 examples.

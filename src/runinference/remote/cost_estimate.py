@@ -186,14 +186,15 @@ class _Meter:
             self.is_connected = True
             prices = self._prices or handler.prices
             self.has_prices = self.has_prices and prices is not None
-            return handler.with_usage_callback(lambda usage: self._add(usage, prices))
+            is_batch = getattr(handler, "batch_api", None) is not None
+            return handler.with_usage_callback(lambda usage: self._add(usage, prices, is_batch))
         map_inner = getattr(handler, "map_inner", None)
         return handler if map_inner is None else map_inner(self.connect)
 
-    def _add(self, usage: TokenUsage, prices: Prices | None) -> None:
+    def _add(self, usage: TokenUsage, prices: Prices | None, is_batch: bool) -> None:
         with self._lock:
             self.tokens += usage
-            self.cost += 0 if prices is None else usage.cost(prices)
+            self.cost += 0 if prices is None else usage.cost(prices, is_batch)
 
 
 def _measure(

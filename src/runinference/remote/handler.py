@@ -15,7 +15,7 @@ from typing_extensions import Self, Unpack
 from runinference.batching.policy import DEFAULT_MAX_BATCH_SIZE, resolve_policy
 from runinference.checks import check_callable, check_int
 from runinference.collate.unbatch import unbatch_results
-from runinference.errors import OptionError, PartialBatchError, PartialResult
+from runinference.errors import NotCalledError, OptionError, PartialBatchError, PartialResult
 from runinference.extras import need
 from runinference.handlers.call import RunsInParts, may_modify_examples
 from runinference.handlers.compute_turn import CallOverlap
@@ -276,6 +276,8 @@ class RemoteModelHandler(RunsInParts, Tunable, ModelHandler[ExampleT, Prediction
         retry = RetryPolicy(self.num_retries, may_retry, self.backoff, self.logger, self._sleep)
         try:
             output = retry.call(self._send_once, pool, repeatable, model, args)
+        except NotCalledError:  # logged once for all elements
+            raise
         except Exception as error:
             message = "A request of %d examples failed and won't be retried: %s"
             self.logger.error(message, count_examples(part), describe_error(error))

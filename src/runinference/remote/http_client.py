@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
@@ -85,6 +86,17 @@ class HttpClient:
             ResultMismatchError: ``parse`` raised it.
         """
         answer, retry_after = self._request_json("POST", path, encode_json(body))
+        return self.parse_answer(path, answer, parse, retry_after)
+
+    def parse_answer(
+        self, path: str, answer: Any, parse: Callable[[Any], Any], retry_after: str | None = None
+    ) -> Any:
+        """Return the result of ``parse`` for a JSON response of status 200.
+
+        Raises:
+            EndpointError: The response is an error or invalid.
+            ResultMismatchError: ``parse`` raised it.
+        """
         try:
             return parse(answer)
         except (UnusableAnswerError, ResultMismatchError) as error:
@@ -98,6 +110,25 @@ class HttpClient:
     def get(self, path: str) -> Any:
         """Return the JSON response for a path."""
         return self._request_json("GET", path, None)[0]
+
+    def upload(self, path: str, fields: Mapping[str, str], name: str, content: bytes) -> Any:
+        """Send a file as a form with other fields, and return the JSON response."""
+        boundary = f"runinference-{uuid.uuid4().hex}"
+        form = _encode_form(boundary, fields, name, content)
+        return self._request_json("POST", path, form, f"multipart/form-data; boundary={boundary}")[
+            0
+        ]
+
+    def download(self, path: str, max_bytes: int) -> bytes:
+        """Return the bytes at a path, or raise ``EndpointError`` if there are more than ``max_bytes``."""
+        _, _, body, error = self._try_request("GET", path, None, None, max_bytes)
+        if error is not None:
+            raise error
+        return body
+
+    def status_error(self, path: str, status: int, body: Any) -> EndpointError:
+        """Return the error for a JSON response with the status of an error."""
+        return self._status_error(self._base_url + path, status, {}, encode_json(body))
 
     def _build_headers(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         """Return the headers of every request. Those given replace the defaults."""
@@ -134,44 +165,75 @@ class HttpClient:
         return pool(address, proxy_auth=auth and tuple(part.encode() for part in auth), **options)
 
     def _request_json(
-        self, method: str, path: str, content: bytes | None
+        self, method: str, path: str, content: bytes | None, content_type: str | None = None
     ) -> tuple[Any, str | None]:
         """Return the JSON response, and the value of its header ``Retry-After``."""
-        answer, retry_after, error = self._try_request_json(method, path, content)
+        answer, retry_after, error = self._try_request_json(method, path, content, content_type)
         if error is not None:
             # Raised here, where neither a local variable nor the error's context contains the key.
             raise error
         return answer, retry_after
 
     def _try_request_json(
-        self, method: str, path: str, content: bytes | None
+        self, method: str, path: str, content: bytes | None, content_type: str | None
     ) -> tuple[Any, str | None, EndpointError | None]:
+        status, headers, body, error = self._try_request(
+            method, path, content, content_type, self._max_response_bytes
+        )
+        if error is not None:
+            return None, None, error
         url = self._base_url + path
         try:
-            with self._deadline.within(self._timeout):
-                status, headers, body, complete = self._exchange(method, path, content)
-        except UnknownEncodingError as error:
-            return None, None, self._encoding_error(url, str(error))
-        except BodyError as error:
-            return None, None, EndpointError(f"The response of {url} can't be read ({error}).")
-        except self._core_errors as error:
-            return None, None, self._transport_error(url, error)
-        if not 200 <= status < 300:
-            return None, None, self._status_error(url, status, headers, body)
-        if not complete:
-            return None, None, self._size_error(url)
-        try:
             return decode_json(body), headers.get("retry-after"), None
-        except UnusableAnswerError as error:
-            return None, None, UnusableAnswerError(f"{url} returned {status}. {error}")
+        except UnusableAnswerError as invalid:
+            return None, None, UnusableAnswerError(f"{url} returned {status}. {invalid}")
         except ValueError:
             return None, None, self._json_error(url, status, headers, body)
 
+    def _try_request(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        content_type: str | None,
+        max_bytes: int,
+    ) -> tuple[int, _Headers, bytes, EndpointError | None]:
+        """Return status, headers and body of a successful response, or the error."""
+        url = self._base_url + path
+        error: EndpointError
+        try:
+            with self._deadline.within(self._timeout):
+                status, headers, body, complete = self._exchange(
+                    method, path, content, content_type, max_bytes
+                )
+        except UnknownEncodingError as failure:
+            error = self._encoding_error(url, str(failure))
+        except BodyError as failure:
+            error = EndpointError(f"The response of {url} can't be read ({failure}).")
+        except self._core_errors as failure:
+            error = self._transport_error(url, failure)
+        else:
+            if not 200 <= status < 300:
+                error = self._status_error(url, status, headers, body)
+            elif not complete:
+                error = self._size_error(url, max_bytes)
+            else:
+                return status, headers, body, None
+        return 0, {}, b"", error
+
     def _exchange(
-        self, method: str, path: str, content: bytes | None
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        content_type: str | None,
+        max_bytes: int,
     ) -> tuple[int, _Headers, bytes, bool]:
         """Return status, headers and body of a response, and whether the body is complete."""
         headers = self._headers
+        if content_type is not None:
+            headers = [header for header in headers if header[0].lower() != b"content-type"]
+            headers.append((b"Content-Type", content_type.encode()))
         if content is not None:
             headers = [*headers, (b"Content-Length", str(len(content)).encode())]
         with self._pool.stream(
@@ -187,7 +249,7 @@ class HttpClient:
                 for name, value in response.headers
             }
             is_success = 200 <= status < 300
-            limit = self._max_response_bytes if is_success else _MAX_ERROR_BYTES
+            limit = max_bytes if is_success else _MAX_ERROR_BYTES
             encoding = received.get("content-encoding", "")
             try:
                 body, complete = read_body(response.iter_stream(), encoding, limit)
@@ -304,9 +366,9 @@ class HttpClient:
             )
         return EndpointError(f"{url} returned {status} with invalid or incomplete JSON: {start}.")
 
-    def _size_error(self, url: str) -> EndpointError:
+    def _size_error(self, url: str, max_bytes: int) -> EndpointError:
         return UnusableAnswerError(
-            f"The response of {url} is larger than {self._max_response_bytes:,} bytes after decompression. To fix "
+            f"The response of {url} is larger than {max_bytes:,} bytes after decompression. To fix "
             "this, send fewer examples in a request (max_request_size), or raise max_response_bytes."
         )
 
@@ -332,6 +394,19 @@ class HttpClient:
             ):
                 text = text.replace(key, "[the key]")
         return text
+
+
+def _encode_form(boundary: str, fields: Mapping[str, str], name: str, content: bytes) -> bytes:
+    """Return a form of the type ``multipart/form-data``, with fields and a file."""
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
+        for field, value in fields.items()
+    ]
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        "Content-Type: application/jsonl\r\n\r\n"
+    )
+    return "".join([*parts, head]).encode() + content + f"\r\n--{boundary}--\r\n".encode()
 
 
 def _find_proxy(url: Any) -> str | None:

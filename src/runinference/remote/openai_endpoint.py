@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from apache_beam.metrics import Metrics
@@ -122,22 +121,61 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             NotCalledError: The request would exceed ``max_tokens_total`` or ``max_cost``.
             ResultMismatchError: The server returned the wrong number of results.
         """
+        body, fields = self._build_body(batch, inference_args)
+        charge = self._reserve(body, len(batch))
+        return self._read_results(
+            batch, fields, charge, lambda parse: model.post(self._path, body, parse)
+        )
+
+    def _build_body(
+        self, batch: Sequence[Any], inference_args: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the body of a request, and its fields that don't depend on the examples."""
         fields = {**self._parameters, **(inference_args or {})}
-        body = {"model": self._model, **fields, self._input: self._build_input(batch)}
+        return {"model": self._model, **fields, self._input: self._build_input(batch)}, fields
 
-        with self._charging(body, len(batch)) as settle:
+    def _read_results(
+        self,
+        batch: Sequence[Any],
+        fields: Mapping[str, Any],
+        charge: Charge | None,
+        get: Callable[[Callable[[Any], list[Any]]], list[Any]],
+        *,
+        count: bool = True,
+    ) -> list[PredictionResult]:
+        """Return the results of a request, and count what it used.
 
-            def parse(response: Any) -> list[Any]:
+        Args:
+            batch: The examples.
+            fields: Other fields of the request.
+            charge: The reservation of its tokens, if there is one.
+            get: Gets the response, and returns the result of a function of it.
+            count: Whether to count the tokens. They are counted once for examples that share a response.
+        """
+
+        def settle(usage: TokenUsage | None, response: Any) -> None:
+            if usage is not None and self._on_usage is not None:
+                self._on_usage(usage)
+            if charge is not None:
+                self._count("cost_micros", charge.settle(usage, response))
+
+        def parse(response: Any) -> list[Any]:
+            usage = read_usage(response)
+            if count:
                 self._count_tokens(response)
-                usage = read_usage(response)
-                if usage is not None:
+                if usage is not None:  # an invalid response is paid for, too
                     settle(usage, response)
-                results = self._parse_results(response, len(batch), fields)
-                if usage is None:
-                    settle(None, response)
-                return results
+            results = self._parse_results(response, len(batch), fields)
+            if count and usage is None:
+                settle(None, response)
+            return results
 
-            results = model.post(self._path, body, parse)
+        try:
+            results = get(parse)
+        except BaseException as error:
+            if charge is not None:
+                self._count("cost_micros", charge.fail(error))
+            raise
         return [PredictionResult(x, y, self._model) for x, y in zip(batch, results, strict=True)]
 
     @abstractmethod
@@ -196,26 +234,6 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             if name in hints:
                 raise OptionError(f"{option} has {name!r}. {hints[name]}")
         check_json_fields(option, fields)
-
-    @contextmanager
-    def _charging(
-        self, body: Mapping[str, Any], n_examples: int
-    ) -> Iterator[Callable[[TokenUsage | None, Any], None]]:
-        """Reserve the tokens of a request, and yield a function that replaces them by those of its response."""
-        charge = self._reserve(body, n_examples)
-
-        def settle(usage: TokenUsage | None, response: Any) -> None:
-            if usage is not None and self._on_usage is not None:
-                self._on_usage(usage)
-            if charge is not None:
-                self._count("cost_micros", charge.settle(usage, response))
-
-        try:
-            yield settle
-        except BaseException as error:
-            if charge is not None:
-                self._count("cost_micros", charge.fail(error))
-            raise
 
     def _reserve(
         self, body: Mapping[str, Any], n_examples: int, *, batch: bool = False

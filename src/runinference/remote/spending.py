@@ -85,10 +85,10 @@ class Ledger:
         self._rate = RequestRate(limits.max_requests_per_minute, limits.max_tokens_per_minute)
         self._estimator = TokenEstimator()
         self._changed = threading.Condition()
-        self._tokens = 0.0
-        self._cost = 0.0
-        self._reserved: list[Charge] = []
-        self._has_warned = False
+        self._used = _Amount()
+        self._reserved = _Amount()
+        self._n_in_flight = 0
+        self._warnings: set[str] = set()
 
     def charge(
         self, n_bytes: int, n_outputs: int, max_output: float | None, *, batch: bool = False
@@ -111,18 +111,20 @@ class Ledger:
             while True:
                 usage = self._estimator.estimate(n_bytes, n_outputs, max_output)
                 charge = Charge(self, usage, n_bytes, n_outputs, batch)
-                self._check(charge, [])
-                if batch or not self._reserved or self._fits(charge):
+                error = self._check(charge, self._reserved if batch else _Amount())
+                if error is not None:
+                    self._warn_once("limit", str(error))
+                    raise error
+                if batch or not self._n_in_flight or self._fits(charge):
                     break
                 self._changed.wait()
-            if batch:
-                self._check(charge, self._reserved)
-            self._reserved.append(charge)
+            self._n_in_flight += 1
+            self._reserved += self._measure(charge, usage)
         try:
             if not batch:
                 self._rate.acquire(usage.total)
         except BaseException:
-            self._release(charge, TokenUsage())
+            charge.cancel()
             raise
         return charge
 
@@ -130,73 +132,73 @@ class Ledger:
         limits = self._limits
         if limits.max_tokens_total is None and limits.max_cost is None:
             return True
-        if not self._estimator.is_informed:
-            return False
-        try:
-            self._check(charge, self._reserved)
-        except NotCalledError:
-            return False
-        return True
+        return self._estimator.is_informed and self._check(charge, self._reserved) is None
 
-    def _check(self, charge: Charge, in_flight: list[Charge]) -> None:
-        """Raise ``NotCalledError`` if a request exceeds a limit, together with some in flight."""
-        limits = self._limits
-        # The size of the first request is unknown.
-        is_known = self._estimator.is_informed or charge.batch
-        charges = [*in_flight, charge] if is_known else in_flight
-        tokens = self._tokens + sum(each.usage.total for each in charges)
-        if limits.max_tokens_total is not None and (
-            tokens > limits.max_tokens_total or self._tokens >= limits.max_tokens_total
+    def _check(self, charge: Charge, in_flight: _Amount) -> NotCalledError | None:
+        """Return the error for a request that would exceed a limit, together with an amount in flight, or None."""
+        limits, used = self._limits, self._used
+        needed = self._measure(charge, charge.usage)
+        total = used + in_flight
+        if self._estimator.is_informed or charge.batch:  # else it isn't known what is needed
+            total += needed
+        for name, maximum, now, then, more in (
+            ("max_tokens_total", limits.max_tokens_total, used.tokens, total.tokens, needed.tokens),
+            ("max_cost", limits.max_cost, used.cost, total.cost, needed.cost),
         ):
-            raise NotCalledError(
-                f"The request wasn't sent, because it would exceed max_tokens_total={limits.max_tokens_total}: "
-                f"{self._tokens:.0f} tokens are used in this process, and the request needs about "
-                f"{charge.usage.total:.0f}. {_HINT}"
-            )
-        if limits.max_cost is not None and limits.prices is not None:
-            cost = self._cost + sum(each.usage.cost(limits.prices, each.batch) for each in charges)
-            if cost > limits.max_cost or self._cost >= limits.max_cost:
-                raise NotCalledError(
-                    f"The request wasn't sent, because it would exceed max_cost={limits.max_cost}: "
-                    f"{self._cost:.6g} is spent in this process, and the request costs about "
-                    f"{charge.usage.cost(limits.prices, charge.batch):.3g}. {_HINT}"
+            if maximum is not None and (then > maximum or now >= maximum):
+                return NotCalledError(
+                    f"The request wasn't sent, because it would exceed {name}={maximum}: {now:.6g} is used in "
+                    f"this process, and the request needs about {more:.3g}. To fix this, raise the limit. With "
+                    "exception handling, elements that weren't sent are dead letters. You can run them again."
                 )
+        return None
 
-    def _settle(self, charge: Charge, usage: TokenUsage, response: Any) -> int:
-        if response is not None:
-            with self._changed:
-                self._estimator.record(charge.n_bytes, charge.n_outputs, usage)
-        return self._release(charge, usage)
-
-    def _release(self, charge: Charge, usage: TokenUsage) -> int:
-        """Replace a reservation by what was used, and return its cost in millionths, without lost fractions."""
+    def _measure(self, charge: Charge, usage: TokenUsage) -> _Amount:
         prices = self._limits.prices
+        return _Amount(usage.total, 0 if prices is None else usage.cost(prices, charge.batch))
+
+    def settle(self, charge: Charge, usage: TokenUsage, is_reported: bool = False) -> int:
+        """Replace a reservation by what was used, and return its cost in millionths, without lost fractions."""
         with self._changed:
-            before = self._cost
-            self._reserved.remove(charge)
-            self._tokens += usage.total
-            if prices is not None:
-                self._cost += usage.cost(prices, charge.batch)
-            after = self._cost
+            before = self._used
+            self._n_in_flight -= 1
+            self._used += self._measure(charge, usage)
+            self._reserved -= self._measure(charge, charge.usage)
+            if not self._n_in_flight:
+                self._reserved = _Amount()  # without rounding errors
+            if is_reported:
+                self._estimator.record(charge.n_bytes, charge.n_outputs, usage)
+            after = self._used
             self._changed.notify_all()
         if not charge.batch:
             self._rate.correct(usage.total - charge.usage.total)
-        return round(after * 1e6) - round(before * 1e6)
+        return round(after.cost * 1e6) - round(before.cost * 1e6)
 
-    def _guess(self, charge: Charge, response: Any) -> TokenUsage:
-        if not self._has_warned:
-            self._has_warned = True
-            _logger.warning(
-                "The server doesn't report the tokens of requests (usage). Limits and costs are based on the "
-                "length of texts."
-            )
+    def guess(self, charge: Charge, response: Any) -> TokenUsage:
+        """Return the approximate tokens of a request whose response reports none."""
+        self._warn_once(
+            "usage",
+            "The server doesn't report the tokens of requests (usage). Limits and costs are based on the length "
+            "of texts.",
+        )
         return guess_usage(charge.n_bytes, response)
 
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warnings:
+            self._warnings.add(topic)
+            _logger.warning("%s", message)
 
-_HINT = (
-    "To fix this, raise the limit. With exception handling, elements that weren't sent are dead letters, and you "
-    "can run them again."
-)
+
+@dataclass(frozen=True)
+class _Amount:
+    tokens: float = 0
+    cost: float = 0
+
+    def __add__(self, other: _Amount) -> _Amount:
+        return _Amount(self.tokens + other.tokens, self.cost + other.cost)
+
+    def __sub__(self, other: _Amount) -> _Amount:
+        return _Amount(self.tokens - other.tokens, self.cost - other.cost)
 
 
 class Charge:
@@ -226,12 +228,9 @@ class Charge:
             usage: The tokens that the response reports, or None. They are then estimated from the length of texts.
             response: The response.
         """
-        if self._is_settled:
-            return 0
-        self._is_settled = True
         if usage is None:
-            usage = self._ledger._guess(self, response)
-        return self._ledger._settle(self, usage, response)
+            usage = self._ledger.guess(self, response)
+        return self._settle(usage, is_reported=True)
 
     def fail(self, error: BaseException) -> int:
         """End a request without a response, and return its cost in millionths.
@@ -239,12 +238,19 @@ class Charge:
         If the server may have processed it, because the connection broke or a time limit passed, the estimate
         counts.
         """
+        unknown = isinstance(error, EndpointError) and error.status_code is None
+        unknown = unknown and not isinstance(error, EndpointUnreachableError)
+        return self._settle(self.usage if unknown else TokenUsage())
+
+    def cancel(self) -> None:
+        """End a request that the server didn't process."""
+        self._settle(TokenUsage())
+
+    def _settle(self, usage: TokenUsage, is_reported: bool = False) -> int:
         if self._is_settled:
             return 0
         self._is_settled = True
-        unknown = isinstance(error, EndpointError) and error.status_code is None
-        unknown = unknown and not isinstance(error, EndpointUnreachableError)
-        return self._ledger._settle(self, self.usage if unknown else TokenUsage(), None)
+        return self._ledger.settle(self, usage, is_reported)
 
 
 _lock = threading.Lock()

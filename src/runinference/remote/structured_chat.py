@@ -133,6 +133,12 @@ class StructuredChat:
             attempt += 1
             on_retry()
 
+    def build_request(self, messages: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return the messages and the additional fields of a request, if its form is known (not ``"auto"``)."""
+        if self._mode == "prompt":
+            return self._instruct(messages), {}
+        return [*messages], dict(self._fields)
+
     def _send(
         self, messages: Sequence[Any], send: Send, client: Any, model: str
     ) -> PredictionResult:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -37,7 +38,11 @@ class _RequestHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            request = json.loads(body, parse_constant=_reject_constant)
+            kind = self.headers.get("Content-Type", "")
+            if kind.startswith("multipart/form-data"):
+                request = _parse_form(kind, body)
+            else:
+                request = json.loads(body, parse_constant=_reject_constant)
         except (ValueError, RecursionError) as error:
             self._send(400, {"error": f"the body is not valid JSON: {error}"})
         else:
@@ -55,14 +60,16 @@ class _RequestHandler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         try:
-            content = json.dumps(body, allow_nan=False).encode()
+            is_json = not isinstance(body, bytes)
+            content = json.dumps(body, allow_nan=False).encode() if is_json else body
         except ValueError as error:  # JSON has no NaN
             status, content = (
                 500,
                 json.dumps({"error": f"the response is not JSON: {error}"}).encode(),
             )
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         for name, value in (headers or {}).items():
             self.send_header(name.replace("_", "-"), value)
@@ -71,6 +78,16 @@ class _RequestHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Log nothing."""
+
+
+def _parse_form(content_type: str, body: bytes) -> dict[str, bytes]:
+    """Return the fields of a form, and the content of its files."""
+    message = BytesParser().parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+    parts: Any = message.get_payload()
+    return {
+        str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True)
+        for part in parts
+    }
 
 
 def _reject_constant(word: str) -> None:
@@ -82,7 +99,8 @@ def serving(answer: Answer) -> Iterator[str]:
     """Run a server on a free port of this machine while the block runs, and yield its URL.
 
     Args:
-        answer: Returns the JSON response for a path, headers and a parsed JSON body, which is None for a GET.
+        answer: Returns the JSON response, or bytes, for a path, headers and a parsed JSON body. The body is None
+            for a GET, and a dictionary of bytes for a form.
     """
     with _Server(("127.0.0.1", 0), _RequestHandler) as server:
         server.answer = answer

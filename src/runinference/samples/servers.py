@@ -11,6 +11,7 @@ import base64
 import json
 import pickle
 import re
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 from runinference.extras import need
 from runinference.remote.json_tensors import encode_tensor
 from runinference.samples import models
+from runinference.samples.batch_jobs import BatchJobs
 from runinference.samples.json_answers import answer_schema
 from runinference.samples.local_server import ErrorResponse, serving
 
@@ -58,7 +60,12 @@ def digits() -> Iterator[str]:
 
 @contextmanager
 def llm(
-    key: str | None = None, troubles: Sequence[int] = (), retry_after: float = 0, seconds: float = 0
+    key: str | None = None,
+    troubles: Sequence[int] = (),
+    retry_after: float = 0,
+    seconds: float = 0,
+    batch_faults: Sequence[str] = (),
+    batch_polls: int = 1,
 ) -> Iterator[str]:
     """Serve stand-ins for language models with the OpenAI API.
 
@@ -68,16 +75,24 @@ def llm(
     conforms to the schema: the choice that the last message mentions last, its first number, or the message in
     capitals.
 
+    The server also has the files and batches of the batch API. ``GET /v1/usage`` returns what it was paid for: the
+    number of requests, including those of batches, and their tokens.
+
     Args:
         key: The API key that requests must contain. None to accept all requests.
         troubles: HTTP statuses of the first responses, such as ``[429, 503]``. Later requests succeed.
         retry_after: Value in seconds of the header ``Retry-After`` in these first responses. 0 for no header.
         seconds: Time in seconds that each response takes.
+        batch_faults: What goes wrong in batches: ``"busy"`` and ``"completed without submit response"`` when the
+            first one is submitted; ``"cancelled"``, ``"expired"``, ``"failed"``, ``"lost batch"`` and ``"stuck"``,
+            so that not all requests are processed; ``"failed line"``, ``"invalid line"``, ``"lost line"``,
+            ``"other order"`` and ``"repeated line"`` in the results.
+        batch_polls: Number of requests for the status of a batch until it ends.
 
     Yields:
         The ``base_url``, which ends in ``/v1``.
     """
-    with serving(_Llm(key, list(troubles), retry_after, seconds)) as url:
+    with serving(_Llm(key, list(troubles), retry_after, seconds, batch_faults, batch_polls)) as url:
         yield f"{url}/v1"
 
 
@@ -121,12 +136,23 @@ class _Digits:
         return self.model.predict(np.asarray(rows, np.float64)).tolist()
 
 
-@dataclass
 class _Llm:
-    key: str | None
-    troubles: list[int]
-    retry_after: float
-    seconds: float
+    def __init__(
+        self,
+        key: str | None,
+        troubles: list[int],
+        retry_after: float,
+        seconds: float,
+        batch_faults: Sequence[str],
+        batch_polls: int,
+    ) -> None:
+        self.key = key
+        self.troubles = troubles
+        self.retry_after = retry_after
+        self.seconds = seconds
+        self._jobs = BatchJobs(self._respond, batch_faults, batch_polls)
+        self._paid = {"requests": 0, "tokens": 0}
+        self._lock = threading.Lock()
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
         if self.key is not None and headers.get("Authorization") != f"Bearer {self.key}":
@@ -136,6 +162,20 @@ class _Llm:
             wait = {"Retry_After": str(self.retry_after)} if self.retry_after else {}
             raise _error_response(status, "Try again later", **wait)
         time.sleep(self.seconds)
+        if path == "/v1/usage":
+            return dict(self._paid)
+        found = self._jobs(path, body)
+        return self._respond(path, body) if found is None else found
+
+    def _respond(self, path: str, body: Any) -> Any:
+        """Return the response to a request, and count it."""
+        response = self._call_model(path, body)
+        with self._lock:
+            self._paid["requests"] += 1
+            self._paid["tokens"] += response["usage"]["total_tokens"]
+        return response
+
+    def _call_model(self, path: str, body: Any) -> Any:
         routes: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
             "/v1/chat/completions": ("shout", "messages", self._chat),
             "/v1/completions": ("shout", "prompt", self._complete),

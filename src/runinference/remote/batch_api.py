@@ -1,0 +1,386 @@
+"""Requests in the batch API of a server: uploaded as files, submitted once, and polled until they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from runinference.checks import check_int, check_path, check_seconds, check_text
+from runinference.errors import ElementError, EndpointError, OptionError, describe, suggest
+from runinference.remote.batch_lines import (
+    Outcome,
+    get_request_id,
+    read_outcomes,
+    split_lines,
+    write_line,
+)
+from runinference.remote.batch_records import BatchRecord, BatchRecords
+from runinference.remote.error_response import shorten
+from runinference.remote.http_client import HttpClient
+from runinference.remote.retry import worth_retrying
+
+AFTER_DEADLINE = ("dead letter", "live")
+
+_ENDED = ("completed", "failed", "expired", "cancelled")
+_METADATA = "runinference"  # names the record of a batch in its metadata
+_MAX_DOWNLOAD_BYTES = 4 << 30
+_PAGE_SIZE = 100
+_MAX_PAGES = 100
+#: How long to wait for another process that is submitting a batch, and for a batch that was cancelled.
+_MAX_SUBMIT_SECS = 600
+_MAX_CANCEL_SECS = 900
+#: Failed polls in a row, each with its retries, before the wait for a batch ends with an error.
+_MAX_FAILED_POLLS = 10
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchApi:
+    """Use the batch API of a provider, which is cheaper than single requests, and takes up to 24 hours.
+
+    Attributes:
+        folder: Folder for records of the submitted batches, on any of Beam's file systems. All workers must be
+            able to read and write it. With the same folder, a restarted job gets the results of the batches that
+            the one before has submitted.
+        poll_secs: Time in seconds between requests for the status of a batch.
+        deadline_secs: Maximum time in seconds to wait for a batch. Then it is cancelled. None to wait until the
+            provider ends it.
+        after_deadline: What happens to requests that a batch didn't process in time: ``"dead letter"`` to fail,
+            ``"live"`` to send them as single requests, at their price.
+        job: Name of the job. Requests of jobs with different names don't share results.
+        completion_window: The provider's time limit.
+        max_requests: Maximum number of requests in a file.
+        max_file_bytes: Maximum size of a file in bytes.
+
+    Raises:
+        OptionError: A value is invalid.
+    """
+
+    folder: str | os.PathLike[str]
+    poll_secs: float = 60
+    deadline_secs: float | None = None
+    after_deadline: Literal["dead letter", "live"] = "dead letter"
+    job: str = ""
+    completion_window: str = "24h"
+    max_requests: int = 50_000
+    max_file_bytes: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", check_path("BatchApi: folder", self.folder))
+        check_seconds("BatchApi: poll_secs", self.poll_secs)
+        if self.deadline_secs is not None:
+            check_seconds("BatchApi: deadline_secs", self.deadline_secs)
+        if self.after_deadline not in AFTER_DEADLINE:
+            raise OptionError(
+                f"BatchApi: after_deadline must be 'dead letter' or 'live', but is {self.after_deadline!r}."
+                f"{suggest(self.after_deadline, AFTER_DEADLINE)}"
+            )
+        if not isinstance(self.job, str):
+            raise OptionError(f"BatchApi: job must be a string, but is {self.job!r}.")
+        check_text("BatchApi: completion_window", self.completion_window)
+        check_int("BatchApi: max_requests", self.max_requests)
+        check_int("BatchApi: max_file_bytes", self.max_file_bytes)
+
+
+@dataclass
+class _Batch:
+    """A batch that was submitted, and the requests in it that are waited for."""
+
+    record: BatchRecord
+    request_ids: list[str]
+    cancelled: bool = False
+    failed_polls: int = 0
+
+
+class BatchRunner:
+    """Processes requests with the batch API.
+
+    Args:
+        options: The options.
+        client: The client of the server.
+        path: The path of the endpoint below ``base_url``.
+        address: What requests have in common besides their bodies, such as ``base_url``.
+        retry: Calls a function, with retries.
+        sleep: Waits for a number of seconds.
+    """
+
+    def __init__(
+        self,
+        options: BatchApi,
+        client: HttpClient,
+        path: str,
+        address: str,
+        retry: Callable[[Callable[[], Any]], Any],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._options = options
+        self._client = client
+        self._url = f"/v1{path}"
+        self._address = address
+        self._retry = retry
+        self._sleep = sleep
+        self._records = BatchRecords(str(options.folder))
+
+    def plan(self, body: Any) -> tuple[str, bytes]:
+        """Return the ID and the line of a request.
+
+        Raises:
+            ElementError: The body can't be written as JSON, or is too large.
+        """
+        request_id = get_request_id(self._options.job, self._address, self._url, body)
+        line = write_line(request_id, self._url, body)
+        if len(line) > self._options.max_file_bytes:
+            raise ElementError(
+                f"The request has {len(line):,} bytes, but a file of the batch API may have only "
+                f"{self._options.max_file_bytes:,} (max_file_bytes). To fix this, shorten the element."
+            )
+        return request_id, line
+
+    def run(self, lines: Mapping[str, bytes]) -> dict[str, Outcome]:
+        """Return the outcome of each request by its ID.
+
+        Requests of earlier batches whose records are in the folder aren't submitted again, unless they failed.
+
+        Args:
+            lines: The lines by ID, from ``plan``.
+
+        Raises:
+            EndpointError: It isn't known which batches the server has.
+            OptionError: The folder can't be read.
+        """
+        outcomes: dict[str, Outcome] = {}
+        with _get_lock(str(self._options.folder)):
+            pending = [*self._find_batches(lines, outcomes)]
+            known = {*outcomes, *(each for batch in pending for each in batch.request_ids)}
+            new = {each: line for each, line in lines.items() if each not in known}
+            for part in split_lines(new, self._options.max_requests, self._options.max_file_bytes):
+                try:
+                    pending.append(self._submit(part))
+                except EndpointError as error:
+                    outcomes |= {each: Outcome(error=error) for each in part}
+        self._wait(pending, outcomes)
+        return outcomes
+
+    def _find_batches(
+        self, request_ids: Mapping[str, bytes], outcomes: dict[str, Outcome]
+    ) -> Iterator[_Batch]:
+        """Add the outcomes of earlier batches that ended, and return those that are in progress."""
+        for record in self._find_records(request_ids):
+            wanted = [
+                each for each in record.request_ids if each in request_ids and each not in outcomes
+            ]
+            status = self._look_up(record)
+            if status is None:  # it was never submitted, or the server lost it
+                self._records.remove(record)
+            elif status.get("status") not in _ENDED:
+                yield _Batch(record.with_batch_id(str(status["id"])), wanted)
+            else:
+                results = self._download(status, wanted)
+                outcomes |= {each: one for each, one in results.items() if one.response is not None}
+
+    def _find_records(self, request_ids: Mapping[str, bytes]) -> Sequence[BatchRecord]:
+        """Return the records of requests, after other processes have submitted theirs."""
+        end = time.monotonic() + _MAX_SUBMIT_SECS
+        while True:
+            records = self._records.find(request_ids.keys())
+            if not any(record.may_be_in_progress() for record in records):
+                return records
+            if time.monotonic() > end:
+                return records
+            self._sleep(self._options.poll_secs)
+
+    def _look_up(self, record: BatchRecord) -> Mapping[str, Any] | None:
+        """Return the status of the batch of a record; None if the server doesn't know it."""
+        if record.batch_id is None:
+            return self._search(record, self._get)
+        try:
+            return self._get(f"/batches/{record.batch_id}")
+        except EndpointError as error:
+            if error.status_code == 404:
+                return None
+            raise
+
+    def _search(self, record: BatchRecord, get: Callable[[str], Any]) -> Mapping[str, Any] | None:
+        """Search the batches of the server for one that was submitted, although its ID is unknown."""
+        after = ""
+        for _ in range(_MAX_PAGES):
+            page = get(f"/batches?limit={_PAGE_SIZE}{after}")
+            batches = page.get("data") or []
+            for batch in batches:
+                if (batch.get("metadata") or {}).get(_METADATA) == record.name:
+                    found: Mapping[str, Any] = batch
+                    self._records.write(record.with_batch_id(str(found["id"])))
+                    return found
+            if not batches or not page.get("has_more"):
+                return None
+            after = f"&after={batches[-1]['id']}"
+        return None
+
+    def _submit(self, lines: Mapping[str, bytes]) -> _Batch:
+        """Submit a batch, once, even if the response is lost."""
+        record = BatchRecord.create(lines.keys())
+        content = b"".join(lines.values())
+        fields = {"purpose": "batch"}
+        name = f"{record.name}.jsonl"
+        file = self._retry(lambda: self._client.upload("/files", fields, name, content))
+        self._records.write(record)
+        is_retry = False
+
+        def submit() -> Any:
+            nonlocal is_retry
+            if is_retry and (found := self._search(record, self._client.get)) is not None:
+                return found
+            is_retry = True
+            body = {
+                "input_file_id": file["id"],
+                "endpoint": self._url,
+                "completion_window": self._options.completion_window,
+                "metadata": {_METADATA: record.name},
+            }
+            return self._client.post("/batches", body, _check_batch)
+
+        try:
+            batch = self._retry(submit)
+        except EndpointError as error:
+            batch = self._settle_failed_submission(record, error)
+        record = record.with_batch_id(str(batch["id"]))
+        self._records.write(record)
+        _logger.info("Submitted batch %s of %d requests.", record.batch_id, len(lines))
+        return _Batch(record, [*lines])
+
+    def _settle_failed_submission(
+        self, record: BatchRecord, error: EndpointError
+    ) -> Mapping[str, Any]:
+        """Return a batch that exists although its submission failed, or raise the error."""
+        if not worth_retrying(error):
+            self._records.remove(record)
+            raise error
+        # If the search fails, too, the record stays, and the next call searches for the batch.
+        found = self._search(record, self._get)
+        if found is None:
+            self._records.remove(record)
+            raise error
+        return found
+
+    def _wait(self, pending: Sequence[_Batch], outcomes: dict[str, Outcome]) -> None:
+        """Add the outcomes of batches when they end."""
+        options = self._options
+        start = time.monotonic()
+        deadline = None if options.deadline_secs is None else start + options.deadline_secs
+        waiting = [*pending]
+        while True:
+            now = time.monotonic()
+            for batch in [*waiting]:
+                found = self._poll(batch)
+                if found is None and deadline is not None and now > deadline + _MAX_CANCEL_SECS:
+                    found = _fail(
+                        batch.request_ids,
+                        f"Batch {batch.record.batch_id} didn't end after it was cancelled at the deadline "
+                        f"(deadline_secs={options.deadline_secs}).",
+                    )
+                if found is not None:
+                    outcomes |= found
+                    waiting.remove(batch)
+                elif deadline is not None and now >= deadline and not batch.cancelled:
+                    batch.cancelled = True
+                    self._cancel(batch)
+            if not waiting:
+                return
+            left = options.poll_secs if deadline is None else max(deadline - now, 0)
+            self._sleep(min(options.poll_secs, left) or options.poll_secs)
+
+    def _poll(self, batch: _Batch) -> dict[str, Outcome] | None:
+        """Return the outcomes of a batch that ended, or None."""
+        try:
+            status = self._get(f"/batches/{batch.record.batch_id}")
+            if status.get("status") not in _ENDED:
+                batch.failed_polls = 0
+                return None
+            found = self._download(status, batch.request_ids)
+        except EndpointError as error:
+            batch.failed_polls += 1
+            if worth_retrying(error) and batch.failed_polls < _MAX_FAILED_POLLS:
+                _logger.warning(
+                    "Batch %s can't be polled: %s", batch.record.batch_id, describe(error)
+                )
+                return None
+            return {each: Outcome(error=error) for each in batch.request_ids}
+        missing = [each for each in batch.request_ids if each not in found]
+        found |= _explain_missing(status, missing)
+        is_late = batch.cancelled or status.get("status") == "expired"
+        if is_late and self._options.after_deadline == "live":
+            found = {
+                each: replace(outcome, may_run_live=outcome.is_unfinished)
+                for each, outcome in found.items()
+            }
+        return found
+
+    def _cancel(self, batch: _Batch) -> None:
+        _logger.warning("Batch %s is cancelled at the deadline.", batch.record.batch_id)
+        try:
+            self._retry(
+                lambda: self._client.post(
+                    f"/batches/{batch.record.batch_id}/cancel", {}, lambda answer: answer
+                )
+            )
+        except EndpointError as error:  # it may have ended
+            _logger.warning(
+                "Batch %s can't be cancelled: %s", batch.record.batch_id, describe(error)
+            )
+
+    def _download(
+        self, status: Mapping[str, Any], request_ids: Sequence[str]
+    ) -> dict[str, Outcome]:
+        files = [status.get(name) for name in ("output_file_id", "error_file_id")]
+        contents = [
+            self._retry(
+                partial(self._client.download, f"/files/{file}/content", _MAX_DOWNLOAD_BYTES)
+            )
+            for file in files
+            if file
+        ]
+        return read_outcomes(contents, request_ids)
+
+    def _get(self, path: str) -> Mapping[str, Any]:
+        answer = self._retry(lambda: self._client.get(path))
+        if not isinstance(answer, Mapping):
+            raise EndpointError(
+                f"The batch API returned a {type(answer).__name__} for {path}, not an object."
+            )
+        return answer
+
+
+def _check_batch(answer: Any) -> Any:
+    if not isinstance(answer, Mapping) or not answer.get("id"):
+        raise EndpointError("The response to the submission of a batch has no id.")
+    return answer
+
+
+def _fail(request_ids: Sequence[str], message: str) -> dict[str, Outcome]:
+    return {each: Outcome(error=EndpointError(message)) for each in request_ids}
+
+
+def _explain_missing(status: Mapping[str, Any], request_ids: Sequence[str]) -> dict[str, Outcome]:
+    """Return the outcomes of requests without a line in the results of a batch that ended."""
+    state, name = status.get("status"), f"Batch {status.get('id')}"
+    if state == "completed":
+        return _fail(request_ids, f"{name} is completed, but has no valid result for this request.")
+    errors = status.get("errors")
+    found = errors.get("data") if isinstance(errors, Mapping) else None
+    details = "; ".join(str((each or {}).get("message")) for each in (found or [])[:5])
+    message = f"{name} is {state} and didn't process this request{f': {shorten(details)}' if details else ''}."
+    return {each: Outcome(error=message, is_unfinished=state != "failed") for each in request_ids}
+
+
+_locks: dict[tuple[int, str], threading.Lock] = {}
+
+
+def _get_lock(folder: str) -> threading.Lock:
+    """Return the lock for submissions of this process, which another process doesn't inherit in use."""
+    return _locks.setdefault((os.getpid(), folder), threading.Lock())
