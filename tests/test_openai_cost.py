@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+from itertools import pairwise
 from typing import Literal
 
 import apache_beam as beam
@@ -321,7 +322,7 @@ def test_requests_that_share_a_prefix_are_sent_after_each_other_and_results_keep
         results = kind(server.url, "m", None, max_concurrent_requests=1).predict(texts)
         sent = [respond(body)["choices"][0]["text"].split()[0] for body in server.requests]
     assert [result.inference.text for result in results] == texts
-    changes = sum(first != second for first, second in zip(sent, sent[1:], strict=False))
+    changes = sum(first != second for first, second in pairwise(sent))
     assert (len(sent), changes) == (12, 2)
 
 

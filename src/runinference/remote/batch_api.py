@@ -12,7 +12,14 @@ from functools import partial
 from typing import Any, Literal
 
 from runinference.checks import check_int, check_path, check_seconds, check_text
-from runinference.errors import ElementError, EndpointError, OptionError, describe, suggest
+from runinference.errors import (
+    ElementError,
+    EndpointError,
+    OptionError,
+    UnusableAnswerError,
+    describe,
+    suggest,
+)
 from runinference.remote.batch_lines import (
     Outcome,
     get_request_id,
@@ -23,12 +30,12 @@ from runinference.remote.batch_lines import (
 from runinference.remote.batch_records import BatchRecord, BatchRecords
 from runinference.remote.error_response import shorten
 from runinference.remote.http_client import HttpClient
+from runinference.remote.json_tensors import describe_json
 from runinference.remote.retry import worth_retrying
 
 AFTER_DEADLINE = ("dead letter", "live")
 
 _ENDED = ("completed", "failed", "expired", "cancelled")
-_METADATA = "runinference"  # names the record of a batch in its metadata
 _MAX_DOWNLOAD_BYTES = 4 << 30
 _PAGE_SIZE = 100
 _MAX_PAGES = 100
@@ -213,7 +220,7 @@ class BatchRunner:
             page = get(f"/batches?limit={_PAGE_SIZE}{after}")
             batches = page.get("data") or []
             for batch in batches:
-                if (batch.get("metadata") or {}).get(_METADATA) == record.name:
+                if batch.get("input_file_id") == record.file_id:
                     found: Mapping[str, Any] = batch
                     self._records.write(record.with_batch_id(str(found["id"])))
                     return found
@@ -224,11 +231,8 @@ class BatchRunner:
 
     def _submit(self, lines: Mapping[str, bytes]) -> _Batch:
         """Submit a batch, once, even if the response is lost."""
-        record = BatchRecord.create(lines.keys())
-        content = b"".join(lines.values())
-        fields = {"purpose": "batch"}
-        name = f"{record.name}.jsonl"
-        file = self._retry(lambda: self._client.upload("/files", fields, name, content))
+        file_id = self._upload(b"".join(lines.values()))
+        record = BatchRecord.create(lines.keys(), file_id)
         self._records.write(record)
         is_retry = False
 
@@ -238,12 +242,12 @@ class BatchRunner:
                 return found
             is_retry = True
             body = {
-                "input_file_id": file["id"],
+                "input_file_id": file_id,
                 "endpoint": self._url,
                 "completion_window": self._options.completion_window,
-                "metadata": {_METADATA: record.name},
+                "metadata": {"runinference": record.name},
             }
-            return self._client.post("/batches", body, _check_batch)
+            return self._client.post("/batches", body, _check_id)
 
         try:
             batch = self._retry(submit)
@@ -254,11 +258,18 @@ class BatchRunner:
         _logger.info("Submitted batch %s of %d requests.", record.batch_id, len(lines))
         return _Batch(record, [*lines])
 
+    def _upload(self, content: bytes) -> str:
+        def upload() -> Any:
+            answer = self._client.upload("/files", {"purpose": "batch"}, "batch.jsonl", content)
+            return self._client.parse_answer("/files", answer, _check_id)
+
+        return str(self._retry(upload)["id"])
+
     def _settle_failed_submission(
         self, record: BatchRecord, error: EndpointError
     ) -> Mapping[str, Any]:
         """Return a batch that exists although its submission failed, or raise the error."""
-        if not worth_retrying(error):
+        if error.status_code is not None and not worth_retrying(error):
             self._records.remove(record)
             raise error
         # If the search fails, too, the record stays, and the next call searches for the batch.
@@ -356,9 +367,9 @@ class BatchRunner:
         return answer
 
 
-def _check_batch(answer: Any) -> Any:
+def _check_id(answer: Any) -> Any:
     if not isinstance(answer, Mapping) or not answer.get("id"):
-        raise EndpointError("The response to the submission of a batch has no id.")
+        raise UnusableAnswerError(f"The response has no id: it is {describe_json(answer)}.")
     return answer
 
 
@@ -374,7 +385,8 @@ def _explain_missing(status: Mapping[str, Any], request_ids: Sequence[str]) -> d
     errors = status.get("errors")
     found = errors.get("data") if isinstance(errors, Mapping) else None
     details = "; ".join(str((each or {}).get("message")) for each in (found or [])[:5])
-    message = f"{name} is {state} and didn't process this request{f': {shorten(details)}' if details else ''}."
+    details = f": {shorten(details)}" if details else ""
+    message = f"{name} has the status {state}, and didn't process this request{details}"
     return {each: Outcome(error=message, is_unfinished=state != "failed") for each in request_ids}
 
 

@@ -22,8 +22,9 @@ class BatchRecord:
     """A batch that is about to be submitted, or was.
 
     Attributes:
-        name: A unique name of the submission, which is in the metadata of the batch.
+        name: A unique name of the record, which is also in the metadata of the batch.
         request_ids: The IDs of its requests.
+        file_id: The server's ID of the file with its requests.
         batch_id: The server's ID of the batch; None until it is known.
         host: Host name of the machine that submits it.
         process: ID of the process that submits it.
@@ -31,13 +32,15 @@ class BatchRecord:
 
     name: str
     request_ids: list[str]
+    file_id: str
     batch_id: str | None = None
     host: str = ""
     process: int = 0
 
     @classmethod
-    def create(cls, request_ids: Collection[str]) -> BatchRecord:
-        return cls(uuid.uuid4().hex, [*request_ids], None, socket.gethostname(), os.getpid())
+    def create(cls, request_ids: Collection[str], file_id: str) -> BatchRecord:
+        host, process = socket.gethostname(), os.getpid()
+        return cls(uuid.uuid4().hex, [*request_ids], file_id, None, host, process)
 
     def with_batch_id(self, batch_id: str) -> BatchRecord:
         return replace(self, batch_id=batch_id)
@@ -77,9 +80,9 @@ class BatchRecords:
             OptionError: The folder or a record can't be read.
         """
         wanted = set(request_ids)
-        with suppress(OSError):  # it exists, or the file system has no folders
-            FileSystems.mkdirs(self._folder)
         try:
+            with suppress(OSError):  # it exists, or the file system has no folders
+                FileSystems.mkdirs(self._folder)
             [match] = FileSystems.match([FileSystems.join(self._folder, f"*{_SUFFIX}")])
             paths = [metadata.path for metadata in match.metadata_list]
         except Exception as error:

@@ -101,6 +101,8 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
             options["max_request_size"] = 1
         super().__init__(base_url, model, api_key_env, **options)
         self._batch_api = batch_api
+        if batch_api is not None and self._limits.has_maximum and self._has_output_tokens:
+            _check_max_tokens(self._parameters)
 
     @property
     def batch_api(self) -> BatchApi | None:
@@ -242,6 +244,15 @@ class _LiveCalls:
         except ModelUnavailableError as error:
             self._unavailable = error
             raise
+
+
+def _check_max_tokens(parameters: Mapping[str, Any]) -> None:
+    """Raise ``OptionError`` if the cost of a batch has no bound before it is submitted."""
+    if not {"max_tokens", "max_completion_tokens"} & parameters.keys():
+        raise OptionError(
+            "With batch_api, max_tokens_total and max_cost need a maximum for the output of a request, because a "
+            "batch is submitted as a whole. To fix this, add max_tokens or max_completion_tokens to parameters."
+        )
 
 
 def _check_batch_api(batch_api: Any, options: Mapping[str, Any]) -> None:

@@ -59,6 +59,11 @@ class SpendingLimits:
                     "tokens."
                 )
 
+    @property
+    def has_maximum(self) -> bool:
+        """Whether there is a limit on the total."""
+        return self.max_tokens_total is not None or self.max_cost is not None
+
     def without_maximum(self) -> SpendingLimits:
         """Return limits on the rate alone, which are counted separately."""
         return replace(self, max_tokens_total=None, max_cost=None, _name=uuid.uuid4().hex)
@@ -129,8 +134,7 @@ class Ledger:
         return charge
 
     def _fits(self, charge: Charge) -> bool:
-        limits = self._limits
-        if limits.max_tokens_total is None and limits.max_cost is None:
+        if not self._limits.has_maximum:
             return True
         return self._estimator.is_informed and self._check(charge, self._reserved) is None
 
