@@ -39,7 +39,7 @@ _ENDED = ("completed", "failed", "expired", "cancelled")
 _MAX_DOWNLOAD_BYTES = 4 << 30
 _PAGE_SIZE = 100
 _MAX_PAGES = 100
-#: How long to wait for another process that is submitting a batch, and for a batch that was cancelled.
+#: How long to wait for another process that is submitting a batch, and for a batch that was canceled.
 _MAX_SUBMIT_SECS = 600
 _MAX_CANCEL_SECS = 900
 #: Failed polls in a row, each with its retries, before the wait for a batch ends with an error.
@@ -56,7 +56,7 @@ class BatchApi:
             able to read and write it. With the same folder, a restarted job gets the results of the batches that
             the one before has submitted.
         poll_secs: Time in seconds between requests for the status of a batch.
-        deadline_secs: Maximum time in seconds to wait for a batch. Then it is cancelled. None to wait until the
+        deadline_secs: Maximum time in seconds to wait for a batch. Then it is canceled. None to wait until the
             provider ends it.
         after_deadline: What happens to requests that a batch didn't process in time: ``"dead letter"`` to fail,
             ``"live"`` to send them as single requests, at their price.
@@ -292,7 +292,7 @@ class BatchRunner:
                 if found is None and deadline is not None and now > deadline + _MAX_CANCEL_SECS:
                     found = _fail(
                         batch.request_ids,
-                        f"Batch {batch.record.batch_id} didn't end after it was cancelled at the deadline "
+                        f"Batch {batch.record.batch_id} didn't end after it was canceled at the deadline "
                         f"(deadline_secs={options.deadline_secs}).",
                     )
                 if found is not None:
@@ -333,7 +333,7 @@ class BatchRunner:
         return found
 
     def _cancel(self, batch: _Batch) -> None:
-        _logger.warning("Batch %s is cancelled at the deadline.", batch.record.batch_id)
+        _logger.warning("Batch %s is canceled at the deadline.", batch.record.batch_id)
         try:
             self._retry(
                 lambda: self._client.post(
@@ -342,7 +342,7 @@ class BatchRunner:
             )
         except EndpointError as error:  # it may have ended
             _logger.warning(
-                "Batch %s can't be cancelled: %s", batch.record.batch_id, describe(error)
+                "Batch %s can't be canceled: %s", batch.record.batch_id, describe(error)
             )
 
     def _download(
