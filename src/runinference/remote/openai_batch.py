@@ -84,7 +84,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
             api_key_env: Name of the environment variable that contains the API key on the workers. The handler
                 doesn't store the key. None if the server needs no key.
             batch_api: Send requests with the batch API of the provider, with these options. A request then
-                contains one example. By default, requests are sent as they come.
+                contains one example. None to send requests directly.
             **options: The options of every endpoint of this kind, see ``OpenAIEndpointModelHandler``.
 
         Raises:
