@@ -242,6 +242,8 @@ def test_an_unreadable_record_or_folder_stops_the_job_instead_of_paying_again(fo
             chat(url, folder).predict(TEXTS)
         with pytest.raises(OptionError, match="The folder of the batch API"):
             chat(url, "unknown-scheme://folder").predict(TEXTS)
+        with pytest.raises(OptionError, match="can't be written"):
+            chat(url, os.path.join(folder, name)).predict(TEXTS)
         assert paid(url) == 6
 
 

@@ -86,12 +86,15 @@ class BatchRecords:
             [match] = FileSystems.match([FileSystems.join(self._folder, f"*{_SUFFIX}")])
             paths = [metadata.path for metadata in match.metadata_list]
         except Exception as error:
-            raise OptionError(
-                f"The folder of the batch API, {self._folder}, can't be read: {describe(error, 500)}. To fix "
-                "this, pass a folder that all workers can read and write."
-            ) from error
+            raise self._folder_error("read", error) from error
         records = [record for path in paths if (record := self._read(path)) is not None]
         return [record for record in records if not wanted.isdisjoint(record.request_ids)]
+
+    def _folder_error(self, verb: str, error: Exception) -> OptionError:
+        return OptionError(
+            f"The folder of the batch API, {self._folder}, can't be {verb}: {describe(error, 500)}. To fix this, "
+            "pass a folder that all workers can read and write."
+        )
 
     def _read(self, path: str) -> BatchRecord | None:
         try:
@@ -107,11 +110,18 @@ class BatchRecords:
             ) from error
 
     def write(self, record: BatchRecord) -> None:
-        """Write or replace a record. Other processes see it as a whole or not at all."""
+        """Write or replace a record. Other processes see it as a whole or not at all.
+
+        Raises:
+            OptionError: It can't be written.
+        """
         temporary = FileSystems.join(self._folder, f"{record.name}.tmp")
-        with FileSystems.create(temporary, "application/json") as file:
-            file.write(json.dumps(asdict(record)).encode())
-        FileSystems.rename([temporary], [self._get_path(record)])
+        try:
+            with FileSystems.create(temporary, "application/json") as file:
+                file.write(json.dumps(asdict(record)).encode())
+            FileSystems.rename([temporary], [self._get_path(record)])
+        except Exception as error:
+            raise self._folder_error("written", error) from error
 
     def remove(self, record: BatchRecord) -> None:
         """Remove a record, after which its requests can be submitted again."""

@@ -15,6 +15,7 @@ from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions, check_json_fields
 from runinference.remote.openai_protocol import get_usage
 from runinference.remote.prefix_order import get_prefix, order_by_prefix
+from runinference.remote.shared_rate import RateStore
 from runinference.remote.spending import Charge, SpendingLimits
 from runinference.remote.token_usage import Prices, TokenUsage, count_bytes, read_usage, to_count
 from runinference.results import PredictionResult
@@ -30,6 +31,8 @@ class OpenAIOptions(EndpointOptions, total=False):
     max_cost: float | None
     max_requests_per_minute: int | None
     max_tokens_per_minute: int | None
+    rate_limit_store: str | None
+    rate_limit_password_env: str | None
 
 
 class OpenAIEndpointModelHandler(EndpointModelHandler):
@@ -58,6 +61,8 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         max_cost: float | None = None,
         max_requests_per_minute: int | None = None,
         max_tokens_per_minute: int | None = None,
+        rate_limit_store: str | None = None,
+        rate_limit_password_env: str | None = None,
         **options: Unpack[EndpointOptions],
     ) -> None:
         """Configure the server and its model. This sends nothing and reads no key.
@@ -79,13 +84,18 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
                 their turn. None for no limit.
             max_tokens_per_minute: Maximum number of tokens per minute of a worker process. They are estimated
                 before a request, and corrected by the usage that the server reports. None for no limit.
+            rate_limit_store: URL of a Redis server, such as ``redis://host:6379/0``, where all workers with the
+                same ``base_url``, ``model`` and ``api_key_env`` share the limits per minute. By default, each
+                worker process has its own.
+            rate_limit_password_env: Name of the environment variable on the workers with the password of that
+                server. None if it needs none.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
                 ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
 
         Raises:
             OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
                 or ``parameters`` has a reserved field.
-            ImportError: httpx or tenacity isn't installed.
+            ImportError: httpx or tenacity isn't installed, or redis for ``rate_limit_store``.
         """
         size = self._resolve_request_size(max_request_size)
         super().__init__(base_url, api_key_env, max_request_size=size, **options)
@@ -101,9 +111,24 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         self._model = model
         self._parameters = dict(parameters or {})
         self._check_fields("parameters", self._parameters)
-        self._limits = SpendingLimits(
-            prices, max_tokens_total, max_cost, max_requests_per_minute, max_tokens_per_minute
+        store = None
+        if rate_limit_store is not None:
+            name = f"{url} {model} {api_key_env}"
+            store = RateStore(rate_limit_store, rate_limit_password_env, name)
+        elif rate_limit_password_env is not None:
+            raise OptionError(
+                "rate_limit_password_env has no effect without rate_limit_store. To fix this, leave it out."
+            )
+        limits = SpendingLimits(
+            prices,
+            max_tokens_total,
+            max_cost,
+            max_requests_per_minute,
+            max_tokens_per_minute,
+            store,
         )
+        if not limits.is_empty:
+            self._limits = limits
 
     def request(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
-
-from runinference.remote.request_batch import is_sequence
 
 #: Characters that texts must share. Servers cache prefixes in blocks of 16 tokens or more.
 MIN_SHARED = 200
@@ -34,12 +32,28 @@ def order_by_prefix(texts: Sequence[str]) -> list[int]:
 
 
 def get_prefix(example: Any) -> str:
-    """Return the text at the start of a prompt: a string, or the messages of a chat."""
+    """Return the text at the start of a prompt: a string, or the messages of a chat up to an image or audio.
+
+    >>> get_prefix([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}])
+    'system Be brief. user Hello'
+    """
     if isinstance(example, str):
         return example[:_MAX_COMPARED]
+    messages = example if isinstance(example, (list, tuple)) else ()
     texts: list[str] = []
-    for message in example if is_sequence(example) else ():
-        texts.append(str(message)[:_MAX_COMPARED])
-        if sum(map(len, texts)) >= _MAX_COMPARED:
+    for text in chain.from_iterable(map(_iter_texts, messages)):
+        if text is None or sum(map(len, texts)) >= _MAX_COMPARED:
             break
-    return "\n".join(texts)
+        texts.append(text[:_MAX_COMPARED])
+    return " ".join(texts)
+
+
+def _iter_texts(message: Any) -> Iterator[str | None]:
+    """Yield the texts of a message, and None for a part that isn't text."""
+    if not isinstance(message, Mapping):
+        return
+    yield str(message.get("role"))
+    content = message.get("content")
+    for part in [content] if isinstance(content, str) else content or ():
+        text = part.get("text") if isinstance(part, Mapping) else part
+        yield text if isinstance(text, str) else None

@@ -17,6 +17,10 @@ class TokenBucket:
     An amount that is larger than the bucket is taken when the bucket is full. The next one then waits longer. The
     class has no clock and no lock.
 
+    Attributes:
+        capacity: The amount that may be taken at once.
+        per_second: What flows into the bucket per second.
+
     >>> bucket = TokenBucket(per_minute=600)
     >>> bucket.wait_secs(60, now=0)
     0.0
@@ -26,9 +30,9 @@ class TokenBucket:
     """
 
     def __init__(self, per_minute: float) -> None:
-        self._capacity = per_minute * _BURST
-        self._per_second = per_minute * (1 - _BURST) / 60
-        self._level = self._capacity
+        self.capacity = per_minute * _BURST
+        self.per_second = per_minute * (1 - _BURST) / 60
+        self._level = self.capacity
         self._updated: float | None = None
 
     def wait_secs(self, amount: float, now: float) -> float:
@@ -40,14 +44,14 @@ class TokenBucket:
         """
         elapsed = 0 if self._updated is None else max(0.0, now - self._updated)
         self._updated = now
-        self._level = min(self._capacity, self._level + elapsed * self._per_second)
-        missing = min(amount, self._capacity) - self._level
+        self._level = min(self.capacity, self._level + elapsed * self.per_second)
+        missing = min(amount, self.capacity) - self._level
         # A difference that is due to rounding isn't waited for.
-        return missing / self._per_second if missing > 1e-9 * self._capacity else 0.0
+        return missing / self.per_second if missing > 1e-9 * self.capacity else 0.0
 
     def take(self, amount: float) -> None:
         """Take an amount; a negative one is returned to the bucket."""
-        self._level = min(self._capacity, self._level - amount)
+        self._level = min(self.capacity, self._level - amount)
 
 
 class RequestRate:

@@ -18,6 +18,7 @@ from runinference.errors import (
     OptionError,
 )
 from runinference.remote.request_rate import RequestRate
+from runinference.remote.shared_rate import RateStore, SharedRequestRate
 from runinference.remote.token_usage import (
     Prices,
     TokenEstimator,
@@ -44,6 +45,7 @@ class SpendingLimits:
     max_cost: float | None = None
     max_requests_per_minute: int | None = None
     max_tokens_per_minute: int | None = None
+    rate_store: RateStore | None = None
     _name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -59,6 +61,22 @@ class SpendingLimits:
                     "tokens."
                 )
 
+        if self.rate_store is not None and not self.has_rate:
+            raise OptionError(
+                "rate_limit_store has no effect without max_requests_per_minute or max_tokens_per_minute. To fix "
+                "this, set one of them, or leave it out."
+            )
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether there is a limit on the rate."""
+        return self.max_requests_per_minute is not None or self.max_tokens_per_minute is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to limit and nothing to count."""
+        return self.prices is None and not self.has_maximum and not self.has_rate
+
     @property
     def has_maximum(self) -> bool:
         """Whether there is a limit on the total."""
@@ -70,7 +88,7 @@ class SpendingLimits:
 
     def get_ledger(self) -> Ledger | None:
         """Return what this process has spent; None if there is nothing to count."""
-        if all(value is None for name, value in vars(self).items() if name != "_name"):
+        if self.is_empty:
             return None
         key = os.getpid(), self._name  # the locks of a parent process may be held
         with _lock:
@@ -87,12 +105,14 @@ class Ledger:
 
     def __init__(self, limits: SpendingLimits) -> None:
         self._limits = limits
-        self._rate = RequestRate(limits.max_requests_per_minute, limits.max_tokens_per_minute)
+        rates = limits.max_requests_per_minute, limits.max_tokens_per_minute
+        store = limits.rate_store
+        self._rate = RequestRate(*rates) if store is None else SharedRequestRate(*rates, store)
         self._estimator = TokenEstimator()
         self._changed = threading.Condition()
         self._used = _Amount()
-        self._reserved = _Amount()
-        self._n_in_flight = 0
+        self._reserved = _Reserved()
+        self._reserved_for_batches = _Reserved()
         self._warnings: set[str] = set()
 
     def charge(
@@ -101,7 +121,8 @@ class Ledger:
         """Reserve the estimated tokens of a request.
 
         A request that would fit without those in flight waits for them. The first one is sent alone, because
-        nothing is known about its tokens. A request in the batch API never waits.
+        nothing is known about its tokens. A request in the batch API never waits, and isn't waited for, because it
+        takes hours.
 
         Args:
             n_bytes: Size of the input in bytes.
@@ -116,15 +137,15 @@ class Ledger:
             while True:
                 usage = self._estimator.estimate(n_bytes, n_outputs, max_output)
                 charge = Charge(self, usage, n_bytes, n_outputs, batch)
-                error = self._check(charge, self._reserved if batch else _Amount())
+                others = self._reserved_for_batches.amount
+                error = self._check(charge, others + self._reserved.amount if batch else others)
                 if error is not None:
                     self._warn_once("limit", str(error))
                     raise error
-                if batch or not self._n_in_flight or self._fits(charge):
+                if batch or not self._reserved.n or self._fits(charge):
                     break
                 self._changed.wait()
-            self._n_in_flight += 1
-            self._reserved += self._measure(charge, usage)
+            self._get_reserved(charge).add(self._measure(charge, usage))
         try:
             if not batch:
                 self._rate.acquire(usage.total)
@@ -136,7 +157,8 @@ class Ledger:
     def _fits(self, charge: Charge) -> bool:
         if not self._limits.has_maximum:
             return True
-        return self._estimator.is_informed and self._check(charge, self._reserved) is None
+        in_flight = self._reserved.amount + self._reserved_for_batches.amount
+        return self._estimator.is_informed and self._check(charge, in_flight) is None
 
     def _check(self, charge: Charge, in_flight: _Amount) -> NotCalledError | None:
         """Return the error for a request that would exceed a limit, together with an amount in flight, or None."""
@@ -157,6 +179,9 @@ class Ledger:
                 )
         return None
 
+    def _get_reserved(self, charge: Charge) -> _Reserved:
+        return self._reserved_for_batches if charge.batch else self._reserved
+
     def _measure(self, charge: Charge, usage: TokenUsage) -> _Amount:
         prices = self._limits.prices
         return _Amount(usage.total, 0 if prices is None else usage.cost(prices, charge.batch))
@@ -165,11 +190,8 @@ class Ledger:
         """Replace a reservation by what was used, and return its cost in millionths, without lost fractions."""
         with self._changed:
             before = self._used
-            self._n_in_flight -= 1
             self._used += self._measure(charge, usage)
-            self._reserved -= self._measure(charge, charge.usage)
-            if not self._n_in_flight:
-                self._reserved = _Amount()  # without rounding errors
+            self._get_reserved(charge).remove(self._measure(charge, charge.usage))
             if is_reported:
                 self._estimator.record(charge.n_bytes, charge.n_outputs, usage)
             after = self._used
@@ -201,8 +223,22 @@ class _Amount:
     def __add__(self, other: _Amount) -> _Amount:
         return _Amount(self.tokens + other.tokens, self.cost + other.cost)
 
-    def __sub__(self, other: _Amount) -> _Amount:
-        return _Amount(self.tokens - other.tokens, self.cost - other.cost)
+
+class _Reserved:
+    """The sum of the reservations of requests in flight, and their number."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.amount = _Amount()
+
+    def add(self, amount: _Amount) -> None:
+        self.n += 1
+        self.amount += amount
+
+    def remove(self, amount: _Amount) -> None:
+        self.n -= 1
+        # None in flight use nothing, without rounding errors.
+        self.amount = self.amount + _Amount(-amount.tokens, -amount.cost) if self.n else _Amount()
 
 
 class Charge:
