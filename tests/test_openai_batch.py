@@ -192,11 +192,19 @@ def test_a_worker_that_died_while_it_submitted_paid_for_its_batch(process, folde
         assert (paid(url), len(batches(url))) == (6, 1)
 
 
-def test_a_worker_waits_while_another_one_submits_the_same_requests(folder):
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {"host": "another machine"},
+        {"host": socket.gethostname(), "process": os.getppid()},
+    ],
+    ids=["another machine", "another process"],
+)
+def test_a_worker_waits_while_another_one_submits_the_same_requests(owner, folder):
     with servers.llm() as url:
         chat(url, folder).predict(TEXTS)
         [batch] = batches(url)
-        edit_record(folder, batch_id=None, host="another machine")
+        edit_record(folder, batch_id=None, file_id="file-unknown", **owner)
         handler = chat(url, folder)
 
         def submit(seconds):

@@ -87,10 +87,12 @@ def test_elements_beyond_the_limit_are_dead_letters_that_were_not_called():
 
 def test_without_dead_letters_the_limit_stops_the_job_and_is_never_retried():
     with scripted_server(default=lambda body: answer()) as server:
-        handler = chat(server.url, max_tokens_total=25, retry_filter=lambda error: True)
+        tried = []
+        handler = chat(server.url, max_tokens_total=25, retry_filter=tried.append)
         with pytest.raises(NotCalledError, match="To fix this, raise the limit"):
             handler.predict(["a"] * 5)
         assert len(server.requests) == 2
+        assert not tried
         with pytest.raises(NotCalledError):
             run(["a"], RunInference(handler))
         assert len(server.requests) == 2
@@ -115,6 +117,14 @@ def test_a_request_waits_for_those_in_flight_that_may_use_less_than_estimated():
     with scripted_server(default=lambda body: answer(next(usages))) as server:
         good, _, _ = letters(chat(server.url, max_tokens_total=21), ["a"] * 4)
         assert len(good) == 4
+
+
+def test_smaller_requests_are_sent_if_a_large_one_does_not_fit():
+    with servers.llm() as url:
+        handler = chat(url, max_tokens_total=50, max_concurrent_requests=1)
+        handler.predict(["one two"])
+        good, [(element, _)], _ = letters(handler, ["large " * 40, "one two", "three"])
+    assert (sorted(each.example for each in good), element) == (["one two", "three"], "large " * 40)
 
 
 @pytest.mark.parametrize(

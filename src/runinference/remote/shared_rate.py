@@ -24,8 +24,8 @@ _PREFIX = "runinference/rate"
 _logger = logging.getLogger(__name__)
 
 #: Takes an amount from each bucket, and returns how many seconds to wait before using it. Amounts that are taken
-#: later wait longer, so that all workers get their turn. The clock is that of the server. The arguments of each bucket
-#: are the amount, its capacity, and what flows into it per second.
+#: later wait longer, so that all workers get their turn. The clock is that of the server. Each bucket has three
+#: arguments: the amount, the bucket's capacity, and what flows into it per second.
 _TAKE = """
 local time = redis.call('TIME')
 local now, wait = time[1] + time[2] / 1e6, 0
