@@ -47,14 +47,14 @@ def answer(usage=(5, 5), text="ok", cached=0, **fields):
     return {"choices": [choice], "usage": tokens, **fields}
 
 
-def letters(handler, elements):
+def letters(handler, elements, **handling):
     """Return the results, the dead letters, and the counters of a pipeline."""
     good, bad = [], []
     pipeline = beam.Pipeline(runner=RUNNER)
     results, dead_letters = (
         pipeline
         | beam.Create(elements, reshuffle=False)
-        | RunInference(handler).with_exception_handling()
+        | RunInference(handler).with_exception_handling(**handling)
     )
     results | "good" >> beam.ParDo(CollectElements(good))
     dead_letters.failed_inferences | "bad" >> beam.ParDo(CollectElements(bad))
@@ -180,6 +180,13 @@ def test_all_copies_of_a_handler_in_a_process_count_together():
         per_key = KeyedModelHandler([KeyModelMapping(["k"], handler)])
         with pytest.raises(NotCalledError):
             per_key.predict([("k", "a")])
+
+
+def test_in_a_subprocess_the_error_keeps_its_type():
+    with servers.llm() as url:
+        handler = chat(url, max_tokens_total=9)
+        good, bad, _ = letters(handler, ["one two"] * 4, use_subprocess=True)
+    assert (len(good), [kind for _, (kind, _, _) in bad]) == (2, [NotCalledError] * 2)
 
 
 def test_max_cost_counts_cached_and_generated_tokens_at_their_prices():

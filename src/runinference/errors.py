@@ -119,6 +119,12 @@ class ModelUnavailableError(RunInferenceError, RuntimeError):
 
     stops_pipeline = False
 
+    @property
+    def reason(self) -> BaseException:
+        """The error that prevented loading the model. For a more specific error, the error itself."""
+        is_wrapper = type(self) is ModelUnavailableError
+        return (self.__cause__ if is_wrapper else None) or self
+
 
 class InferenceTimeoutError(RunInferenceError, TimeoutError):
     """Loading or calling a model exceeded the timeout."""

@@ -134,7 +134,7 @@ class FailFastPolicy:
                 error.first_error if isinstance(error, PartialBatchError) else error
             )
         if isinstance(failed, ModelUnavailableError):
-            failed = failed.__cause__ or failed
+            failed = failed.reason
         raise failed  # outside of the except clause, which would set its context
 
 
@@ -212,8 +212,8 @@ class DeadLetterPolicy:
             error = error.first_error
         if isinstance(error, ModelUnavailableError):
             if error.stops_pipeline:
-                raise error.__cause__ or error
-            return [Failure(error.__cause__ or error)] * len(batch)
+                raise error.reason
+            return [Failure(error.reason)] * len(batch)
         if isinstance(error, ModelHostDiedError):  # a call could end the next host, too
             return [Failure(error)] * len(batch)
         if len(batch) == 1 or not budget.spend(error):
