@@ -136,8 +136,17 @@ def test_smaller_requests_are_sent_if_a_large_one_does_not_fit():
         (answer((10, 0), choices=[]), 3),  # not usable, but paid for
         (answer((10, 0), error={"message": "no", "code": "content_filter"}), 3),
         ({"error": {"message": "no", "code": "content_filter"}}, 4),
+        (Reply(400, {"error": "bad", "usage": {"prompt_tokens": 10}}), 3),
     ],
-    ids=["dropped", "not json", "rejected", "unusable", "error with usage", "error"],
+    ids=[
+        "dropped",
+        "no json",
+        "rejected",
+        "unusable",
+        "error and usage",
+        "error",
+        "status and usage",
+    ],
 )
 def test_failed_requests_count_what_they_may_have_used(reply, n_requests):
     with scripted_server(answer(), reply, default=lambda body: answer()) as server:

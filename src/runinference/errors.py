@@ -215,10 +215,12 @@ class EndpointError(RunInferenceError, RuntimeError):
     Attributes:
         status_code: The HTTP status of the response, or None if there was none.
         retry_after: The value of the response header ``Retry-After``, or None.
+        usage: The tokens that the request used, if the response of an error reports them.
     """
 
     status_code: int | None = None
     retry_after: str | None = None
+    usage: Any = None
 
 
 class EndpointRefusedError(EndpointError, ModelUnavailableError):

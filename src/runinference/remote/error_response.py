@@ -58,12 +58,14 @@ class ServerError:
         status: The HTTP status that the description stands for, or None if it is unclear.
         is_quota: Whether requests are rejected because a quota is used up, which no retry changes.
         retry_after: Seconds to wait, if the description has them.
+        usage: The tokens that the request used, if the response reports them.
     """
 
     message: str
     status: int | None
     is_quota: bool = False
     retry_after: str | None = None
+    usage: Any = None
 
 
 def find_error(answer: Any) -> ServerError | None:
@@ -100,6 +102,7 @@ def read_error_body(body: bytes) -> ServerError:
         None if found is None else found.status,
         found is not None and found.is_quota,
         None if found is None else found.retry_after,
+        value.get("usage") if isinstance(value, Mapping) else None,
     )
 
 

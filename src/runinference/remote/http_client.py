@@ -6,6 +6,7 @@ import json
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -298,7 +299,7 @@ class HttpClient:
                 f"{url} returned {status}", ServerError(location, status), None
             )
         found = read_error_body(body)
-        described = ServerError(found.message, status, found.is_quota, found.retry_after)
+        described = replace(found, status=status)
         return self._server_error(f"{url} returned {status}", described, headers.get("retry-after"))
 
     def _answer_error(
@@ -320,6 +321,7 @@ class HttpClient:
         message = self._quote(found.message) or "no message"
         error = kind(f"{prefix}: {message}{'.' * bool(hint)} {hint}".strip())
         error.status_code = status
+        error.usage = found.usage
         error.retry_after = (retry_after or found.retry_after or "")[:100] or None
         return error
 
