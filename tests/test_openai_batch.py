@@ -34,6 +34,7 @@ from runinference.openai_inference import (
 )
 from runinference.samples import servers
 from runinference.samples.batch_jobs import BatchJobs
+from runinference.samples.local_server import ErrorResponse
 from scripted_server import scripted_server
 
 TEXTS = [f"text {n}" for n in range(10, 16)]
@@ -70,6 +71,12 @@ def check_results(results, texts):
     assert sorted((key, result.example, result.inference.text) for key, result in results) == [
         (text, text, text.upper()) for text in sorted(texts)
     ]
+
+
+def answer(text):
+    """Return the response of a chat server."""
+    message = {"role": "assistant", "content": text}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 
 
 def paid(url):
@@ -229,6 +236,25 @@ def test_a_batch_that_the_server_does_not_know_is_submitted(folder):
             os.remove(os.path.join(folder, name))
 
 
+def test_results_that_the_provider_has_deleted_are_requested_again(folder):
+    jobs = BatchJobs(lambda path, body: answer(body["messages"][-1]["content"].upper()))
+    deleted = []
+
+    def respond(path, headers, body):
+        if path in deleted:
+            raise ErrorResponse(404, {"error": "no file"})
+        return jobs(path, body)
+
+    with servers.serving(respond) as url:
+        handler = chat(f"{url}/v1", folder)
+        handler.predict(TEXTS)
+        [batch] = batches(f"{url}/v1")
+        deleted.append(f"/v1/files/{batch['output_file_id']}/content")
+        texts = [result.inference.text for result in handler.predict(TEXTS)]
+        assert texts == [text.upper() for text in TEXTS]
+        assert len(batches(f"{url}/v1")) == 2
+
+
 def test_threads_that_send_the_same_requests_share_a_batch(folder):
     with servers.llm(batch_polls=3) as url:
         handler = chat(url, folder)
@@ -365,13 +391,9 @@ def test_typed_answers_are_validated_and_asked_for_again_without_the_batch_api(f
         values = [each.inference for each in handler.predict(["so good", "too bad"])]
         assert (values, paid(url), len(batches(url))) == (["good", "bad"], 2, 1)
 
-    def respond(text):
-        message = {"role": "assistant", "content": text}
-        return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
-
-    jobs = BatchJobs(lambda path, body: respond("perhaps"))
+    jobs = BatchJobs(lambda path, body: answer("perhaps"))
     with servers.serving(
-        lambda path, headers, body: jobs(path, body) or respond('{"value": "good"}')
+        lambda path, headers, body: jobs(path, body) or answer('{"value": "good"}')
     ) as url:
         options = {"output_type": Literal["good", "bad"]}
         assert chat(f"{url}/v1", folder, **options).predict(["?"])[0].inference == "good"

@@ -188,8 +188,19 @@ class BatchRunner:
             elif status.get("status") not in _ENDED:
                 yield _Batch(record.with_batch_id(str(status["id"])), wanted)
             else:
-                results = self._download(status, wanted)
+                results = self._download_kept(status, wanted)
                 outcomes |= {each: one for each, one in results.items() if one.response is not None}
+
+    def _download_kept(
+        self, status: Mapping[str, Any], request_ids: Sequence[str]
+    ) -> dict[str, Outcome]:
+        """Return the outcomes of an earlier batch; none if the provider has deleted its results."""
+        try:
+            return self._download(status, request_ids)
+        except EndpointError as error:
+            if error.status_code == 404:
+                return {}
+            raise
 
     def _find_records(self, request_ids: Mapping[str, bytes]) -> Sequence[BatchRecord]:
         """Return the records of requests, after other processes have submitted theirs."""
@@ -205,7 +216,7 @@ class BatchRunner:
     def _look_up(self, record: BatchRecord) -> Mapping[str, Any] | None:
         """Return the status of the batch of a record; None if the server doesn't know it."""
         if record.batch_id is None:
-            return self._search(record, self._get)
+            return self._search(record)
         try:
             return self._get(f"/batches/{record.batch_id}")
         except EndpointError as error:
@@ -213,12 +224,12 @@ class BatchRunner:
                 return None
             raise
 
-    def _search(self, record: BatchRecord, get: Callable[[str], Any]) -> Mapping[str, Any] | None:
+    def _search(self, record: BatchRecord, *, retries: bool = True) -> Mapping[str, Any] | None:
         """Search the batches of the server for one that was submitted, although its ID is unknown."""
         after = ""
         for _ in range(_MAX_PAGES):
-            page = get(f"/batches?limit={_PAGE_SIZE}{after}")
-            batches = page.get("data") or []
+            page = self._get(f"/batches?limit={_PAGE_SIZE}{after}", retries=retries)
+            batches = [each for each in page.get("data") or () if isinstance(each, Mapping)]
             for batch in batches:
                 if batch.get("input_file_id") == record.file_id:
                     found: Mapping[str, Any] = batch
@@ -226,7 +237,7 @@ class BatchRunner:
                     return found
             if not batches or not page.get("has_more"):
                 return None
-            after = f"&after={batches[-1]['id']}"
+            after = f"&after={batches[-1].get('id')}"
         return None
 
     def _submit(self, lines: Mapping[str, bytes]) -> _Batch:
@@ -238,7 +249,7 @@ class BatchRunner:
 
         def submit() -> Any:
             nonlocal is_retry
-            if is_retry and (found := self._search(record, self._client.get)) is not None:
+            if is_retry and (found := self._search(record, retries=False)) is not None:
                 return found
             is_retry = True
             body = {
@@ -273,7 +284,7 @@ class BatchRunner:
             self._records.remove(record)
             raise error
         # If the search fails, too, the record stays, and the next call searches for the batch.
-        found = self._search(record, self._get)
+        found = self._search(record)
         if found is None:
             self._records.remove(record)
             raise error
@@ -296,7 +307,12 @@ class BatchRunner:
                         f"(deadline_secs={options.deadline_secs}).",
                     )
                 if found is not None:
-                    outcomes |= found
+                    # A request that another batch has answered, too, keeps its response.
+                    outcomes |= {
+                        each: outcome
+                        for each, outcome in found.items()
+                        if each not in outcomes or outcomes[each].response is None
+                    }
                     waiting.remove(batch)
                 elif deadline is not None and now >= deadline and not batch.cancelled:
                     batch.cancelled = True
@@ -358,8 +374,8 @@ class BatchRunner:
         ]
         return read_outcomes(contents, request_ids)
 
-    def _get(self, path: str) -> Mapping[str, Any]:
-        answer = self._retry(lambda: self._client.get(path))
+    def _get(self, path: str, *, retries: bool = True) -> Mapping[str, Any]:
+        answer = self._retry(lambda: self._client.get(path)) if retries else self._client.get(path)
         if not isinstance(answer, Mapping):
             raise EndpointError(
                 f"The batch API returned a {type(answer).__name__} for {path}, not an object."

@@ -198,12 +198,13 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         try:
             results = get(parse)
         except BaseException as error:
-            response = {"usage": getattr(error, "usage", None)}
-            if (usage := read_usage(response)) is not None:
-                self._count_tokens(response)
-                settle(usage, response)
-            if charge is not None:
-                self._count("cost_micros", charge.fail(error))
+            if count:
+                response = {"usage": getattr(error, "usage", None)}
+                if (usage := read_usage(response)) is not None:
+                    self._count_tokens(response)
+                    settle(usage, response)
+                if charge is not None:
+                    self._count("cost_micros", charge.fail(error))
             raise
         return [PredictionResult(x, y, self._model) for x, y in zip(batch, results, strict=True)]
 
