@@ -187,6 +187,8 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
                     lines[request_id] = line
                 except NotCalledError as error:
                     planned[request_id] = error
+            elif isinstance(planned[request_id], NotCalledError):
+                self._count("not_called", 1)
             requests[index] = planned[request_id]
         return [requests[index] for index in range(len(parts))], lines
 
