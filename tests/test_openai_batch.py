@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import random
 import socket
 import threading
 from typing import Literal
@@ -253,6 +255,41 @@ def test_results_that_the_provider_has_deleted_are_requested_again(folder):
         texts = [result.inference.text for result in handler.predict(TEXTS)]
         assert texts == [text.upper() for text in TEXTS]
         assert len(batches(f"{url}/v1")) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_provider_that_often_fails_is_paid_once(seed, folder):
+    rng = random.Random(seed)
+    calls = []
+
+    def run_model(path, body):
+        calls.append(body["messages"][-1]["content"])
+        return answer(calls[-1].upper())
+
+    faults = ["other order", "repeated line", "invalid line", "busy"]
+    jobs = BatchJobs(run_model, [each for each in faults if rng.random() < 0.5], rng.randint(1, 3))
+
+    def respond(path, headers, body):
+        fault = rng.random()
+        if fault < 0.15:
+            raise ErrorResponse(rng.choice([429, 500, 502, 503]), {"error": "before"})
+        response = jobs(path, body)
+        if fault < 0.25:
+            raise ErrorResponse(500, {"error": "after"})
+        if fault < 0.3:
+            return {"error": {"message": "overloaded", "code": "overloaded_error"}}
+        return b"<html>" if fault < 0.35 else response
+
+    texts = []
+    with servers.serving(respond) as url:
+        for _ in range(50):  # a job that fails is started again
+            if texts:
+                break
+            handler = chat(f"{url}/v1", folder, {"max_requests": rng.choice([4, 50])})
+            with contextlib.suppress(EndpointError):
+                texts = [result.inference.text for result in handler.predict(TEXTS)]
+    assert texts == [text.upper() for text in TEXTS]
+    assert sorted(calls) == TEXTS
 
 
 def test_threads_that_send_the_same_requests_share_a_batch(folder):

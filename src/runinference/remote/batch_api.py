@@ -23,6 +23,7 @@ from runinference.errors import (
 from runinference.remote.batch_lines import (
     Outcome,
     get_request_id,
+    has_results,
     read_outcomes,
     split_lines,
     write_line,
@@ -218,7 +219,7 @@ class BatchRunner:
         if record.batch_id is None:
             return self._search(record)
         try:
-            return self._get(f"/batches/{record.batch_id}")
+            return self._get(f"/batches/{record.batch_id}", _check_id)
         except EndpointError as error:
             if error.status_code == 404:
                 return None
@@ -228,8 +229,8 @@ class BatchRunner:
         """Search the batches of the server for one that was submitted, although its ID is unknown."""
         after = ""
         for _ in range(_MAX_PAGES):
-            page = self._get(f"/batches?limit={_PAGE_SIZE}{after}", retries=retries)
-            batches = [each for each in page.get("data") or () if isinstance(each, Mapping)]
+            page = self._get(f"/batches?limit={_PAGE_SIZE}{after}", _check_page, retries=retries)
+            batches = page["data"]
             for batch in batches:
                 if batch.get("input_file_id") == record.file_id:
                     found: Mapping[str, Any] = batch
@@ -325,14 +326,15 @@ class BatchRunner:
     def _poll(self, batch: _Batch) -> dict[str, Outcome] | None:
         """Return the outcomes of a batch that ended, or None."""
         try:
-            status = self._get(f"/batches/{batch.record.batch_id}")
+            status = self._get(f"/batches/{batch.record.batch_id}", _check_id)
             if status.get("status") not in _ENDED:
                 batch.failed_polls = 0
                 return None
             found = self._download(status, batch.request_ids)
         except EndpointError as error:
             batch.failed_polls += 1
-            if worth_retrying(error) and batch.failed_polls < _MAX_FAILED_POLLS:
+            may_pass = worth_retrying(error) or isinstance(error, UnusableAnswerError)
+            if may_pass and batch.failed_polls < _MAX_FAILED_POLLS:
                 _logger.warning(
                     "Batch %s can't be polled: %s", batch.record.batch_id, describe(error)
                 )
@@ -365,27 +367,41 @@ class BatchRunner:
         self, status: Mapping[str, Any], request_ids: Sequence[str]
     ) -> dict[str, Outcome]:
         files = [status.get(name) for name in ("output_file_id", "error_file_id")]
-        contents = [
-            self._retry(
-                partial(self._client.download, f"/files/{file}/content", _MAX_DOWNLOAD_BYTES)
-            )
-            for file in files
-            if file
-        ]
+        contents = [self._retry(partial(self._download_file, file)) for file in files if file]
         return read_outcomes(contents, request_ids)
 
-    def _get(self, path: str, *, retries: bool = True) -> Mapping[str, Any]:
-        answer = self._retry(lambda: self._client.get(path)) if retries else self._client.get(path)
-        if not isinstance(answer, Mapping):
-            raise EndpointError(
-                f"The batch API returned a {type(answer).__name__} for {path}, not an object."
-            )
+    def _download_file(self, file: str) -> bytes:
+        path = f"/files/{file}/content"
+        content = self._client.download(path, _MAX_DOWNLOAD_BYTES)
+        if not has_results(content):
+            start = self._client.redact_key(shorten(content[:1_000].decode(errors="replace")))
+            raise EndpointError(f"{path} has no results of a batch, but {start or 'no content'}.")
+        return content
+
+    def _get(
+        self, path: str, check: Callable[[Any], Any], *, retries: bool = True
+    ) -> Mapping[str, Any]:
+        """Return a response that a function has checked."""
+
+        def get() -> Any:
+            return self._client.parse_answer(path, self._client.get(path), check)
+
+        answer: Mapping[str, Any] = self._retry(get) if retries else get()
         return answer
 
 
 def _check_id(answer: Any) -> Any:
     if not isinstance(answer, Mapping) or not answer.get("id"):
         raise UnusableAnswerError(f"The response has no id: it is {describe_json(answer)}.")
+    return answer
+
+
+def _check_page(answer: Any) -> Any:
+    data = answer.get("data") if isinstance(answer, Mapping) else None
+    if not isinstance(data, list) or not all(isinstance(each, Mapping) for each in data):
+        raise UnusableAnswerError(
+            f"The response has no list 'data': it is {describe_json(answer)}."
+        )
     return answer
 
 

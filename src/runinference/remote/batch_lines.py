@@ -118,6 +118,11 @@ def read_outcomes(contents: Iterable[bytes], ids: Iterable[str]) -> dict[str, Ou
     return found
 
 
+def has_results(content: bytes) -> bool:
+    """Return whether a file contains a result, and is not, for example, an error."""
+    return any(_read_line(line)[0] for line in content.splitlines() if line.strip())
+
+
 def _read_line(line: bytes) -> tuple[str, Outcome | None]:
     try:
         value = decode_json(line)
