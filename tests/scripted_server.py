@@ -107,6 +107,8 @@ class ScriptedServer(ThreadingHTTPServer):
         self.default = default
         self.requests = []
         self.request_headers = []
+        self.request_paths = []
+        self.request_contents = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -118,8 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = int(self.headers.get("Content-Length", 0))
-        body = json.loads(self.rfile.read(length)) if length else None
+        content = self.rfile.read(length)
+        body = json.loads(content) if length else None
         with self.server.lock:
+            self.server.request_paths.append(self.path)
+            self.server.request_contents.append(content)
             self.server.requests.append(body)
             self.server.request_headers.append(dict(self.headers))
             reply = self.server.script.pop(0) if self.server.script else None

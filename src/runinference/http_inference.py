@@ -21,6 +21,7 @@ from runinference.errors import (
     UnusableAnswerError,
 )
 from runinference.handlers.options import accepts
+from runinference.remote.auth import AwsSigV4
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.http_client import HttpClient
 from runinference.remote.retry import worth_retrying
@@ -34,6 +35,7 @@ from runinference.remote.tensor_protocols import (
 from runinference.results import PredictionResult
 
 __all__ = [
+    "AwsSigV4",
     "HTTPModelHandler",
     "KServeV2",
     "TFServing",
@@ -82,7 +84,8 @@ class HTTPModelHandler(EndpointModelHandler):
                 as a bearer token. None if the server needs no key.
             max_request_size: Maximum number of examples in a request. By default 32, and 1 for TorchServe.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
-                ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
+                ``headers``, ``key_over_http``, ``max_response_bytes``, ``query`` and ``auth``, see
+                ``EndpointModelHandler``.
 
         Raises:
             OptionError: A value is invalid, the URL contains a secret, or the key would be sent unencrypted.

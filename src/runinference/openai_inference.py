@@ -13,10 +13,9 @@ from runinference.errors import InvalidOutputError, OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
-from runinference.remote.endpoint import check_key
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
+from runinference.remote.headers import check_key
 from runinference.remote.openai_client import (
-    ProcessSecret,
     check_client_options,
     check_organization,
     complete_chats,
@@ -35,6 +34,7 @@ from runinference.remote.openai_protocol import (
     to_messages,
     to_strings,
 )
+from runinference.remote.process_secret import ProcessSecret
 from runinference.remote.request_pool import RequestPool
 from runinference.remote.structured_chat import StructuredChat
 from runinference.results import PredictionResult
@@ -98,7 +98,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
             base_url: URL of the server's API, which usually ends in ``/v1``.
             model: Name of the model on that server.
             api_key_env: Name of the environment variable that contains the API key on the workers. The handler
-                doesn't store the key. None if the server needs no key.
+                doesn't store the key. None if the server needs no key. The default isn't read if ``auth`` is set.
             output_type: Type of the answers: a pydantic model, a dataclass, ``Literal[...]``, another type that
                 pydantic supports, or a JSON schema as a dictionary. The result of an example is then a value of
                 this type instead of a ``Generation``, or the JSON value if it is a schema. None for text.

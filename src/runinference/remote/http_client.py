@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
-from collections.abc import Callable, Mapping
-from typing import Any
-from urllib.parse import quote, unquote
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlencode
 
 from runinference.errors import (
     EndpointDisconnectedError,
@@ -16,8 +17,10 @@ from runinference.errors import (
     EndpointUnreachableError,
     ResultMismatchError,
     UnusableAnswerError,
+    get_message,
 )
 from runinference.extras import need
+from runinference.remote.auth import Auth
 from runinference.remote.deadline import Deadline, DeadlineBackend
 from runinference.remote.error_response import (
     ServerError,
@@ -27,6 +30,7 @@ from runinference.remote.error_response import (
     shorten,
     strip_tags,
 )
+from runinference.remote.headers import SECRET_NAME, check_sent_headers
 from runinference.remote.json_text import decode_json, encode_json
 from runinference.remote.response_body import (
     ACCEPTED_ENCODINGS,
@@ -34,13 +38,16 @@ from runinference.remote.response_body import (
     UnknownEncodingError,
     read_body,
 )
+from runinference.remote.retry import worth_retrying
 
 #: The default maximum of a decompressed response.
 MAX_RESPONSE_BYTES = 64 << 20
 
 _MAX_ERROR_BYTES = 65_536  # read from an error response
 _MAX_MESSAGE = 1_000  # characters about a response that doesn't follow the protocol
+_MIN_SECRET = 8  # characters of the value of a header whose name doesn't show that it is a secret
 _Headers = Mapping[str, str]
+_RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class HttpClient:
@@ -57,6 +64,8 @@ class HttpClient:
         max_connections: int,
         bypass_proxy: bool,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
+        query: Mapping[str, str] | None = None,
+        auth: Auth | None = None,
     ) -> None:
         """Create a client. Connections are opened on demand; ``api_key_env`` is only for error messages."""
         self._httpx: Any = need("httpx", extra="remote")
@@ -71,7 +80,10 @@ class HttpClient:
         self._max_response_bytes = max_response_bytes
         self._api_key = api_key
         self._api_key_env = api_key_env
-        self._urls: dict[str, Any] = {}  # parsed URLs by path
+        self._auth = auth
+        self._query = f"?{urlencode(query)}" if query else ""
+        self._sent = threading.local()  # credentials of the last request of each thread
+        self._urls: dict[str, Any] = {}  # parsed URLs
         self._deadline = Deadline()
         self._headers = self._build_headers(headers)
         self._pool = self._create_pool(max_connections, bypass_proxy)
@@ -148,17 +160,19 @@ class HttpClient:
     ) -> tuple[Any, str | None, EndpointError | None]:
         url = self._base_url + path
         try:
-            with self._deadline.within(self._timeout):
-                status, headers, body, complete = self._exchange(method, path, content)
+            answer = self._send(method, url + self._query, self._headers, content)
+        except _AuthError as error:
+            return None, None, self._auth_error(url, error.reason)
         except UnknownEncodingError as error:
             return None, None, self._encoding_error(url, str(error))
         except BodyError as error:
             return None, None, EndpointError(f"The response of {url} can't be read ({error}).")
         except self._core_errors as error:
             return None, None, self._transport_error(url, error)
+        status, headers, body = answer.status, answer.headers, answer.body
         if not 200 <= status < 300:
             return None, None, self._status_error(url, status, headers, body)
-        if not complete:
+        if not answer.is_complete:
             return None, None, self._size_error(url)
         try:
             return decode_json(body), headers.get("retry-after"), None
@@ -167,20 +181,49 @@ class HttpClient:
         except ValueError:
             return None, None, self._json_error(url, status, headers, body)
 
+    def _send(self, method: str, url: str, headers: _RawHeaders, content: bytes | None) -> _Answer:
+        """Return the response to a request, or to the last one that the authentication sends."""
+        if self._auth is None:
+            return self._exchange(method, url, headers, content)
+        known = {name.lower(): value for name, value in headers}
+        flow = _Flow(self._auth, self._httpx.Request(method, url, headers=headers, content=content))
+        try:
+            while True:
+                request = flow.request
+                sent = request.headers.raw
+                self._sent.secrets = _find_secrets(known, sent)
+                answer = self._exchange(
+                    request.method, str(request.url), sent, request.read() or None
+                )
+                if not flow.proceed(self._to_httpx(answer, request)):
+                    return answer
+        finally:
+            flow.close()
+
+    def _to_httpx(self, answer: _Answer, request: Any) -> Any:
+        # The body is decompressed.
+        headers = [item for item in answer.raw_headers if item[0].lower() != b"content-encoding"]
+        return self._httpx.Response(
+            answer.status, headers=headers, content=answer.body, request=request
+        )
+
     def _exchange(
-        self, method: str, path: str, content: bytes | None
-    ) -> tuple[int, _Headers, bytes, bool]:
-        """Return status, headers and body of a response, and whether the body is complete."""
-        headers = self._headers
-        if content is not None:
+        self, method: str, url: str, headers: _RawHeaders, content: bytes | None
+    ) -> _Answer:
+        if content is not None and not any(
+            name.lower() == b"content-length" for name, _ in headers
+        ):
             headers = [*headers, (b"Content-Length", str(len(content)).encode())]
-        with self._pool.stream(
-            method,
-            self._get_url(path),
-            headers=headers,
-            content=content,
-            extensions={"timeout": {"pool": self._timeout}},
-        ) as response:
+        with (
+            self._deadline.within(self._timeout),
+            self._pool.stream(
+                method,
+                self._parse_url(url),
+                headers=headers,
+                content=content,
+                extensions={"timeout": {"pool": self._timeout}},
+            ) as response,
+        ):
             status = response.status
             received = {
                 name.decode("latin-1").lower(): value.decode("latin-1")
@@ -195,15 +238,25 @@ class HttpClient:
                 if is_success:
                     raise
                 body, complete = b"", False  # the status is enough
-            return status, received, body, complete
+            return _Answer(status, received, response.headers, body, complete)
 
-    def _get_url(self, path: str) -> Any:
-        if path not in self._urls:
-            url = self._httpx.URL(self._base_url + path)
-            self._urls[path] = self._core.URL(
+    def _parse_url(self, text: str) -> Any:
+        if text not in self._urls:
+            url = self._httpx.URL(text)
+            parsed = self._core.URL(
                 scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
             )
-        return self._urls[path]
+            if self._auth is not None:
+                return parsed  # it may contain a signature
+            self._urls[text] = parsed
+        return self._urls[text]
+
+    def _auth_error(self, url: str, reason: Exception) -> EndpointError:
+        """Return the error for credentials that can't be obtained. It is retried if the reason may pass."""
+        may_pass = worth_retrying(reason) and not isinstance(reason, LookupError)
+        kind = EndpointUnreachableError if may_pass else EndpointRefusedError
+        message = self._quote(f"{type(reason).__name__}: {get_message(reason)}")
+        return kind(f"No request was sent to {url}, because auth failed ({message}).")
 
     def _transport_error(self, url: str, error: Exception) -> EndpointError:
         core, message = self._core, self._quote(str(error))
@@ -276,7 +329,9 @@ class HttpClient:
         if status >= 500:
             return EndpointError, "Check the server's log."
         key_hint = (
-            f"Check the key in the environment variable {self._api_key_env} (api_key_env)."
+            "Check the credentials that auth provides."
+            if self._auth is not None
+            else f"Check the key in the environment variable {self._api_key_env} (api_key_env)."
             if self._api_key_env
             else "Set api_key_env to the name of the environment variable that holds the key."
         )
@@ -322,16 +377,79 @@ class HttpClient:
         return shorten(strip_tags(self.redact_key(text)))
 
     def redact_key(self, text: str) -> str:
-        """Return a text without the key of this client."""
+        """Return a text without the key, and without the credentials of this thread's last request."""
+        for secret in getattr(self._sent, "secrets", ()):
+            text = text.replace(secret, "[the key]")
         if self._api_key:
-            # As it is, in JSON, and in a URL.
-            for key in (
-                self._api_key,
-                json.dumps(self._api_key)[1:-1],
-                quote(self._api_key, safe=""),
-            ):
+            for key in (self._api_key, _to_json_text(self._api_key), _to_url_text(self._api_key)):
                 text = text.replace(key, "[the key]")
         return text
+
+
+class _Answer(NamedTuple):
+    """A response with a decompressed body, which is incomplete if it is too long."""
+
+    status: int
+    headers: _Headers
+    raw_headers: _RawHeaders
+    body: bytes
+    is_complete: bool
+
+
+class _AuthError(Exception):
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class _Flow:
+    """The requests of an authentication, one after the other."""
+
+    def __init__(self, auth: Auth, request: Any) -> None:
+        self._flow = auth.sync_auth_flow(request)
+        self.request = self._call(lambda: next(self._flow))
+
+    def proceed(self, response: Any) -> bool:
+        """Pass the response to ``request`` on. Return False if it is the last one."""
+        try:
+            self.request = self._call(lambda: self._flow.send(response))
+        except StopIteration:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._flow.close()
+
+    @staticmethod
+    def _call(step: Callable[[], Any]) -> Any:
+        try:
+            request = step()
+            check_sent_headers(request.headers)
+        except StopIteration:
+            raise
+        except Exception as error:
+            raise _AuthError(error) from None
+        return request
+
+
+def _find_secrets(known: Mapping[bytes, bytes], sent: _RawHeaders) -> list[str]:
+    """Return the values of headers that an authentication added, the longest first."""
+    secrets = set()
+    for name, value in sent:
+        text = value.decode("latin-1")
+        is_secret = SECRET_NAME.search(name.decode("latin-1")) or len(text) >= _MIN_SECRET
+        if is_secret and text and known.get(name.lower()) != value:
+            secrets |= {text, text.partition(" ")[2] or text}
+    quoted = {form(text) for text in secrets for form in (_to_json_text, _to_url_text)}
+    return sorted(secrets | quoted, key=len, reverse=True)
+
+
+def _to_json_text(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _to_url_text(text: str) -> str:
+    return quote(text, safe="")
 
 
 def _find_proxy(url: Any) -> str | None:

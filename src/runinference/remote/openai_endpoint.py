@@ -50,13 +50,14 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             base_url: URL of the server's API, which usually ends in ``/v1``.
             model: Name of the model on that server.
             api_key_env: Name of the environment variable that contains the API key on the workers. The handler
-                doesn't store the key. None if the server needs no key.
+                doesn't store the key. None if the server needs no key. The default isn't read if ``auth`` is set.
             parameters: Fields of each request, such as ``{"temperature": 0, "max_tokens": 50}``. The
                 ``inference_args`` of a call override them.
             max_request_size: Maximum number of examples in a request. By default a number that every server
                 accepts.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
-                ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
+                ``headers``, ``key_over_http``, ``max_response_bytes``, ``query`` and ``auth``, see
+                ``EndpointModelHandler``.
 
         Raises:
             OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
