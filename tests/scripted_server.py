@@ -101,10 +101,11 @@ class ScriptedServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script, default):
+    def __init__(self, script, default, parses=True):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = list(script)
         self.default = default
+        self.parses = parses
         self.requests = []
         self.request_headers = []
         self.request_paths = []
@@ -121,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         length = int(self.headers.get("Content-Length", 0))
         content = self.rfile.read(length)
-        body = json.loads(content) if length else None
+        body = json.loads(content) if length and self.server.parses else None
         with self.server.lock:
             self.server.request_paths.append(self.path)
             self.server.request_contents.append(content)
@@ -140,9 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted_server(*script, default=lambda body: body):
-    """Run a `ScriptedServer` in a thread while the block runs. By default, it echoes requests."""
-    with ScriptedServer(script, default) as server:
+def scripted_server(*script, default=lambda body: body, parses=True):
+    """Run a `ScriptedServer` in a thread while the block runs. By default, it parses and echoes requests."""
+    with ScriptedServer(script, default, parses) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -1,4 +1,4 @@
-"""A handler for servers that accept tensors as JSON: KServe, Triton, TorchServe and TensorFlow Serving."""
+"""A handler for servers that accept tensors over HTTP: KServe, Triton, TorchServe and TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from runinference.errors import (
 )
 from runinference.handlers.options import accepts
 from runinference.remote.auth import AwsSigV4
+from runinference.remote.binary_messages import BinaryCodec
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.http_client import HttpClient
 from runinference.remote.retry import worth_retrying
@@ -125,6 +126,7 @@ class HTTPModelHandler(EndpointModelHandler):
             ResultMismatchError: The server returned the wrong number of results.
         """
         protocol, fields = self._protocol, inference_args or {}
+        codec = BinaryCodec() if isinstance(protocol, KServeV2) and protocol.binary else None
 
         def send(inputs: Sequence[InputSpec]) -> Any:
             body = protocol.body(batch, inputs, fields)
@@ -132,6 +134,7 @@ class HTTPModelHandler(EndpointModelHandler):
                 protocol.path,
                 body,
                 lambda answer: unbatch(protocol.output(answer, batch), len(batch), "per_element"),
+                codec,
             )
 
         rows = model.send(protocol, send)

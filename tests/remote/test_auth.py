@@ -94,9 +94,11 @@ def test_calls_the_function_again_after_a_401_and_sends_the_request_again():
 
 def test_a_request_is_not_repeated_with_credentials_that_were_rejected():
     provide, calls = provider(SECRET)
-    with scripted_server(REJECTED, default=answer) as server:
-        with pytest.raises(EndpointRefusedError, match="Check the credentials that auth provides"):
-            chat(server.url, provide).predict(["a"])
+    with (
+        scripted_server(REJECTED, default=answer) as server,
+        pytest.raises(EndpointRefusedError, match="Check the credentials that auth provides"),
+    ):
+        chat(server.url, provide).predict(["a"])
     assert (len(server.requests), len(calls)) == (1, 2)
 
 
@@ -133,9 +135,12 @@ def test_the_function_may_be_a_coroutine_function():
 def test_errors_and_logs_do_not_contain_the_credentials(form, quote, caplog):
     provide, _ = provider(form(SECRET))
     error = Reply(500, {"error": {"message": f"bad {quote(SECRET)}"}})
-    with caplog.at_level(logging.DEBUG), scripted_server(error, default=answer) as server:
-        with pytest.raises(EndpointError, match=r"bad \[the key\]") as raised:
-            chat(server.url, provide, num_retries=0).predict(["a"])
+    with (
+        caplog.at_level(logging.DEBUG),
+        scripted_server(error, default=answer) as server,
+        pytest.raises(EndpointError, match=r"bad \[the key\]") as raised,
+    ):
+        chat(server.url, provide, num_retries=0).predict(["a"])
     for text in (repr(raised.value), caplog.text):
         assert SECRET not in text
         assert quote(SECRET) not in text
@@ -190,9 +195,11 @@ def test_the_protocols_metadata_are_requested_with_credentials():
 @pytest.mark.parametrize("error", [KeyError("TOKEN"), ValueError("no"), TypeError("x")])
 def test_an_error_of_the_function_names_the_function(error):
     provide, _ = provider(error)
-    with scripted_server(default=answer) as server:
-        with pytest.raises(EndpointError, match=f"auth failed .{type(error).__name__}"):
-            chat(server.url, provide, num_retries=0).predict(["a"])
+    with (
+        scripted_server(default=answer) as server,
+        pytest.raises(EndpointError, match=f"auth failed .{type(error).__name__}"),
+    ):
+        chat(server.url, provide, num_retries=0).predict(["a"])
     assert not server.requests
 
 
@@ -220,9 +227,11 @@ def test_a_function_that_fails_once_is_called_again():
 )
 def test_invalid_credentials_are_an_error_that_does_not_show_them(value, message):
     provide, calls = provider(value)
-    with scripted_server(default=answer) as server:
-        with pytest.raises(EndpointRefusedError, match=message) as raised:
-            chat(server.url, provide).predict(["a"])
+    with (
+        scripted_server(default=answer) as server,
+        pytest.raises(EndpointRefusedError, match=message) as raised,
+    ):
+        chat(server.url, provide).predict(["a"])
     assert SECRET not in str(raised.value)
     assert len(calls) == 1
 

@@ -6,7 +6,7 @@ import json
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlencode
 
 from runinference.errors import (
@@ -50,6 +50,16 @@ _Headers = Mapping[str, str]
 _RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
+class Codec(Protocol):
+    """The format of requests and responses."""
+
+    def encode(self, body: Any) -> tuple[bytes, dict[str, str]]:
+        """Return the content of a request, and its headers."""
+
+    def decode(self, content: bytes, headers: Mapping[str, str]) -> Any:
+        """Return the value of a response. Names of headers are in lower case."""
+
+
 class HttpClient:
     """A client that sends JSON requests. Several threads may share it."""
 
@@ -88,15 +98,25 @@ class HttpClient:
         self._headers = self._build_headers(headers)
         self._pool = self._create_pool(max_connections, bypass_proxy)
 
-    def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-        """Send a request, and return the result of ``parse`` for the JSON response.
+    def post(
+        self, path: str, body: Any, parse: Callable[[Any], Any], codec: Codec | None = None
+    ) -> Any:
+        """Send a request, and return the result of ``parse`` for the response.
+
+        Args:
+            path: The path, which is appended to the base URL.
+            body: The body.
+            parse: Returns the results for a decoded response.
+            codec: Encodes the body and decodes the response. By default, both are JSON.
 
         Raises:
-            ElementError: The body can't be written as JSON.
+            ElementError: The body can't be encoded.
             EndpointError: The server is unreachable, or its response is an error, too large or invalid.
             ResultMismatchError: ``parse`` raised it.
         """
-        answer, retry_after = self._request_json("POST", path, encode_json(body))
+        codec = codec or _JSON
+        content, headers = codec.encode(body)
+        answer, retry_after = self._request("POST", path, content, headers, codec)
         try:
             return parse(answer)
         except (UnusableAnswerError, ResultMismatchError) as error:
@@ -109,7 +129,7 @@ class HttpClient:
 
     def get(self, path: str) -> Any:
         """Return the JSON response for a path."""
-        return self._request_json("GET", path, None)[0]
+        return self._request("GET", path, None, {}, _JSON)[0]
 
     def _build_headers(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         """Return the headers of every request. Those given replace the defaults."""
@@ -145,22 +165,37 @@ class HttpClient:
         )
         return pool(address, proxy_auth=auth and tuple(part.encode() for part in auth), **options)
 
-    def _request_json(
-        self, method: str, path: str, content: bytes | None
+    def _request(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        codec: Codec,
     ) -> tuple[Any, str | None]:
-        """Return the JSON response, and the value of its header ``Retry-After``."""
-        answer, retry_after, error = self._try_request_json(method, path, content)
+        """Return the decoded response, and the value of its header ``Retry-After``."""
+        answer, retry_after, error = self._try_request(method, path, content, headers, codec)
         if error is not None:
             # Raised here, where neither a local variable nor the error's context contains the key.
             raise error
         return answer, retry_after
 
-    def _try_request_json(
-        self, method: str, path: str, content: bytes | None
+    def _try_request(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        more_headers: Mapping[str, str],
+        codec: Codec,
     ) -> tuple[Any, str | None, EndpointError | None]:
         url = self._base_url + path
+        sent = self._headers
+        if more_headers:
+            replaced = {name.lower().encode() for name in more_headers}
+            sent = [item for item in sent if item[0].lower() not in replaced]
+            sent += [(name.encode(), value.encode()) for name, value in more_headers.items()]
         try:
-            answer = self._send(method, url + self._query, self._headers, content)
+            answer = self._send(method, url + self._query, sent, content)
         except _AuthError as error:
             return None, None, self._auth_error(url, error.reason)
         except UnknownEncodingError as error:
@@ -175,7 +210,7 @@ class HttpClient:
         if not answer.is_complete:
             return None, None, self._size_error(url)
         try:
-            return decode_json(body), headers.get("retry-after"), None
+            return codec.decode(body, headers), headers.get("retry-after"), None
         except UnusableAnswerError as error:
             return None, None, UnusableAnswerError(f"{url} returned {status}. {error}")
         except ValueError:
@@ -384,6 +419,19 @@ class HttpClient:
             for key in (self._api_key, _to_json_text(self._api_key), _to_url_text(self._api_key)):
                 text = text.replace(key, "[the key]")
         return text
+
+
+class _JsonCodec:
+    @staticmethod
+    def encode(body: Any) -> tuple[bytes, dict[str, str]]:
+        return encode_json(body), {}
+
+    @staticmethod
+    def decode(content: bytes, headers: Mapping[str, str]) -> Any:
+        return decode_json(content)
+
+
+_JSON = _JsonCodec()
 
 
 class _Answer(NamedTuple):

@@ -6,8 +6,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from runinference.errors import UnusableAnswerError
+from runinference.remote.binary_messages import JSON_SIZE, decode_message, encode_message
 
 Answer = Callable[[str, Any, Any], Any]
 
@@ -18,6 +22,13 @@ class ErrorResponse(Exception):  # noqa: N818 - a response, not an error of the 
     def __init__(self, status: int, body: Any, **headers: str) -> None:
         super().__init__(status)
         self.status, self.body, self.headers = status, body, headers
+
+
+@dataclass(frozen=True)
+class BinaryResponse:
+    """Returned by an ``Answer`` to send tensors as binary data: outputs whose data are ``bytes``."""
+
+    body: Any
 
 
 class _Server(ThreadingHTTPServer):
@@ -37,9 +48,12 @@ class _RequestHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            request = json.loads(body, parse_constant=_reject_constant)
-        except (ValueError, RecursionError) as error:
-            self._send(400, {"error": f"the body is not valid JSON: {error}"})
+            if JSON_SIZE in self.headers:
+                request = decode_message(body, {JSON_SIZE.lower(): self.headers[JSON_SIZE]})
+            else:
+                request = json.loads(body, parse_constant=_reject_constant)
+        except (ValueError, RecursionError, UnusableAnswerError) as error:
+            self._send(400, {"error": f"the body is not valid: {error}"})
         else:
             self._respond(request)
 
@@ -51,7 +65,10 @@ class _RequestHandler(BaseHTTPRequestHandler):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._send(400, {"error": f"the request is invalid: {error!r}"})
         else:
-            self._send(200, response)
+            if isinstance(response, BinaryResponse):
+                self._send_content(200, *encode_message(response.body))
+            else:
+                self._send(200, response)
 
     def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         try:
@@ -61,11 +78,13 @@ class _RequestHandler(BaseHTTPRequestHandler):
                 500,
                 json.dumps({"error": f"the response is not JSON: {error}"}).encode(),
             )
+        named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+        self._send_content(status, content, {"Content-Type": "application/json", **named})
+
+    def _send_content(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in (headers or {}).items():
-            self.send_header(name.replace("_", "-"), value)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
 

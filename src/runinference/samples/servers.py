@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from runinference.extras import need
-from runinference.remote.json_tensors import encode_tensor
+from runinference.remote.json_tensors import decode_tensor, encode_tensor
 from runinference.samples import models
 from runinference.samples.json_answers import answer_schema
-from runinference.samples.local_server import ErrorResponse, serving
+from runinference.samples.local_server import BinaryResponse, ErrorResponse, serving
 
 __all__ = ["digits", "llm", "serving"]
 
@@ -38,8 +38,8 @@ def digits() -> Iterator[str]:
     """Serve the digits classifier of ``samples`` under the name ``digits``.
 
     The model takes rows of 64 pixels, from 0 to 16. The server supports KServe V2 (input ``pixels``, FP32; outputs
-    ``label``, which is the default, and ``probabilities``), TensorFlow Serving (row and columnar format), and
-    TorchServe.
+    ``label``, which is the default, and ``probabilities``; also with binary data), TensorFlow Serving (row and
+    columnar format), and TorchServe.
 
     Yields:
         The URL of the server.
@@ -111,11 +111,13 @@ class _Digits:
         [pixels] = body["inputs"]
         if pixels["name"] != "pixels" or pixels["datatype"] != "FP32":
             raise ErrorResponse(400, {"error": "the only input is 'pixels', of datatype FP32"})
-        rows = np.reshape(np.asarray(pixels["data"], np.float32), pixels["shape"])
+        rows = decode_tensor(pixels)
         functions = {"label": self.model.predict, "probabilities": self.model.predict_proba}
         names = [output["name"] for output in body.get("outputs", [{"name": "label"}])]
-        outputs = [encode_tensor(name, functions[name](rows)) for name in names]
-        return {"model_name": "digits", "outputs": outputs}
+        binary = body.get("parameters", {}).get("binary_data_output") is True
+        outputs = [encode_tensor(name, functions[name](rows), binary) for name in names]
+        response = {"model_name": "digits", "outputs": outputs}
+        return BinaryResponse(response) if binary else response
 
     def _labels(self, rows: Any) -> Any:
         return self.model.predict(np.asarray(rows, np.float64)).tolist()
