@@ -25,6 +25,7 @@ from runinference.remote.auth import AwsSigV4
 from runinference.remote.binary_messages import BinaryCodec
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.http_client import HttpClient
+from runinference.remote.local_server import LocalServer
 from runinference.remote.retry import worth_retrying
 from runinference.remote.tensor_protocols import (
     KServeV2,
@@ -39,6 +40,7 @@ __all__ = [
     "AwsSigV4",
     "HTTPModelHandler",
     "KServeV2",
+    "LocalServer",
     "TFServing",
     "TFServingColumns",
     "TensorProtocol",
@@ -68,7 +70,7 @@ class HTTPModelHandler(EndpointModelHandler):
     @accepts(EndpointModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         protocol: TensorProtocol,
         api_key_env: str | None = None,
         *,
@@ -78,7 +80,7 @@ class HTTPModelHandler(EndpointModelHandler):
         """Configure the server and its protocol. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server, such as ``http://localhost:8080``.
+            base_url: URL of the server, such as ``http://localhost:8080``, or a ``LocalServer``.
             protocol: ``KServeV2``, ``TFServing``, ``TFServingColumns`` or ``TorchServe`` with the name of the
                 model, or your own object with the methods of ``TensorProtocol``.
             api_key_env: Name of the environment variable that contains the API key on the workers. The key is sent

@@ -13,8 +13,10 @@ from runinference.errors import InvalidOutputError, OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
+from runinference.remote.auth import AwsSigV4
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
 from runinference.remote.headers import check_key
+from runinference.remote.local_server import LocalServer
 from runinference.remote.openai_client import (
     check_client_options,
     check_organization,
@@ -40,7 +42,9 @@ from runinference.remote.structured_chat import StructuredChat
 from runinference.results import PredictionResult
 
 __all__ = [
+    "AwsSigV4",
     "Generation",
+    "LocalServer",
     "OpenAIChatModelHandler",
     "OpenAICompletionsModelHandler",
     "OpenAIEmbeddingsModelHandler",
@@ -83,7 +87,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     @accepts(OpenAIEndpointModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         model: str,
         api_key_env: str | None = "OPENAI_API_KEY",
         *,
@@ -95,10 +99,11 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
         """Configure the server, its model, and the type of its answers. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server's API, which usually ends in ``/v1``.
+            base_url: URL of the server's API, which usually ends in ``/v1``, or a ``LocalServer``.
             model: Name of the model on that server.
             api_key_env: Name of the environment variable that contains the API key on the workers. The handler
-                doesn't store the key. None if the server needs no key. The default isn't read if ``auth`` is set.
+                doesn't store the key. None if the server needs no key. The default isn't read if ``auth`` is set
+                or the server is a ``LocalServer``.
             output_type: Type of the answers: a pydantic model, a dataclass, ``Literal[...]``, another type that
                 pydantic supports, or a JSON schema as a dictionary. The result of an example is then a value of
                 this type instead of a ``Generation``, or the JSON value if it is a schema. None for text.

@@ -29,6 +29,7 @@ from runinference.remote.auth import check_auth, create_auth
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
 from runinference.remote.headers import SECRET_NAME, check_headers, check_key
 from runinference.remote.http_client import MAX_RESPONSE_BYTES, HttpClient
+from runinference.remote.local_server import LocalServer, LocalServerClient
 from runinference.results import PredictionResult
 
 _INVALID_URL = "base_url must be a URL such as http://localhost:8000."
@@ -44,7 +45,7 @@ _ENVIRONMENT_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
 class Endpoint:
     """The settings of an endpoint, see ``EndpointModelHandler``. They never contain the key."""
 
-    base_url: str
+    base_url: str | LocalServer
     api_key_env: str | None = None
     timeout: float = 120
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -55,7 +56,8 @@ class Endpoint:
     auth: Any = None  # what check_auth returns
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", normalize_url(self.base_url))
+        if not isinstance(self.base_url, LocalServer):
+            object.__setattr__(self, "base_url", normalize_url(self.base_url))
         check_seconds("timeout", self.timeout)
         check_bool("key_over_http", self.key_over_http)
         check_int("max_response_bytes", self.max_response_bytes)
@@ -63,13 +65,13 @@ class Endpoint:
         _check_variable(self.api_key_env)
         if self.auth is not None and self.api_key_env is not None:
             raise OptionError("api_key_env and auth are both set. To fix this, remove one of them.")
-        encrypted = urlsplit(self.base_url).scheme == "https"
-        if not (encrypted or self.is_local or self.key_over_http):
-            self._check_unencrypted()
+        if not (self.is_local or self.key_over_http):
+            self._check_encryption(str(self.base_url))
 
-    def _check_unencrypted(self) -> None:
-        """Raise ``OptionError`` if requests contain a key."""
-        url = self.base_url
+    def _check_encryption(self, url: str) -> None:
+        """Raise ``OptionError`` if requests contain a key that isn't encrypted."""
+        if urlsplit(url).scheme == "https":
+            return
         if self.api_key_env:
             raise OptionError(
                 f"base_url is {url}: over http, others on the network could read the key of {self.api_key_env} "
@@ -85,12 +87,17 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Whether the endpoint is on this machine."""
-        return is_local(self.base_url)
+        return isinstance(self.base_url, LocalServer) or is_local(self.base_url)
 
-    def create_client(self) -> HttpClient:
+    def create_client(self) -> HttpClient | LocalServerClient:
         """Create a client with the key of this machine, or raise ``OptionError`` if it has none."""
+        if isinstance(self.base_url, LocalServer):
+            return LocalServerClient(self.base_url, self._open_client)
+        return self._open_client(self.base_url)
+
+    def _open_client(self, url: str) -> HttpClient:
         return HttpClient(
-            self.base_url,
+            url,
             api_key=_read_key(self.api_key_env),
             api_key_env=self.api_key_env,
             headers=self.headers,
@@ -120,7 +127,7 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
     @accepts(RemoteModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         api_key_env: str | None = None,
         *,
         timeout: float = 120,
@@ -135,7 +142,8 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         """Configure the endpoint. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server. The paths of the protocol are appended to it.
+            base_url: URL of the server. The paths of the protocol are appended to it. Or a ``LocalServer``, which
+                is started on the worker.
             api_key_env: Name of the environment variable that contains the API key on the workers. The key is sent
                 as a bearer token. None if the server needs no key.
             timeout: Maximum time in seconds of a request, from connecting to the last byte of the response.
@@ -161,7 +169,8 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         need("httpx", extra="remote")
         if headers is not None:
             check_mapping("headers", headers)
-        if auth is not None and api_key_env == DEFAULT_KEY_VARIABLE:
+        has_default_key = api_key_env == DEFAULT_KEY_VARIABLE
+        if has_default_key and (auth is not None or isinstance(base_url, LocalServer)):
             api_key_env = None
         check_env_vars(options.get("env_vars") or {}, secret=api_key_env)
         super().__init__(max_request_size=max_request_size, **options)

@@ -97,13 +97,14 @@ def _reject_constant(word: str) -> None:
 
 
 @contextmanager
-def serving(answer: Answer) -> Iterator[str]:
-    """Run a server on a free port of this machine while the block runs, and yield its URL.
+def serving(answer: Answer, port: int = 0) -> Iterator[str]:
+    """Run a server on this machine while the block runs, and yield its URL.
 
     Args:
         answer: Returns the JSON response for a path, headers and a parsed JSON body, which is None for a GET.
+        port: The port, by default a free one.
     """
-    with _Server(("127.0.0.1", 0), _RequestHandler) as server:
+    with _Server(("127.0.0.1", port), _RequestHandler) as server:
         server.answer = answer
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -1,16 +1,19 @@
 """Small local servers, for documentation, examples and experiments with remote handlers.
 
-Each server is a context manager and stops at the end of its ``with`` block. The servers implement real protocols,
-including error responses. The models are small: the digits classifier of ``samples``, and a stand-in for a
-language model that repeats its input in capital letters.
+Each server is a context manager and stops at the end of its ``with`` block. As a command, ``python -m
+runinference.samples.servers llm --port 8000`` runs a server until it is stopped. The servers implement real
+protocols, including error responses. The models are small: the digits classifier of ``samples``, and a stand-in for
+a language model that repeats its input in capital letters.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import pickle
 import re
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +37,15 @@ _EMBEDDING_SIZE = 64
 
 
 @contextmanager
-def digits() -> Iterator[str]:
+def digits(port: int = 0) -> Iterator[str]:
     """Serve the digits classifier of ``samples`` under the name ``digits``.
 
     The model takes rows of 64 pixels, from 0 to 16. The server supports KServe V2 (input ``pixels``, FP32; outputs
     ``label``, which is the default, and ``probabilities``; also with binary data), TensorFlow Serving (row and
     columnar format), and TorchServe.
+
+    Args:
+        port: The port, by default a free one.
 
     Yields:
         The URL of the server.
@@ -52,13 +58,17 @@ def digits() -> Iterator[str]:
     need("sklearn", extra="sklearn")
     with open(models.digits_classifier(), "rb") as file:
         model = pickle.load(file)
-    with serving(_Digits(model)) as url:
+    with serving(_Digits(model), port) as url:
         yield url
 
 
 @contextmanager
 def llm(
-    key: str | None = None, troubles: Sequence[int] = (), retry_after: float = 0, seconds: float = 0
+    key: str | None = None,
+    troubles: Sequence[int] = (),
+    retry_after: float = 0,
+    seconds: float = 0,
+    port: int = 0,
 ) -> Iterator[str]:
     """Serve stand-ins for language models with the OpenAI API.
 
@@ -73,11 +83,12 @@ def llm(
         troubles: HTTP statuses of the first responses, such as ``[429, 503]``. Later requests succeed.
         retry_after: Value in seconds of the header ``Retry-After`` in these first responses. 0 for no header.
         seconds: Time in seconds that each response takes.
+        port: The port, by default a free one.
 
     Yields:
         The ``base_url``, which ends in ``/v1``.
     """
-    with serving(_Llm(key, list(troubles), retry_after, seconds)) as url:
+    with serving(_Llm(key, list(troubles), retry_after, seconds), port) as url:
         yield f"{url}/v1"
 
 
@@ -87,6 +98,8 @@ class _Digits:
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
         base = "/v2/models/digits"
+        if path == "/health":
+            return {"status": "ok"}
         if path == base:
             return {
                 "name": "digits",
@@ -131,6 +144,8 @@ class _Llm:
     seconds: float
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
+        if path == "/health":
+            return {"status": "ok"}
         if self.key is not None and headers.get("Authorization") != f"Bearer {self.key}":
             raise _error_response(401, "Incorrect API key provided")
         if self.troubles:
@@ -232,3 +247,19 @@ def _embedding(text: str) -> list[float]:
         vector[zlib.crc32(word.encode()) % _EMBEDDING_SIZE] += 1
     length = float(np.linalg.norm(vector)) or 1.0
     return [round(float(x) / length, 6) for x in vector]
+
+
+def main() -> None:
+    """Run a server until the process is stopped."""
+    parser = argparse.ArgumentParser(prog="python -m runinference.samples.servers")
+    parser.add_argument("server", choices=["digits", "llm"])
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    server = digits(options.port) if options.server == "digits" else llm(port=options.port)
+    with server as url:
+        print(f"Serving {options.server} at {url}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
