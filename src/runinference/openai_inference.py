@@ -17,6 +17,7 @@ from runinference.remote.auth import AwsSigV4
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
 from runinference.remote.headers import check_key
 from runinference.remote.local_server import LocalServer
+from runinference.remote.message_parts import audio_part, image_part
 from runinference.remote.openai_client import (
     check_client_options,
     check_organization,
@@ -50,9 +51,11 @@ __all__ = [
     "OpenAIEmbeddingsModelHandler",
     "OpenAIModelHandler",
     "RequestFn",
+    "audio_part",
     "chat_completion_from_conversation",
     "chat_completion_from_string",
     "embedding_from_string",
+    "image_part",
 ]
 
 
@@ -60,7 +63,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     """A handler for chat models. Each conversation is one request, and its result is a ``Generation``.
 
     An example is a string, which becomes a user message, or a list of messages: dictionaries with ``role`` and
-    ``content``.
+    ``content``. For images and audio, see ``image_part`` and ``audio_part``.
 
     >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:

@@ -2,8 +2,8 @@
 
 Each server is a context manager and stops at the end of its ``with`` block. As a command, ``python -m
 runinference.samples.servers llm --port 8000`` runs a server until it is stopped. The servers implement real
-protocols, including error responses. The models are small: the digits classifier of ``samples``, and a stand-in for
-a language model that repeats its input in capital letters.
+protocols, including error responses. The models are small: the digits classifier of ``samples``, and a stand-in
+for a language model that repeats its input in capital letters.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def llm(
     embeds texts: those that share words have similar embeddings. Tokens are words. A request of more than 100
     words is an error. With ``response_format`` of the type ``json_schema``, the answer to a chat is JSON that
     conforms to the schema: the choice that the last message mentions last, its first number, or the message in
-    capitals.
+    capitals. Images and audio count as the name of their type.
 
     Args:
         key: The API key that requests must contain. None to accept all requests.
@@ -169,7 +169,7 @@ class _Llm:
                 raise _error_response(
                     400, f"The field {name!r} must be {supported!r}, or be left out"
                 )
-        if (words := _count_words(json.dumps(body[field]))) > CONTEXT_WORDS:
+        if (words := _count_words(_read_input(body[field]))) > CONTEXT_WORDS:
             message = f"The context size is {CONTEXT_WORDS} words, and the request has {words}"
             raise _error_response(400, message)
         if path == "/v1/chat/completions" and "response_format" in body:
@@ -219,12 +219,27 @@ def _read_schema(response_format: Any) -> Any:
 
 
 def _read_text(content: Any) -> str:
-    """Return the text of a message, whose content may be a list of parts."""
-    if isinstance(content, str):
-        return content
-    if not all(part.get("type") == "text" for part in content):
-        raise _error_response(400, "The model reads only parts of type 'text'")
-    return "".join(str(part["text"]) for part in content)
+    """Return the text of a message, whose content may be a list of parts. Images and audio become their type."""
+    return content if isinstance(content, str) else "".join(map(_read_part, content))
+
+
+def _read_part(part: Any) -> str:
+    kind = part.get("type")
+    if kind == "text":
+        return str(part["text"])
+    if kind == "image_url":
+        url = part["image_url"]["url"]
+        return f"[{url[5:].partition(';')[0] if url.startswith('data:') else 'image'}]"
+    if kind == "input_audio":
+        return f"[audio/{part['input_audio']['format']}]"
+    raise _error_response(400, f"The model can't read parts of type {kind!r}")
+
+
+def _read_input(value: Any) -> str:
+    """Return the text of a request, without the data of images and audio."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return " ".join(f"{message['role']} {_read_text(message['content'])}" for message in value)
+    return json.dumps(value)
 
 
 def _count_words(text: str) -> int:
