@@ -8,7 +8,7 @@ from typing import Any, Literal
 from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
-from runinference.checks import check_callable, check_int, check_mapping, check_text
+from runinference.checks import check_bool, check_callable, check_int, check_mapping, check_text
 from runinference.errors import InvalidOutputError, OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_signature import ModelSignature
@@ -86,6 +86,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
     _path = "/chat/completions"
     _input = "messages"
     _structured: StructuredChat | None = None
+    _keep_generation = False
 
     @accepts(OpenAIEndpointModelHandler.__init__)
     def __init__(
@@ -97,6 +98,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
         output_type: Any = None,
         max_output_attempts: int | None = None,
         output_mode: Literal["auto", "response_format", "prompt"] | None = None,
+        keep_generation: bool = False,
         **options: Unpack[OpenAIOptions],
     ) -> None:
         """Configure the server, its model, and the type of its answers. This sends nothing and reads no key.
@@ -115,6 +117,9 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
             output_mode: How the server gets the schema of ``output_type``. ``"response_format"``: in the field
                 ``response_format`` of the request. ``"prompt"``: in the last message. ``"auto"``, the default: in
                 ``response_format``, and in the last message if the server rejects the first request.
+            keep_generation: Whether results with ``output_type`` are ``Generation`` objects, whose field ``value``
+                is the value. They also have the token counts, tool calls and reasoning of the answer. If the model
+                calls tools instead of answering, ``value`` is None.
             **options: ``parameters``, the options of every endpoint, see ``EndpointModelHandler``, and those of
                 every remote handler, see ``RemoteModelHandler``.
 
@@ -129,11 +134,13 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
                 3 if max_output_attempts is None else max_output_attempts,
                 "auto" if output_mode is None else output_mode,
             )
-        elif max_output_attempts is not None or output_mode is not None:
+        elif max_output_attempts is not None or output_mode is not None or keep_generation:
             raise OptionError(
-                "max_output_attempts and output_mode have no effect without output_type. To fix this, pass "
-                "output_type, or leave them out."
+                "max_output_attempts, output_mode and keep_generation have no effect without output_type. To fix "
+                "this, pass output_type, or leave them out."
             )
+        check_bool("keep_generation", keep_generation)
+        self._keep_generation = keep_generation
         super().__init__(base_url, model, api_key_env, **options)
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:
@@ -154,7 +161,7 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
 
     def read_model_signature(self) -> ModelSignature:
         """Return the type of the answers, and those of their fields, if ``output_type`` declares them."""
-        if self._structured is None:
+        if self._structured is None or self._keep_generation:
             return super().read_model_signature()
         return ModelSignature(
             output=self._structured.column_type, fields=self._structured.field_types
@@ -181,10 +188,13 @@ class OpenAIChatModelHandler(OpenAIEndpointModelHandler):
 
         [example] = part
         try:
-            value = self._structured.ask(to_messages(example), send, model, self._model, retries)
+            answer = self._structured.ask(
+                to_messages(example), send, model, self._model, retries, self._keep_generation
+            )
         except InvalidOutputError as error:  # it quotes the answer
             raise InvalidOutputError(model.redact_key(str(error))) from None
-        return [PredictionResult(example, value, self._model)]
+        inference = answer if self._keep_generation else answer.value
+        return [PredictionResult(example, inference, self._model)]
 
     def _count_output_retry(self) -> None:
         Metrics.counter(self.get_metrics_namespace(), "output_retries").inc()
