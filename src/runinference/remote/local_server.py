@@ -285,9 +285,9 @@ def _connect(server: LocalServer) -> Connection:
         return _open(address, authkey)
 
 
-def _open(address: list[Any], authkey: str) -> Connection:
+def _open(address: str, authkey: str) -> Connection:
     """Open a connection. The process at the other end may be about to end."""
-    connection = Client((address[0], address[1]), authkey=bytes.fromhex(authkey))
+    connection = Client(address, authkey=bytes.fromhex(authkey))
     try:
         connection.send_bytes(b"hello")
         connection.recv_bytes()
@@ -297,7 +297,7 @@ def _open(address: list[Any], authkey: str) -> Connection:
     return connection
 
 
-def _start_supervisor(config: dict[str, Any]) -> list[Any]:
+def _start_supervisor(config: dict[str, Any]) -> str:
     """Start the process that runs a server, and return its address."""
     process = subprocess.Popen(
         [sys.executable, "-I", server_supervisor.__file__],
@@ -316,7 +316,7 @@ def _start_supervisor(config: dict[str, Any]) -> list[Any]:
             process.stdin.flush()
         line = process.stdout.readline()
         try:
-            address: list[Any] = json.loads(line)
+            address: str = json.loads(line)
         except ValueError:
             output = line + process.stdout.read()
             raise EndpointUnreachableError(

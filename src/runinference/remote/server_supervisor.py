@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -297,9 +298,12 @@ def main() -> None:
     config = json.loads(sys.stdin.readline())
     signal.signal(signal.SIGTERM, _exit)
     supervisor = Supervisor(config)
-    listener = Listener(("127.0.0.1", 0), backlog=64, authkey=bytes.fromhex(config["authkey"]))
+    # An abstract socket (Linux only) leaves no file behind, even if the process is killed.
+    address = f"\0runinference-{uuid.uuid4().hex}" if sys.platform == "linux" else None
+    authkey = bytes.fromhex(config["authkey"])
+    listener = Listener(address, "AF_UNIX", backlog=64, authkey=authkey)
     _start_thread(_accept, listener, supervisor)
-    print(json.dumps(listener.address), flush=True)
+    print(json.dumps(os.fsdecode(listener.address)), flush=True)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
