@@ -171,8 +171,8 @@ def _seconds_until(moment: Any) -> float:
 class AwsSigV4:
     """Signs requests for AWS with Signature Version 4. Pass it as ``auth`` of a handler.
 
-    botocore computes the signature of each request, and renews credentials that expire. Each retry has its own signature.
-    Call the object to get an ``httpx.Auth`` for other clients.
+    botocore computes the signature of each request, and renews credentials that expire. Each retry has its own
+    signature. Call the object to get an ``httpx.Auth`` for other clients.
 
     >>> from runinference.http_inference import AwsSigV4
     >>> AwsSigV4("sagemaker", "eu-central-1")
