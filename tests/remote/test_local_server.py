@@ -176,6 +176,17 @@ def test_a_server_ends_with_the_process_that_runs_it_and_another_one_is_started(
 
 
 @pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"address": [1], "authkey": "00"}', '{"address": "/none", "authkey": "00"}'],
+)
+def test_a_damaged_or_outdated_file_does_not_prevent_the_start(content, tmp_path):
+    directory = tmp_path / f"runinference-servers-{os.getuid()}"
+    directory.mkdir(0o700)
+    (directory / server().key).write_text(content)
+    assert ask(chat(server()))
+
+
+@pytest.mark.parametrize(
     ("command", "options", "text"),
     [
         (["no-such-command", "{port}"], {}, "'no-such-command' was not found"),

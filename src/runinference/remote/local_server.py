@@ -38,6 +38,7 @@ from runinference.remote.http_client import HttpClient
 
 _logger = logging.getLogger(__name__)
 _DISCONNECTED = (EOFError, OSError, AuthenticationError)
+_VERSION = 1  # of what this process and the one that runs a server send each other
 _LOG_SECS = 10  # between messages about a server that starts
 _MAX_OUTPUT = 1_500  # characters of the server's output in an error
 _MAX_SUPERVISORS = 3  # that may end, one after the other, before an error is raised
@@ -114,7 +115,7 @@ class LocalServer:
     @property
     def key(self) -> str:
         """Identifies what runs: servers with the same command, environment and health check are one."""
-        what = json.dumps([self.command, sorted(self.env.items()), self.health])
+        what = json.dumps([_VERSION, self.command, sorted(self.env.items()), self.health])
         return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
@@ -265,7 +266,9 @@ def _connect(server: LocalServer) -> Connection:
     directory = private_directory("runinference-servers")
     path = directory / server.key
     with _locked(directory / f"{server.key}.lock"):
-        with suppress(*_DISCONNECTED, ValueError, KeyError):
+        with suppress(
+            *_DISCONNECTED, ValueError, KeyError, TypeError
+        ):  # gone, or not written completely
             found = json.loads(path.read_text())
             return _open(found["address"], found["authkey"])
         _logger.info("Starting the local server: %r", server)
