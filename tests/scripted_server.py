@@ -101,12 +101,15 @@ class ScriptedServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script, default):
+    def __init__(self, script, default, parses=True):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = list(script)
         self.default = default
+        self.parses = parses
         self.requests = []
         self.request_headers = []
+        self.request_paths = []
+        self.request_contents = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -118,8 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = int(self.headers.get("Content-Length", 0))
-        body = json.loads(self.rfile.read(length)) if length else None
+        content = self.rfile.read(length)
+        body = json.loads(content) if length and self.server.parses else None
         with self.server.lock:
+            self.server.request_paths.append(self.path)
+            self.server.request_contents.append(content)
             self.server.requests.append(body)
             self.server.request_headers.append(dict(self.headers))
             reply = self.server.script.pop(0) if self.server.script else None
@@ -135,9 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted_server(*script, default=lambda body: body):
-    """Run a `ScriptedServer` in a thread while the block runs. By default, it echoes requests."""
-    with ScriptedServer(script, default) as server:
+def scripted_server(*script, default=lambda body: body, parses=True):
+    """Run a `ScriptedServer` in a thread while the block runs. By default, it parses and echoes requests."""
+    with ScriptedServer(script, default, parses) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

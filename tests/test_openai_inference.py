@@ -573,7 +573,7 @@ def test_another_process_takes_the_key_from_its_environment(client_package, monk
     with servers.llm(key=KEY) as url:
         handler = OpenAIModelHandler("shout", chat_completion_from_string, KEY, base_url=url)
         pickled = pickle.dumps(handler)
-    monkeypatch.setattr("runinference.remote.openai_client._secrets", {})  # as in another process
+    monkeypatch.setattr("runinference.remote.process_secret._secrets", {})  # as in another process
     with servers.llm(key=KEY) as url:
         handler = pickle.loads(pickled)
         handler.base_url = url

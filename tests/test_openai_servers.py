@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -23,6 +19,7 @@ from common import run
 from runinference import RunInference
 from runinference.errors import EndpointError, EndpointRefusedError
 from runinference.openai_inference import (
+    LocalServer,
     OpenAIChatModelHandler,
     OpenAICompletionsModelHandler,
     OpenAIEmbeddingsModelHandler,
@@ -70,41 +67,21 @@ def write_chat_model(folder):
     return model, tokenizer
 
 
-@contextmanager
-def transformers_serve(folder):
-    """Run ``transformers serve`` for a model while the block runs, and return its URL."""
-    command = "from transformers.cli.transformers import main; main()"
-    serve = ["serve", str(folder), "--port", "0", "--host", "127.0.0.1", "--device", "cpu"]
-    with subprocess.Popen(
-        [sys.executable, "-c", command, *serve],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-    ) as server:
-        limit = threading.Timer(START_SECS, server.kill)
-        limit.start()
-        lines = []
-        try:
-            for line in server.stdout:
-                lines.append(line)
-                if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                    break
-            else:
-                pytest.fail(f"transformers serve did not start:\n{''.join(lines)}")
-            threading.Thread(target=server.stdout.read, daemon=True).start()
-            yield found[1]
-        finally:
-            limit.cancel()
-            server.kill()
-
-
 @pytest.fixture(scope="module")
 def chat_server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     model, tokenizer = write_chat_model(folder)
-    with transformers_serve(folder) as url:
-        yield f"{url}/v1", str(folder), model, tokenizer
+    program = "from transformers.cli.transformers import main; main()"
+    options = ["serve", str(folder), "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu"]
+    server = LocalServer(
+        [sys.executable, "-c", program, *options],
+        start_secs=START_SECS,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    running = OpenAIChatModelHandler(server, str(folder))
+    running.predict(["start"], {"max_tokens": 1})
+    yield server, str(folder), model, tokenizer
+    del running  # the server ends with the last handler
 
 
 def generate_greedily(model, tokenizer, text, n):

@@ -514,3 +514,36 @@ def test_an_error_does_not_contain_a_key_that_the_server_returns(monkeypatch):
         with pytest.raises(InvalidOutputError, match="your key is .the key.") as caught:
             handler.predict(["hi"])
     assert "secret-123" not in repr(caught.value)
+
+
+# --- the whole answer
+
+
+def test_keep_generation_returns_the_usage_and_the_reasoning_with_the_value():
+    answer = reply(GOOD, reasoning_content="it seems good")
+    found, _ = ask("bad", answer, keep_generation=True)
+    assert found.value == Review(label="good", score=1)
+    assert (found.text, found.usage) == (GOOD, {"prompt_tokens": 3, "completion_tokens": 2})
+    assert found.choices[0]["message"]["reasoning_content"] == "it seems good"
+
+
+def test_keep_generation_returns_tool_calls_without_a_value():
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    found, requests = ask(reply(None, "tool_calls", tool_calls=calls), keep_generation=True)
+    assert (found.value, found.text, len(requests)) == (None, "", 1)
+    assert found.choices[0]["message"]["tool_calls"] == calls
+    error, _ = ask(reply(None, "tool_calls", tool_calls=calls))
+    assert "called a tool instead of answering" in str(error)
+
+
+def test_keep_generation_works_in_a_pipeline_with_keys_and_invalid_answers_are_errors():
+    with scripted_server(default=lambda body: reply(GOOD)) as server:
+        handler = KeyedModelHandler(chat(server.url, keep_generation=True))
+        [(key, result)] = run([("k", "hi")], RunInference(handler))
+    assert (key, result.inference.value.label) == ("k", "good")
+    error, requests = ask("no", "no", "no", keep_generation=True)
+    assert isinstance(error, InvalidOutputError)
+    assert len(requests) == 3
+    for options in ({"output_type": None}, {"keep_generation": "yes"}):
+        with pytest.raises(OptionError, match="keep_generation"):
+            chat("http://localhost:1", **{"keep_generation": True, **options})

@@ -1,4 +1,4 @@
-"""A handler for servers that accept tensors as JSON: KServe, Triton, TorchServe and TensorFlow Serving."""
+"""A handler for servers that accept tensors over HTTP: KServe, Triton, TorchServe and TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from runinference.errors import (
     UnusableAnswerError,
 )
 from runinference.handlers.options import accepts
+from runinference.remote.auth import AwsSigV4
+from runinference.remote.binary_messages import BinaryCodec
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions
 from runinference.remote.http_client import HttpClient
+from runinference.remote.local_server import LocalServer
 from runinference.remote.retry import worth_retrying
 from runinference.remote.tensor_protocols import (
     KServeV2,
@@ -34,8 +37,10 @@ from runinference.remote.tensor_protocols import (
 from runinference.results import PredictionResult
 
 __all__ = [
+    "AwsSigV4",
     "HTTPModelHandler",
     "KServeV2",
+    "LocalServer",
     "TFServing",
     "TFServingColumns",
     "TensorProtocol",
@@ -65,7 +70,7 @@ class HTTPModelHandler(EndpointModelHandler):
     @accepts(EndpointModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         protocol: TensorProtocol,
         api_key_env: str | None = None,
         *,
@@ -75,14 +80,15 @@ class HTTPModelHandler(EndpointModelHandler):
         """Configure the server and its protocol. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server, such as ``http://localhost:8080``.
+            base_url: URL of the server, such as ``http://localhost:8080``, or a ``LocalServer``.
             protocol: ``KServeV2``, ``TFServing``, ``TFServingColumns`` or ``TorchServe`` with the name of the
                 model, or your own object with the methods of ``TensorProtocol``.
             api_key_env: Name of the environment variable that contains the API key on the workers. The key is sent
                 as a bearer token. None if the server needs no key.
             max_request_size: Maximum number of examples in a request. By default 32, and 1 for TorchServe.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
-                ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
+                ``headers``, ``key_over_http``, ``max_response_bytes``, ``query`` and ``auth``, see
+                ``EndpointModelHandler``.
 
         Raises:
             OptionError: A value is invalid, the URL contains a secret, or the key would be sent unencrypted.
@@ -122,6 +128,7 @@ class HTTPModelHandler(EndpointModelHandler):
             ResultMismatchError: The server returned the wrong number of results.
         """
         protocol, fields = self._protocol, inference_args or {}
+        codec = BinaryCodec() if isinstance(protocol, KServeV2) and protocol.binary else None
 
         def send(inputs: Sequence[InputSpec]) -> Any:
             body = protocol.body(batch, inputs, fields)
@@ -129,6 +136,7 @@ class HTTPModelHandler(EndpointModelHandler):
                 protocol.path,
                 body,
                 lambda answer: unbatch(protocol.output(answer, batch), len(batch), "per_element"),
+                codec,
             )
 
         rows = model.send(protocol, send)

@@ -8,22 +8,24 @@ from typing import Any, Literal
 from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
-from runinference.checks import check_callable, check_int, check_mapping, check_text
+from runinference.checks import check_bool, check_callable, check_int, check_mapping, check_text
 from runinference.errors import InvalidOutputError, OptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
+from runinference.remote.auth import AwsSigV4
 from runinference.remote.batch_api import BatchApi
 from runinference.remote.cost_estimate import CostEstimate, Estimate, estimate
-from runinference.remote.endpoint import check_key
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
+from runinference.remote.headers import check_key
+from runinference.remote.local_server import LocalServer
+from runinference.remote.message_parts import audio_part, image_part
 from runinference.remote.openai_batch import (
     OpenAIBatchModelHandler,
     OpenAIBatchOptions,
     ReadFirst,
 )
 from runinference.remote.openai_client import (
-    ProcessSecret,
     check_client_options,
     check_organization,
     complete_chats,
@@ -41,26 +43,31 @@ from runinference.remote.openai_protocol import (
     to_messages,
     to_strings,
 )
+from runinference.remote.process_secret import ProcessSecret
 from runinference.remote.request_pool import RequestPool
 from runinference.remote.structured_chat import StructuredChat
 from runinference.remote.token_usage import Prices
 from runinference.results import PredictionResult
 
 __all__ = [
+    "AwsSigV4",
     "BatchApi",
     "CostEstimate",
     "Estimate",
     "Generation",
+    "LocalServer",
     "OpenAIChatModelHandler",
     "OpenAICompletionsModelHandler",
     "OpenAIEmbeddingsModelHandler",
     "OpenAIModelHandler",
     "Prices",
     "RequestFn",
+    "audio_part",
     "chat_completion_from_conversation",
     "chat_completion_from_string",
     "embedding_from_string",
     "estimate",
+    "image_part",
 ]
 
 
@@ -68,7 +75,7 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
     """A handler for chat models. Each conversation is one request, and its result is a ``Generation``.
 
     An example is a string, which becomes a user message, or a list of messages: dictionaries with ``role`` and
-    ``content``.
+    ``content``. For images and audio, see ``image_part`` and ``audio_part``.
 
     >>> from runinference.samples import servers
     >>> with servers.llm() as base_url:
@@ -91,26 +98,29 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
     _path = "/chat/completions"
     _input = "messages"
     _structured: StructuredChat | None = None
+    _keep_generation = False
 
     @accepts(OpenAIBatchModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         model: str,
         api_key_env: str | None = "OPENAI_API_KEY",
         *,
         output_type: Any = None,
         max_output_attempts: int | None = None,
         output_mode: Literal["auto", "response_format", "prompt"] | None = None,
+        keep_generation: bool = False,
         **options: Unpack[OpenAIBatchOptions],
     ) -> None:
         """Configure the server, its model, and the type of its answers. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server's API, which usually ends in ``/v1``.
+            base_url: URL of the server's API, which usually ends in ``/v1``, or a ``LocalServer``.
             model: Name of the model on that server.
             api_key_env: Name of the environment variable that contains the API key on the workers. The handler
-                doesn't store the key. None if the server needs no key.
+                doesn't store the key. None if the server needs no key. The default isn't read if ``auth`` is set
+                or the server is a ``LocalServer``.
             output_type: Type of the answers: a pydantic model, a dataclass, ``Literal[...]``, another type that
                 pydantic supports, or a JSON schema as a dictionary. The result of an example is then a value of
                 this type instead of a ``Generation``, or the JSON value if it is a schema. None for text.
@@ -119,6 +129,9 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
             output_mode: How the server gets the schema of ``output_type``. ``"response_format"``: in the field
                 ``response_format`` of the request. ``"prompt"``: in the last message. ``"auto"``, the default: in
                 ``response_format``, and in the last message if the server rejects the first request.
+            keep_generation: Whether results with ``output_type`` are ``Generation`` objects, whose field ``value``
+                is the value. They also have the token counts, tool calls and reasoning of the answer. If the model
+                calls tools instead of answering, ``value`` is None.
             **options: ``parameters``, the options of every endpoint, see ``EndpointModelHandler``, and those of
                 every remote handler, see ``RemoteModelHandler``.
 
@@ -133,11 +146,13 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
                 3 if max_output_attempts is None else max_output_attempts,
                 self._resolve_output_mode(output_mode, options.get("batch_api")),
             )
-        elif max_output_attempts is not None or output_mode is not None:
+        elif max_output_attempts is not None or output_mode is not None or keep_generation:
             raise OptionError(
-                "max_output_attempts and output_mode have no effect without output_type. To fix this, pass "
-                "output_type, or leave them out."
+                "max_output_attempts, output_mode and keep_generation have no effect without output_type. To fix "
+                "this, pass output_type, or leave them out."
             )
+        check_bool("keep_generation", keep_generation)
+        self._keep_generation = keep_generation
         super().__init__(base_url, model, api_key_env, **options)
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:
@@ -158,7 +173,7 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
 
     def read_model_signature(self) -> ModelSignature:
         """Return the type of the answers, and those of their fields, if ``output_type`` declares them."""
-        if self._structured is None:
+        if self._structured is None or self._keep_generation:
             return super().read_model_signature()
         return ModelSignature(
             output=self._structured.column_type, fields=self._structured.field_types
@@ -221,10 +236,13 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
 
         [example] = part
         try:
-            value = structured.ask(to_messages(example), send, model, self._model, retries)
+            answer = structured.ask(
+                to_messages(example), send, model, self._model, retries, self._keep_generation
+            )
         except InvalidOutputError as error:  # it quotes the answer
             raise InvalidOutputError(model.redact_key(str(error))) from None
-        return [PredictionResult(example, value, self._model)]
+        inference = answer if self._keep_generation else answer.value
+        return [PredictionResult(example, inference, self._model)]
 
     @staticmethod
     def _resolve_output_mode(output_mode: str | None, batch_api: BatchApi | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import pytest
@@ -168,6 +169,29 @@ def test_requests_run_concurrently():
             return batch
 
     assert Meeting(max_request_size=1).predict(range(8)) == [*range(8)]
+
+
+def test_clients_of_all_handlers_and_threads_of_a_process_share_an_event_loop():
+    class ReturnsItsLoop(AsyncEndpoint):
+        async def request(self, batch, model, inference_args=None):
+            assert asyncio.get_running_loop() is model
+            return [id(model)] * len(batch)
+
+    found = []
+
+    def call_two_handlers():
+        for _ in range(2):
+            found.extend(ReturnsItsLoop(max_request_size=1).predict(range(3)))
+
+    threads = [threading.Thread(target=call_two_handlers) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 24
+    assert len(set(found)) == 1
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(ReturnsItsLoop().predict, [0]).result() == found[:1]
 
 
 class _Barrier:

@@ -20,32 +20,24 @@ from runinference.checks import (
     check_int,
     check_mapping,
     check_seconds,
+    is_secret_value,
 )
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handlers.options import accepts
+from runinference.remote.auth import check_auth, create_auth
 from runinference.remote.handler import RemoteModelHandler, RemoteOptions
+from runinference.remote.headers import SECRET_NAME, check_headers, check_key
 from runinference.remote.http_client import MAX_RESPONSE_BYTES, HttpClient
+from runinference.remote.local_server import LocalServer, LocalServerClient
 from runinference.results import PredictionResult
 
 _INVALID_URL = "base_url must be a URL such as http://localhost:8000."
-SECRET_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-# What the client sets for each request, or can't support.
-_RESERVED_HEADERS = frozenset(
-    [
-        "accept-encoding",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "expect",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ]
-)
+#: The default of ``api_key_env`` of handlers for the OpenAI API. It isn't read if there are other credentials.
+DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+_SECRET_PARAMETERS = frozenset(
+    ["code", "sig"]
+)  # of Azure Functions, and of shared access signatures
 _ENVIRONMENT_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
 
 
@@ -53,38 +45,59 @@ _ENVIRONMENT_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
 class Endpoint:
     """The settings of an endpoint, see ``EndpointModelHandler``. They never contain the key."""
 
-    base_url: str
+    base_url: str | LocalServer
     api_key_env: str | None = None
     timeout: float = 120
     headers: Mapping[str, str] = field(default_factory=dict)
     key_over_http: bool = False
     max_connections: int = 16
     max_response_bytes: int = MAX_RESPONSE_BYTES
+    query: Mapping[str, str] = field(default_factory=dict)
+    auth: Any = None  # what check_auth returns
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", normalize_url(self.base_url))
+        if not isinstance(self.base_url, LocalServer):
+            object.__setattr__(self, "base_url", normalize_url(self.base_url))
         check_seconds("timeout", self.timeout)
         check_bool("key_over_http", self.key_over_http)
         check_int("max_response_bytes", self.max_response_bytes)
         check_headers(self.headers)
         _check_variable(self.api_key_env)
-        encrypted = urlsplit(self.base_url).scheme == "https"
-        if self.api_key_env and not (encrypted or self.is_local or self.key_over_http):
+        if self.auth is not None and self.api_key_env is not None:
+            raise OptionError("api_key_env and auth are both set. To fix this, remove one of them.")
+        if not (self.is_local or self.key_over_http):
+            self._check_encryption(str(self.base_url))
+
+    def _check_encryption(self, url: str) -> None:
+        """Raise ``OptionError`` if requests contain a key that isn't encrypted."""
+        if urlsplit(url).scheme == "https":
+            return
+        if self.api_key_env:
             raise OptionError(
-                f"base_url is {self.base_url}: over http, others on the network could read the key of "
-                f"{self.api_key_env} (api_key_env). Use https. Or set api_key_env=None if the server needs no "
-                "key, or key_over_http=True if you trust the network."
+                f"base_url is {url}: over http, others on the network could read the key of {self.api_key_env} "
+                "(api_key_env). Use https. Or set api_key_env=None if the server needs no key, or "
+                "key_over_http=True if you trust the network."
+            )
+        if self.auth is not None:
+            raise OptionError(
+                f"base_url is {url}: over http, others on the network could read the credentials of auth. Use "
+                "https, or set key_over_http=True if you trust the network."
             )
 
     @property
     def is_local(self) -> bool:
         """Whether the endpoint is on this machine."""
-        return is_local(self.base_url)
+        return isinstance(self.base_url, LocalServer) or is_local(self.base_url)
 
-    def create_client(self) -> HttpClient:
-        """Create a client with the key in this machine's environment, or raise ``OptionError`` if it has none."""
+    def create_client(self) -> HttpClient | LocalServerClient:
+        """Create a client with the key of this machine, or raise ``OptionError`` if it has none."""
+        if isinstance(self.base_url, LocalServer):
+            return LocalServerClient(self.base_url, self._open_client)
+        return self._open_client(self.base_url)
+
+    def _open_client(self, url: str) -> HttpClient:
         return HttpClient(
-            self.base_url,
+            url,
             api_key=_read_key(self.api_key_env),
             api_key_env=self.api_key_env,
             headers=self.headers,
@@ -92,6 +105,8 @@ class Endpoint:
             max_connections=self.max_connections,
             bypass_proxy=self.is_local,
             max_response_bytes=self.max_response_bytes,
+            query=self.query,
+            auth=create_auth(self.auth),
         )
 
 
@@ -102,6 +117,8 @@ class EndpointOptions(RemoteOptions, total=False):
     headers: Mapping[str, str] | None
     key_over_http: bool
     max_response_bytes: int
+    query: Mapping[str, Any] | None
+    auth: Any
 
 
 class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
@@ -110,26 +127,37 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
     @accepts(RemoteModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         api_key_env: str | None = None,
         *,
         timeout: float = 120,
         headers: Mapping[str, str] | None = None,
         key_over_http: bool = False,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
+        query: Mapping[str, Any] | None = None,
+        auth: Any = None,
         max_request_size: int | None = None,
         **options: Unpack[RemoteOptions],
     ) -> None:
         """Configure the endpoint. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server. The paths of the protocol are appended to it.
+            base_url: URL of the server. The paths of the protocol are appended to it. Or a ``LocalServer``, which
+                is started on the worker.
             api_key_env: Name of the environment variable that contains the API key on the workers. The key is sent
                 as a bearer token. None if the server needs no key.
             timeout: Maximum time in seconds of a request, from connecting to the last byte of the response.
             headers: Additional headers for each request. They must not contain secrets.
             key_over_http: Whether the key may be sent unencrypted to another machine.
             max_response_bytes: Maximum size of a response after decompression, in bytes. By default 64 MiB.
+            query: Query parameters of each request, such as ``{"api-version": "2024-10-21"}``. They must not
+                contain secrets.
+            auth: Credentials, instead of ``api_key_env``. A function without parameters is called on the workers,
+                and called again when the credentials expire or the server responds with status 401. It returns a
+                key or token as text, which is sent as a bearer token; a dictionary of headers; a pair of one of
+                these and the number of seconds that it is valid; an object with ``token`` and ``expires_on``, such
+                as the ``AccessToken`` of ``azure.core``; or an ``httpx.Auth``. An ``httpx.Auth`` instead of a
+                function stays in this process and isn't stored in the pipeline.
             max_request_size: Maximum number of examples in a request.
             **options: The options of every remote handler, see ``RemoteModelHandler``.
 
@@ -141,6 +169,9 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
         need("httpx", extra="remote")
         if headers is not None:
             check_mapping("headers", headers)
+        has_default_key = api_key_env == DEFAULT_KEY_VARIABLE
+        if has_default_key and (auth is not None or isinstance(base_url, LocalServer)):
+            api_key_env = None
         check_env_vars(options.get("env_vars") or {}, secret=api_key_env)
         super().__init__(max_request_size=max_request_size, **options)
         self._endpoint = Endpoint(
@@ -151,6 +182,8 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
             key_over_http=key_over_http,
             max_connections=self.max_concurrent_requests,
             max_response_bytes=max_response_bytes,
+            query=check_query(query or {}),
+            auth=check_auth(auth),
         )
 
     def create_client(self) -> Any:
@@ -182,41 +215,26 @@ def check_json_fields(option: str, fields: Mapping[str, Any]) -> None:
         ) from error
 
 
-def check_headers(
-    headers: Mapping[Any, Any],
-    option: str = "headers",
-    key_hint: str = "Put the key into an environment variable of the workers, and set api_key_env to its name.",
-) -> None:
-    """Check the additional headers of requests.
-
-    Args:
-        headers: The headers.
-        option: Name of the option, for error messages.
-        key_hint: How to send a key instead.
+def check_query(query: Any) -> dict[str, str]:
+    """Check query parameters, and return them as text.
 
     Raises:
-        OptionError: HTTP can't represent a header, a value may be a secret, or the client sets the header itself.
+        OptionError: A value isn't text or a number, or a parameter may be a secret.
     """
-    seen: set[str] = set()
-    for name, value in headers.items():
-        if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
+    check_mapping("query", query)
+    for name, value in query.items():
+        is_secret = SECRET_NAME.search(name) or name.lower() in _SECRET_PARAMETERS
+        if is_secret or is_secret_value(value):
             raise OptionError(
-                f"{option} has the name {name!r}, which isn't valid in HTTP. Use letters, digits and hyphens."
+                f"query has {name!r}, whose value would be stored in the pipeline. To fix this, let auth be a "
+                "function that returns an httpx.Auth, which adds the parameter to the URL of each request."
             )
-        if SECRET_NAME.search(name) or (isinstance(value, str) and SECRET_VALUE.match(value)):
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise OptionError(
-                f"{option} has {name!r}, whose value would be stored in the pipeline. {key_hint}"
+                f"The value of {name!r} in query must be a string or a number, but is of type "
+                f"{type(value).__name__}."
             )
-        if not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
-            raise OptionError(
-                f"The value of {name!r} in {option} isn't valid in HTTP: it must be a string of Latin-1 "
-                "characters without line breaks. Encode other values, for example with urllib.parse.quote."
-            )
-        if name.lower() in _RESERVED_HEADERS:
-            raise OptionError(f"{option} has {name!r}, which the client sets itself. Remove it.")
-        if name.lower() in seen:
-            raise OptionError(f"{option} has {name!r} twice, in upper and lower case. Remove one.")
-        seen.add(name.lower())
+    return {name: str(value) for name, value in query.items()}
 
 
 def _check_variable(variable: Any) -> None:
@@ -250,7 +268,8 @@ def normalize_url(url: Any) -> str:
     if "@" in str(url) or parts.query or parts.fragment:
         raise OptionError(
             "base_url has a user name, a password, a query or a fragment, which would be stored in the pipeline. "
-            "Remove it. Put a key into an environment variable, and set api_key_env to its name."
+            "Remove it. Put a key into an environment variable, and set api_key_env to its name. Pass other query "
+            "parameters as query."
         )
     if not valid:
         raise OptionError(f"{_INVALID_URL} It is {url!r}.")
@@ -266,18 +285,5 @@ def _read_key(variable: str | None) -> str | None:
         raise OptionError(
             f"{name} is not set here. Set it to the server's key on each worker. If the server needs no key, set "
             "api_key_env=None."
-        )
-    return key
-
-
-def check_key(key: str, name: str) -> str:
-    """Return a key without spaces and line breaks around it, or raise ``OptionError`` if HTTP can't represent it.
-
-    HTTP libraries quote the key in their errors about invalid headers.
-    """
-    key = key.strip()
-    if not (key.isascii() and key.isprintable()):
-        raise OptionError(
-            f"{name} contains a line break or other invalid characters. Set it to a valid key."
         )
     return key

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-from urllib.parse import quote, unquote
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote, unquote, urlencode
 
 from runinference.errors import (
     EndpointDisconnectedError,
@@ -18,8 +19,10 @@ from runinference.errors import (
     EndpointUnreachableError,
     ResultMismatchError,
     UnusableAnswerError,
+    get_message,
 )
 from runinference.extras import need
+from runinference.remote.auth import Auth
 from runinference.remote.deadline import Deadline, DeadlineBackend
 from runinference.remote.error_response import (
     ServerError,
@@ -29,6 +32,7 @@ from runinference.remote.error_response import (
     shorten,
     strip_tags,
 )
+from runinference.remote.headers import SECRET_NAME, check_sent_headers
 from runinference.remote.json_text import decode_json, encode_json
 from runinference.remote.response_body import (
     ACCEPTED_ENCODINGS,
@@ -36,13 +40,26 @@ from runinference.remote.response_body import (
     UnknownEncodingError,
     read_body,
 )
+from runinference.remote.retry import worth_retrying
 
 #: The default maximum of a decompressed response.
 MAX_RESPONSE_BYTES = 64 << 20
 
 _MAX_ERROR_BYTES = 65_536  # read from an error response
 _MAX_MESSAGE = 1_000  # characters about a response that doesn't follow the protocol
+_MIN_SECRET = 8  # characters of the value of a header whose name doesn't show that it is a secret
 _Headers = Mapping[str, str]
+_RawHeaders = Sequence[tuple[bytes, bytes]]
+
+
+class Codec(Protocol):
+    """The format of requests and responses."""
+
+    def encode(self, body: Any) -> tuple[bytes, dict[str, str]]:
+        """Return the content of a request, and its headers."""
+
+    def decode(self, content: bytes, headers: Mapping[str, str]) -> Any:
+        """Return the value of a response. Names of headers are in lower case."""
 
 
 class HttpClient:
@@ -59,6 +76,8 @@ class HttpClient:
         max_connections: int,
         bypass_proxy: bool,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
+        query: Mapping[str, str] | None = None,
+        auth: Auth | None = None,
     ) -> None:
         """Create a client. Connections are opened on demand; ``api_key_env`` is only for error messages."""
         self._httpx: Any = need("httpx", extra="remote")
@@ -73,20 +92,33 @@ class HttpClient:
         self._max_response_bytes = max_response_bytes
         self._api_key = api_key
         self._api_key_env = api_key_env
-        self._urls: dict[str, Any] = {}  # parsed URLs by path
+        self._auth = auth
+        self._query = f"?{urlencode(query)}" if query else ""
+        self._sent = threading.local()  # credentials of the last request of each thread
+        self._urls: dict[str, Any] = {}  # parsed URLs
         self._deadline = Deadline()
         self._headers = self._build_headers(headers)
         self._pool = self._create_pool(max_connections, bypass_proxy)
 
-    def post(self, path: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-        """Send a request, and return the result of ``parse`` for the JSON response.
+    def post(
+        self, path: str, body: Any, parse: Callable[[Any], Any], codec: Codec | None = None
+    ) -> Any:
+        """Send a request, and return the result of ``parse`` for the response.
+
+        Args:
+            path: The path, which is appended to the base URL.
+            body: The body.
+            parse: Returns the results for a decoded response.
+            codec: Encodes the body and decodes the response. By default, both are JSON.
 
         Raises:
-            ElementError: The body can't be written as JSON.
+            ElementError: The body can't be encoded.
             EndpointError: The server is unreachable, or its response is an error, too large or invalid.
             ResultMismatchError: ``parse`` raised it.
         """
-        answer, retry_after = self._request_json("POST", path, encode_json(body))
+        codec = codec or _JSON
+        content, headers = codec.encode(body)
+        answer, retry_after = self._request("POST", path, content, headers, codec)
         return self.parse_answer(path, answer, parse, retry_after)
 
     def parse_answer(
@@ -110,19 +142,18 @@ class HttpClient:
 
     def get(self, path: str) -> Any:
         """Return the JSON response for a path."""
-        return self._request_json("GET", path, None)[0]
+        return self._request("GET", path, None, {}, _JSON)[0]
 
     def upload(self, path: str, fields: Mapping[str, str], name: str, content: bytes) -> Any:
         """Send a file as a form with other fields, and return the JSON response."""
         boundary = f"runinference-{uuid.uuid4().hex}"
         form = _encode_form(boundary, fields, name, content)
-        return self._request_json("POST", path, form, f"multipart/form-data; boundary={boundary}")[
-            0
-        ]
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        return self._request("POST", path, form, headers, _JSON)[0]
 
     def download(self, path: str, max_bytes: int) -> bytes:
         """Return the bytes at a path, or raise ``EndpointError`` if there are more than ``max_bytes``."""
-        _, _, body, error = self._try_request("GET", path, None, None, max_bytes)
+        _, _, body, error = self._try_request("GET", path, None, {}, max_bytes)
         if error is not None:
             raise error
         return body
@@ -165,27 +196,37 @@ class HttpClient:
         )
         return pool(address, proxy_auth=auth and tuple(part.encode() for part in auth), **options)
 
-    def _request_json(
-        self, method: str, path: str, content: bytes | None, content_type: str | None = None
+    def _request(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        codec: Codec,
     ) -> tuple[Any, str | None]:
-        """Return the JSON response, and the value of its header ``Retry-After``."""
-        answer, retry_after, error = self._try_request_json(method, path, content, content_type)
+        """Return the decoded response, and the value of its header ``Retry-After``."""
+        answer, retry_after, error = self._try_decode(method, path, content, headers, codec)
         if error is not None:
             # Raised here, where neither a local variable nor the error's context contains the key.
             raise error
         return answer, retry_after
 
-    def _try_request_json(
-        self, method: str, path: str, content: bytes | None, content_type: str | None
+    def _try_decode(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        more_headers: Mapping[str, str],
+        codec: Codec,
     ) -> tuple[Any, str | None, EndpointError | None]:
         status, headers, body, error = self._try_request(
-            method, path, content, content_type, self._max_response_bytes
+            method, path, content, more_headers, self._max_response_bytes
         )
         if error is not None:
             return None, None, error
         url = self._base_url + path
         try:
-            return decode_json(body), headers.get("retry-after"), None
+            return codec.decode(body, headers), headers.get("retry-after"), None
         except UnusableAnswerError as invalid:
             return None, None, UnusableAnswerError(f"{url} returned {status}. {invalid}")
         except ValueError:
@@ -196,17 +237,21 @@ class HttpClient:
         method: str,
         path: str,
         content: bytes | None,
-        content_type: str | None,
+        more_headers: Mapping[str, str],
         max_bytes: int,
     ) -> tuple[int, _Headers, bytes, EndpointError | None]:
         """Return status, headers and body of a successful response, or the error."""
         url = self._base_url + path
+        sent = self._headers
+        if more_headers:
+            replaced = {name.lower().encode() for name in more_headers}
+            sent = [item for item in sent if item[0].lower() not in replaced]
+            sent += [(name.encode(), value.encode()) for name, value in more_headers.items()]
         error: EndpointError
         try:
-            with self._deadline.within(self._timeout):
-                status, headers, body, complete = self._exchange(
-                    method, path, content, content_type, max_bytes
-                )
+            answer = self._send(method, url, sent, content, max_bytes)
+        except _AuthError as failure:
+            error = self._auth_error(url, failure.reason)
         except UnknownEncodingError as failure:
             error = self._encoding_error(url, str(failure))
         except BodyError as failure:
@@ -214,36 +259,70 @@ class HttpClient:
         except self._core_errors as failure:
             error = self._transport_error(url, failure)
         else:
-            if not 200 <= status < 300:
-                error = self._status_error(url, status, headers, body)
-            elif not complete:
+            if not 200 <= answer.status < 300:
+                error = self._status_error(url, answer.status, answer.headers, answer.body)
+            elif not answer.is_complete:
                 error = self._size_error(url, max_bytes)
             else:
-                return status, headers, body, None
+                return answer.status, answer.headers, answer.body, None
         return 0, {}, b"", error
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: _RawHeaders,
+        content: bytes | None,
+        max_bytes: int,
+    ) -> _Answer:
+        """Return the response to a request, or to the last one that the authentication sends."""
+        url += self._query.replace("?", "&") if "?" in url else self._query
+        if self._auth is None:
+            return self._exchange(method, url, headers, content, max_bytes)
+        known = {name.lower(): value for name, value in headers}
+        flow = _Flow(self._auth, self._httpx.Request(method, url, headers=headers, content=content))
+        try:
+            while True:
+                request = flow.request
+                sent = request.headers.raw
+                self._sent.secrets = _find_secrets(known, sent)
+                answer = self._exchange(
+                    request.method, str(request.url), sent, request.read() or None, max_bytes
+                )
+                if not flow.proceed(self._to_httpx(answer, request)):
+                    return answer
+        finally:
+            flow.close()
+
+    def _to_httpx(self, answer: _Answer, request: Any) -> Any:
+        # The body is decompressed.
+        headers = [item for item in answer.raw_headers if item[0].lower() != b"content-encoding"]
+        return self._httpx.Response(
+            answer.status, headers=headers, content=answer.body, request=request
+        )
 
     def _exchange(
         self,
         method: str,
-        path: str,
+        url: str,
+        headers: _RawHeaders,
         content: bytes | None,
-        content_type: str | None,
         max_bytes: int,
-    ) -> tuple[int, _Headers, bytes, bool]:
-        """Return status, headers and body of a response, and whether the body is complete."""
-        headers = self._headers
-        if content_type is not None:
-            headers = [header for header in headers if header[0].lower() != b"content-type"]
-            headers.append((b"Content-Type", content_type.encode()))
-        if content is not None:
+    ) -> _Answer:
+        if content is not None and not any(
+            name.lower() == b"content-length" for name, _ in headers
+        ):
             headers = [*headers, (b"Content-Length", str(len(content)).encode())]
-        with self._pool.stream(
-            method,
-            self._get_url(path),
-            headers=headers,
-            content=content,
-            extensions={"timeout": {"pool": self._timeout}},
-        ) as response:
+        with (
+            self._deadline.within(self._timeout),
+            self._pool.stream(
+                method,
+                self._parse_url(url),
+                headers=headers,
+                content=content,
+                extensions={"timeout": {"pool": self._timeout}},
+            ) as response,
+        ):
             status = response.status
             received = {
                 name.decode("latin-1").lower(): value.decode("latin-1")
@@ -258,15 +337,25 @@ class HttpClient:
                 if is_success:
                     raise
                 body, complete = b"", False  # the status is enough
-            return status, received, body, complete
+            return _Answer(status, received, response.headers, body, complete)
 
-    def _get_url(self, path: str) -> Any:
-        if path not in self._urls:
-            url = self._httpx.URL(self._base_url + path)
-            self._urls[path] = self._core.URL(
+    def _parse_url(self, text: str) -> Any:
+        if text not in self._urls:
+            url = self._httpx.URL(text)
+            parsed = self._core.URL(
                 scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
             )
-        return self._urls[path]
+            if self._auth is not None:
+                return parsed  # it may contain a signature
+            self._urls[text] = parsed
+        return self._urls[text]
+
+    def _auth_error(self, url: str, reason: Exception) -> EndpointError:
+        """Return the error for credentials that can't be obtained. It is retried if the reason may pass."""
+        may_pass = worth_retrying(reason) and not isinstance(reason, LookupError)
+        kind = EndpointUnreachableError if may_pass else EndpointRefusedError
+        message = self._quote(f"{type(reason).__name__}: {get_message(reason)}")
+        return kind(f"No request was sent to {url}, because auth failed ({message}).")
 
     def _transport_error(self, url: str, error: Exception) -> EndpointError:
         core, message = self._core, self._quote(str(error))
@@ -340,7 +429,9 @@ class HttpClient:
         if status >= 500:
             return EndpointError, "Check the server's log."
         key_hint = (
-            f"Check the key in the environment variable {self._api_key_env} (api_key_env)."
+            "Check the credentials that auth provides."
+            if self._auth is not None
+            else f"Check the key in the environment variable {self._api_key_env} (api_key_env)."
             if self._api_key_env
             else "Set api_key_env to the name of the environment variable that holds the key."
         )
@@ -386,16 +477,92 @@ class HttpClient:
         return shorten(strip_tags(self.redact_key(text)))
 
     def redact_key(self, text: str) -> str:
-        """Return a text without the key of this client."""
+        """Return a text without the key, and without the credentials of this thread's last request."""
+        for secret in getattr(self._sent, "secrets", ()):
+            text = text.replace(secret, "[the key]")
         if self._api_key:
-            # As it is, in JSON, and in a URL.
-            for key in (
-                self._api_key,
-                json.dumps(self._api_key)[1:-1],
-                quote(self._api_key, safe=""),
-            ):
+            for key in (self._api_key, _to_json_text(self._api_key), _to_url_text(self._api_key)):
                 text = text.replace(key, "[the key]")
         return text
+
+
+class _JsonCodec:
+    @staticmethod
+    def encode(body: Any) -> tuple[bytes, dict[str, str]]:
+        return encode_json(body), {}
+
+    @staticmethod
+    def decode(content: bytes, headers: Mapping[str, str]) -> Any:
+        return decode_json(content)
+
+
+_JSON = _JsonCodec()
+
+
+class _Answer(NamedTuple):
+    """A response with a decompressed body, which is incomplete if it is too long."""
+
+    status: int
+    headers: _Headers
+    raw_headers: _RawHeaders
+    body: bytes
+    is_complete: bool
+
+
+class _AuthError(Exception):
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class _Flow:
+    """The requests of an authentication, one after the other."""
+
+    def __init__(self, auth: Auth, request: Any) -> None:
+        self._flow = auth.sync_auth_flow(request)
+        self.request = self._call(lambda: next(self._flow))
+
+    def proceed(self, response: Any) -> bool:
+        """Pass the response to ``request`` on. Return False if it is the last one."""
+        try:
+            self.request = self._call(lambda: self._flow.send(response))
+        except StopIteration:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._flow.close()
+
+    @staticmethod
+    def _call(step: Callable[[], Any]) -> Any:
+        try:
+            request = step()
+            check_sent_headers(request.headers)
+        except StopIteration:
+            raise
+        except Exception as error:
+            raise _AuthError(error) from None
+        return request
+
+
+def _find_secrets(known: Mapping[bytes, bytes], sent: _RawHeaders) -> list[str]:
+    """Return the values of headers that an authentication added, the longest first."""
+    secrets = set()
+    for name, value in sent:
+        text = value.decode("latin-1")
+        is_secret = SECRET_NAME.search(name.decode("latin-1")) or len(text) >= _MIN_SECRET
+        if is_secret and text and known.get(name.lower()) != value:
+            secrets |= {text, text.partition(" ")[2] or text}
+    quoted = {form(text) for text in secrets for form in (_to_json_text, _to_url_text)}
+    return sorted(secrets | quoted, key=len, reverse=True)
+
+
+def _to_json_text(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _to_url_text(text: str) -> str:
+    return quote(text, safe="")
 
 
 def _encode_form(boundary: str, fields: Mapping[str, str], name: str, content: bytes) -> bytes:

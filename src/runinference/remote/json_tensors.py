@@ -11,14 +11,8 @@ import numpy as np
 from runinference.collate.exact import check_texts
 from runinference.errors import ElementError, UnusableAnswerError
 from runinference.remote.json_text import MAX_DEPTH
+from runinference.remote.raw_tensors import DTYPES, from_raw, to_raw
 
-#: NumPy dtypes by their names in the Open Inference Protocol. Strings and bytes are its "BYTES".
-DTYPES = {
-    "BOOL": np.dtype("bool"),
-    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
-}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _OUTPUT_DTYPES = {**DTYPES, "BYTES": np.dtype(object), "BF16": np.dtype("float32")}
 # Limits of what an error message quotes from a response.
@@ -98,16 +92,23 @@ def describe_json(value: Any) -> str:
     return f"{{{', '.join(repr(key)[:_MAX_NAME] for key in list(value)[:_MAX_KEYS])}{more}}}{error}"
 
 
-def encode_tensor(name: str, array: Any) -> dict[str, Any]:
-    """Convert an array to a tensor of the Open Inference Protocol."""
+def encode_tensor(name: str, array: Any, binary: bool = False) -> dict[str, Any]:
+    """Convert an array to a tensor of the Open Inference Protocol, whose data are ``bytes`` if it is binary."""
     kind = array.dtype.kind
-    datatype = "BYTES" if kind in "SUO" else _NAMES.get(array.dtype)
+    native = array.dtype.newbyteorder("=")
+    datatype = "BYTES" if kind in "SUO" else _NAMES.get(native)
+    if binary and native.name == "bfloat16":  # of the package ml_dtypes
+        datatype = "BF16"
     if datatype is None:
         raise ElementError(
             f"The protocol doesn't support {array.dtype} (input {name!r}). Convert it with with_preprocess_fn."
         )
-    if datatype == "BYTES":
-        data: list[Any] = [
+    data: Any
+    if binary:
+        texts = datatype == "BYTES"
+        data = to_raw(check_texts(array, name, True) if texts else array, name)
+    elif datatype == "BYTES":
+        data = [
             _decode_bytes(name, item) for item in check_texts(array, name, True).ravel().tolist()
         ]
     else:
@@ -130,11 +131,15 @@ def _decode_bytes(name: str, value: Any) -> Any:
 def decode_tensor(tensor: Mapping[str, Any]) -> Any:
     """Convert a tensor of the Open Inference Protocol to an array. BF16 becomes float32, BYTES become objects.
 
+    The data are JSON or ``bytes``.
+
     Raises:
         UnusableAnswerError: The data don't have the datatype or the shape that the tensor states.
     """
     name, shape, datatype = (tensor.get(key) for key in ("name", "shape", "datatype"))
     try:
+        if isinstance(tensor["data"], bytes):
+            return from_raw(tensor["data"], str(datatype), shape)
         dtype = _OUTPUT_DTYPES[str(datatype)]
         return _to_dtype(tensor["data"], dtype).reshape(shape)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -18,6 +18,7 @@ from runinference.errors import (
 from runinference.handlers.options import accepts
 from runinference.remote.batch_api import BatchApi, BatchRunner
 from runinference.remote.batch_lines import Outcome, describe_error
+from runinference.remote.local_server import LocalServer
 from runinference.remote.openai_endpoint import OpenAIEndpointModelHandler, OpenAIOptions
 from runinference.remote.request_batch import split_batch
 from runinference.remote.request_pool import RequestPool
@@ -69,7 +70,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
     @accepts(OpenAIEndpointModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         model: str,
         api_key_env: str | None = "OPENAI_API_KEY",
         *,
@@ -93,6 +94,11 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
             ImportError: httpx or tenacity isn't installed.
         """
         if batch_api is not None:
+            if isinstance(base_url, LocalServer):
+                raise OptionError(
+                    "batch_api needs the URL of a provider, but base_url is a LocalServer. To fix this, remove one "
+                    "of them."
+                )
             _check_batch_api(batch_api, options)
             size = options.get("max_batch_size") or batch_api.max_requests
             options.setdefault("max_batch_bytes", batch_api.max_file_bytes)
@@ -163,7 +169,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
             self.num_retries, self.retry_filter, self.backoff, self.logger, self._sleep
         )
         return BatchRunner(
-            options, model, self._path, self._endpoint.base_url, retry.call, self._sleep
+            options, model, self._path, str(self._endpoint.base_url), retry.call, self._sleep
         )
 
     def _plan_requests(

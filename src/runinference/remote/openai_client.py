@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -12,16 +11,12 @@ from typing import Any
 
 from runinference.checks import check_mapping, check_text, is_secret_value
 from runinference.errors import EndpointError, OptionError, ResultMismatchError, UnusableAnswerError
-from runinference.remote.endpoint import (
-    SECRET_NAME,
-    check_headers,
-    check_key,
-    is_local,
-    normalize_url,
-)
+from runinference.remote.endpoint import is_local, normalize_url
 from runinference.remote.error_response import find_error, shorten
+from runinference.remote.headers import SECRET_NAME, check_headers, check_key
 from runinference.remote.http_client import HttpClient
 from runinference.remote.json_text import check_depth
+from runinference.remote.process_secret import ProcessSecret
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
 _DEFAULT_URL = "https://api.openai.com/v1"
@@ -47,22 +42,6 @@ _OPTIONAL_FIELDS = frozenset(
         "usage",
     ]
 )
-
-_secrets: dict[str, str] = {}
-
-
-class ProcessSecret:
-    """A secret that doesn't leave this process: a pickle of it contains only a reference."""
-
-    def __init__(self, value: str) -> None:
-        known = (reference for reference, other in _secrets.items() if other == value)
-        self._reference = next(known, None) or uuid.uuid4().hex
-        _secrets[self._reference] = value
-
-    @property
-    def value(self) -> str | None:
-        """The secret, or None in another process."""
-        return _secrets.get(self._reference)
 
 
 def resolve_key(secret: ProcessSecret | None) -> str | None:

@@ -13,6 +13,7 @@ from runinference.checks import check_mapping, check_text
 from runinference.errors import NotCalledError, OptionError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions, check_json_fields
+from runinference.remote.local_server import LocalServer
 from runinference.remote.openai_protocol import get_usage
 from runinference.remote.prefix_order import get_prefix, order_by_prefix
 from runinference.remote.shared_rate import RateStore
@@ -50,7 +51,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
     @accepts(EndpointModelHandler.__init__)
     def __init__(
         self,
-        base_url: str,
+        base_url: str | LocalServer,
         model: str,
         api_key_env: str | None = "OPENAI_API_KEY",
         *,
@@ -68,10 +69,11 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         """Configure the server and its model. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server's API, which usually ends in ``/v1``.
+            base_url: URL of the server's API, which usually ends in ``/v1``, or a ``LocalServer``.
             model: Name of the model on that server.
             api_key_env: Name of the environment variable that contains the API key on the workers. The handler
-                doesn't store the key. None if the server needs no key.
+                doesn't store the key. None if the server needs no key. The default isn't read if ``auth`` is set
+                or the server is a ``LocalServer``.
             parameters: Fields of each request, such as ``{"temperature": 0, "max_tokens": 50}``. The
                 ``inference_args`` of a call override them.
             max_request_size: Maximum number of examples in a request. By default a number that every server
@@ -90,7 +92,8 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             rate_limit_password_env: Name of the environment variable on the workers with the password of that
                 server. None if it needs none.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
-                ``headers``, ``key_over_http`` and ``max_response_bytes``, see ``EndpointModelHandler``.
+                ``headers``, ``key_over_http``, ``max_response_bytes``, ``query`` and ``auth``, see
+                ``EndpointModelHandler``.
 
         Raises:
             OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
@@ -100,7 +103,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         size = self._resolve_request_size(max_request_size)
         super().__init__(base_url, api_key_env, max_request_size=size, **options)
         url = self._endpoint.base_url
-        if url.endswith(self._path):
+        if isinstance(url, str) and url.endswith(self._path):
             raise OptionError(
                 f"base_url ends in {self._path}, which is appended to it. To fix this, set "
                 f"base_url={url.removesuffix(self._path)!r}."

@@ -27,12 +27,15 @@ class Generation:
         choices: All choices as the server sent them, including fields such as tool calls and log probabilities.
         usage: Token counts of the request. None if the server sent none, or if several examples shared the
             request.
+        value: The value of the answer, with ``output_type``. None without it, or if the model called tools
+            instead.
     """
 
     text: str
     finish_reason: str | None
     choices: list[dict[str, Any]]
     usage: dict[str, Any] | None
+    value: Any = None
 
 
 def to_messages(example: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import logging
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from runinference.checks import check_int
@@ -91,8 +92,9 @@ class StructuredChat:
         client: Any,
         model: str,
         on_retry: Callable[[], None],
-    ) -> Any:
-        """Return the value of the first valid answer.
+        allow_tools: bool = False,
+    ) -> Generation:
+        """Return the first valid answer with its value.
 
         Args:
             messages: The conversation.
@@ -100,6 +102,7 @@ class StructuredChat:
             client: The client that ``send`` uses.
             model: The name of the model.
             on_retry: Called before each attempt but the first.
+            allow_tools: Whether to return an answer that calls tools instead of having a value.
 
         Raises:
             InvalidOutputError: No answer is valid, or one is incomplete or calls a tool.
@@ -118,9 +121,11 @@ class StructuredChat:
                     f"The model's answer doesn't have the output type: {reason}. Another attempt isn't possible. "
                     f"{error}"
                 ) from None
+            if allow_tools and _get_calls(answer):
+                return answer
             _check_complete(answer)
             try:
-                return self.type.parse(answer.text)
+                return replace(answer, value=self.type.parse(answer.text))
             except AnswerError as error:
                 reason = str(error)
             if attempt == self._max_attempts:
@@ -193,13 +198,17 @@ def _check_complete(answer: Generation) -> None:
             f"The model's answer was cut off at the maximum number of tokens: {_quote(answer.text)}. To fix this, "
             "increase max_tokens in parameters."
         )
-    message = answer.choices[0].get("message") or {}
-    calls = message.get("tool_calls") or message.get("function_call")
-    if calls and not answer.text:
+    if calls := _get_calls(answer):
         raise InvalidOutputError(
             f"The model called a tool instead of answering: {_quote(json.dumps(calls))}. To fix this, remove the "
-            "tools from parameters, or leave output_type out."
+            "tools from parameters, set keep_generation=True, or leave output_type out."
         )
+
+
+def _get_calls(answer: Generation) -> Any:
+    """Return the calls of tools or of a function in an answer without text."""
+    message = answer.choices[0].get("message") or {}
+    return not answer.text and (message.get("tool_calls") or message.get("function_call"))
 
 
 def _quote(answer: str) -> str:

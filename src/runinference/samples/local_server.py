@@ -6,9 +6,13 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from runinference.errors import UnusableAnswerError
+from runinference.remote.binary_messages import JSON_SIZE, decode_message, encode_message
 
 Answer = Callable[[str, Any, Any], Any]
 
@@ -19,6 +23,13 @@ class ErrorResponse(Exception):  # noqa: N818 - a response, not an error of the 
     def __init__(self, status: int, body: Any, **headers: str) -> None:
         super().__init__(status)
         self.status, self.body, self.headers = status, body, headers
+
+
+@dataclass(frozen=True)
+class BinaryResponse:
+    """Returned by an ``Answer`` to send tensors as binary data: outputs whose data are ``bytes``."""
+
+    body: Any
 
 
 class _Server(ThreadingHTTPServer):
@@ -39,12 +50,14 @@ class _RequestHandler(BaseHTTPRequestHandler):
         try:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             kind = self.headers.get("Content-Type", "")
-            if kind.startswith("multipart/form-data"):
+            if JSON_SIZE in self.headers:
+                request = decode_message(body, {JSON_SIZE.lower(): self.headers[JSON_SIZE]})
+            elif kind.startswith("multipart/form-data"):
                 request = _parse_form(kind, body)
             else:
                 request = json.loads(body, parse_constant=_reject_constant)
-        except (ValueError, RecursionError) as error:
-            self._send(400, {"error": f"the body is not valid JSON: {error}"})
+        except (ValueError, RecursionError, UnusableAnswerError) as error:
+            self._send(400, {"error": f"the body is not valid: {error}"})
         else:
             self._respond(request)
 
@@ -56,7 +69,10 @@ class _RequestHandler(BaseHTTPRequestHandler):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._send(400, {"error": f"the request is invalid: {error!r}"})
         else:
-            self._send(200, response)
+            if isinstance(response, BinaryResponse):
+                self._send_content(200, *encode_message(response.body))
+            else:
+                self._send(200, response)
 
     def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         try:
@@ -67,12 +83,14 @@ class _RequestHandler(BaseHTTPRequestHandler):
                 500,
                 json.dumps({"error": f"the response is not JSON: {error}"}).encode(),
             )
-        self.send_response(status)
+        named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
         kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in (headers or {}).items():
-            self.send_header(name.replace("_", "-"), value)
+        self._send_content(status, content, {"Content-Type": kind, **named})
+
+    def _send_content(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
 
@@ -95,14 +113,15 @@ def _reject_constant(word: str) -> None:
 
 
 @contextmanager
-def serving(answer: Answer) -> Iterator[str]:
-    """Run a server on a free port of this machine while the block runs, and yield its URL.
+def serving(answer: Answer, port: int = 0) -> Iterator[str]:
+    """Run a server on this machine while the block runs, and yield its URL.
 
     Args:
         answer: Returns the JSON response, or bytes, for a path, headers and a parsed JSON body. The body is None
             for a GET, and a dictionary of bytes for a form.
+        port: The port, by default a free one.
     """
-    with _Server(("127.0.0.1", 0), _RequestHandler) as server:
+    with _Server(("127.0.0.1", port), _RequestHandler) as server:
         server.answer = answer
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

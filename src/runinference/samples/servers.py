@@ -1,12 +1,14 @@
 """Small local servers, for documentation, examples and experiments with remote handlers.
 
-Each server is a context manager and stops at the end of its ``with`` block. The servers implement real protocols,
-including error responses. The models are small: the digits classifier of ``samples``, and a stand-in for a
-language model that repeats its input in capital letters.
+Each server is a context manager and stops at the end of its ``with`` block. As a command, ``python -m
+runinference.samples.servers llm --port 8000`` runs a server until it is stopped. The servers implement real
+protocols, including error responses. The models are small: the digits classifier of ``samples``, and a stand-in
+for a language model that repeats its input in capital letters.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import pickle
@@ -22,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from runinference.extras import need
-from runinference.remote.json_tensors import encode_tensor
+from runinference.remote.json_tensors import decode_tensor, encode_tensor
 from runinference.samples import models
 from runinference.samples.batch_jobs import BatchJobs
 from runinference.samples.json_answers import answer_schema
-from runinference.samples.local_server import ErrorResponse, serving
+from runinference.samples.local_server import BinaryResponse, ErrorResponse, serving
 
 __all__ = ["digits", "llm", "serving"]
 
@@ -36,12 +38,15 @@ _EMBEDDING_SIZE = 64
 
 
 @contextmanager
-def digits() -> Iterator[str]:
+def digits(port: int = 0) -> Iterator[str]:
     """Serve the digits classifier of ``samples`` under the name ``digits``.
 
     The model takes rows of 64 pixels, from 0 to 16. The server supports KServe V2 (input ``pixels``, FP32; outputs
-    ``label``, which is the default, and ``probabilities``), TensorFlow Serving (row and columnar format), and
-    TorchServe.
+    ``label``, which is the default, and ``probabilities``; also with binary data), TensorFlow Serving (row and
+    columnar format), and TorchServe.
+
+    Args:
+        port: The port, by default a free one.
 
     Yields:
         The URL of the server.
@@ -54,7 +59,7 @@ def digits() -> Iterator[str]:
     need("sklearn", extra="sklearn")
     with open(models.digits_classifier(), "rb") as file:
         model = pickle.load(file)
-    with serving(_Digits(model)) as url:
+    with serving(_Digits(model), port) as url:
         yield url
 
 
@@ -66,6 +71,7 @@ def llm(
     seconds: float = 0,
     batch_faults: Sequence[str] = (),
     batch_polls: int = 1,
+    port: int = 0,
 ) -> Iterator[str]:
     """Serve stand-ins for language models with the OpenAI API.
 
@@ -73,7 +79,7 @@ def llm(
     embeds texts: those that share words have similar embeddings. Tokens are words. A request of more than 100
     words is an error. With ``response_format`` of the type ``json_schema``, the answer to a chat is JSON that
     conforms to the schema: the choice that the last message mentions last, its first number, or the message in
-    capitals.
+    capitals. Images and audio count as the name of their type.
 
     The server also has the files and batches of the batch API. ``GET /v1/usage`` returns what it was paid for: the
     number of requests, including those of batches, and their tokens.
@@ -88,11 +94,13 @@ def llm(
             so that not all requests are processed; ``"failed line"``, ``"invalid line"``, ``"lost line"``,
             ``"other order"`` and ``"repeated line"`` in the results.
         batch_polls: Number of requests for the status of a batch until it ends.
+        port: The port, by default a free one.
 
     Yields:
         The ``base_url``, which ends in ``/v1``.
     """
-    with serving(_Llm(key, list(troubles), retry_after, seconds, batch_faults, batch_polls)) as url:
+    server = _Llm(key, list(troubles), retry_after, seconds, batch_faults, batch_polls)
+    with serving(server, port) as url:
         yield f"{url}/v1"
 
 
@@ -102,6 +110,8 @@ class _Digits:
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
         base = "/v2/models/digits"
+        if path == "/health":
+            return {"status": "ok"}
         if path == base:
             return {
                 "name": "digits",
@@ -126,11 +136,13 @@ class _Digits:
         [pixels] = body["inputs"]
         if pixels["name"] != "pixels" or pixels["datatype"] != "FP32":
             raise ErrorResponse(400, {"error": "the only input is 'pixels', of datatype FP32"})
-        rows = np.reshape(np.asarray(pixels["data"], np.float32), pixels["shape"])
+        rows = decode_tensor(pixels)
         functions = {"label": self.model.predict, "probabilities": self.model.predict_proba}
         names = [output["name"] for output in body.get("outputs", [{"name": "label"}])]
-        outputs = [encode_tensor(name, functions[name](rows)) for name in names]
-        return {"model_name": "digits", "outputs": outputs}
+        binary = body.get("parameters", {}).get("binary_data_output") is True
+        outputs = [encode_tensor(name, functions[name](rows), binary) for name in names]
+        response = {"model_name": "digits", "outputs": outputs}
+        return BinaryResponse(response) if binary else response
 
     def _labels(self, rows: Any) -> Any:
         return self.model.predict(np.asarray(rows, np.float64)).tolist()
@@ -155,6 +167,8 @@ class _Llm:
         self._lock = threading.Lock()
 
     def __call__(self, path: str, headers: Any, body: Any) -> Any:
+        if path == "/health":
+            return {"status": "ok"}
         if self.key is not None and headers.get("Authorization") != f"Bearer {self.key}":
             raise _error_response(401, "Incorrect API key provided")
         if self.troubles:
@@ -192,7 +206,7 @@ class _Llm:
                 raise _error_response(
                     400, f"The field {name!r} must be {supported!r}, or be left out"
                 )
-        if (words := _count_words(json.dumps(body[field]))) > CONTEXT_WORDS:
+        if (words := _count_words(_read_input(body[field]))) > CONTEXT_WORDS:
             message = f"The context size is {CONTEXT_WORDS} words, and the request has {words}"
             raise _error_response(400, message)
         if path == "/v1/chat/completions" and "response_format" in body:
@@ -242,12 +256,27 @@ def _read_schema(response_format: Any) -> Any:
 
 
 def _read_text(content: Any) -> str:
-    """Return the text of a message, whose content may be a list of parts."""
-    if isinstance(content, str):
-        return content
-    if not all(part.get("type") == "text" for part in content):
-        raise _error_response(400, "The model reads only parts of type 'text'")
-    return "".join(str(part["text"]) for part in content)
+    """Return the text of a message, whose content may be a list of parts. Images and audio become their type."""
+    return content if isinstance(content, str) else "".join(map(_read_part, content))
+
+
+def _read_part(part: Any) -> str:
+    kind = part.get("type")
+    if kind == "text":
+        return str(part["text"])
+    if kind == "image_url":
+        url = part["image_url"]["url"]
+        return f"[{url[5:].partition(';')[0] if url.startswith('data:') else 'image'}]"
+    if kind == "input_audio":
+        return f"[audio/{part['input_audio']['format']}]"
+    raise _error_response(400, f"The model can't read parts of type {kind!r}")
+
+
+def _read_input(value: Any) -> str:
+    """Return the text of a request, without the data of images and audio."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return " ".join(f"{message['role']} {_read_text(message['content'])}" for message in value)
+    return json.dumps(value)
 
 
 def _count_words(text: str) -> int:
@@ -270,3 +299,19 @@ def _embedding(text: str) -> list[float]:
         vector[zlib.crc32(word.encode()) % _EMBEDDING_SIZE] += 1
     length = float(np.linalg.norm(vector)) or 1.0
     return [round(float(x) / length, 6) for x in vector]
+
+
+def main() -> None:
+    """Run a server until the process is stopped."""
+    parser = argparse.ArgumentParser(prog="python -m runinference.samples.servers")
+    parser.add_argument("server", choices=["digits", "llm"])
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    server = digits(options.port) if options.server == "digits" else llm(port=options.port)
+    with server as url:
+        print(f"Serving {options.server} at {url}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

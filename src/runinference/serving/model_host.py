@@ -12,9 +12,7 @@ import json
 import os
 import pickle
 import secrets
-import stat
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -28,6 +26,7 @@ from typing import Any, NamedTuple
 
 from apache_beam.internal import pickler
 
+from runinference.handlers.private_directory import private_directory
 from runinference.serving.ipc import dumps_outcome
 from runinference.serving.placement import InProcessModel
 
@@ -50,17 +49,17 @@ class Host(NamedTuple):
 
 def find_host(name: str) -> Host | None:
     """Return where a model is hosted, or None if no process hosts it."""
-    descriptor = _lock(_directory() / name)
+    descriptor = _lock(private_directory("runinference") / name)
     if isinstance(descriptor, Host):
         return descriptor
-    os.unlink(_directory() / name)
+    os.unlink(private_directory("runinference") / name)
     os.close(descriptor)
     return None
 
 
 def find_or_host(name: str) -> Host:
     """Return where a model is hosted. If no process hosts it, this process does from now on."""
-    path = _directory() / name
+    path = private_directory("runinference") / name
     found = _lock(path)
     if isinstance(found, Host):
         return found
@@ -76,19 +75,6 @@ def find_or_host(name: str) -> Host:
         os.close(found)
         raise
     return host
-
-
-def _directory() -> Path:
-    """Return the directory of this user for the files of shared models."""
-    path = Path(tempfile.gettempdir(), f"runinference-{os.getuid()}")
-    path.mkdir(0o700, exist_ok=True)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(
-            f"{path} must be a directory that only this user can access, because it contains the keys of shared "
-            "models. To fix this, remove it, or set TMPDIR to another directory."
-        )
-    return path
 
 
 def _lock(path: Path) -> Host | int:
