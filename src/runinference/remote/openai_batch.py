@@ -96,8 +96,8 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
         if batch_api is not None:
             if isinstance(base_url, LocalServer):
                 raise OptionError(
-                    "batch_api needs the URL of a provider, but base_url is a LocalServer. To fix this, remove one "
-                    "of them."
+                    "batch_api needs the URL of a provider, but base_url is a LocalServer. To fix this, remove "
+                    "one of them."
                 )
             _check_batch_api(batch_api, options)
             size = options.get("max_batch_size") or batch_api.max_requests
