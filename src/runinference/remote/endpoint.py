@@ -156,6 +156,13 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
     def create_client(self) -> Any:
         return self._endpoint.create_client()
 
+    def get_result_options(self) -> dict[str, Any]:
+        endpoint = self._endpoint
+        return {
+            **super().get_result_options(),
+            "_endpoint": (endpoint.base_url, sorted(endpoint.headers.items())),
+        }
+
     def with_option(self, name: str, value: Any) -> Self:
         changed = super().with_option(name, value)
         n_connections = changed.max_concurrent_requests

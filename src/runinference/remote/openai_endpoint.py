@@ -13,7 +13,7 @@ from runinference.checks import check_mapping, check_text
 from runinference.errors import OptionError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions, check_json_fields
-from runinference.remote.openai_protocol import get_usage
+from runinference.remote.openai_protocol import Generation, get_usage
 from runinference.results import PredictionResult
 
 
@@ -118,6 +118,9 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             OptionError: A field is reserved, or can't be written as JSON.
         """
         self._check_fields("inference_args", inference_args or {})
+
+    def get_result_types(self) -> Sequence[type | str]:
+        return [Generation]
 
     def may_modify_examples(self) -> bool:
         is_ours = type(self).request is OpenAIEndpointModelHandler.request
