@@ -140,12 +140,13 @@ def _check_location(location: Any) -> str | None:
         raise OptionError("location isn't a valid URL. Use redis://host:6379/0.") from None
     if parts.scheme not in _REDIS_SCHEMES:
         raise OptionError(
-            f"location is a URL with the scheme {parts.scheme!r}. To fix this, use a folder on a local disk, or the "
-            "URL of a Redis server, such as redis://host:6379/0."
+            f"location is a URL with the scheme {parts.scheme!r}. To fix this, use a folder on a local disk, or "
+            "the URL of a Redis server, such as redis://host:6379/0."
         )
     if has_secret:
         raise OptionError(
-            f"The URL of Redis contains a password or options, which would be stored in the pipeline. {_PASSWORD_HINT}"
+            "location is a URL with a password or other options, which would be stored in the pipeline. "
+            f"{_PASSWORD_HINT}"
         )
     if not is_valid:
         raise OptionError("location has no host. Use redis://host:6379/0.")

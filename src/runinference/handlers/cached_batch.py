@@ -170,7 +170,7 @@ class CachedBatch:
             kind = type(element)
             self._warn(
                 f"The results of elements of the type {kind.__module__}.{kind.__qualname__} aren't cached, because "
-                "they can't be pickled, are tables, or are invalid."
+                "they are tables, are invalid, or can't be pickled."
             )
             return None
         key = start_key.copy()

@@ -17,7 +17,6 @@ from runinference.errors import PartialBatchError, PartialResult, UnknownOptionE
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.repeatable_batch import SingleBatch
 
-
 #: Called with the index of the first element of a part in its batch, and the outcome of the part.
 OnPart = Callable[[int, PartialResult], None]
 

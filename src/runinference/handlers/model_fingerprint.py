@@ -103,6 +103,6 @@ def fingerprint_results(handler: ModelHandler[Any, Any, Any], with_code: bool) -
     except Exception as error:
         hint = "pass version" if with_code else "override get_result_options() and leave it out"
         raise OptionError(
-            f"{type(handler).__name__} has an option or code that can't be part of the key of a result, because it "
-            f"can't be pickled ({describe(error, 300)}). To fix this, {hint}."
+            f"{type(handler).__name__} has an option or code that can't be pickled ({describe(error, 300)}), and "
+            f"therefore can't be part of the keys of a cache. To fix this, {hint}."
         ) from error

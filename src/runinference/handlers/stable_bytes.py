@@ -14,10 +14,12 @@ import numpy as np
 #: Attributes of classes that do not change what their instances do, or cannot be written.
 _OF_CLASSES = frozenset(
     {
+        "__annotations_cache__",
         "__dict__",
         "__doc__",
         "__firstlineno__",
         "__module__",
+        "__slotnames__",  # set when an instance is pickled
         "__static_attributes__",
         "__weakref__",
         "_abc_impl",
@@ -28,8 +30,8 @@ _OF_CLASSES = frozenset(
 def to_stable_bytes(value: Any, replace: Callable[[Any], Any] = lambda value: None) -> bytes:
     """Return the same bytes for equal values of one type, and other bytes for others.
 
-    Types count: ``1``, ``1.0`` and ``True`` differ, as do ``0.0`` and ``-0.0``, arrays with other dtypes or shapes,
-    and dictionaries in another order. A NaN equals itself. The memory layout of an array has no effect.
+    Types count: ``1``, ``1.0`` and ``True`` differ, as do ``0.0`` and ``-0.0``, arrays with other dtypes or
+    shapes, and dictionaries in another order. A NaN equals itself. The memory layout of an array has no effect.
 
     >>> to_stable_bytes({1, 2}) == to_stable_bytes({2, 1}), to_stable_bytes(1) == to_stable_bytes(True)
     (True, False)

@@ -26,9 +26,9 @@ from runinference.checks import (
 from runinference.collate.class_output import ProbabilitiesOption
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import OptionError
+from runinference.handlers.cached_handler import map_cached_handlers
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.handler_config import create_handler, parse_output, to_plain
-from runinference.handlers.cached_handler import map_cached_handlers
 from runinference.handlers.keyed import per_key_mappings
 from runinference.handlers.model_fingerprint import fingerprint
 from runinference.handlers.model_handler import ModelHandlerLike
