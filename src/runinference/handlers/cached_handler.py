@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from apache_beam.metrics import Metrics
 
@@ -48,7 +49,17 @@ class CachedModel:
     def __init__(self, model: Any, digest: bytes, store: GuardedStore) -> None:
         self.model, self.digest, self.store = model, digest, store
         self._warned: set[str] = set()
+        self._fingerprints: WeakKeyDictionary[Any, tuple[int, bytes]] = WeakKeyDictionary()
         weakref.finalize(self, store.close)
+
+    def get_fingerprint(self, handler: CachedModelHandler) -> bytes:
+        """Return what results of a handler depend on besides the model, which is computed once."""
+        n_updates = handler.count_path_updates()
+        known, fingerprint = self._fingerprints.get(handler, (-1, b""))
+        if known != n_updates:
+            fingerprint = handler.fingerprint()
+            self._fingerprints[handler] = n_updates, fingerprint
+        return fingerprint
 
     def warn_once(self, message: str) -> None:
         """Log a warning, unless the same one was logged before."""
@@ -90,7 +101,7 @@ class CachedModelHandler(DelegatingHandler):
                 "model has changed. To fix this, pass version, for example with_cache(version='2026-11-28'), and "
                 "change it with the model."
             )
-        fingerprint_results(handler, options.version is None)
+        self.fingerprint()  # raises the error of an option that can't be pickled
 
     @property
     def loads_model_of_inner(self) -> bool:
@@ -190,13 +201,17 @@ class CachedModelHandler(DelegatingHandler):
         options = replace(self._options, claim_secs=claim_secs, max_call_secs=seconds)
         return self._replace(_options=options)
 
+    def fingerprint(self) -> bytes:
+        """Return what results depend on besides the model, the arguments and the element."""
+        return fingerprint_results(self._unkeyed, self._options.version is None)
+
     def _start_key(self, model: CachedModel, inference_args: dict[str, Any] | None) -> Any:
         """Return a hash of all that keys contain besides the element, or None if an argument can't be pickled."""
         try:
             arguments = to_stable_bytes(sorted((inference_args or {}).items()))
         except Exception:
             return None
-        start = hashlib.sha256(model.digest + _get_fingerprint(self))
+        start = hashlib.sha256(model.digest + model.get_fingerprint(self))
         start.update(hashlib.sha256(arguments).digest())
         return start
 
@@ -261,32 +276,3 @@ def _pass_turn() -> None:
     """Let the next call of this thread's bundle compute, for which this one may have to wait."""
     with compute_turn():
         pass
-
-
-class _Fingerprint:
-    """The fingerprint of a handler, which is computed once. It is an attribute of the handler, and not pickled."""
-
-    def __init__(self, owner: Any) -> None:
-        self.owner = weakref.ref(owner)
-        self.n_updates = owner.count_path_updates()
-        self.value = fingerprint_results(owner.inner, owner._options.version is None)
-
-    def __reduce__(self) -> Any:
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    """Return what a pickled copy of a handler contains instead of its fingerprint."""
-
-
-def _get_fingerprint(handler: CachedModelHandler) -> bytes:
-    attribute = "_runinference_fingerprint"
-    found: _Fingerprint | None = vars(handler).get(attribute)
-    if (
-        found is None
-        or found.owner() is not handler  # of the handler that this one is a copy of
-        or found.n_updates != handler.count_path_updates()
-    ):
-        found = _Fingerprint(handler)
-        object.__setattr__(handler, attribute, found)
-    return found.value
