@@ -98,7 +98,9 @@ class Malicious:
 DAMAGED = {
     "truncated": lambda entry: entry[:-3],
     "empty": lambda entry: b"",
-    "foreign": lambda entry: b"something else, as long as an entry of this library would be, and longer" * 2,
+    "foreign": lambda entry: (
+        b"something else, as long as an entry of this library would be, and longer" * 2
+    ),
     "one bit": lambda entry: entry[:-1] + bytes([entry[-1] ^ 1]),
     "time": lambda entry: entry[:8] + b"\x01" + entry[9:],
     "other version": lambda entry: entry[:4] + b"\x00\x63" + entry[6:],

@@ -28,8 +28,11 @@ from runinference import (
     RunInference,
 )
 from runinference.errors import ElementError, ModelLoadError, OptionError
-from runinference.openai_inference import OpenAIChatModelHandler, OpenAIModelHandler
-from runinference.openai_inference import chat_completion_from_string
+from runinference.openai_inference import (
+    OpenAIChatModelHandler,
+    OpenAIModelHandler,
+    chat_completion_from_string,
+)
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from runinference.testing import check_handler
@@ -274,7 +277,9 @@ def test_results_can_be_arrays_and_tensors(tmp_path, calls):
         lambda folder: counting(folder).predict(["a"], {"suffix": "!"}),
         lambda folder: Counting().with_cache(folder, version="2").predict(["a"]),
         lambda folder: Counting(env_vars={"A": "1"}).with_cache(folder, version="1").predict(["a"]),
-        lambda folder: type("Other", (Counting,), {})().with_cache(folder, version="1").predict(["a"]),
+        lambda folder: (
+            type("Other", (Counting,), {})().with_cache(folder, version="1").predict(["a"])
+        ),
     ],
     ids=["arguments", "version", "option", "class"],
 )
@@ -667,9 +672,9 @@ def test_options_that_cannot_be_pickled_raise_an_error(tmp_path):
     class WithLock(Counting):
         lock = threading.Lock()
 
+    handler = Counting()
+    handler.lock = threading.Lock()
     with pytest.raises(OptionError, match="override get_result_options"):
-        handler = Counting()
-        handler.lock = threading.Lock()
         handler.with_cache(tmp_path, version="1")
     assert WithLock().with_cache(tmp_path, version="1").predict(["a"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from runinference.extras import need
@@ -69,11 +69,14 @@ class DiskStore:
         found = ((name, self._cache.get(f"claim/{name}")) for name in names)
         return {name: owner for name, owner in found if isinstance(owner, bytes)}
 
-    def renew(self, claims: Mapping[str, bytes], owner: bytes) -> None:
-        with self._cache.transact():
-            for name, before in claims.items():
-                if self._cache.get(f"claim/{name}") == before:
-                    self._cache.set(f"claim/{name}", owner, expire=_MAX_CLAIM_SECS)
+    def beat(self, owner: bytes, beat: bytes) -> None:
+        if beat:
+            self._cache.set(f"beat/{owner.hex()}", beat, expire=_MAX_CLAIM_SECS)
+        else:
+            self._cache.delete(f"beat/{owner.hex()}")
+
+    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+        return {owner: self._cache.get(f"beat/{owner.hex()}") or b"" for owner in owners}
 
     def release(self, claims: Mapping[str, bytes]) -> None:
         with self._cache.transact():

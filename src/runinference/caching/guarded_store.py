@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from runinference.errors import describe
@@ -33,8 +33,11 @@ class ResultStore(Protocol):
     def read_claims(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the owners of the names that have one."""
 
-    def renew(self, claims: Mapping[str, bytes], owner: bytes) -> None:
-        """Change the owner of the names that still have the given one."""
+    def beat(self, owner: bytes, beat: bytes) -> None:
+        """Store a value that shows that an owner is alive, or delete it if the value is empty."""
+
+    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+        """Return the last value of each owner; an empty one if there is none."""
 
     def release(self, claims: Mapping[str, bytes]) -> None:
         """Remove the owner of the names that still have the given one."""
@@ -80,14 +83,14 @@ class GuardedStore:
         """Return the owners of the names that have one; nothing if the store fails."""
         return self._try("claim", lambda store: store.read_claims(names), {})
 
-    def renew(self, claims: Mapping[str, bytes], owner: bytes) -> bool:
-        """Change the owner of the names that still have the given one. Return whether the store works."""
+    def beat(self, owner: bytes, beat: bytes) -> None:
+        """Store a value that shows that an owner is alive, or delete it if the value is empty."""
+        self._try("claim", lambda store: store.beat(owner, beat), None)
 
-        def renew(store: ResultStore) -> bool:
-            store.renew(claims, owner)
-            return True
-
-        return self._try("claim", renew, False)
+    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+        """Return the last value of each owner; an empty one if there is none, or if the store fails."""
+        default = dict.fromkeys(owners, b"")
+        return self._try("claim", lambda store: store.read_beats(owners), default)
 
     def release(self, claims: Mapping[str, bytes]) -> None:
         """Remove the owner of the names that still have the given one."""

@@ -19,7 +19,10 @@ from runinference.extras import need
 
 _DEFAULT_MAX_BYTES = 1 << 30
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
-_PASSWORD_HINT = "To fix this, put the password into an environment variable of the workers, and set password_env to its name."
+_PASSWORD_HINT = (
+    "To fix this, leave it out. Set password_env to the name of an environment variable of the workers with the "
+    "password."
+)
 
 
 @dataclass(frozen=True)

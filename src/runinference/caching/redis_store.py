@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from runinference.extras import need
@@ -17,13 +17,8 @@ _MAX_CLAIM_MS = 3_600_000
 _MAX_NAMES = 500
 _PREFIX = "runinference"
 
-#: Replaces a claim, or deletes it if the new owner is empty, unless it has changed.
-_REPLACE = f"""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', {_MAX_CLAIM_MS})
-return 1
-"""
+#: Deletes a claim, unless it has another owner.
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end"
 
 
 class RedisStore:
@@ -70,14 +65,23 @@ class RedisStore:
     def read_claims(self, names: Sequence[str]) -> dict[str, bytes]:
         return self._get_all("claim", names)
 
-    def renew(self, claims: Mapping[str, bytes], owner: bytes) -> None:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for name, before in claims.items():
-                pipe.eval(_REPLACE, 1, f"{_PREFIX}/claim/{name}", before, owner)
-            pipe.execute()
+    def beat(self, owner: bytes, beat: bytes) -> None:
+        key = f"{_PREFIX}/beat/{owner.hex()}"
+        if beat:
+            self._redis.set(key, beat, px=_MAX_CLAIM_MS)
+        else:
+            self._redis.delete(key)
+
+    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+        names = {owner.hex(): owner for owner in owners}
+        found = self._get_all("beat", [*names])
+        return {owner: found.get(name, b"") for name, owner in names.items()}
 
     def release(self, claims: Mapping[str, bytes]) -> None:
-        self.renew(claims, b"")
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name, owner in claims.items():
+                pipe.eval(_RELEASE, 1, f"{_PREFIX}/claim/{name}", owner)
+            pipe.execute()
 
     def close(self) -> None:
         self._redis.close()

@@ -18,8 +18,8 @@ Call = Callable[[list[str], Callable[[Mapping[str, "bytes | None"]], None]], Non
 
 _FIRST_POLL_SECS = 0.005
 _MAX_POLL_SECS = 0.2
-#: How often a claim is renewed within the time after which it expires.
-_RENEWALS = 5
+#: How often a worker shows that it is alive within the time after which its claims expire.
+_BEATS = 5
 
 
 class SharedCalls:
@@ -27,14 +27,13 @@ class SharedCalls:
 
     A worker claims the names that it calls the model for, and others wait for its results. It makes all of its
     calls, and ends its claims, before it waits for others, so workers never wait for each other in a circle. While
-    a call runs, its claims are renewed. A claim that isn't renewed is one of a worker that died, and is ignored.
-    Whether it is renewed is measured by the clock of the worker that waits, so clocks may differ or change.
+    a call runs, its worker stores new values, its beats. If they stop, the worker has died, and its claims are
+    ignored. The time since the last beat is measured by the worker that waits, so clocks may differ or change.
 
     Args:
         store: The store.
-        claim_secs: Time in seconds after which a claim expires that isn't renewed.
-        max_call_secs: Time in seconds after which claims aren't renewed, because the call was abandoned; None for
-            no limit.
+        claim_secs: Time in seconds after the last beat of a worker when its claims expire.
+        max_call_secs: Time in seconds after which beats stop, because the call was abandoned; None for no limit.
     """
 
     def __init__(
@@ -59,7 +58,8 @@ class SharedCalls:
         found = read(names)
         missing = [name for name in names if name not in found]
         while missing:
-            claimed = self._store.claim(missing, owner := _create_owner())
+            owner = uuid.uuid4().bytes
+            claimed = self._store.claim(missing, owner)
             with _Claims(
                 self._store, claimed, owner, self._claim_secs, self._max_call_secs
             ) as claims:
@@ -81,39 +81,32 @@ class SharedCalls:
     def _wait(self, names: Sequence[str], read: Read) -> dict[str, Any]:
         """Wait until the store has the results of all names, or a name without a result can be claimed."""
         found: dict[str, Any] = {}
-        seen: dict[str, tuple[bytes, float]] = {}
+        seen: dict[
+            bytes, tuple[bytes, float]
+        ] = {}  # the last beat of each owner, and when it was new
         pause = _FIRST_POLL_SECS
         while True:
             waiting = [name for name in names if name not in found]
             claims = self._store.read_claims(waiting)
             found.update(read([name for name in waiting if name not in claims]))
-            now = time.monotonic()
-            for name, owner in claims.items():
-                if name not in seen or seen[name][0] != owner:
-                    seen[name] = owner, now
-            expired = {
-                name: owner
-                for name, owner in claims.items()
-                if seen[name][1] + self._claim_secs < now
-            }
-            if expired:
-                self._store.release(expired)
-            if any(
-                name in expired or (name not in claims and name not in found) for name in waiting
+            if len(found) == len(names) or any(
+                name not in claims and name not in found for name in waiting
             ):
                 return found
-            if len(found) == len(names):
+            now = time.monotonic()
+            for owner, beat in self._store.read_beats({*claims.values()}).items():
+                if owner not in seen or seen[owner][0] != beat:
+                    seen[owner] = beat, now
+            dead = {owner for owner, (_, since) in seen.items() if now - since > self._claim_secs}
+            if expired := {name: owner for name, owner in claims.items() if owner in dead}:
+                self._store.release(expired)
                 return found
             time.sleep(pause)
             pause = min(2 * pause, _MAX_POLL_SECS)
 
 
-def _create_owner() -> bytes:
-    return uuid.uuid4().bytes
-
-
 class _Claims:
-    """The claims of one call, which are renewed while it runs, and end with it."""
+    """The claims of one call, which end with it."""
 
     def __init__(
         self,
@@ -128,7 +121,6 @@ class _Claims:
         self._claim_secs, self._max_call_secs = claim_secs, max_call_secs
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> _Claims:
         return self
@@ -144,11 +136,8 @@ class _Claims:
             self._end([*self._claims])
 
     def keep_alive(self) -> None:
-        """Renew the claims in another thread until they end."""
-        self._thread = threading.Thread(
-            target=self._renew, daemon=True, name="runinference-cache-claims"
-        )
-        self._thread.start()
+        """Show in another thread that this worker is alive, until the claims end."""
+        threading.Thread(target=self._beat, daemon=True, name="runinference-cache-claims").start()
 
     def end(self, names: Iterable[str]) -> None:
         """End the claims of names."""
@@ -167,13 +156,13 @@ class _Claims:
         if claims:
             self._store.release(claims)
 
-    def _renew(self) -> None:
-        period = self._claim_secs / _RENEWALS
+    def _beat(self) -> None:
         start = time.monotonic()
-        while not self._ended.wait(period):
+        number = 0
+        while not self._ended.wait(self._claim_secs / _BEATS):
             if self._max_call_secs is not None and time.monotonic() - start > self._max_call_secs:
                 return
-            with self._lock:
-                owner = _create_owner()
-                if self._claims and self._store.renew(dict(self._claims), owner):
-                    self._claims = dict.fromkeys(self._claims, owner)
+            number += 1
+            self._store.beat(self._owner, str(number).encode())
+        if number:
+            self._store.beat(self._owner, b"")

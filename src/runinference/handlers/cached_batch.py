@@ -22,7 +22,7 @@ from runinference.collate.rows import select_rows
 from runinference.errors import PartialResult
 from runinference.handlers.call import OnPart
 from runinference.handlers.repeatable_batch import duplicate
-from runinference.handlers.stable_bytes import to_stable_bytes
+from runinference.handlers.stable_bytes import get_class_name, to_stable_bytes
 from runinference.results import PredictionResult
 
 #: How much later than the current time a result may have been stored, because clocks differ.
@@ -167,10 +167,10 @@ class CachedBatch:
         try:
             data = to_stable_bytes(self._form.get_input(element))
         except Exception:
-            kind = type(element)
+            name = get_class_name(type(element))
             self._warn(
-                f"The results of elements of the type {kind.__module__}.{kind.__qualname__} aren't cached, because "
-                "they are tables, are invalid, or can't be pickled."
+                f"The results of elements of the type {name} aren't cached, because they are tables, are invalid, or "
+                "can't be pickled."
             )
             return None
         key = start_key.copy()
