@@ -25,7 +25,6 @@ CALLS = []
 
 class Doubling(ModelHandler):
     def load_model(self):
-        CALLS.clear()
         return None
 
     def run_inference(self, batch, model, inference_args=None):
@@ -40,6 +39,7 @@ def cached(location, **options):
 
 def predict(location, elements=(1, 2, 3), **options):
     """Return the elements that the model was called for. The results must be right."""
+    CALLS.clear()
     results = cached(location, **options).predict(elements)
     assert results == [PredictionResult(x, 2 * x) for x in elements]
     return list(CALLS)
@@ -286,27 +286,47 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         cached(tmp_path)
 
 
-def test_a_claim_that_is_not_renewed_expires(location):
-    """A worker that died leaves its claims behind."""
-    entered, release = threading.Event(), threading.Event()
+def test_the_claim_of_a_worker_without_a_sign_of_life_expires(location):
+    entered, repeated = threading.Event(), threading.Event()
 
-    class Dying(Doubling):
+    class Stuck(Doubling):
         def run_inference(self, batch, model, inference_args=None):
+            if entered.is_set():
+                repeated.set()
             entered.set()
-            release.wait(20)
+            repeated.wait(20)
             return super().run_inference(batch, model)
 
-    # Its claims are renewed too late for the other worker.
-    dying = Dying().with_cache(location, version="1", claim_secs=1000)
-    alive = Dying().with_cache(location, version="1", claim_secs=0.1)
-    thread = threading.Thread(target=dying.predict, args=([1],))
-    thread.start()
-    entered.wait(10)
-    threading.Timer(0.15, release.set).start()
+    # The first sign of life of the first worker comes too late for the second one.
+    stuck = Stuck().with_cache(location, version="1", claim_secs=1000)
+    alive = Stuck().with_cache(location, version="1", claim_secs=0.1)
     CALLS.clear()
+    thread = threading.Thread(target=stuck.predict, args=([1],))
+    thread.start()
+    entered.wait(20)
     assert alive.predict([1]) == [PredictionResult(1, 2)]
-    thread.join(10)
+    thread.join(20)
     assert CALLS == [1, 1]
+
+
+def test_the_claim_of_a_worker_that_is_alive_does_not_expire(location):
+    entered, waited = threading.Event(), threading.Event()
+
+    class Slow(Doubling):
+        def run_inference(self, batch, model, inference_args=None):
+            entered.set()
+            waited.wait(20)
+            return super().run_inference(batch, model)
+
+    handlers = [Slow().with_cache(location, version="1", claim_secs=0.3) for _ in range(2)]
+    thread = threading.Thread(target=handlers[0].predict, args=([1],))
+    CALLS.clear()
+    thread.start()
+    entered.wait(20)
+    threading.Timer(0.6, waited.set).start()
+    assert handlers[1].predict([1]) == [PredictionResult(1, 2)]
+    thread.join(20)
+    assert CALLS == [1]
 
 
 def test_url_errors_do_not_repeat_the_password():

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from runinference.errors import RunInferenceError
+from runinference.extras import need
 
 #: The version of the format. Entries of other versions are ignored. Increase it with each change of the format.
 FORMAT_VERSION = 1
@@ -153,8 +154,7 @@ class _Pickler(pickle.Pickler):
 
 def restore_tensor(dtype: str, shape: tuple[int, ...], data: bytearray) -> Any:
     """Return the PyTorch tensor with a dtype, a shape, and bytes."""
-    import torch
-
+    torch = need("torch", extra="torch")
     kind = getattr(torch, dtype)
     if not isinstance(kind, torch.dtype):
         raise EntryError(f"{dtype} is not a dtype.")

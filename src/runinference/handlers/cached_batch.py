@@ -169,7 +169,7 @@ class CachedBatch:
         except Exception:
             name = get_class_name(type(element))
             self._warn(
-                f"The results of elements of the type {name} aren't cached, because they are tables, are invalid, or "
+                f"The results of elements of the type {name} aren't cached, because they are tables, invalid, or "
                 "can't be pickled."
             )
             return None

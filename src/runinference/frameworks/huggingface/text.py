@@ -341,8 +341,10 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
 
     def get_model_files(self) -> Sequence[str]:
         # The name of a tokenizer on the Hub is an option. That of a model on the Hub needs a version.
-        has_folder = self._tokenizer is not None and file_bytes(self._tokenizer)
-        return [self._model_uri, *([self._tokenizer] if has_folder else [])]
+        tokenizer = self._tokenizer
+        if tokenizer is None or not file_bytes(tokenizer):
+            return [self._model_uri]
+        return [self._model_uri, tokenizer]
 
     def _load_plain_tokenizer(self) -> Any:
         uri = self._tokenizer or self._model_uri
