@@ -93,8 +93,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             error_handling: ``output`` is the name of the output with the rows that failed, as in other transforms
                 of Beam YAML. They have the columns ``element``, ``msg``, and ``stack``. Optional keys are
                 ``threshold``, ``timeout``, and ``use_subprocess``, as in ``with_exception_handling``.
-            cache: The options of ``with_cache``, such as ``{location: results}``, to store results and call the model
-                once for equal rows.
+            cache: The options of ``with_cache``, such as ``{location: results}``, to store results and call the
+                model once for equal rows.
             **options: Other options of ``runinference.RunInference``, such as ``inference_args`` or
                 ``watch_model_pattern``.
 

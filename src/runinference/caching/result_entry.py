@@ -179,9 +179,9 @@ class _Unpickler(pickle.Unpickler):
         full_name = f"{module}.{name}"
         if full_name in _TRUSTED:
             return super().find_class(module, name)
-        if full_name.startswith(self._packages):
+        if full_name.startswith(self._packages) and "." not in name:
             found = super().find_class(module, name)
-            if isinstance(found, type):
+            if isinstance(found, type) and found.__module__.startswith(self._packages):
                 return found
         raise EntryError(f"{full_name} is not a trusted type")
 
