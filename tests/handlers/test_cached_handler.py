@@ -28,6 +28,7 @@ from runinference import (
     RunInference,
 )
 from runinference.errors import ElementError, ModelLoadError, OptionError
+from runinference.handlers.compute_turn import CallOverlap, compute_turn
 from runinference.openai_inference import (
     OpenAIChatModelHandler,
     OpenAIModelHandler,
@@ -287,6 +288,17 @@ def test_a_change_of_what_results_depend_on_calls_the_model_again(change, tmp_pa
     counting(tmp_path).predict(["a"])
     change(tmp_path)
     assert calls == ["a", "a"]
+
+
+def test_the_code_of_a_class_without_a_version_is_part_of_the_key(tmp_path, calls):
+    def make(mark):
+        class Local(Service):
+            def request(self, batch, model, inference_args=None):
+                return [f"{x}{mark}" for x in batch]
+
+        return Local().with_cache(tmp_path)
+
+    assert [make(mark).predict(["a"]) for mark in "!?!"] == [["a!"], ["a?"], ["a!"]]
 
 
 def test_options_that_do_not_affect_results_have_no_effect(tmp_path, calls):
@@ -565,13 +577,42 @@ def test_two_workers_that_miss_the_same_element_call_the_model_once(tmp_path, ca
     assert calls == ["a"]
 
 
+class Equal:
+    """Elements of which 0 and 1 are equal, and 0 waits until the model is called for 1."""
+
+    called = threading.Event()
+
+    def __init__(self, number):
+        self.number = number
+
+    def __reduce__(self):
+        # Beam estimates the size of elements in other threads.
+        if not self.number and threading.current_thread().name == "runinference-call":
+            assert self.called.wait(20)
+        return str, ("equal" if self.number < 2 else "other",)
+
+
+class InTurns(Counting):
+    """The model computes one batch after the other, while other batches are prepared."""
+
+    def call_overlap(self):
+        return CallOverlap(max_calls=2, uses_turn=True)
+
+    def run_inference(self, batch, model, inference_args=None):
+        if batch[0].number == 1:
+            Equal.called.set()
+        with compute_turn():
+            CALLS["calls"] += batch
+            return [f"result of {x.number}" for x in batch]
+
+
 def test_calls_that_overlap_do_not_wait_for_each_other_in_a_circle(tmp_path, calls):
-    handler = Service(min_batch_size=2, max_batch_size=2, max_concurrent_requests=1)
-    examples = [*"abcabcbcacab"] * 5
+    Equal.called.clear()
+    handler = InTurns(min_batch_size=1, max_batch_size=1).with_cache(tmp_path, version="1")
     with overlapping():
-        results = run(examples, RunInference(handler.with_cache(tmp_path)))
-    assert sorted(inferences(results)) == sorted(x.upper() for x in examples)
-    assert sorted(calls) == ["a", "b", "c"]
+        results = run([2, 0, 1], RunInference(handler.with_preprocess_fn(Equal)))
+    assert results == ["result of 2", "result of 1", "result of 1"]
+    assert len(calls) == 2
 
 
 def test_elements_do_not_wait_for_a_call_that_timed_out(tmp_path, calls):
