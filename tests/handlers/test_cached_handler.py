@@ -491,6 +491,8 @@ def test_batches_as_elements(tmp_path, calls):
     regression = SklearnModelHandlerNumpy(path).with_cache(tmp_path).with_no_batching()
     found = regression.predict([np.array([[1.0], [2.0], [1.0]])])
     np.testing.assert_allclose(inferences(found), [2, 4, 2])
+    [again] = regression.predict([np.array([[2.0]])])
+    assert (again.example.tolist(), round(float(again.inference))) == ([2.0], 4)
     with pytest.raises(OptionError, match="leave with_no_batching or with_cache out"):
         handler.predict([{"x": np.ones(2)}])
     for unsplit in (

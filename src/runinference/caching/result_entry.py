@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from runinference.errors import RunInferenceError
+from runinference.errors import RunInferenceError, describe
 from runinference.extras import need
 
 #: The version of the format. Entries of other versions are ignored. Increase it with each change of the format.
@@ -85,11 +85,8 @@ def encode_entry(key: bytes, value: Any, time: float, trusted: TrustedTypes) -> 
             content = file.getvalue()
         _load(content, trusted)
     except Exception as error:
-        kind = type(value)
-        reason = str(error) if isinstance(error, EntryError) else f"{type(error).__name__}: {error}"
-        raise UncacheableResultError(
-            f"Results of the type {kind.__module__}.{kind.__qualname__} can't be stored: {reason[:300]}"
-        ) from error
+        reason = str(error) if isinstance(error, EntryError) else describe(error, 300)
+        raise UncacheableResultError(f"Results can't be stored: {reason}") from error
     header = _HEADER.pack(_MAGIC, FORMAT_VERSION, time, key, bytes(32))
     return _HEADER.pack(_MAGIC, FORMAT_VERSION, time, key, _digest(header, content)) + content
 

@@ -59,13 +59,18 @@ class PredictionForm(CacheForm):
         return element
 
     def get_output(self, element: Any, result: Any) -> Any:
-        if type(result) is PredictionResult and result.example is element:
+        if type(result) is PredictionResult and _is_same(result.example, element):
             return True, (result.inference, result.model_id)
         return False, result
 
     def make_result(self, element: Any, output: Any) -> Any:
         is_prediction, stored = output
         return PredictionResult(element, *stored) if is_prediction else stored
+
+
+def _is_same(example: Any, element: Any) -> bool:
+    """Return whether the example of a result is the element, or a copy, such as another view of an array's row."""
+    return example is element or to_stable_bytes(example) == to_stable_bytes(element)
 
 
 class CachedBatch:
