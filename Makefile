@@ -25,7 +25,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 comma := ,
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser \
+.PHONY: help demo test whole format-check lint types unit fuzz docs-test site-test docs-update docs-format site browser redis \
 	test-runners test-kills bench-runners serve java test-object-store test-container bench bench-gpu bench-peers \
 	bench-pages format lock clean
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ demo: $(DEMO) ## classify handwritten digits with two models in one pipeline
 	$(call say,examples/ab_test.py)
 	@$(BIN)/python examples/ab_test.py
 
-test: format-check lint browser ## run all checks and tests; required before each commit
+test: format-check lint browser redis ## run all checks and tests; required before each commit
 	@$(MAKE) --no-print-directory --jobs 2 types whole
 
 whole: $(FULL)
@@ -111,6 +111,10 @@ site: $(FULL) ## build the site into site/, with warnings as errors
 browser: $(FULL)
 	$(call say,browser for the tests of the site)
 	@$(DOCS) docs.browser
+
+redis: $(FULL)
+	$(call say,Redis for the tests of caches)
+	@PYTHONPATH=tests $(BIN)/python -m redis_server
 
 serve: $(FULL) ## serve the site on localhost with live reload
 	@$(SITE) serve --livereload --dirty $(if $(ADDRESS),--dev-addr $(ADDRESS))

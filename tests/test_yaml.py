@@ -101,6 +101,13 @@ def test_a_provider_adds_typed_predictions_to_the_rows_of_a_csv_file(folder, run
     ]
 
 
+def test_results_are_stored_in_a_cache(folder, run_pipeline):
+    for _ in range(2):
+        run_pipeline(chain(infer(output="progress", cache={"location": "results"})))
+        assert sorted(round(row["progress"]) for row in read_json("out.json")) == [4, 5, 10, 11]
+    assert Path("results", "cache.db").exists()
+
+
 def test_failed_rows_are_an_output_with_the_message(folder, run_pipeline):
     rows = [{"age": 2.0, "bmi": 1.0}, {"age": 2.0, "bmi": None}]
     steps = [
@@ -129,6 +136,8 @@ def test_failed_rows_are_an_output_with_the_message(folder, run_pipeline):
         ({"columns": ["age", "bmj"]}, "no feature 'bmj' .*Did you mean 'bmi'"),
         ({"keep": ["idd"]}, "no column 'idd' .*Did you mean 'id'"),
         ({"output": {"progress": "float"}}, "use one of boolean"),
+        ({"cache": {"max_byte": 1}}, "Did you mean 'cache.max_bytes'"),
+        ({"cache": "results"}, "cache must be a dictionary"),
         ({"error_handling": {"outputs": "errors"}}, "Did you mean 'output'|Missing output"),
         ({"model_handler": {"type": "SklearnModelHandlerPanda"}}, "SklearnModelHandlerPandas"),
         ({"model_handler": {"config": {}}}, "model_handler has no type"),

@@ -188,3 +188,5 @@ def _imported_names(example: str) -> Iterator[str]:
             yield f"{imported[ast.unparse(node.value)]}.{node.attr}"
     if FRAMES.search(code):
         yield "pandas"
+    if ".with_cache(" in code:
+        yield "redis" if "redis://" in code else "diskcache"

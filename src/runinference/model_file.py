@@ -7,11 +7,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, cast
 
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from runinference.download import cannot_read, download_file, get_file_system_options
@@ -137,6 +137,64 @@ def file_bytes(path: str) -> int:
         return sum(each.size_in_bytes for match in matches for each in match.metadata_list)
     except Exception:  # a file system may raise anything for what is not its path
         return 0
+
+
+class ModelFiles:
+    """The files of a model, which may be replaced at any time.
+
+    Args:
+        paths: The paths of files and folders.
+
+    Raises:
+        ModelLoadError: A path is neither a file nor a folder with files.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+        self._found = self._list()
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 digest of the names and contents of all files."""
+        digest = hashlib.sha256()
+        for path, relative, *_ in self._found:
+            digest.update(f"{len(relative)} {relative}".encode())
+            with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+                content = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    content.update(block)
+            digest.update(content.digest())
+        return digest.digest()
+
+    def have_changed(self) -> bool:
+        """Return whether files were replaced, added or removed, according to their sizes and times."""
+        return self._list() != self._found
+
+    def _list(self) -> list[tuple[str, str, int, float]]:
+        """Return the path, the relative path, the size and the time of each file."""
+        files: list[tuple[str, str, int, float]] = []
+        for number, path in enumerate(self._paths):
+            get_file_system_options()
+            try:
+                matches = FileSystems.match([path, FileSystems.join(path, "**")])
+            except Exception as error:  # what a client raises depends on the file system
+                raise cannot_read(f"file {path!r}", error) from error
+            found = {each.path: each for match in matches for each in match.metadata_list}
+            if not found:
+                raise ModelLoadError(
+                    f"The model {path!r} is neither a file nor a folder with files, so its digest is unknown, and "
+                    "its results can't be cached. To fix this, pass version to with_cache, for example the name "
+                    "and the revision of the model, or correct the path."
+                )
+            files += [
+                (
+                    name,
+                    f"{number}{name.removeprefix(path)}",
+                    each.size_in_bytes,
+                    each.last_updated_in_seconds,
+                )
+                for name, each in sorted(found.items())
+            ]
+        return files
 
 
 def exists(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -178,6 +179,18 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
         return ModelSignature(
             output=self._structured.column_type, fields=self._structured.field_types
         )
+
+    def get_result_options(self) -> dict[str, Any]:
+        options = super().get_result_options()
+        if self._structured is not None:
+            options["_structured"] = self._structured.identity
+        return options
+
+    def get_result_types(self) -> Sequence[type | str]:
+        if self._structured is None:
+            return super().get_result_types()
+        others = super().get_result_types() if self._keep_generation else ()
+        return [*self._structured.classes, *others]
 
     def _check_fields(self, option: str, fields: Mapping[str, Any]) -> None:
         super()._check_fields(option, fields)
@@ -448,6 +461,15 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
                 responses = list(responses)
             return self.results_of(batch, responses, self.model_name)
         raise redacted
+
+    _without_effect = frozenset({"_get_key", "_secret"})
+
+    def get_result_options(self) -> dict[str, Any]:
+        url = self.base_url or os.environ.get("OPENAI_BASE_URL")
+        return {**super().get_result_options(), "base_url": url}
+
+    def get_result_types(self) -> Sequence[type | str]:
+        return ["openai.types."]  # data classes of the package openai
 
     def _resolve_key(self) -> str | None:
         if callable(self._get_key):

@@ -264,6 +264,10 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
             self._torch_script_model_path or self._torch_export_model_path or self._state_dict_path
         )
 
+    def get_model_files(self) -> Sequence[str] | None:
+        path = self._model_id()
+        return [path] if path else None
+
     def _load_file(self, device: Any) -> Any:
         args, sha256 = self._load_model_args, self._model_sha256
         if self._torch_script_model_path:

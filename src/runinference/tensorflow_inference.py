@@ -162,6 +162,9 @@ class _TFModelHandler(ModelHandler[Any, PredictionResult, Any]):
         self._load_model_args = load_model_args or {}
         self._custom_weights = weights_path
 
+    def get_model_files(self) -> Sequence[str] | None:
+        return [path for path in (self._model_uri, self._custom_weights) if path]
+
     def load_model(self) -> Any:
         """Load a Keras model, or a SavedModel with ``tf.saved_model.load``.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, cast
 
 import apache_beam as beam
@@ -72,6 +73,7 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         output: OutputOption | None = None,
         keep: str | Sequence[str] | None = None,
         error_handling: Mapping[str, Any] | None = None,
+        cache: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         """Create the transform.
@@ -91,6 +93,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             error_handling: ``output`` is the name of the output with the rows that failed, as in other transforms
                 of Beam YAML. They have the columns ``element``, ``msg``, and ``stack``. Optional keys are
                 ``threshold``, ``timeout``, and ``use_subprocess``, as in ``with_exception_handling``.
+            cache: The options of ``with_cache``, such as ``{location: results}``, to store results and call the
+                model once for equal rows.
             **options: Other options of ``runinference.RunInference``, such as ``inference_args`` or
                 ``watch_model_pattern``.
 
@@ -99,8 +103,15 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
                 model. The message suggests the closest name.
         """
         super().__init__()
+        handler = _create_handler(model_handler)
+        if cache is not None:
+            cache_options = to_plain(cache)
+            check_mapping("cache", cache_options)
+            known = [f"cache.{name}" for name in signature(handler.with_cache).parameters]
+            reject_unknown(type(self), [f"cache.{name}" for name in cache_options], known)
+            handler = handler.with_cache(**cache_options)
         transform = run_inference.RunInference(
-            _create_handler(model_handler),
+            handler,
             columns=columns,
             output="prediction" if output is None else parse_output(to_plain(output)),
             keep=keep,

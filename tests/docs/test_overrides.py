@@ -274,6 +274,7 @@ def add_requirements(markdown: str, place: str = "guides/one.md") -> str:
         ("import xgboost, sklearn.datasets, pandas", '".[xgboost]"'),
         ("from runinference.sklearn_inference import SklearnModelHandlerNumpy", '".[sklearn]"'),
         ("from apache_beam.io import ReadFromCsv", '".[sklearn]"'),
+        ('handler = handler.with_cache("results")', '".[cache]"'),
         ("from runinference.samples import digits_shufflenet", '".[torch]"'),
         ("from runinference.openai_inference import OpenAIModelHandler", '".[remote]"'),
         ("import spacy", ". spacy"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 from apache_beam.utils.retry import with_exponential_backoff
@@ -16,6 +16,9 @@ from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import PartialBatchError, PartialResult, UnknownOptionError
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.repeatable_batch import SingleBatch
+
+#: Called with the index of the first element of a part in its batch, and the outcome of the part.
+OnPart = Callable[[int, PartialResult], None]
 
 
 class RunsInParts(ABC):
@@ -28,9 +31,45 @@ class RunsInParts(ABC):
 
     @abstractmethod
     def run_in_parts(
-        self, batch: Any, model: Any, inference_args: dict[str, Any] | None
+        self,
+        batch: Any,
+        model: Any,
+        inference_args: dict[str, Any] | None,
+        on_part: OnPart | None = None,
     ) -> list[PartialResult]:
-        """Run the model on a batch. Return the results or the error of each part, in order."""
+        """Run the model on a batch. Return the results or the error of each part, in order.
+
+        Args:
+            batch: The examples.
+            model: The object that ``load_model`` returned.
+            inference_args: Keyword arguments for the model call, or None.
+            on_part: Called with the index of the first element of each part, and its outcome, as soon as the part
+                is complete, possibly in another thread.
+        """
+
+
+def run_parts(
+    handler: RunsInParts,
+    batch: Any,
+    model: Any,
+    inference_args: dict[str, Any] | None,
+    on_part: OnPart | None,
+    finish: Callable[[int, PartialResult], PartialResult],
+) -> list[PartialResult]:
+    """Run a handler in parts, and return ``finish(start, part)`` for each part, once."""
+    finished: dict[int, PartialResult] = {}
+
+    def finish_early(start: int, part: PartialResult) -> None:
+        finished[start] = finish(start, part)
+        if on_part is not None:
+            on_part(start, finished[start])
+
+    parts = handler.run_in_parts(batch, model, inference_args, on_part and finish_early)
+    starts = accumulate((part.size for part in parts), initial=0)
+    return [
+        finished[start] if start in finished else finish(start, part)
+        for start, part in zip(starts, parts, strict=False)
+    ]
 
 
 def run_batch(

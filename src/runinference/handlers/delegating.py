@@ -37,6 +37,11 @@ class DelegatingHandler(RunsInParts, ModelHandler[Any, Any, Any]):
         return self._replace(_unkeyed=function(self._unkeyed))
 
     @property
+    def loads_model_of_inner(self) -> bool:
+        """Whether ``load_model`` returns the model of the wrapped handler as it is."""
+        return True
+
+    @property
     def runs_in_parts(self) -> bool:
         return runs_in_parts(self._unkeyed)
 
@@ -57,6 +62,14 @@ class DelegatingHandler(RunsInParts, ModelHandler[Any, Any, Any]):
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         self._unkeyed.validate_inference_args(inference_args)
+
+    def get_model_files(self) -> Sequence[str] | None:
+        found: Sequence[str] | None = self._unkeyed.get_model_files()
+        return found
+
+    def get_result_types(self) -> Sequence[type | str]:
+        types: Sequence[type | str] = self._unkeyed.get_result_types()
+        return types
 
     def update_model_path(self, model_path: str | None = None) -> None:
         self._unkeyed.update_model_path(model_path=model_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from typing_extensions import Self
@@ -14,7 +13,7 @@ from runinference.checks import check_int
 from runinference.collate.unbatch import SplitRows, unbatch_results
 from runinference.collate.unsplit import returns_unsplit_results, run_unsplit
 from runinference.errors import ElementError, OptionError, PartialResult
-from runinference.handlers.call import call_model
+from runinference.handlers.call import OnPart, call_model, run_parts
 from runinference.handlers.delegating import DelegatingHandler
 from runinference.handlers.key_mapping import (
     KeyModelMapping,
@@ -48,17 +47,20 @@ class _KeyWrapper(DelegatingHandler):
         self._per_key = isinstance(unkeyed, PerKeyModelHandler)
 
     def run_in_parts(
-        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None
+        self,
+        batch: Sequence[Any],
+        model: Any,
+        inference_args: dict[str, Any] | None,
+        on_part: OnPart | None = None,
     ) -> list[PartialResult]:
         if not self._are_keyed(batch):
-            parts: list[PartialResult] = self._unkeyed.run_in_parts(batch, model, inference_args)
-            return parts
+            return self._unkeyed.run_in_parts(batch, model, inference_args, on_part)  # type: ignore[no-any-return]
         keys, examples = _unzip(batch)
-        remaining = iter(keys)
-        return [
-            _add_keys(part, list(islice(remaining, part.size)))
-            for part in self._unkeyed.run_in_parts(examples, model, inference_args)
-        ]
+
+        def finish(start: int, part: PartialResult) -> PartialResult:
+            return _add_keys(part, keys[start : start + part.size])
+
+        return run_parts(self._unkeyed, examples, model, inference_args, on_part, finish)
 
     def map_inner(self, function: Callable[[Any], Any]) -> Self:
         if not self._per_key:

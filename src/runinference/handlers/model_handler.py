@@ -13,6 +13,7 @@ from typing_extensions import Self, Unpack
 from runinference.batching.element_size import batch_size_in_bytes
 from runinference.batching.policy import BatchPolicy
 from runinference.caching.memory_budget import model_bytes
+from runinference.caching.options import CacheOptions
 from runinference.checks import check_bool, check_callable, check_env_vars, check_int
 from runinference.collate.class_output import ClassPredictions, ProbabilitiesOption
 from runinference.collate.row_inputs import ExampleInput, RowInput
@@ -101,6 +102,25 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     _row_input: RowInput = ExampleInput()  # what run_inference takes for a batch of rows
     # Wraps a handler so that it takes rows. Set by row_handler.py, which depends on this class.
     _row_wrapper: ClassVar[Callable[[Any, RowOptions], Any]]
+    # Wraps a handler with a cache. Set by cached_handler.py, which depends on this class.
+    _cache_wrapper: ClassVar[Callable[[Any, CacheOptions], Any]]
+    # Attributes that have no effect on results, besides those of this class.
+    _without_effect: ClassVar[frozenset[str]] = frozenset(
+        {
+            "_batching_kwargs",
+            "_large_model",
+            "_max_batch_bytes",
+            "_max_padded_size",
+            "_model_copies",
+            "_n_path_updates",
+            "_postprocess_fns",
+            "_preprocess_fns",
+            "_share_across_processes",
+            "_skips_batching",
+            "get_postprocess_fns",
+            "get_preprocess_fns",
+        }
+    )
     _has_native_model = False  # whether the model keeps its weights where Python can't reach them
     # Whether run_inference (or request) never modifies the examples of a list.
     _keeps_examples = False
@@ -420,6 +440,86 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         if whole_results:
             self.validate_whole_results()
         return self._replace(_skips_batching=True, _whole_results=whole_results)
+
+    def with_cache(
+        self,
+        location: str | os.PathLike[str] | None = None,
+        *,
+        version: str | None = None,
+        max_bytes: int | None = None,
+        max_age_secs: float | None = None,
+        password_env: str | None = None,
+        trusted_types: Sequence[type] = (),
+        claim_secs: float = 15,
+    ) -> Self:
+        """Return a copy that stores results, and calls the model once for equal elements.
+
+        A result is stored under a hash of the element, the inference arguments, the options of the handler, and
+        the model: the digest of its files, or ``version``. Later calls, in any process that uses the same store,
+        read it from there. Only successful results are stored. If the store fails, the model is called.
+
+        >>> import tempfile
+        >>> from runinference.openai_inference import OpenAIChatModelHandler
+        >>> from runinference.samples import servers
+        >>> with servers.llm() as base_url:
+        ...     handler = OpenAIChatModelHandler(base_url, "shout", None).with_cache(tempfile.mkdtemp())
+        ...     first = handler.predict(["Hello"])
+        >>> [result] = handler.predict(["Hello"])  # without the server
+        >>> result.inference.text
+        'HELLO'
+
+        Args:
+            location: A folder on a local disk, which the processes of a machine share, or the URL of a Redis
+                server, such as ``"redis://host:6379/0"``, which several machines share. By default, a folder in
+                the user's cache directory.
+            version: The version of the model, if it has no files, and of the handler's code. Change it to
+                invalidate all results. By default, the digest of the model's files, and the code of the handler's
+                class.
+            max_bytes: Maximum size of the folder in bytes, by default 1 GiB. The results that were stored first
+                are removed first. For Redis, set ``maxmemory`` of the server instead.
+            max_age_secs: Maximum age of results in seconds. By default, there is no limit.
+            password_env: Name of the environment variable that contains the password of Redis on the workers.
+                The handler doesn't store the password.
+            trusted_types: Additional classes that results may contain. By default, results contain numbers, text,
+                containers, arrays, tensors, and the handler's own types.
+            claim_secs: Time in seconds after which another worker repeats a call whose worker died.
+
+        Raises:
+            OptionError: The model has no files, and there is no ``version``; the handler returns unsplit results
+                or has a cache already; the URL contains a password, or another value is invalid.
+            ImportError: diskcache or redis isn't installed.
+        """
+        options = CacheOptions.create(
+            location, version, max_bytes, max_age_secs, password_env, trusted_types, claim_secs
+        )
+        return self._cache_wrapper(options)  # type: ignore[no-any-return]
+
+    def get_result_options(self) -> dict[str, Any]:
+        """Return the options that results depend on, by name. They are part of the keys of a cache.
+
+        By default, these are all attributes, except options of this library that have no effect on results, such
+        as the batch size or the number of concurrent requests. Override this method to leave others out.
+        """
+        without_effect = frozenset[str]().union(
+            *(vars(kind).get("_without_effect", ()) for kind in type(self).__mro__)
+        )
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in without_effect and not name.startswith("_runinference")
+        }
+
+    def get_model_files(self) -> Sequence[str] | None:
+        """Return the paths of the files and folders that the model is loaded from; None if they are unknown."""
+        path = getattr(self, self._path_attribute) if self._path_attribute else None
+        return [path] if path else None
+
+    def get_result_types(self) -> Sequence[type | str]:
+        """Return the classes that results contain, besides numbers, text, containers, arrays and tensors.
+
+        A text that ends with a dot is the name of a package of such classes.
+        """
+        return ()
 
     def share_model_across_processes(self) -> bool:
         """Return whether all worker processes of a machine share the model."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from runinference.collate.row_outputs import OutputColumn, to_columns, to_python
 from runinference.collate.unbatch import SplitRows, unbatch, unbatch_results
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import ElementError, OptionError, PartialResult
-from runinference.handlers.call import call_model
+from runinference.handlers.cached_batch import CacheForm
+from runinference.handlers.cached_handler import CachedModelHandler
+from runinference.handlers.call import OnPart, call_model, run_parts
 from runinference.handlers.delegating import DelegatingHandler
 from runinference.handlers.keyed import KeyedModelHandler, MaybeKeyedModelHandler
 from runinference.handlers.model_handler import ModelHandler
@@ -41,7 +42,7 @@ def with_rows(handler: Any, options: RowOptions) -> Any:
     Raises:
         OptionError: The columns don't fit the model, or the handler returns unsplit results.
     """
-    if isinstance(handler, (KeyedModelHandler, MaybeKeyedModelHandler)):
+    if isinstance(handler, (KeyedModelHandler, MaybeKeyedModelHandler, CachedModelHandler)):
         return handler.map_inner(partial(with_rows, options=options))
     return RowModelHandler(handler, options, read_signature(handler))
 
@@ -53,12 +54,18 @@ def map_row_handlers(handler: Any, function: Callable[[RowModelHandler], Any]) -
     """Return a handler with ``function(handler)`` instead of each handler of rows in it."""
     if isinstance(handler, RowModelHandler):
         return function(handler)
-    if isinstance(handler, (KeyedModelHandler, MaybeKeyedModelHandler)):
+    if isinstance(handler, (KeyedModelHandler, MaybeKeyedModelHandler, CachedModelHandler)):
         return handler.map_inner(partial(map_row_handlers, function=function))
     return handler
 
 
-class RowModelHandler(DelegatingHandler):
+def takes_rows(handler: Any) -> bool:
+    """Return whether the elements of a handler are rows without keys."""
+    inner = handler.inner if isinstance(handler, CachedModelHandler) else handler
+    return isinstance(inner, RowModelHandler)
+
+
+class RowModelHandler(CacheForm, DelegatingHandler):
     """Collect the columns of rows for a handler, call it once per batch, and add its predictions to the rows.
 
     A chunk (a DataFrame or an Arrow table) is one element, whose rows are one batch. The result is a chunk, too.
@@ -107,6 +114,23 @@ class RowModelHandler(DelegatingHandler):
         }
         self._fields: tuple[str, ...] | None = None
 
+    _without_effect = frozenset({"_fields", "_types", "feature_types", "keep"})
+
+    def get_input(self, element: Any) -> Any:
+        if is_chunk_type(type(element)):
+            raise ElementError("A table has no single result.")
+        [row] = read_rows([element])
+        return {
+            name: row[name] for name in self.columns if name in row or name not in self.optional
+        }
+
+    def get_output(self, element: Any, result: Any) -> Any:
+        return tuple(getattr(result, column.name) for column in self.output)
+
+    def make_result(self, element: Any, output: Any) -> Any:
+        [kept] = self._keep_columns(read_rows([element]))
+        return Row(**kept, **dict(zip([c.name for c in self.output], output, strict=True)))
+
     def with_types(
         self, fields: Sequence[str], types: Mapping[str, Sequence[type]]
     ) -> RowModelHandler:
@@ -148,19 +172,28 @@ class RowModelHandler(DelegatingHandler):
         )
 
     def run_in_parts(
-        self, batch: Any, model: Any, inference_args: dict[str, Any] | None
+        self,
+        batch: Any,
+        model: Any,
+        inference_args: dict[str, Any] | None,
+        on_part: OnPart | None = None,
     ) -> list[PartialResult]:
         _check_list(batch)
         if any(map(is_chunk_type, set(map(type, batch)))):
-            return [self._run_part(element, model, inference_args) for element in batch]
+            parts = []
+            for index, element in enumerate(batch):
+                parts.append(self._run_part(element, model, inference_args))
+                if on_part is not None:
+                    on_part(index, parts[-1])
+            return parts
         rows = read_rows(batch)
         kept = self._keep_columns(rows)
         examples = self._collate(self._read_features(rows), model)
-        remaining = iter(kept)
-        return [
-            self._finish(part, list(islice(remaining, part.size)))
-            for part in self._unkeyed.run_in_parts(examples, model, inference_args)
-        ]
+
+        def finish(start: int, part: PartialResult) -> PartialResult:
+            return self._finish(part, kept[start : start + part.size])
+
+        return run_parts(self._unkeyed, examples, model, inference_args, on_part, finish)
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """Return the size of a batch in bytes. If there are many rows, it is estimated from some of them."""

@@ -189,6 +189,17 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
     def create_client(self) -> Any:
         return self._endpoint.create_client()
 
+    def get_result_options(self) -> dict[str, Any]:
+        endpoint = self._endpoint
+        return {
+            **super().get_result_options(),
+            "_endpoint": (
+                url.key if isinstance(url := endpoint.base_url, LocalServer) else url,
+                sorted(endpoint.headers.items()),
+                sorted(endpoint.query.items()),
+            ),
+        }
+
     def with_option(self, name: str, value: Any) -> Self:
         changed = super().with_option(name, value)
         n_connections = changed.max_concurrent_requests

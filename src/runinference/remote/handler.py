@@ -7,6 +7,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from math import ceil
 from typing import Any
 
@@ -17,7 +18,7 @@ from runinference.checks import check_callable, check_int
 from runinference.collate.unbatch import unbatch_results
 from runinference.errors import NotCalledError, OptionError, PartialBatchError, PartialResult
 from runinference.extras import need
-from runinference.handlers.call import RunsInParts, may_modify_examples
+from runinference.handlers.call import OnPart, RunsInParts, may_modify_examples
 from runinference.handlers.compute_turn import CallOverlap
 from runinference.handlers.event_loop import resolve
 from runinference.handlers.model_handler import ExampleT, ModelHandler, ModelT, PredictionT
@@ -87,6 +88,20 @@ class RemoteModelHandler(RunsInParts, Tunable, ModelHandler[ExampleT, Prediction
     max_concurrent_requests = 16
     logger = logging.getLogger(__name__)
     throttler: Throttle
+    _without_effect = frozenset(
+        {
+            "_process_pool",
+            "_rate_limiter",
+            "_sleep",
+            "backoff",
+            "logger",
+            "max_concurrent_requests",
+            "max_request_size",
+            "num_retries",
+            "retry_filter",
+            "throttler",
+        }
+    )
     _process_pool: ProcessRequestPool
     _rate_limiter: RateLimiter | None = None
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
@@ -234,15 +249,32 @@ class RemoteModelHandler(RunsInParts, Tunable, ModelHandler[ExampleT, Prediction
             raise PartialBatchError(parts).first_error
         return [result for part in parts for result in part.results or ()]
 
-    def run_in_parts(self, batch: Any, model: ModelT, inference_args: _Args) -> list[PartialResult]:
+    def run_in_parts(
+        self, batch: Any, model: ModelT, inference_args: _Args, on_part: OnPart | None = None
+    ) -> list[PartialResult]:
         pool = self._process_pool.get(self._create_pool)
         parts = split_batch(batch, self.max_request_size)
         order = self._order_requests(parts)
-        return pool.run(lambda part: self._send(pool, part, model, inference_args), parts, order)
+        if on_part is None:
+            return pool.run(
+                lambda part: self._send(pool, part, model, inference_args), parts, order
+            )
+        starts = accumulate(map(count_examples, parts), initial=0)
+        indices = {id(part): start for part, start in zip(parts, starts, strict=False)}
+
+        def send(part: Any) -> list[PredictionT]:
+            results = self._send(pool, part, model, inference_args)
+            on_part(indices[id(part)], PartialResult(len(results), results, None))
+            return results
+
+        return pool.run(send, parts, order)
 
     def _order_requests(self, parts: Sequence[Any]) -> Sequence[int] | None:
         """Return the numbers of requests in the order to send them; None for their own."""
         return None
+
+    def get_model_files(self) -> Sequence[str]:
+        return ()  # the endpoint and the name of the model are options
 
     def tunable_options(self) -> Sequence[TunableOption]:
         default = RemoteModelHandler.max_concurrent_requests

@@ -15,6 +15,7 @@ from runinference.errors import (
     OptionError,
     PartialResult,
 )
+from runinference.handlers.call import OnPart
 from runinference.handlers.options import accepts
 from runinference.remote.batch_api import BatchApi, BatchRunner
 from runinference.remote.batch_lines import Outcome, describe_error
@@ -118,9 +119,11 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
     def with_usage_callback(self, function: Callable[[TokenUsage], None]) -> Self:
         return super().with_usage_callback(function)._replace(_batch_api=None)
 
-    def run_in_parts(self, batch: Any, model: Any, inference_args: _Args) -> list[PartialResult]:
+    def run_in_parts(
+        self, batch: Any, model: Any, inference_args: _Args, on_part: OnPart | None = None
+    ) -> list[PartialResult]:
         if self._batch_api is None:
-            return super().run_in_parts(batch, model, inference_args)
+            return super().run_in_parts(batch, model, inference_args, on_part)
         parts = split_batch(batch, 1)
         pool = self._process_pool.get(self._create_pool)
         runner = self._create_runner(self._batch_api, model)
@@ -139,6 +142,12 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
             ]
         live = _LiveCalls(lambda part: self._send(pool, part, model, inference_args))
 
+        def report(index: int, results: list[PredictionResult]) -> PartialResult:
+            part = PartialResult(1, results, None)
+            if on_part is not None:
+                on_part(index, part)
+            return part
+
         def finish(index: int) -> list[PartialResult]:
             part, request = parts[index], requests[index]
             if isinstance(request, Exception):
@@ -147,7 +156,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
             try:
                 if outcome.may_run_live:
                     request.end()
-                    return [PartialResult(1, live.send(part), None)]
+                    return [report(index, live.send(part))]
                 if outcome.response is None:
                     return [PartialResult(1, None, self._get_error(request, outcome, model))]
                 results = self._finish(
@@ -159,7 +168,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
                 )
             except Exception as error:
                 return [PartialResult(1, None, error)]
-            return [PartialResult(1, results, None)]
+            return [report(index, results)]
 
         finished = pool.run(finish, range(len(parts)))
         return [outcome for each in finished for outcome in each.results or ()]

@@ -14,7 +14,7 @@ from runinference.errors import NotCalledError, OptionError
 from runinference.handlers.options import accepts
 from runinference.remote.endpoint import EndpointModelHandler, EndpointOptions, check_json_fields
 from runinference.remote.local_server import LocalServer
-from runinference.remote.openai_protocol import get_usage
+from runinference.remote.openai_protocol import Generation, get_usage
 from runinference.remote.prefix_order import get_prefix, order_by_prefix
 from runinference.remote.shared_rate import RateStore
 from runinference.remote.spending import Charge, SpendingLimits
@@ -235,6 +235,9 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
     def with_usage_callback(self, function: Callable[[TokenUsage], None]) -> Self:
         """Return a copy for measurements: without limits on the total, and with a function that gets all usage."""
         return self._replace(_on_usage=function, _limits=self._limits.without_maximum())
+
+    def get_result_types(self) -> Sequence[type | str]:
+        return [Generation]
 
     def may_modify_examples(self) -> bool:
         is_ours = type(self).request is OpenAIEndpointModelHandler.request

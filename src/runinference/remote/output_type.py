@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runinference.errors import OptionError, UnusableAnswerError, describe, shorten_text
@@ -54,6 +54,11 @@ class OutputType:
         self.schema = _wrap(schema) if self._is_wrapped else schema
         self.is_strict = all(map(_is_closed, _iter_nodes(self.schema)))
 
+    @property
+    def classes(self) -> Sequence[type]:
+        """The classes in the type, whose instances are values."""
+        return self._validator.classes
+
     def parse(self, text: str) -> Any:
         """Return the value of an answer.
 
@@ -90,11 +95,11 @@ class _TypeValidator:
             raise _type_error(output_type, "it allows every value")
         # The classes are pickled before the adapter. Otherwise their validators, which refer to parts of its
         # schema, can't be restored (pydantic 2.14).
-        self._classes = [*_find_classes(self._adapter.core_schema)]
+        self.classes = [*_find_classes(self._adapter.core_schema)]
         self.schema: dict[str, Any] = _close(schema)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_classes": self._classes, "_adapter": self._adapter, "schema": self.schema}
+        return {"classes": self.classes, "_adapter": self._adapter, "schema": self.schema}
 
     def validate(self, value: Any, text: str) -> Any:
         pydantic = need("pydantic", extra="remote")
@@ -109,6 +114,8 @@ class _TypeValidator:
 
 class _SchemaValidator:
     """Validates answers with jsonschema."""
+
+    classes: Sequence[type] = ()
 
     def __init__(self, schema: dict[str, Any]) -> None:
         jsonschema = need("jsonschema", extra="remote")

@@ -20,6 +20,7 @@ from runinference.errors import (
     shorten_text,
     suggest,
 )
+from runinference.handlers.stable_bytes import get_class_name
 from runinference.remote.openai_protocol import Generation
 from runinference.remote.output_columns import get_column_type, get_field_types
 from runinference.remote.output_type import AnswerError, OutputType
@@ -84,6 +85,16 @@ class StructuredChat:
             "Answer with only a JSON value that conforms to this JSON schema, without any other text:\n"
             f"{json.dumps(schema)}"
         )
+
+    @property
+    def identity(self) -> Any:
+        """What answers depend on: the schema, the names of the classes, and how the server gets the schema."""
+        return self._fields, [*map(get_class_name, self.classes)], self._mode
+
+    @property
+    def classes(self) -> Sequence[type]:
+        """The classes in the type, whose instances are answers."""
+        return self.type.classes
 
     def ask(
         self,

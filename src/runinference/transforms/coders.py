@@ -14,6 +14,7 @@ from apache_beam.coders import coder_impl
 
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import CoderVersionError
+from runinference.handlers.cached_handler import CachedModelHandler
 from runinference.handlers.keyed import KeyedModelHandler
 from runinference.handlers.row_handler import RowModelHandler
 from runinference.results import PredictionResult
@@ -140,6 +141,8 @@ def result_type(handler: Any, element_type: Any) -> Any:
         handler: Any object with Beam's handler methods.
         element_type: The type of the input elements. The results of a keyed handler have the same type of key.
     """
+    if isinstance(handler, CachedModelHandler):
+        return result_type(handler.inner, element_type)
     if isinstance(handler, RowModelHandler):
         return get_output_type(handler, element_type)
     returned = _get_return_annotation(handler)

@@ -16,7 +16,7 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from runinference.collate.chunks import is_chunk_type
 from runinference.collate.row_outputs import describe_type
 from runinference.errors import OptionError, suggest
-from runinference.handlers.row_handler import RowModelHandler, map_row_handlers
+from runinference.handlers.row_handler import RowModelHandler, map_row_handlers, takes_rows
 
 _CHECKED = (bool, int, float, str, bytes)
 #: The types of columns that a feature of a type takes, and their name.
@@ -38,9 +38,7 @@ def with_input_type(handler: Any, element_type: Any) -> Any:
     Raises:
         OptionError: The schema lacks a column, or has a type that the model doesn't take.
     """
-    value = (
-        element_type if isinstance(handler, RowModelHandler) else get_pair_types(element_type)[1]
-    )
+    value = element_type if takes_rows(handler) else get_pair_types(element_type)[1]
     fields = get_fields(value)
     if fields is None:
         return handler

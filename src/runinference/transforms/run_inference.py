@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import methodcaller
 from typing import Any, cast
 
 import apache_beam as beam
@@ -25,6 +26,7 @@ from runinference.checks import (
 from runinference.collate.class_output import ProbabilitiesOption
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import OptionError
+from runinference.handlers.cached_handler import map_cached_handlers
 from runinference.handlers.error_policy import DeadLetterPolicy, FailFastPolicy
 from runinference.handlers.handler_config import create_handler, parse_output, to_plain
 from runinference.handlers.keyed import per_key_mappings
@@ -362,6 +364,8 @@ class RunInference(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         per_key = bool(per_key_mappings(handler))
         managed = self._manager_limits is not None
         timeout = handling.timeout if handling else None
+        if timeout is not None:
+            handler = map_cached_handlers(handler, methodcaller("with_call_timeout", timeout))
         use_subprocess = bool(handling and handling.use_subprocess)
         models = ProcessShared(
             self._manager_limits or self._cache_limits(refreshed, per_key),

@@ -45,6 +45,7 @@ from runinference.frameworks.torch.calling import StackedInferenceFn, with_lengt
 from runinference.frameworks.torch.device_copies import DeviceCopies, call_copy
 from runinference.handlers.compute_turn import CallOverlap, compute_turn
 from runinference.handlers.options import HandlerOptions, accepts
+from runinference.model_file import file_bytes
 from runinference.results import PredictionResult
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
 
     _metrics_namespace = "BeamML_HuggingFaceModelHandler_Text"
     _row_input = TextInput()
+    _without_effect = frozenset({"_counter", "_counts_tokens", "_uses_micro_batches"})
 
     @accepts(HandlerOptions)
     def __init__(
@@ -336,6 +338,13 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         )
         limits = (tokenizer.model_max_length, trained)
         return min((n for n in limits if isinstance(n, int) and 0 < n < _NO_LIMIT), default=None)
+
+    def get_model_files(self) -> Sequence[str]:
+        # The name of a tokenizer on the Hub is an option. That of a model on the Hub needs a version.
+        tokenizer = self._tokenizer
+        if tokenizer is None or not file_bytes(tokenizer):
+            return [self._model_uri]
+        return [self._model_uri, tokenizer]
 
     def _load_plain_tokenizer(self) -> Any:
         uri = self._tokenizer or self._model_uri

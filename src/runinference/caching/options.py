@@ -1,0 +1,167 @@
+"""The options of a cache of results."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from runinference.caching.disk_store import DiskStore
+from runinference.caching.guarded_store import GuardedStore
+from runinference.caching.redis_store import RedisStore
+from runinference.checks import check_int, check_seconds, check_text, is_secret_value
+from runinference.errors import OptionError
+from runinference.extras import need
+
+_DEFAULT_MAX_BYTES = 1 << 30
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_PASSWORD_HINT = (
+    "To fix this, leave it out. Set password_env to the name of an environment variable of the workers with the "
+    "password."
+)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """The options of ``with_cache``. They never contain a password.
+
+    Attributes:
+        max_call_secs: Time in seconds after which a call is abandoned; None if there is no timeout.
+    """
+
+    location: str | None
+    version: str | None
+    max_bytes: int
+    max_age_secs: float | None
+    password_env: str | None
+    trusted_types: tuple[type, ...]
+    claim_secs: float
+    max_call_secs: float | None = None
+
+    @classmethod
+    def create(
+        cls,
+        location: Any,
+        version: Any,
+        max_bytes: Any,
+        max_age_secs: Any,
+        password_env: Any,
+        trusted_types: Any,
+        claim_secs: Any,
+    ) -> CacheOptions:
+        """Check options.
+
+        Raises:
+            OptionError: A value is invalid, the URL contains a password, or options conflict.
+            ImportError: diskcache or redis isn't installed.
+        """
+        place = _check_location(location)
+        is_redis = _is_url(place)
+        if version is not None:
+            check_text("version", version)
+        if max_bytes is not None:
+            check_int("max_bytes", max_bytes)
+        if max_age_secs is not None:
+            check_seconds("max_age_secs", max_age_secs)
+        check_seconds("claim_secs", claim_secs)
+        if max_bytes is not None and is_redis:
+            raise OptionError(
+                "max_bytes has no effect on Redis. To fix this, leave it out, and set maxmemory and "
+                "maxmemory-policy in the configuration of the server."
+            )
+        if password_env is not None:
+            _check_variable(password_env)
+            if not is_redis:
+                raise OptionError(
+                    "password_env has no effect on a folder. To fix this, leave it out."
+                )
+        need("redis" if is_redis else "diskcache", extra="cache")
+        return cls(
+            location=place,
+            version=version,
+            max_bytes=_DEFAULT_MAX_BYTES if max_bytes is None else max_bytes,
+            max_age_secs=max_age_secs,
+            password_env=password_env,
+            trusted_types=_list_types(trusted_types),
+            claim_secs=claim_secs,
+        )
+
+    def open(self) -> GuardedStore:
+        """Return the store, which is opened on first use."""
+        place = str(_get_cache_folder()) if self.location is None else self.location
+        if _is_url(place):
+            open_store: Any = partial(RedisStore, place, self.password_env, self.max_age_secs)
+        else:
+            place = os.path.expanduser(place)
+            open_store = partial(DiskStore, place, self.max_bytes, self.max_age_secs)
+        return GuardedStore(open_store, place)
+
+
+def _list_types(types: Any) -> tuple[type, ...]:
+    if not isinstance(types, (list, tuple, set, frozenset)) or not all(
+        isinstance(each, type) for each in types
+    ):
+        raise OptionError(f"trusted_types must be a list of classes, but is {types!r}.")
+    return tuple(types)
+
+
+def _check_variable(name: Any) -> None:
+    check_text("password_env", name)
+    if not name.isidentifier() or is_secret_value(name):
+        raise OptionError(
+            "password_env must be the name of an environment variable, such as 'REDIS_PASSWORD', not the password "
+            "itself, which would be stored in the pipeline."
+        )
+
+
+def _is_url(place: str | None) -> bool:
+    return place is not None and "://" in place
+
+
+def _check_location(location: Any) -> str | None:
+    """Return a folder or a URL as text; None for the default folder."""
+    if location is None:
+        return None
+    place = os.fspath(location) if isinstance(location, os.PathLike) else location
+    if not isinstance(place, str) or not place:
+        raise OptionError(
+            f"location must be a folder, or the URL of a Redis server, but is of type {type(location).__name__}."
+        )
+    if not _is_url(place):
+        return place
+    try:
+        parts = urlsplit(place)
+        has_secret = bool(parts.password) or any(
+            name != "db" for name, _ in parse_qsl(parts.query, True)
+        )
+        is_valid = parts.scheme == "unix" or (bool(parts.hostname) and parts.port != 0)
+    except ValueError:  # an invalid port
+        raise OptionError("location isn't a valid URL. Use redis://host:6379/0.") from None
+    if parts.scheme not in _REDIS_SCHEMES:
+        raise OptionError(
+            f"location is a URL with the scheme {parts.scheme!r}. To fix this, use a folder on a local disk, or "
+            "the URL of a Redis server, such as redis://host:6379/0."
+        )
+    if has_secret:
+        raise OptionError(
+            "location is a URL with a password or other options, which would be stored in the pipeline. "
+            f"{_PASSWORD_HINT}"
+        )
+    if not is_valid:
+        raise OptionError("location has no host. Use redis://host:6379/0.")
+    return place
+
+
+def _get_cache_folder() -> Path:
+    """Return the folder where this platform keeps the user's cached results."""
+    if cache_home := os.environ.get("XDG_CACHE_HOME"):
+        root = Path(cache_home)
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    else:
+        root = Path.home() / ".cache"
+    return root / "runinference" / "results"
