@@ -27,3 +27,12 @@ def test_credentials_are_no_part_of_the_key_of_a_result_but_the_query_is(tmp_pat
             assert (found.value, found.usage) == (True, {"total_tokens": 3})
         assert call(auth=lambda: "one", output_type=bool) is True
         assert len(server.requests) == 4
+
+
+def test_limits_are_no_part_of_the_key_of_a_result(tmp_path):
+    limits = [{}, {"max_tokens_total": 100}, {"max_tokens_per_minute": 1_000}, {"num_retries": 0}]
+    with scripted_server(default=answer) as server:
+        for options in limits:
+            handler = OpenAIChatModelHandler(server.url, "m", api_key_env=None, **options)
+            handler.with_cache(str(tmp_path)).predict(["hi"])
+        assert len(server.requests) == 1

@@ -66,6 +66,7 @@ class _Request:
 class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
     """An endpoint whose requests can be sent with the batch API."""
 
+    _without_effect = frozenset({"_batch_api"})
     _batch_api: BatchApi | None = None
 
     @accepts(OpenAIEndpointModelHandler.__init__)

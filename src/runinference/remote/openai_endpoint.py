@@ -45,6 +45,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
     _input = ""
     _default_request_size = 1
     _has_output_tokens = True
+    _without_effect = frozenset({"_limits", "_on_usage"})
     _limits = SpendingLimits()
     _on_usage: Callable[[TokenUsage], None] | None = None
 
