@@ -1,4 +1,4 @@
-"""One worker calls the model for a missing result, whatever others do at the same time."""
+"""One worker calls the model for a missing result, and the others wait for it."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ def run_parts(
         if on_part is not None:
             on_part(start, finished[start])
 
-    parts = handler.run_in_parts(batch, model, inference_args, on_part and finish_early)
+    early = () if on_part is None else (finish_early,)
+    parts = handler.run_in_parts(batch, model, inference_args, *early)
     starts = accumulate((part.size for part in parts), initial=0)
     return [
         finished[start] if start in finished else finish(start, part)

@@ -451,7 +451,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         password_env: str | None = None,
         trusted_types: Sequence[type] = (),
         claim_secs: float = 15,
-    ) -> Self:
+    ) -> ModelHandler[ExampleT, PredictionT, Any]:
         """Return a copy that stores results, and calls the model once for equal elements.
 
         A result is stored under a hash of the element, the inference arguments, the options of the handler, and
