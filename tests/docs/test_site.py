@@ -347,7 +347,7 @@ def test_navigation_search_and_copy_buttons_work_with_the_keyboard(
 def test_a_folded_example_can_be_unfolded(chromium: Browser, address: str) -> None:
     with open_tab(chromium, address) as tab:
         tab.goto(f"{address}multi-model-pipelines/", wait_until="load")
-        block = tab.locator(".folds").first
+        block = tab.locator(".folds").filter(has_text="def train_detector")
         button, line = block.locator(".unfold"), block.get_by_text("def train_detector").first
         assert not line.is_visible()
         button.focus()
