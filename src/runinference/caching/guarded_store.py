@@ -60,7 +60,7 @@ class GuardedStore:
     def __init__(self, open_store: Callable[[], ResultStore], place: str) -> None:
         self._open, self._place = open_store, place
         self._store: ResultStore | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close the store in any thread
         self._pauses: dict[
             str, tuple[float, float]
         ] = {}  # the end of a pause, and the length of the next one
