@@ -121,7 +121,7 @@ class ModelUnavailableError(RunInferenceError, RuntimeError):
 
     @property
     def reason(self) -> BaseException:
-        """The error that prevented loading the model. For a more specific error, the error itself."""
+        """The error that prevented loading the model. For subclasses, the error itself."""
         is_wrapper = type(self) is ModelUnavailableError
         return (self.__cause__ if is_wrapper else None) or self
 
@@ -251,9 +251,9 @@ class InvalidOutputError(UnusableAnswerError):
 
 
 class NotCalledError(ModelUnavailableError):
-    """Elements were not sent, because a limit on tokens or cost (``max_tokens_total``, ``max_cost``) was reached.
+    """Elements were not sent, because they would exceed ``max_tokens_total`` or ``max_cost`` of the handler.
 
-    It is never retried.
+    This error is never retried.
     """
 
 

@@ -181,14 +181,14 @@ def test_confidence_that_is_nan_is_never_accepted():
         ({"sample": "text"}, "sample must be a list of elements"),
         ({"sample": []}, "has 0 elements"),
         ({"sample": range(72)}, "has 72 elements. 58 of them .* pass at least 74 elements"),
-        ({"expensive": predict(lambda n: 3)}, "shows one class only"),
+        ({"expensive": predict(lambda n: 3)}, "contains only one class"),
         (
             {
                 "expensive": predict(lambda n: [n + 1.0, 0.5]),
                 "agrees": same_class,
                 "confidence": int,
             },
-            "shows one class only",
+            "contains only one class",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Functions of predictions: how sure a model is, and whether two models agree."""
+"""Functions of predictions: the confidence of a model, and whether two models agree."""
 
 from __future__ import annotations
 

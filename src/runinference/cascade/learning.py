@@ -82,13 +82,14 @@ def learn_cascade(
         expensive: The handler of the expensive model. It takes the same elements.
         sample: Elements as in the pipeline, at least 74 for the default rates. Labels aren't needed.
         confidence: A function of the cheap model's prediction, such as ``max_probability`` or
-            ``probability_margin``. It returns a number that is higher if the model is surer, or NaN if it is
-            unknown. The prediction is the ``inference`` of a ``PredictionResult``, or another result without its
-            key.
-        agrees: A function of both predictions that returns whether they agree. By default, they are equal. For
-            probabilities of classes, use ``same_class``.
+            ``probability_margin``. It returns a number that is higher if the model is more confident, or NaN if
+            the confidence is unknown. The prediction is the ``inference`` of a ``PredictionResult``, or another
+            result without its key.
+        agrees: A function of both predictions that returns whether they agree. By default, they agree if they are
+            equal. For class probabilities, use ``same_class``.
         agreement: The requested rate of agreement, between 0 and 1.
-        error_probability: The probability that the threshold doesn't reach the requested rate, between 0 and 1.
+        error_probability: The maximum probability that the threshold doesn't reach the requested rate, between 0
+            and 1.
         cheap_args: Keyword arguments for ``predict`` of the cheap handler, such as
             ``{"inference_args": {...}}``.
         expensive_args: The same for the expensive handler.
@@ -246,7 +247,6 @@ def _check_classes(answers: Sequence[Any], equal: Callable[[Any, Any], bool]) ->
     """Raise `OptionError` if all predictions are equal, so that nothing is known about other classes."""
     if all(equal(answers[0], other) for other in answers[1:]):
         raise OptionError(
-            f"All {len(answers)} predictions of the expensive model in the sample are equal, so the sample shows "
-            "one class only, and nothing about elements of other classes. To fix this, pass a sample like the "
-            "elements of the pipeline."
+            f"All {len(answers)} predictions of the expensive model for the sample are equal, so the sample "
+            "contains only one class. To fix this, pass a sample whose elements are like those of the pipeline."
         )

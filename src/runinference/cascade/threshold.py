@@ -1,4 +1,4 @@
-"""The result of learning a cascade: the threshold, and what it promises."""
+"""The result of learning a cascade: the threshold, with the expected agreement and savings."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class CascadeThreshold:
         agreement: The requested rate of agreement. None if the threshold wasn't learned.
         expected_agreement: The rate in the sample, among the elements that the cheap model answers. None if it
             answers none.
-        agreement_lower_bound: The lower limit of Clopper and Pearson for this rate. None if the cheap model
-            answers no element.
-        expected_savings: The share of elements that the cheap model answers, in the sample.
+        agreement_lower_bound: The lower bound of the Clopper-Pearson interval for this rate. None if the cheap
+            model answers no element.
+        expected_savings: The share of elements of the sample that the cheap model answers.
         n_tested: The number of elements of the sample on which the models were compared.
         n_failed: The number of elements of the sample on which one of the models failed.
     """
@@ -94,7 +94,7 @@ class CascadeThreshold:
 
 
 def check_rate(name: str, value: Any) -> None:
-    """Check a share between 0 and 1, without both."""
+    """Check a rate between 0 and 1, both exclusive."""
     check_number(name, value)
     if not 0 < value < 1:
         raise OptionError(f"{name} must be greater than 0 and less than 1, but is {value!r}.")

@@ -42,9 +42,9 @@ class CascadeDLQ(NamedTuple):
     """The dead-letter queues of both steps of a cascade.
 
     Attributes:
-        cheap: The elements for which the cheap model failed. The last PCollection of ``failed_postprocessing`` has
-            the results for which the confidence function failed.
-        expensive: The elements for which the expensive model failed, except for those that were only checked.
+        cheap: The elements for which the cheap model failed. The last PCollection of ``failed_postprocessing``
+            contains the results for which the confidence function failed.
+        expensive: The elements for which the expensive model failed to answer. Failed checks aren't included.
     """
 
     cheap: RunInferenceDLQ
@@ -52,14 +52,14 @@ class CascadeDLQ(NamedTuple):
 
 
 class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
-    """Answer each element with a cheap model if it is sure enough, and with an expensive model otherwise.
+    """Answer each element with a cheap model if it is confident enough, and with an expensive model otherwise.
 
     Each result has the key, window and timestamp of its element. The ``model_id`` of a ``PredictionResult`` is
-    that of the model that answered. If a handler sets none, it is ``"cheap"`` or ``"expensive"``. In rows, it is
-    in the column ``model_column``.
+    the ``model_id`` of the model that answered. If a handler doesn't set one, it is ``"cheap"`` or
+    ``"expensive"``. For rows, ``model_column`` adds a column with ``"cheap"`` or ``"expensive"``.
 
-    The expensive model also checks a part of the cheap answers. A check never changes a result. If the agreement
-    is significantly below the requested rate, a warning is logged, and counted in the metric ``cascade_alerts``.
+    The expensive model also checks some of the cheap answers. A check never changes a result. If the agreement
+    is significantly below the requested rate, a warning is logged, and the metric ``cascade_alerts`` is increased.
 
     >>> from runinference import samples
     >>> from runinference.cascade import CascadeThreshold, max_probability, same_class
@@ -94,15 +94,15 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         Args:
             cheap: The handler of the cheap model.
             expensive: The handler of the expensive model. It takes the same elements, with or without keys.
-            threshold: What ``learn_cascade`` returned, or a threshold of your own choice.
+            threshold: The result of ``learn_cascade``, or a ``CascadeThreshold`` that you choose.
             check_fraction: The share of the cheap answers that the expensive model checks, from 0 to 1.
             cheap_args: Keyword arguments of ``RunInference`` for the step of the cheap model, such as
                 ``{"inference_args": {...}, "metrics_namespace": "cheap"}``.
             expensive_args: The same for the step of the expensive model.
-            model_column: For rows, the name of a column with ``"cheap"`` or ``"expensive"``, for the model that
-                answered. By default, there is none.
-            metrics_namespace: The namespace of the metrics of the cascade. The metrics of both steps have the
-                namespaces of their handlers.
+            model_column: For rows, the name of a column that contains the model that answered: ``"cheap"`` or
+                ``"expensive"``. By default, there is no such column.
+            metrics_namespace: The namespace of the metrics of the cascade. The metrics of each step have the
+                namespace of its handler.
             seed: The seed of the choice of elements to check. The choice depends on the element and its
                 timestamp, so that a retry checks the same elements.
 

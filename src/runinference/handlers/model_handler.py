@@ -452,7 +452,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         trusted_types: Sequence[type] = (),
         claim_secs: float = 15,
     ) -> ModelHandler[ExampleT, PredictionT, Any]:
-        """Return a copy that stores results, and calls the model once for equal elements.
+        """Return a copy that stores results, so that equal elements call the model only once.
 
         A result is stored under a hash of the element, the inference arguments, the options of the handler, and
         the model: the digest of its files, or ``version``. Later calls, in any process that uses the same store,
@@ -472,21 +472,21 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
             location: A folder on a local disk, which the processes of a machine share, or the URL of a Redis
                 server, such as ``"redis://host:6379/0"``, which several machines share. By default, a folder in
                 the user's cache directory.
-            version: The version of the model, if it has no files, and of the handler's code. Change it to
-                invalidate all results. By default, the digest of the model's files, and the code of the handler's
-                class.
-            max_bytes: Maximum size of the folder in bytes, by default 1 GiB. The results that were stored first
-                are removed first. For Redis, set ``maxmemory`` of the server instead.
+            version: The version of the model and of the handler's code. Change it to invalidate all results.
+                Required if the model has no files. By default, the digest of the model's files and the code of
+                the handler's class are used.
+            max_bytes: Maximum size of the folder in bytes, by default 1 GiB. The oldest results are removed
+                first. For Redis, set ``maxmemory`` of the server instead.
             max_age_secs: Maximum age of results in seconds. By default, there is no limit.
             password_env: Name of the environment variable that contains the password of Redis on the workers.
                 The handler doesn't store the password.
             trusted_types: Additional classes that results may contain. By default, results contain numbers, text,
                 containers, arrays, tensors, and the handler's own types.
-            claim_secs: Time in seconds after which another worker repeats a call whose worker died.
+            claim_secs: Time in seconds after which another worker repeats a call if the first worker died.
 
         Raises:
-            OptionError: The model has no files, and there is no ``version``; the handler returns unsplit results
-                or has a cache already; the URL contains a password, or another value is invalid.
+            OptionError: The model has no files and ``version`` is None, the handler returns unsplit results or
+                already has a cache, the URL contains a password, or another value is invalid.
             ImportError: diskcache or redis isn't installed.
         """
         options = CacheOptions.create(
@@ -495,10 +495,10 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
         return self._cache_wrapper(options)  # type: ignore[no-any-return]
 
     def get_result_options(self) -> dict[str, Any]:
-        """Return the options that results depend on, by name. They are part of the keys of a cache.
+        """Return the options that results depend on, by name. They are part of the hash of a cached result.
 
-        By default, these are all attributes, except options of this library that have no effect on results, such
-        as the batch size or the number of concurrent requests. Override this method to leave others out.
+        By default, these are all attributes, except options of this library that don't affect results, such as
+        the batch size or the number of concurrent requests. Override this method to leave out other options.
         """
         without_effect = frozenset[str]().union(
             *(vars(kind).get("_without_effect", ()) for kind in type(self).__mro__)
@@ -517,7 +517,7 @@ class ModelHandler(KeywordsChecked, Generic[ExampleT, PredictionT, ModelT]):
     def get_result_types(self) -> Sequence[type | str]:
         """Return the classes that results contain, besides numbers, text, containers, arrays and tensors.
 
-        A text that ends with a dot is the name of a package of such classes.
+        A string that ends with a dot is the name of a package that contains such classes.
         """
         return ()
 

@@ -41,18 +41,19 @@ class DriftMonitor(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
     Use it as the ``monitoring_transform`` of ``RunInference``, or apply it to the results. The columns of a row:
 
     * ``feature``: The name of the feature, or ``"prediction"``.
-    * ``window_start``, ``window_end``: Texts such as ``"2026-11-28T12:00:00Z"``. None in the global window.
-    * ``n``, ``missing``: The number of results in the window, and of missing values among them.
-    * ``psi``: The population stability index. Missing values are a category, and so are categories that the
-      reference lacks, taken together. Two counts that are 0 are left out, and 0.5 is added to all others.
-    * ``ks``, ``p_value``: For numbers, the two-sample statistic of Kolmogorov and Smirnov without missing values,
-      and its asymptotic p-value. The distributions are compared at 256 quantiles of the reference, so the
-      statistic is at most 1/256 too small. It is exact if the reference has up to 256 distinct values. Infinite
-      values are in the outermost bins.
+    * ``window_start``, ``window_end``: Strings such as ``"2026-11-28T12:00:00Z"``. None in the global window.
+    * ``n``, ``missing``: The number of results in the window, and the number of missing values among them.
+    * ``psi``: The population stability index. Missing values are one bin, and all categories that the reference
+      doesn't contain are one bin. Bins that are empty in both samples are left out, and 0.5 is added to each
+      other count.
+    * ``ks``, ``p_value``: For numbers, the two-sample Kolmogorov-Smirnov statistic without missing values, and its
+      asymptotic p-value. The distributions are compared at 256 quantiles of the reference, so the statistic is
+      at most 1/256 too small. It is exact if the reference has up to 256 distinct values. Infinite values are in
+      the outermost bins.
     * ``enough_data``: Whether the window has at least ``min_count`` results. If not, the statistics are None.
-    * ``drifted``: Whether ``psi`` or ``p_value`` crosses its threshold.
+    * ``drifted``: Whether ``psi`` is above, or ``p_value`` is below its threshold.
 
-    The accumulators have a fixed size, and are combined before the shuffle.
+    Only counts are shuffled, so the memory for a window doesn't depend on the number of its results.
 
     >>> from runinference import PredictionResult
     >>> reference = [PredictionResult([n % 100], n % 2) for n in range(1000)]
@@ -90,15 +91,16 @@ class DriftMonitor(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
             prediction: A function of the prediction, see ``ReferenceSummary.from_sample``.
             categorical: The names of features whose numbers are categories. Only for a sample as the reference.
             window: The windows to compare, such as ``FixedWindows(3600)``. By default, those of the pipeline.
-            allowed_lateness: How many seconds after the end of a window late results are accepted. They emit the
-                rows of the window again, for all its results.
+            allowed_lateness: Time in seconds after the end of a window in which late results are accepted. Each
+                one emits the rows of the window again, for all results so far.
             n_bins: The number of bins of the population stability index for numbers. Only for a sample as the
                 reference.
-            psi_threshold: The index above which a feature has drifted, greater than 0. Usual thresholds are 0.1
+            psi_threshold: The index above which a feature has drifted, greater than 0. Common thresholds are 0.1
                 for a moderate change, and 0.2 or 0.25 for a significant one.
-            p_value_threshold: The p-value below which a number has drifted, between 0 and 1. By default, the
-                p-value doesn't count, because in large windows it is small for differences that don't matter.
-            min_count: The number of results below which a window has not enough data.
+            p_value_threshold: The p-value below which a numeric feature has drifted, between 0 and 1. By default,
+                the p-value isn't used, because in large windows it is small even for differences that don't
+                matter.
+            min_count: The minimum number of results of a window. Windows with fewer results aren't compared.
             sink: A transform for the rows, such as ``beam.io.WriteToBigQuery(...)``. The monitor still returns
                 the rows.
             metrics_namespace: The namespace of the metrics.

@@ -37,11 +37,12 @@ class FeatureSummary:
 
     Attributes:
         numeric: Whether the values are numbers. If not, they are categories.
-        edges: For numbers, the right edges of all bins but the last. The left edge of a bin is exclusive.
-        psi_edges: For numbers, those edges that separate the bins of the population stability index.
+        edges: For numbers, the right edges of all bins except the last one. A bin includes its right edge, and
+            not its left edge.
+        psi_edges: For numbers, the edges that separate the bins of the population stability index.
         categories: For categories, the most frequent ones, up to 100.
-        counts: The number of missing values, then that of the values in each bin. For categories: that of missing
-            values, of all other categories, then of each category.
+        counts: The number of missing values, followed by the number of values in each bin. For categories, the
+            bins are all other categories, and each of the categories.
     """
 
     numeric: bool
@@ -119,8 +120,8 @@ class BinCounter:
 class ReferenceSummary:
     """The distributions of features and predictions in a reference sample, such as the training data.
 
-    Its size doesn't depend on that of the sample: a number has at most 540 bins with the default ``n_bins``, and a
-    category 102.
+    Its size doesn't depend on the size of the sample. With the default ``n_bins``, a numeric feature has at most
+    540 bins, and a categorical feature has at most 102.
 
     >>> from runinference import PredictionResult
     >>> sample = [PredictionResult({"age": n % 50, "city": "Rome"}, n % 2) for n in range(100)]

@@ -171,8 +171,8 @@ def _seconds_until(moment: Any) -> float:
 class AwsSigV4:
     """Signs requests for AWS with Signature Version 4. Pass it as ``auth`` of a handler.
 
-    botocore computes the signature of each request, and renews credentials that expire. Each retry has its own
-    signature. Call the object to get an ``httpx.Auth`` for other clients.
+    botocore computes the signature of each request, and renews credentials that expire. Each retry is signed
+    again. Call the object to get an ``httpx.Auth`` for other clients.
 
     >>> from runinference.http_inference import AwsSigV4
     >>> AwsSigV4("sagemaker", "eu-central-1")
@@ -181,9 +181,9 @@ class AwsSigV4:
     Args:
         service: Name of the service in signatures, such as ``"sagemaker"`` or ``"bedrock"``.
         region: Region of the endpoint, such as ``"us-east-1"``.
-        credentials: A function that returns credentials of botocore, called on the workers, or the credentials,
-            which stay in this process. By default, the workers look for credentials as every AWS client does: in
-            environment variables, configuration files, and the role of the machine.
+        credentials: A function that returns botocore credentials and is called on the workers, or the credentials
+            themselves, which work only in this process. By default, the workers look for credentials where other
+            AWS clients do: in environment variables, configuration files, and the role of the machine.
 
     Raises:
         OptionError: A value is empty.

@@ -50,19 +50,19 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchApi:
-    """Use the batch API of a provider, which is cheaper than single requests, and takes up to 24 hours.
+    """Options for the batch API of a provider, which is cheaper than single requests and takes up to 24 hours.
 
     Attributes:
         folder: Folder for records of the submitted batches, on any of Beam's file systems. All workers must be
-            able to read and write it. With the same folder, a restarted job gets the results of the batches that
-            the one before has submitted.
-        poll_secs: Time in seconds between requests for the status of a batch.
-        deadline_secs: Maximum time in seconds to wait for a batch. Then it is canceled. None to wait until the
-            provider ends it.
-        after_deadline: What happens to requests that a batch didn't process in time: ``"dead letter"`` to fail,
-            ``"live"`` to send them as single requests, at their price.
+            able to read and write it. A restarted job with the same folder gets the results of batches that were
+            already submitted.
+        poll_secs: Time in seconds between two requests for the status of a batch.
+        deadline_secs: Maximum time in seconds to wait for a batch, which is then canceled. None to wait until the
+            provider ends the batch.
+        after_deadline: What happens to requests that a batch didn't process in time: ``"dead letter"`` to fail
+            them, ``"live"`` to send them as single requests, at the full price.
         job: Name of the job. Requests of jobs with different names don't share results.
-        completion_window: The provider's time limit.
+        completion_window: Time limit of the provider.
         max_requests: Maximum number of requests in a file.
         max_file_bytes: Maximum size of a file in bytes.
 

@@ -62,12 +62,12 @@ def _quantile(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """The tokens and the cost of a job. ``str`` of it is a table.
+    """The estimated tokens and cost of a job. ``str(estimate)`` returns a table.
 
     Attributes:
         n: Number of elements of the job.
         n_sampled: Number of elements of the sample that were sent.
-        n_failed: Number of these that failed. What they used is part of the estimate.
+        n_failed: Number of sent elements that failed. Their tokens are part of the estimate.
         input_tokens: Input tokens of the job, including cached ones.
         output_tokens: Output tokens of the job.
         total_tokens: Input and output tokens of the job.
@@ -129,7 +129,7 @@ def estimate(
     6000.0
 
     Args:
-        handler: A handler for chat, completions or embeddings, or one that wraps it, such as a
+        handler: A handler for chat, completions or embeddings, or a handler that wraps one, such as
             ``KeyedModelHandler``.
         sample: Elements of the job, preferably a random sample. If there are more than ``max_examples``, a random
             sample of them is sent.

@@ -156,8 +156,9 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
                 and called again when the credentials expire or the server responds with status 401. It returns a
                 key or token as text, which is sent as a bearer token; a dictionary of headers; a pair of one of
                 these and the number of seconds that it is valid; an object with ``token`` and ``expires_on``, such
-                as the ``AccessToken`` of ``azure.core``; or an ``httpx.Auth``. An ``httpx.Auth`` instead of a
-                function stays in this process and isn't stored in the pipeline.
+                as the ``AccessToken`` of ``azure.core``; or an ``httpx.Auth``. You can also pass an
+                ``httpx.Auth`` instead of a function. It isn't stored in the pipeline, and works only in this
+                process.
             max_request_size: Maximum number of examples in a request.
             **options: The options of every remote handler, see ``RemoteModelHandler``.
 

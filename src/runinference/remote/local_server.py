@@ -1,4 +1,4 @@
-"""A server that is started on the worker, and that all processes of the machine share."""
+"""A server that runs on the worker and is shared by all processes of the machine."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ _CHECK_SECS = (
 class LocalServer:
     """A command that starts a server with an OpenAI-compatible API on the worker. Pass it as ``base_url``.
 
-    The first process of a machine that needs the server starts it on a free port of 127.0.0.1. The other
-    processes with an equal ``LocalServer`` use the same server. A server that ends is restarted, and requests in
-    flight are retried. It is stopped when no process uses it any more, also if they are killed.
+    The first process of a machine that needs the server starts it on a free port of 127.0.0.1. Other processes
+    with an equal ``LocalServer`` use the same server. If the server crashes, it is restarted, and requests in
+    flight are retried. It is stopped when no process uses it anymore, even if the processes are killed.
 
     >>> import sys
     >>> from runinference.openai_inference import LocalServer, OpenAIChatModelHandler
@@ -114,7 +114,7 @@ class LocalServer:
 
     @property
     def key(self) -> str:
-        """Identifies what runs: servers with the same command, environment and health check are one."""
+        """A hash of the command, the environment and the health check. Servers with equal keys are shared."""
         what = json.dumps([_VERSION, self.command, sorted(self.env.items()), self.health])
         return hashlib.sha256(what.encode()).hexdigest()[:32]
 

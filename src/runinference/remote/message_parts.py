@@ -32,11 +32,11 @@ def image_part(image: Any, detail: str | None = None) -> dict[str, Any]:
     'data:image/png;base64,iVBORw0K'
 
     Args:
-        image: The content of a PNG, JPEG, GIF or WebP file as bytes; a path, also of remote storage that Beam can
-            read; a URL that starts with ``https://``, ``http://`` or ``data:``, which is sent as it is; an image
-            of PIL; or a NumPy array of uint8 from 0 to 255 and shape ``(height, width)``, ``(height, width, 1)``,
-            ``(height, width, 3)`` or ``(height, width, 4)``: gray, RGB or RGBA. Arrays and images of PIL are sent
-            as PNG, without loss.
+        image: The content of a PNG, JPEG, GIF or WebP file as bytes; the path of such a file, local or on remote
+            storage that Beam can read; a URL that starts with ``https://``, ``http://`` or ``data:``, which is
+            sent unchanged; a PIL image; or a uint8 NumPy array of shape ``(height, width)``,
+            ``(height, width, 1)``, ``(height, width, 3)`` or ``(height, width, 4)``: gray, RGB or RGBA. Arrays and
+            PIL images are sent as PNG, without loss.
         detail: How closely the model looks at the image, such as ``"low"`` or ``"high"``. None for the server's
             default.
 
@@ -66,11 +66,11 @@ def audio_part(
     ('input_audio', 'wav')
 
     Args:
-        audio: The content of a WAV or MP3 file as bytes; a path, also of remote storage that Beam can read; or a
-            NumPy array of shape ``(samples,)`` or ``(samples, channels)``, either of int16, or of floats from -1
-            to 1, which are rounded to 16 bits.
-        sampling_rate: Samples per second of an array.
-        format: Format of bytes or a file. By default, it is recognized by the first bytes.
+        audio: The content of a WAV or MP3 file as bytes; the path of such a file, local or on remote storage that
+            Beam can read; or a NumPy array of shape ``(samples,)`` or ``(samples, channels)``, with int16 values
+            or with floats from -1 to 1, which are rounded to 16 bits.
+        sampling_rate: Samples per second. Required for arrays.
+        format: Format of bytes or a file. By default, it is detected from the first bytes.
 
     Raises:
         ElementError: The audio has another type, dtype, shape or format, or the file can't be read.

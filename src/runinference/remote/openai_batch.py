@@ -82,13 +82,13 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
         """Configure the server and its model. This sends nothing and reads no key.
 
         Args:
-            base_url: URL of the server's API, which usually ends in ``/v1``.
+            base_url: URL of the server's API, which usually ends in ``/v1``, or a ``LocalServer``.
             model: Name of the model on that server.
             api_key_env: Name of the environment variable that contains the API key on the workers. The handler
                 doesn't store the key. None if the server needs no key.
-            batch_api: Send requests with the batch API of the provider, with these options. A request then
-                contains one example. None to send requests directly.
-            **options: The options of every endpoint of this kind, see ``OpenAIEndpointModelHandler``.
+            batch_api: Options of the provider's batch API, to send requests with it. Each request then contains
+                one example. None to send requests directly.
+            **options: Other options, see ``OpenAIEndpointModelHandler``.
 
         Raises:
             OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
@@ -114,7 +114,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
 
     @property
     def batch_api(self) -> BatchApi | None:
-        """The options of the batch API; None if requests are sent one by one."""
+        """The options of the batch API. None if requests are sent directly."""
         return self._batch_api
 
     def with_usage_callback(self, function: Callable[[TokenUsage], None]) -> Self:

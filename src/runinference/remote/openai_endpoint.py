@@ -81,17 +81,18 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
                 accepts.
             prices: Prices of the model's tokens, for ``max_cost``, the metric ``cost_micros`` and ``estimate``.
             max_tokens_total: Maximum number of tokens that this handler and its copies use in a worker process. At
-                the limit, elements fail with ``NotCalledError``, and nothing more is sent. None for no limit.
-            max_cost: Maximum cost of these tokens, in the currency of ``prices``. None for no limit.
-            max_requests_per_minute: Maximum number of requests per minute of a worker process. Requests wait for
-                their turn. None for no limit.
-            max_tokens_per_minute: Maximum number of tokens per minute of a worker process. They are estimated
-                before a request, and corrected by the usage that the server reports. None for no limit.
-            rate_limit_store: URL of a Redis server, such as ``redis://host:6379/0``, where all workers with the
-                same ``base_url``, ``model`` and ``api_key_env`` share the limits per minute. By default, each
-                worker process has its own.
-            rate_limit_password_env: Name of the environment variable on the workers with the password of that
-                server. None if it needs none.
+                the limit, elements aren't sent, and fail with ``NotCalledError``. None for no limit.
+            max_cost: Maximum cost of these tokens, in the currency of ``prices``. At the limit, elements aren't
+                sent, and fail with ``NotCalledError``. None for no limit.
+            max_requests_per_minute: Maximum number of requests per minute in a worker process. Requests that
+                would exceed it wait. None for no limit.
+            max_tokens_per_minute: Maximum number of tokens per minute in a worker process. Tokens are estimated
+                before a request, and corrected when the server reports them. None for no limit.
+            rate_limit_store: URL of a Redis server, such as ``redis://host:6379/0``. All workers with the same
+                ``base_url``, ``model`` and ``api_key_env`` then share the limits per minute. By default, each
+                worker process has separate limits.
+            rate_limit_password_env: Name of the environment variable that contains the password of the Redis
+                server on the workers. None if the server needs no password.
             **options: The options of every remote handler, see ``RemoteModelHandler``, and ``timeout``,
                 ``headers``, ``key_over_http``, ``max_response_bytes``, ``query`` and ``auth``, see
                 ``EndpointModelHandler``.

@@ -175,7 +175,7 @@ class Ledger:
                 return NotCalledError(
                     f"The request wasn't sent, because it would exceed {name}={maximum}: {now:.6g} is used in "
                     f"this process, and the request needs about {more:.3g}. To fix this, raise the limit. With "
-                    "exception handling, elements that weren't sent are dead letters. You can run them again."
+                    "exception handling, elements that weren't sent become dead letters, which you can run again."
                 )
         return None
 

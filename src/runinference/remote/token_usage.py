@@ -28,7 +28,7 @@ class Prices:
         output: Price of a million output tokens.
         cached_input: Price of a million input tokens that the server read from its prefix cache. By default
             ``input``.
-        batch_factor: Price of requests in the batch API, as a multiple of the other prices, such as 0.5.
+        batch_factor: Factor for all prices in the batch API, such as 0.5.
 
     Raises:
         OptionError: A price isn't a number of at least 0.
