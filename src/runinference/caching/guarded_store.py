@@ -1,4 +1,4 @@
-"""A store of results that is down, full, read-only or damaged is left out for a while, and never fails a call."""
+"""A store of results whose failures don't fail a call. It is paused if it is down, full, read-only or damaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runinference.errors import describe
 _T = TypeVar("_T")
 _LOGGER = logging.getLogger(__name__)
 
-#: Time in seconds for which a store isn't used after the first failure, and at most, after several in a row.
+#: Seconds for which a store isn't used after the first failure, and the maximum after several failures in a row.
 _FIRST_PAUSE_SECS = 1.0
 _MAX_PAUSE_SECS = 60.0
 
@@ -49,8 +49,8 @@ class ResultStore(Protocol):
 class GuardedStore:
     """A store whose failures are counted, and logged once, instead of being raised.
 
-    After a failure, the operation is left out for a while, which doubles with each failure in a row. If reading
-    fails, all operations are left out.
+    After a failure, the operation is skipped for some time, which doubles with each failure in a row. If reading
+    fails, all operations are skipped.
 
     Args:
         open_store: Opens the store. Called on first use, and again after a failure.
@@ -127,7 +127,9 @@ class GuardedStore:
         except Exception as error:
             _, seconds = self._pauses.get(name, (0, _FIRST_PAUSE_SECS))
             self._pauses[name] = time.monotonic() + seconds, min(2 * seconds, _MAX_PAUSE_SECS)
-            self._count(f"The cache {self._place} fails, and the model is called without it", error)
+            self._count(
+                f"The cache {self._place} failed, and the model is called without it", error
+            )
             return default
         self._pauses.pop(name, None)
         return result

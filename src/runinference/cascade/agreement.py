@@ -177,7 +177,7 @@ class Scores:
     """The confidence function and the agreement function, with their checks.
 
     Args:
-        confidence: Returns how sure the cheap model is.
+        confidence: Returns the confidence of the cheap model.
         agrees: Returns whether two predictions agree.
     """
 

@@ -1,4 +1,4 @@
-"""Exact statistics of a share: how sure a sample makes it that a share is at least some number.
+"""Exact statistics of a rate: lower bounds and tests from the number of successes in a sample.
 
 References:
     Clopper, Pearson: The use of confidence or fiducial limits illustrated in the case of the binomial (1934).
@@ -37,9 +37,9 @@ def tail_probability(n: int, n_successes: int, rate: float) -> float:
 
 
 def lower_bound(n: int, n_successes: int, error_probability: float) -> float:
-    """Return the lower limit of Clopper and Pearson for the share of successes.
+    """Return the lower bound of the Clopper-Pearson interval for the rate of successes.
 
-    It is above the true share with at most the error probability.
+    The probability that it is greater than the true rate is at most ``error_probability``.
 
     >>> round(lower_bound(59, 59, 0.05), 4), lower_bound(0, 0, 0.05)
     (0.9505, 0.0)
@@ -55,7 +55,7 @@ def lower_bound(n: int, n_successes: int, error_probability: float) -> float:
 
 
 def sample_size(agreement: float, error_probability: float) -> int:
-    """Return how many elements are needed to show a share, if all of them agree.
+    """Return how many elements are needed to show a rate of agreement, if the models agree on all of them.
 
     >>> sample_size(0.95, 0.05)
     59

@@ -227,8 +227,8 @@ class CachedBatch:
             entry = encode_entry(key, output, time.time(), self._trusted)
         except UncacheableResultError as error:
             self._warn(
-                f"{error}. They are computed again each time. If you trust all who can write to the cache, pass "
-                "trusted_types to with_cache."
+                f"{error}. The model is called each time. To fix this, pass trusted_types to with_cache if you "
+                "trust everyone who can write to the cache."
             )
         except Exception as error:
             self._warn(f"Results of {type(result).__qualname__} can't be cached: {error!r}")

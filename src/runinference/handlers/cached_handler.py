@@ -33,7 +33,7 @@ from runinference.model_file import ModelFiles
 
 _LOGGER = logging.getLogger(__name__)
 
-#: How often a model is loaded if its files are replaced meanwhile.
+#: How often a model is loaded at most, if its files are replaced while it is loaded.
 _MAX_LOADS = 3
 
 
@@ -116,7 +116,7 @@ class CachedModelHandler(DelegatingHandler):
         """Load the model, and compute the digest of its files.
 
         Raises:
-            ModelLoadError: The files are replaced again and again while the model is loaded.
+            ModelLoadError: The files are replaced each time while the model is loaded.
         """
         paths, version = self._unkeyed.get_model_files(), self._options.version
         if version is not None or not paths:

@@ -1,4 +1,4 @@
-"""Write equal bytes for equal values, also in other processes, for fingerprints and the keys of caches."""
+"""Write equal bytes for equal values, in any process, for fingerprints and the hashes of cached results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The population stability index and the statistic of Kolmogorov and Smirnov, from counts.
+"""The population stability index and the Kolmogorov-Smirnov statistic, from counts.
 
 References:
     Lewis: An introduction to credit scoring (1994), and Siddiqi: Intelligent credit scoring (2017), for the index
@@ -23,8 +23,8 @@ _SMOOTHING = 0.5
 def population_stability_index(reference: Sequence[int], observed: Sequence[int]) -> float:
     """Return the sum of ``(p - q) * ln(p / q)`` over the bins, for the shares p and q of both samples.
 
-    Bins that are empty in both samples are left out. To all others, 0.5 is added, so that a bin that is empty in
-    one sample has a finite index.
+    Bins that are empty in both samples are left out. 0.5 is added to each other count, so that the index is finite
+    if a bin is empty in one sample.
 
     >>> population_stability_index([500, 500], [500, 500])
     0.0

@@ -75,7 +75,7 @@ class FeatureSummary:
     def compare(self, counts: Sequence[int]) -> tuple[float, tuple[float, float] | None]:
         """Return the population stability index of counts, and for numbers the KS statistic and its p-value.
 
-        Missing values are a category of the index, and left out of the KS statistic.
+        Missing values are a bin of the index, and aren't part of the KS statistic.
 
         Args:
             counts: The number of values in the bins of ``counts`` of this summary.
@@ -210,7 +210,7 @@ class ReferenceSummary:
             text: The JSON.
 
         Raises:
-            OptionError: It isn't the JSON of a summary, or is that of another version.
+            OptionError: The text isn't the JSON of a summary, or has another version.
         """
         try:
             data = json.loads(text)

@@ -30,7 +30,7 @@ AuthFlow = Generator[Any, Any, None]
 
 
 class Auth(Protocol):
-    """What sends requests with credentials: an ``httpx.Auth``."""
+    """An ``httpx.Auth``, which adds credentials to requests."""
 
     def sync_auth_flow(self, request: Any) -> AuthFlow:
         """Yield requests, and get the response to each. The last response is the result."""

@@ -205,7 +205,7 @@ class LocalServerClient:
             except _DISCONNECTED as error:
                 if n_supervisors == _MAX_SUPERVISORS:
                     raise EndpointUnreachableError(
-                        f"The process that runs the local server ended again and again ({self._server!r})."
+                        f"The process that runs the local server ended {n_supervisors} times ({self._server!r})."
                     ) from error
                 n_supervisors += 1
                 self._lease = _acquire(self._server, instead_of=self._lease)

@@ -50,7 +50,7 @@ class RateStore:
     Attributes:
         url: The URL of a Redis server, without a password.
         password_env: Name of the environment variable with its password; None if there is none.
-        name: What the limit is for. Workers with the same name share it.
+        name: Name of the limit. Workers with the same name share it.
 
     Raises:
         OptionError: The URL is invalid or contains a password.
