@@ -170,6 +170,7 @@ def test_each_attempt_counts():
     [None, "many", {"prompt_tokens": -3}, {"prompt_tokens": "7", "completion_tokens": True}],
 )
 def test_without_valid_usage_the_length_of_texts_counts(usage, caplog):
+    caplog.set_level("WARNING")
     text = "word " * 8  # 40 bytes are about 10 tokens
     with scripted_server(default=lambda body: {**answer(text=text), "usage": usage}) as server:
         with pytest.raises(NotCalledError):

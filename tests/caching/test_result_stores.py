@@ -110,6 +110,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("edit", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_entries_are_replaced(edit, location, caplog):
+    caplog.set_level("WARNING")
     predict(location)
     edit_entries(location, edit)
     assert predict(location) == [1, 2, 3]
@@ -188,6 +189,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("make", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_store_that_is_down_only_logs_one_warning(make, tmp_path, caplog):
+    caplog.set_level("WARNING")
     handler = cached(make(tmp_path / "store"))
     CALLS.clear()
     for _ in range(3):
@@ -199,6 +201,7 @@ def test_a_store_that_is_down_only_logs_one_warning(make, tmp_path, caplog):
 
 @needs_redis
 def test_a_store_that_ends_and_starts_again(caplog, monkeypatch):
+    caplog.set_level("WARNING")
     now = time.monotonic
     handler = None
     with redis_server.serving() as url:
@@ -217,6 +220,7 @@ def test_a_store_that_ends_and_starts_again(caplog, monkeypatch):
 
 @needs_redis
 def test_a_store_that_is_full_or_read_only_still_returns_what_it_has(redis_url, caplog):
+    caplog.set_level("WARNING")
     client = connect(redis_url)
     client.flushall()
     predict(redis_url, [1])
@@ -230,6 +234,7 @@ def test_a_store_that_is_full_or_read_only_still_returns_what_it_has(redis_url, 
 
 
 def test_a_server_that_hangs_costs_one_time_limit(caplog, monkeypatch):
+    caplog.set_level("WARNING")
     import redis
 
     from_url = redis.Redis.from_url

@@ -359,6 +359,7 @@ def test_without_exception_handling_an_error_fails_the_pipeline():
 
 
 def test_a_request_that_fails_while_learning_sends_no_other_again(caplog):
+    caplog.set_level("WARNING")
     requests = []
 
     def answer(path, headers, body):

@@ -154,6 +154,7 @@ class Files:
 def test_resolves_links_in_notebooks_and_warns_about_broken_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, link: str, expected: str
 ) -> None:
+    caplog.set_level("WARNING")
     notebook = tmp_path / "a.ipynb"
     notebook.write_text('{"cells": []}', "utf-8")
     page = SimpleNamespace(

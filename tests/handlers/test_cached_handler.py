@@ -210,6 +210,7 @@ def test_equal_elements_share_a_result(make, tmp_path, calls):
 
 
 def test_elements_that_cannot_be_pickled_are_not_cached(tmp_path, calls, caplog):
+    caplog.set_level("WARNING")
     lock, cycle = threading.Lock(), []
     cycle.append(cycle)
     handler = counting(tmp_path)
@@ -238,6 +239,7 @@ class Answering(ModelHandler):
 
 
 def test_results_of_other_types_need_trusted_types(tmp_path, calls, caplog):
+    caplog.set_level("WARNING")
     handler = Answering(min_batch_size=2, max_batch_size=2)
     for _ in range(2):
         first, second = handler.with_cache(tmp_path, version="1").predict(["a", "a"])

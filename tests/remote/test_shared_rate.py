@@ -81,6 +81,7 @@ def test_a_handler_uses_the_store(redis_url):
 
 
 def test_a_store_that_is_down_leaves_each_process_its_own_limit(caplog):
+    caplog.set_level("WARNING")
     with servers.llm() as url:
         handler = OpenAIChatModelHandler(
             url,

@@ -69,6 +69,7 @@ def test_stops_polling_after_the_stop_time(tmp_path):
 
 
 def test_logs_file_system_errors_and_tries_again(tmp_path, caplog):
+    caplog.set_level("WARNING")
     clock = Clock()
     model_watcher = watcher(tmp_path, clock, pattern="nowhere://models/*")
     assert model_watcher.poll_latest() is None

@@ -198,6 +198,7 @@ def test_an_equal_refresh_loads_nothing():
 
 
 def test_the_old_model_stays_in_use_if_the_new_one_cannot_be_loaded(caplog):
+    caplog.set_level("WARNING")
     worker = make_worker(FromPath("first"))
     worker.bundle((1, A))
     assert get_inferences(worker.bundle((2, ModelMetadata("broken", "")))) == ["a"]
@@ -216,6 +217,7 @@ def test_a_first_model_that_cannot_be_loaded_raises():
     "update", ["a path", 7, {"model_id": "x"}, [KeyModelPathMapping(["k"], "x")]]
 )
 def test_a_refresh_of_the_wrong_type_is_logged_and_the_model_stays_in_use(update, caplog):
+    caplog.set_level("WARNING")
     worker = make_worker(FromPath("first"))
     assert get_inferences(worker.bundle((1, update))) == ["first"]
     assert "ModelMetadata(model_id, model_name)" in caplog.text
@@ -319,6 +321,7 @@ def test_a_key_keeps_its_old_model_if_its_new_one_cannot_be_loaded():
 def test_an_invalid_refresh_of_models_per_key_is_logged_and_the_models_stay_in_use(
     update, message, caplog
 ):
+    caplog.set_level("WARNING")
     worker = make_worker(per_key_handler())
     results = worker.bundle(*[(e, update) for e in ELEMENTS])
     assert keyed(results) == {"k1": "one", "k2": "one", "k3": "two"}
@@ -326,6 +329,7 @@ def test_an_invalid_refresh_of_models_per_key_is_logged_and_the_models_stay_in_u
 
 
 def test_a_first_refresh_that_cannot_be_loaded_leaves_the_handlers_own_model(caplog):
+    caplog.set_level("WARNING")
     worker = make_worker(FromPath("first"))
     broken = ModelMetadata("broken", "")
     assert get_inferences(worker.bundle((1, broken))) == ["first"]

@@ -148,6 +148,7 @@ def test_update_model_path_replaces_the_model(classifier, folder):
 
 
 def test_selects_the_device_on_the_worker(classifier, caplog):
+    caplog.set_level("WARNING")
     handler = HuggingFacePipelineModelHandler("text-classification", classifier)
     assert "device" not in handler._load_pipeline_args
     assert handler.load_model().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
