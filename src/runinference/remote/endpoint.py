@@ -154,8 +154,8 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
                 contain secrets.
             auth: Credentials, instead of ``api_key_env``. A function without parameters is called on the workers,
                 and called again when the credentials expire or the server responds with status 401. It returns a
-                key or token as text, which is sent as a bearer token; a dictionary of headers; an ``httpx.Auth``; a
-                pair of one of these and the number of seconds that it is valid; or an object with ``token`` and
+                key or token as text, which is sent as a bearer token; a dictionary of headers; an ``httpx.Auth``;
+                a pair of one of these and the number of seconds that it is valid; or an object with ``token`` and
                 ``expires_on``, such as the ``AccessToken`` of ``azure.core``. An ``httpx.Auth`` instead of a
                 function stays in this process and isn't stored in the pipeline.
             max_request_size: Maximum number of examples in a request.

@@ -104,7 +104,9 @@ def _encode_image(image: Any) -> bytes:
         buffer = io.BytesIO()
         try:
             image.save(buffer, "PNG")
-        except Exception as error:  # the file it is read from is cut off, the image has no pixels, ...
+        except (
+            Exception
+        ) as error:  # the file it is read from is cut off, the image has no pixels, ...
             raise ElementError(
                 f"An image of PIL with the size {image.size} can't be saved as PNG: {describe(error, 300)}."
             ) from error
