@@ -606,10 +606,11 @@ def test_conflicting_options_of_completions_are_errors(options, message):
 
 
 def test_completions_with_a_type_are_typed_columns_and_work_with_keys():
-    with servers.llm() as url:
-        handler = OpenAICompletionsModelHandler(url, "shout", None, output_type=Review)
-        [row] = handler.predict([{"t": "good"}], columns=["t"], output=["label"])
-        assert row.label in ("good", "bad")
-        [(key, result)] = KeyedModelHandler(handler).predict([(7, "good")])
-        assert key == 7
-        assert isinstance(result.inference, Review)
+    choice = {"choices": [{"index": 0, "text": GOOD}]}
+    with scripted_server(default=lambda body: choice) as server:
+        handler = OpenAICompletionsModelHandler(server.url, "m", None, output_type=Review)
+        assert handler.read_model_signature().fields["score"] is float
+        [row] = handler.predict([{"t": "hi"}], columns=["t"], output=["label"])
+        assert row.label == "good"
+        results = run([(7, "a"), (8, "b")], RunInference(KeyedModelHandler(handler)))
+    assert {key: result.inference.label for key, result in results} == {7: "good", 8: "good"}

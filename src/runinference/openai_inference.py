@@ -194,7 +194,6 @@ class OpenAICompletionsModelHandler(StructuredModelHandler):
         output_type: Any = None,
         max_output_attempts: int | None = None,
         keep_generation: bool = False,
-        max_request_size: int | None = None,
         **options: Unpack[OpenAIBatchOptions],
     ) -> None:
         """Configure the server, its model, and the type of its answers. This sends nothing and reads no key.
@@ -211,23 +210,23 @@ class OpenAICompletionsModelHandler(StructuredModelHandler):
                 the prompt is sent again, followed by the answer and a description of the error.
             keep_generation: Whether results with ``output_type`` are ``Generation`` objects, whose field ``value``
                 is the value.
-            max_request_size: Maximum number of examples in a request, by default 1. With ``output_type``, it is
-                always 1.
-            **options: ``parameters``, the options of every endpoint, see ``EndpointModelHandler``, and those of
-                every remote handler, see ``RemoteModelHandler``.
+            **options: ``max_request_size``, which must be 1 with ``output_type``; ``parameters``; the options of
+                every endpoint, see ``EndpointModelHandler``; and those of every remote handler, see
+                ``RemoteModelHandler``.
 
         Raises:
             OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
                 ``parameters`` has a reserved field, or ``output_type`` has no JSON schema.
             ImportError: httpx or tenacity isn't installed, or pydantic or jsonschema for ``output_type``.
         """
-        if output_type is not None and max_request_size not in (None, 1):
+        size = options.get("max_request_size")
+        if output_type is not None and size not in (None, 1):
             raise OptionError(
-                f"With output_type, a request contains one example, but max_request_size is {max_request_size!r}. "
-                "To fix this, remove one of them."
+                f"With output_type, a request contains one example, but max_request_size is {size!r}. To fix "
+                "this, remove one of them."
             )
         self._set_output_type(output_type, max_output_attempts, "prompt", keep_generation)
-        super().__init__(base_url, model, api_key_env, max_request_size=max_request_size, **options)
+        super().__init__(base_url, model, api_key_env, **options)
 
     def _to_messages(self, example: Any) -> list[Any]:
         [prompt] = to_strings([example])

@@ -26,7 +26,7 @@ _FORMS = (
     "seconds that it is valid, or an object with token and expires_on"
 )
 
-AuthFlow = Generator[Any, Any, None]
+AuthFlow = Generator[Any, Any, Any]
 
 
 class Auth(Protocol):
