@@ -137,9 +137,7 @@ class OpenAIChatModelHandler(StructuredModelHandler):
         """
         mode = output_mode
         if options.get("batch_api") is not None and output_mode in (None, "auto"):
-            mode = (
-                "response_format"  # support for it can't be tried out for the requests of a batch
-            )
+            mode = "response_format"  # it can't be tried out for the requests of a batch
         if output_mode is not None and output_type is None:
             raise OptionError(
                 "output_mode has no effect without output_type. To fix this, pass output_type, or leave it out."

@@ -245,9 +245,8 @@ class _Lease:
             try:
                 self._connection.send_bytes(b"check" if check else b"state")
                 state: dict[str, Any] = json.loads(self._connection.recv_bytes())
-            except (
-                BaseException
-            ):  # such as KeyboardInterrupt: the answer would be read as that to the next question
+            except BaseException:
+                # After a KeyboardInterrupt, the answer would be read as that to the next question.
                 self.close()
                 raise
             return state
