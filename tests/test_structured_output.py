@@ -20,7 +20,10 @@ from apache_beam.metrics import MetricsFilter
 from common import RUNNER, run
 from runinference import Backoff, KeyedModelHandler, RunInference
 from runinference.errors import EndpointError, InvalidOutputError, OptionError, UnusableAnswerError
-from runinference.openai_inference import OpenAIChatModelHandler
+from runinference.openai_inference import (
+    OpenAIChatModelHandler,
+    OpenAICompletionsModelHandler,
+)
 from runinference.samples import servers
 from runinference.testing import check_handler
 from scripted_server import Reply, scripted_server
@@ -470,7 +473,10 @@ PROGRAM = """
 from __future__ import annotations
 import dataclasses, sys, typing
 import cloudpickle, pydantic
-from runinference.openai_inference import OpenAIChatModelHandler
+from runinference.openai_inference import (
+    OpenAIChatModelHandler,
+    OpenAICompletionsModelHandler,
+)
 
 
 class Inner(pydantic.BaseModel):
@@ -547,3 +553,64 @@ def test_keep_generation_works_in_a_pipeline_with_keys_and_invalid_answers_are_e
     for options in ({"output_type": None}, {"keep_generation": "yes"}):
         with pytest.raises(OptionError, match="keep_generation"):
             chat("http://localhost:1", **{"keep_generation": True, **options})
+
+
+# --- completions
+
+
+def complete(*answers, **options):
+    """Return the result for a prompt to which a server replies with texts or choices, and the prompts."""
+    choices = [{"text": each} if isinstance(each, str) else each for each in answers]
+    script = [{"choices": [{"index": 0, **choice}], "usage": {}} for choice in choices]
+    options = {"output_type": Review, "throttle_delay_secs": 0, **options}
+    with scripted_server(*script) as server:
+        handler = OpenAICompletionsModelHandler(server.url, "m", None, **options)
+        try:
+            [result] = handler.predict(["Rate it:"])
+        except InvalidOutputError as error:
+            result = error
+    assert all(body.keys() == {"model", "prompt"} for body in server.requests)
+    return result, [body["prompt"] for body in server.requests]
+
+
+def test_a_completion_becomes_a_value_after_another_attempt():
+    result, [first, second] = complete("Good!", GOOD)
+    assert (result.example, result.inference) == ("Rate it:", Review(label="good", score=1))
+    assert first.startswith("Rate it:\n\n")
+    assert '"label"' in first
+    assert second.startswith("Rate it:\n\nGood!\n\nYour answer is invalid: it is not JSON")
+    assert second.count(first.removeprefix("Rate it:\n\n")) == 1
+
+
+def test_a_completion_keeps_the_generation_or_is_an_error():
+    result, _ = complete(GOOD, keep_generation=True)
+    assert (result.inference.value.label, result.inference.text) == ("good", GOOD)
+    error, prompts = complete("x", "y", max_output_attempts=2)
+    assert "Attempt 2 of 2" in str(error)
+    assert len(prompts) == 2
+    error, _ = complete({"text": GOOD[:9], "finish_reason": "length"})
+    assert "cut off" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_type": Review, "max_request_size": 8}, "max_request_size is 8"),
+        ({"max_output_attempts": 2}, "without output_type"),
+        ({"output_type": Review, "parameters": {"n": 2}}, "'n'"),
+    ],
+)
+def test_conflicting_options_of_completions_are_errors(options, message):
+    with pytest.raises(OptionError, match=message):
+        OpenAICompletionsModelHandler("http://localhost:1", "m", None, **options)
+
+
+def test_completions_with_a_type_are_typed_columns_and_work_with_keys():
+    choice = {"choices": [{"index": 0, "text": GOOD}]}
+    with scripted_server(default=lambda body: choice) as server:
+        handler = OpenAICompletionsModelHandler(server.url, "m", None, output_type=Review)
+        assert handler.read_model_signature().fields["score"] is float
+        [row] = handler.predict([{"t": "hi"}], columns=["t"], output=["label"])
+        assert row.label == "good"
+        results = run([(7, "a"), (8, "b")], RunInference(KeyedModelHandler(handler)))
+    assert {key: result.inference.label for key, result in results} == {7: "good", 8: "good"}

@@ -6,13 +6,11 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from apache_beam.metrics import Metrics
 from typing_extensions import Unpack
 
-from runinference.checks import check_bool, check_callable, check_int, check_mapping, check_text
-from runinference.errors import InvalidOutputError, OptionError
+from runinference.checks import check_callable, check_int, check_mapping, check_text
+from runinference.errors import OptionError
 from runinference.handlers.event_loop import resolve
-from runinference.handlers.model_signature import ModelSignature
 from runinference.handlers.options import accepts
 from runinference.remote.auth import AwsSigV4
 from runinference.remote.batch_api import BatchApi
@@ -24,7 +22,6 @@ from runinference.remote.message_parts import audio_part, image_part
 from runinference.remote.openai_batch import (
     OpenAIBatchModelHandler,
     OpenAIBatchOptions,
-    ReadFirst,
 )
 from runinference.remote.openai_client import (
     check_client_options,
@@ -45,8 +42,7 @@ from runinference.remote.openai_protocol import (
     to_strings,
 )
 from runinference.remote.process_secret import ProcessSecret
-from runinference.remote.request_pool import RequestPool
-from runinference.remote.structured_chat import StructuredChat
+from runinference.remote.structured_handler import StructuredModelHandler
 from runinference.remote.token_usage import Prices
 from runinference.results import PredictionResult
 
@@ -72,7 +68,7 @@ __all__ = [
 ]
 
 
-class OpenAIChatModelHandler(OpenAIBatchModelHandler):
+class OpenAIChatModelHandler(StructuredModelHandler):
     """A handler for chat models. Each conversation is one request, and its result is a ``Generation``.
 
     An example is a string, which becomes a user message, or a list of messages: dictionaries with ``role`` and
@@ -98,8 +94,6 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
 
     _path = "/chat/completions"
     _input = "messages"
-    _structured: StructuredChat | None = None
-    _keep_generation = False
 
     @accepts(OpenAIBatchModelHandler.__init__)
     def __init__(
@@ -141,19 +135,14 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
                 ``parameters`` has a reserved field, or ``output_type`` has no JSON schema.
             ImportError: httpx or tenacity isn't installed, or pydantic or jsonschema for ``output_type``.
         """
-        if output_type is not None:
-            self._structured = StructuredChat(
-                output_type,
-                3 if max_output_attempts is None else max_output_attempts,
-                self._resolve_output_mode(output_mode, options.get("batch_api")),
-            )
-        elif max_output_attempts is not None or output_mode is not None or keep_generation:
+        mode = output_mode
+        if options.get("batch_api") is not None and output_mode in (None, "auto"):
+            mode = "response_format"  # it can't be tried out for the requests of a batch
+        if output_mode is not None and output_type is None:
             raise OptionError(
-                "max_output_attempts, output_mode and keep_generation have no effect without output_type. To fix "
-                "this, pass output_type, or leave them out."
+                "output_mode has no effect without output_type. To fix this, pass output_type, or leave it out."
             )
-        check_bool("keep_generation", keep_generation)
-        self._keep_generation = keep_generation
+        self._set_output_type(output_type, max_output_attempts, mode or "auto", keep_generation)
         super().__init__(base_url, model, api_key_env, **options)
 
     def _resolve_request_size(self, max_request_size: int | None) -> int:
@@ -169,106 +158,14 @@ class OpenAIChatModelHandler(OpenAIBatchModelHandler):
     def _build_input(self, batch: Sequence[Any]) -> Any:
         return to_messages(batch[0])
 
+    def _to_messages(self, example: Any) -> list[Any]:
+        return to_messages(example)
+
     def _parse_results(self, response: Any, n: int, fields: Mapping[str, Any]) -> list[Generation]:
         return parse_generations(response, n, fields.get("n"), get_chat_text)
 
-    def read_model_signature(self) -> ModelSignature:
-        """Return the type of the answers, and those of their fields, if ``output_type`` declares them."""
-        if self._structured is None or self._keep_generation:
-            return super().read_model_signature()
-        return ModelSignature(
-            output=self._structured.column_type, fields=self._structured.field_types
-        )
 
-    def get_result_options(self) -> dict[str, Any]:
-        options = super().get_result_options()
-        if self._structured is not None:
-            options["_structured"] = self._structured.identity
-        return options
-
-    def get_result_types(self) -> Sequence[type | str]:
-        if self._structured is None:
-            return super().get_result_types()
-        others = super().get_result_types() if self._keep_generation else ()
-        return [*self._structured.classes, *others]
-
-    def _check_fields(self, option: str, fields: Mapping[str, Any]) -> None:
-        super()._check_fields(option, fields)
-        for name in ("n", "response_format"):
-            if self._structured is not None and name in fields:
-                raise OptionError(
-                    f"{option} has {name!r}, which output_type doesn't allow. To fix this, remove one of them."
-                )
-
-    def _send(
-        self, pool: RequestPool, part: Any, model: Any, args: dict[str, Any] | None
-    ) -> list[PredictionResult]:
-        if self._structured is None:
-            return super()._send(pool, part, model, args)
-        return self._ask(self._structured, pool, part, model, args, None)
-
-    def _build_first_body(
-        self, part: Sequence[Any], args: dict[str, Any] | None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        if self._structured is None:
-            return super()._build_first_body(part, args)
-        messages, fields = self._structured.build_request(to_messages(part[0]))
-        return super()._build_first_body([messages], {**(args or {}), **fields})
-
-    def _finish(
-        self,
-        pool: RequestPool,
-        part: Any,
-        model: Any,
-        args: dict[str, Any] | None,
-        read_first: ReadFirst,
-    ) -> list[PredictionResult]:
-        if self._structured is None:
-            return super()._finish(pool, part, model, args, read_first)
-        return self._ask(self._structured, pool, part, model, args, read_first)
-
-    def _ask(
-        self,
-        structured: StructuredChat,
-        pool: RequestPool,
-        part: Any,
-        model: Any,
-        args: dict[str, Any] | None,
-        read_first: ReadFirst | None,
-    ) -> list[PredictionResult]:
-        """Return the value for an example. The first response can be one of the batch API."""
-        send_request, retries = super()._send, self._count_output_retry
-
-        def send(messages: Sequence[Any], fields: Mapping[str, Any]) -> PredictionResult:
-            nonlocal read_first
-            if read_first is not None:
-                read, read_first = read_first, None
-                return read()[0]
-            [result] = send_request(pool, [messages], model, {**(args or {}), **fields})
-            return result
-
-        [example] = part
-        try:
-            answer = structured.ask(
-                to_messages(example), send, model, self._model, retries, self._keep_generation
-            )
-        except InvalidOutputError as error:  # it quotes the answer
-            raise InvalidOutputError(model.redact_key(str(error))) from None
-        inference = answer if self._keep_generation else answer.value
-        return [PredictionResult(example, inference, self._model)]
-
-    @staticmethod
-    def _resolve_output_mode(output_mode: str | None, batch_api: BatchApi | None) -> str:
-        """Return how the server gets the schema. It can't be tried out for the requests of a batch."""
-        if batch_api is not None and output_mode in (None, "auto"):
-            return "response_format"
-        return output_mode or "auto"
-
-    def _count_output_retry(self) -> None:
-        Metrics.counter(self.get_metrics_namespace(), "output_retries").inc()
-
-
-class OpenAICompletionsModelHandler(OpenAIBatchModelHandler):
+class OpenAICompletionsModelHandler(StructuredModelHandler):
     """A handler for language models that complete texts. Each result is a ``Generation``.
 
     Examples are strings. By default, each request contains one example, because some servers don't accept several.
@@ -284,6 +181,57 @@ class OpenAICompletionsModelHandler(OpenAIBatchModelHandler):
 
     _path = "/completions"
     _input = "prompt"
+
+    @accepts(OpenAIBatchModelHandler.__init__)
+    def __init__(
+        self,
+        base_url: str | LocalServer,
+        model: str,
+        api_key_env: str | None = "OPENAI_API_KEY",
+        *,
+        output_type: Any = None,
+        max_output_attempts: int | None = None,
+        keep_generation: bool = False,
+        **options: Unpack[OpenAIBatchOptions],
+    ) -> None:
+        """Configure the server, its model, and the type of its answers. This sends nothing and reads no key.
+
+        Args:
+            base_url: URL of the server's API, which usually ends in ``/v1``, or a ``LocalServer``.
+            model: Name of the model on that server.
+            api_key_env: Name of the environment variable that contains the API key on the workers. The handler
+                doesn't store the key. None if the server needs no key. The default isn't read if ``auth`` is set
+                or the server is a ``LocalServer``.
+            output_type: Type of the answers, see ``OpenAIChatModelHandler``. Its JSON schema is added to the
+                prompt. None for text.
+            max_output_attempts: Maximum number of answers to an example, by default 3. After an invalid answer,
+                the prompt is sent again, followed by the answer and a description of the error.
+            keep_generation: Whether results with ``output_type`` are ``Generation`` objects, whose field ``value``
+                is the value.
+            **options: ``max_request_size``, which must be 1 with ``output_type``; ``parameters``; the options of
+                every endpoint, see ``EndpointModelHandler``; and those of every remote handler, see
+                ``RemoteModelHandler``.
+
+        Raises:
+            OptionError: A value is invalid, the URL contains a secret, the key would be sent unencrypted,
+                ``parameters`` has a reserved field, or ``output_type`` has no JSON schema.
+            ImportError: httpx or tenacity isn't installed, or pydantic or jsonschema for ``output_type``.
+        """
+        size = options.get("max_request_size")
+        if output_type is not None and size not in (None, 1):
+            raise OptionError(
+                f"With output_type, a request contains one example, but max_request_size is {size!r}. To fix "
+                "this, remove one of them."
+            )
+        self._set_output_type(output_type, max_output_attempts, "prompt", keep_generation)
+        super().__init__(base_url, model, api_key_env, **options)
+
+    def _to_messages(self, example: Any) -> list[Any]:
+        [prompt] = to_strings([example])
+        return [{"role": "user", "content": prompt}]
+
+    def _from_messages(self, messages: Sequence[Any]) -> Any:
+        return "\n\n".join(message["content"] for message in messages)
 
     def _build_input(self, batch: Sequence[Any]) -> Any:
         prompts = to_strings(batch)

@@ -123,7 +123,11 @@ def test_a_feature_that_is_always_missing_drifts_if_it_has_values(missing):
 def test_infinite_values_are_in_the_outer_bins():
     summary = summarize([-math.inf, *range(100), math.inf])
     counts = count(summary, [-math.inf, math.inf, 1e300, -1e300, 10**400, -(10**400)])
-    assert (counts[1], counts[-1]) == (3, 3)
+    assert (counts[1], counts[-1]) == (2, 2)
+    infinite = [math.inf] * 100
+    assert compare(infinite, infinite) == (0, (0, 1))
+    for others in ([-math.inf] * 100, range(100), [None] * 100):
+        assert compare(infinite, others)[0] > 5
     assert json.loads(ReferenceSummary({"x": summary}).to_json())
 
 
@@ -164,6 +168,12 @@ def test_numbers_can_be_categories():
     assert summarize(reference, categorical=True).categories == ("0", "1", "2", "3")
     assert compare(reference, np.array(values, float), categorical=True)[0] > 1
     assert compare(reference, reference, categorical=True)[0] == 0
+
+
+def test_large_integers_are_different_categories():
+    ids = [2**53, 2**53 + 1, np.uint64(2**64 - 1)] * 20
+    assert len(summarize(ids, categorical=True).categories) == 3
+    assert compare(ids, [2**53] * 60, categorical=True)[0] > 1
 
 
 def test_a_text_in_a_numeric_feature_counts_as_missing():

@@ -258,7 +258,62 @@ def test_rejects_two_kinds_of_credentials_and_credentials_over_http():
     assert chat("http://a.example.com", lambda: "t", key_over_http=True)
 
 
+class Bearer(httpx.Auth):
+    def __init__(self, key):
+        self.key = key
+
+    def auth_flow(self, request):
+        request.headers["Authorization"] = f"Bearer {self.key}"
+        request.url = request.url.copy_add_param("key", self.key)
+        yield request
+
+
+def test_an_httpx_auth_from_a_function_is_renewed_if_it_is_rejected():
+    provide, calls = provider(Bearer("old"), Bearer("new"))
+    with scripted_server(REJECTED, default=answer) as server:
+        chat(server.url, provide, max_concurrent_requests=1).predict(["a", "b"])
+    assert len(calls) == 2
+    assert sent(server) == ["Bearer old", "Bearer new", "Bearer new"]
+    assert [path.partition("?")[2] for path in server.request_paths] == [
+        "key=old",
+        *["key=new"] * 2,
+    ]
+
+
+def test_an_httpx_auth_from_a_function_is_used_as_long_as_it_is_valid():
+    always, calls = Bearer("x"), []
+
+    def provide():
+        calls.append(1)
+        return always, 0
+
+    with scripted_server(default=answer) as server:
+        chat(server.url, provide).predict(["a", "b"])
+    assert len(calls) == 2
+    with (
+        scripted_server(REJECTED) as server,
+        pytest.raises(EndpointRefusedError, match="returned 401"),
+    ):
+        chat(server.url, lambda: always).predict(["a"])
+    assert len(server.requests) == 1
+
+
+def test_errors_do_not_contain_query_parameters_that_auth_adds():
+    secret = "se cret/0123"
+    reply = Reply(400, f"bad {urllib.parse.quote(secret, safe='')}, {secret}, a%20b, v=12345678")
+    with scripted_server(reply) as server:
+        handler = chat(server.url, Bearer(secret), query={"v": 12345678})
+        with pytest.raises(EndpointError, match=r"bad \[the key\], \[the key\].*v=12345678"):
+            handler.predict(["a"])
+
+
 # --- query parameters
+
+
+def test_spaces_in_queries_are_encoded_as_signatures_require():
+    with scripted_server(default=answer) as server:
+        chat(server.url, lambda: "t", query={"a": "b c+~ü"}).predict(["a"])
+    assert server.request_paths[0].endswith("?a=b%20c%2B~%C3%BC")
 
 
 def test_azure_urls_have_the_deployment_the_api_version_and_the_key(monkeypatch):
@@ -270,7 +325,7 @@ def test_azure_urls_have_the_deployment_the_api_version_and_the_key(monkeypatch)
             query={"api-version": "2024-10-21", "n n": 2},
         ).predict(["a"])
     [path] = server.request_paths
-    assert path == "/openai/deployments/my-chat/chat/completions?api-version=2024-10-21&n+n=2"
+    assert path == "/openai/deployments/my-chat/chat/completions?api-version=2024-10-21&n%20n=2"
     assert (sent(server, "api-key"), sent(server)) == ([SECRET], [None])
 
 

@@ -49,6 +49,8 @@ def test_rejects_a_key_over_http_to_another_machine_with_three_hints(url):
         (f"https://{KEY}@api.example.com", "has a user name, a password"),
         (f"https://api.example.com/v1?key={KEY}", "a query or a fragment"),
         (f"https://api.example.com/v1#{KEY}", "fragment"),
+        ("https://api.example.com/v1?", "a query or a fragment"),
+        ("https://api.example.com/v1#", "fragment"),
         ("api.example.com/v1", "must be a URL such as http://localhost:8000"),
         ("localhost:8000", "must be a URL"),
         ("ftp://api.example.com", "must be a URL"),

@@ -81,6 +81,47 @@ def test_a_server_is_shared_by_equal_handlers_and_ends_with_the_last_one(caplog)
         gc.collect()
 
 
+def test_after_an_error_that_is_kept_the_server_is_started_again(tmp_path):
+    command = tmp_path / "command"
+    handler = chat(LocalServer([str(command), "{port}"]), num_retries=0)
+    with pytest.raises(EndpointRefusedError, match="was not found") as kept:
+        ask(handler)
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I "{PROGRAM}" "$1" ""\n')
+    command.chmod(0o755)
+    assert ask(handler)["pid"] > 0
+    assert kept.value is not None
+
+
+class ForkOnce(logging.Handler):
+    """Forks a process while a server is started, as another thread could."""
+
+    child = 0
+
+    def emit(self, record):
+        if not self.child and "Starting" in record.getMessage():
+            self.child = os.fork()
+            if not self.child:
+                os.closerange(0, 3)
+                signal.pause()
+
+
+def test_a_process_that_is_forked_meanwhile_locks_no_other_out(caplog):
+    logger, forking = logging.getLogger("runinference"), ForkOnce()
+    caplog.set_level(logging.INFO, "runinference")
+    logger.addHandler(forking)
+    try:
+        first = chat(server())
+        pid = ask(first)["pid"]
+        with worker(server()) as (_, connection):
+            assert connection.poll(TIMEOUT_SECS), "the other process waits for the lock"
+            assert connection.recv() == pid
+    finally:
+        logger.removeHandler(forking)
+        assert forking.child
+        os.kill(forking.child, signal.SIGKILL)
+        os.waitpid(forking.child, 0)
+
+
 def test_works_in_a_pipeline_with_keys():
     handler = chat(server())
     results = dict(run([(n, "hi") for n in range(5)], RunInference(KeyedModelHandler(handler))))

@@ -34,7 +34,7 @@ def test_an_array_is_sent_as_png_without_loss(shape):
         np.testing.assert_array_equal(found, array.reshape(found.shape))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_an_image_of_pil_is_sent_as_png_without_loss(mode):
     image = Image.fromarray(np.arange(75, dtype=np.uint8).reshape(5, 5, 3)).convert(mode)
     media_type, png = content(image_part(image))
@@ -71,6 +71,8 @@ def test_a_url_is_sent_as_it_is(url):
         (np.zeros(4, np.uint8), r"shape \(4,\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (Image.new("CMYK", (2, 2)), r"mode 'CMYK'.*convert\('RGB'\)"),
+        (Image.new("I", (1, 1), 70_000), "mode 'I', which can't be sent without loss"),
+        (Image.new("RGB", (0, 3)), r"size \(0, 3\) can't be saved as PNG"),
         (b"", "is empty: it has 0 bytes"),
         (b"BM1234567890", "unknown format: it starts with b'BM123456'"),
         (b"RIFF1234WAVE", "unknown format"),
@@ -102,6 +104,11 @@ def test_an_array_of_int16_is_sent_as_wav_without_loss(shape, dtype):
     np.testing.assert_array_equal(found, array.ravel())
 
 
+def test_the_sampling_rate_can_be_an_integer_of_numpy():
+    part = audio_part(np.zeros(6, np.int16), np.int64(16_000))
+    assert wav(**part["input_audio"]).getframerate() == 16_000
+
+
 def test_floats_are_rounded_to_16_bits():
     part = audio_part(np.array([0, 1, -1, 0.5], np.float32), 16_000)
     with wav(**part["input_audio"]) as file:
@@ -131,6 +138,7 @@ def test_audio_files_are_sent_as_they_are_with_their_format(data, expected, tmp_
     [
         (np.zeros(9, np.int16), None, "sampling_rate must be .* but is None"),
         (np.zeros(9, np.int16), 0, "sampling_rate must be .* but is 0"),
+        (np.zeros(9, np.int16), 2**31, "sampling_rate must be .* but is 2147483648"),
         (np.zeros(9, np.int32), 8_000, "must be of int16 or floats, but is of int32"),
         (np.array([0, 2.0]), 8_000, "aren't from -1 to 1"),
         (np.array([0, np.nan]), 8_000, "aren't from -1 to 1"),

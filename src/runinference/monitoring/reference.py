@@ -19,6 +19,7 @@ from runinference.monitoring.values import (
     FeaturesOption,
     PredictionOption,
     ValueReader,
+    to_float,
     to_label,
     to_plain,
 )
@@ -58,9 +59,13 @@ class FeatureSummary:
         """Return the summary of values. They are numbers if all that aren't missing are, except for bools."""
         plain = [to_plain(name, value) for value in values]
         present = [value for value in plain if value is not None]
-        if present and not categorical and all(isinstance(value, float) for value in present):
-            numbers = np.asarray(present, float)
-            edges, psi_edges = _find_edges(numbers[np.isfinite(numbers)], n_bins)
+        numbers = [
+            value
+            for value in present
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        ]
+        if present and not categorical and len(numbers) == len(present):
+            edges, psi_edges = _find_edges(np.array([*map(to_float, numbers)]), n_bins)
             empty = cls(True, edges, psi_edges, (), (0,) * (len(edges) + 2))
         else:
             frequent = Counter(map(to_label, present)).most_common(_MAX_CATEGORIES)
@@ -253,8 +258,6 @@ def _find_edges(
     numbers: np.ndarray[Any, Any], n_bins: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the edges of bins: values of the sample that are quantiles, and those of the index among them."""
-    if not len(numbers):
-        return (), ()
     ranked = np.sort(numbers)
 
     def quantiles(n: int) -> set[float]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from runinference.handlers.row_handler import get_inference
 FeaturesOption = Sequence[str | int] | Callable[[Any], Mapping[str, Any]]
 PredictionOption = Callable[[Any], Any]
 
+_LARGEST = sys.float_info.max
 #: A vector with more numbers is not monitored without naming some of them.
 MAX_FEATURES = 100
 
@@ -109,7 +111,7 @@ class ValueReader:
         return {"prediction": value}
 
 
-def to_plain(name: str, value: Any) -> float | str | bool | None:
+def to_plain(name: str, value: Any) -> float | int | str | bool | None:
     """Return a value as a number, a text or a bool, and None if it is missing (None, NaN, NaT or NA).
 
     Raises:
@@ -121,11 +123,10 @@ def to_plain(name: str, value: Any) -> float | str | bool | None:
         value = _to_cpu(value).item()
     if isinstance(value, (bool, str)):
         return value
+    if isinstance(value, Integral):  # exact, because integers can be categories
+        return int(value)
     if isinstance(value, (Real, Decimal)):
-        try:
-            number = float(value)
-        except OverflowError:  # an integer
-            number = math.inf if value == abs(value) else -math.inf
+        number = float(value)
         return None if math.isnan(number) else number
     if isinstance(value, bytes):
         return value.decode(errors="replace")
@@ -137,7 +138,12 @@ def to_plain(name: str, value: Any) -> float | str | bool | None:
     )
 
 
-def to_label(value: float | str | bool) -> str:
+def to_float(number: float | int) -> float:
+    """Return a number as a finite float, the nearest one if it is infinite or too large."""
+    return float(max(-_LARGEST, min(_LARGEST, number)))
+
+
+def to_label(value: float | int | str | bool) -> str:
     """Return the category of a value. Equal numbers have equal categories.
 
     >>> to_label(3.0), to_label("3"), to_label(True)

@@ -22,11 +22,11 @@ from runinference.remote.process_secret import ProcessSecret
 _REFRESH_SECS = 60  # before credentials expire, at most
 _REFRESH_SHARE = 0.1  # of their lifetime
 _FORMS = (
-    "a key or token as text, a dictionary of headers, a pair of one of these and the number of seconds that it is "
-    "valid, an object with token and expires_on, or an httpx.Auth"
+    "a key or token as text, a dictionary of headers, an httpx.Auth, a pair of one of these and the number of "
+    "seconds that it is valid, or an object with token and expires_on"
 )
 
-AuthFlow = Generator[Any, Any, None]
+AuthFlow = Generator[Any, Any, Any]
 
 
 class Auth(Protocol):
@@ -92,17 +92,14 @@ class ProvidedAuth:
         self._current: _Credentials | None = None
 
     def sync_auth_flow(self, request: Any) -> AuthFlow:
+        url, headers = request.url, request.headers.copy()
         credentials = self._get(rejected=None)
-        if credentials.auth is not None:
-            yield from credentials.auth.sync_auth_flow(request)
-            return
-        request.headers.update(credentials.headers)
-        response = yield request
-        if response.status_code == 401:
+        response = yield from _send_with(credentials, request)
+        if response is not None and response.status_code == 401:
             renewed = self._get(rejected=credentials)
-            if renewed.auth is None and renewed.headers != credentials.headers:
-                request.headers.update(renewed.headers)
-                yield request
+            if renewed.headers != credentials.headers or renewed.auth is not credentials.auth:
+                request.url, request.headers = url, headers
+                yield from _send_with(renewed, request)
 
     def _get(self, rejected: _Credentials | None) -> _Credentials:
         """Return the credentials, or other ones than those that the server rejected."""
@@ -120,6 +117,21 @@ class _Credentials:
     auth: Auth | None = field(default=None, repr=False)
 
 
+def _send_with(credentials: _Credentials, request: Any) -> AuthFlow:
+    """Yield requests with credentials, and return the response to the last one."""
+    request.headers.update(credentials.headers)
+    if credentials.auth is None:
+        return (yield request)
+    flow, response = credentials.auth.sync_auth_flow(request), None
+    try:
+        while True:
+            response = yield flow.send(response)
+    except StopIteration:
+        return response
+    finally:
+        flow.close()
+
+
 def _read_credentials(value: Any) -> _Credentials:
     """Convert what a function returned. Errors don't contain the value."""
     lifetime = math.inf
@@ -129,10 +141,10 @@ def _read_credentials(value: Any) -> _Credentials:
         value, lifetime = value.token, _seconds_until(value.expires_on)
     elif isinstance(value, tuple) and len(value) == 2:
         value, lifetime = value[0], _to_seconds(value[1])
+    refresh_at = time.monotonic() + lifetime - min(_REFRESH_SECS, _REFRESH_SHARE * lifetime)
     if isinstance(value, need("httpx", extra="remote").Auth):
-        return _Credentials({}, auth=value)
-    margin = min(_REFRESH_SECS, _REFRESH_SHARE * lifetime)
-    return _Credentials(_to_headers(value), time.monotonic() + lifetime - margin)
+        return _Credentials({}, refresh_at, value)
+    return _Credentials(_to_headers(value), refresh_at)
 
 
 def _to_headers(value: Any) -> dict[str, str]:
@@ -181,9 +193,10 @@ class AwsSigV4:
     Args:
         service: Name of the service in signatures, such as ``"sagemaker"`` or ``"bedrock"``.
         region: Region of the endpoint, such as ``"us-east-1"``.
-        credentials: A function that returns botocore credentials and is called on the workers, or the credentials
-            themselves, which work only in this process. By default, the workers look for credentials where other
-            AWS clients do: in environment variables, configuration files, and the role of the machine.
+        credentials: A function that returns botocore credentials and is called once by each client on the workers, or
+            the credentials themselves, which work only in this process. To renew temporary credentials, return
+            ``RefreshableCredentials``. By default, the workers look for credentials where other AWS clients do: in
+            environment variables, configuration files, and the role of the machine.
 
     Raises:
         OptionError: A value is empty.

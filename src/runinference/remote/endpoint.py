@@ -154,11 +154,10 @@ class EndpointModelHandler(RemoteModelHandler[Any, PredictionResult, Any]):
                 contain secrets.
             auth: Credentials, instead of ``api_key_env``. A function without parameters is called on the workers,
                 and called again when the credentials expire or the server responds with status 401. It returns a
-                key or token as text, which is sent as a bearer token; a dictionary of headers; a pair of one of
-                these and the number of seconds that it is valid; an object with ``token`` and ``expires_on``, such
-                as the ``AccessToken`` of ``azure.core``; or an ``httpx.Auth``. You can also pass an
-                ``httpx.Auth`` instead of a function. It isn't stored in the pipeline, and works only in this
-                process.
+                key or token as text, which is sent as a bearer token; a dictionary of headers; an ``httpx.Auth``;
+                a pair of one of these and the number of seconds that it is valid; or an object with ``token`` and
+                ``expires_on``, such as the ``AccessToken`` of ``azure.core``. You can also pass an ``httpx.Auth``
+                instead of a function. It isn't stored in the pipeline, and works only in this process.
             max_request_size: Maximum number of examples in a request.
             **options: The options of every remote handler, see ``RemoteModelHandler``.
 
@@ -277,7 +276,7 @@ def normalize_url(url: Any) -> str:
         valid = valid and " " not in str(url) and str(url).isprintable()
     except ValueError:  # invalid port or brackets
         raise OptionError(_INVALID_URL) from None
-    if "@" in str(url) or parts.query or parts.fragment:
+    if any(mark in str(url) for mark in "@?#"):
         raise OptionError(
             "base_url has a user name, a password, a query or a fragment, which would be stored in the pipeline. "
             "Remove it. Put a key into an environment variable, and set api_key_env to its name. Pass other query "

@@ -6,7 +6,7 @@ import json
 import threading
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlencode
@@ -47,7 +47,7 @@ MAX_RESPONSE_BYTES = 64 << 20
 
 _MAX_ERROR_BYTES = 65_536  # read from an error response
 _MAX_MESSAGE = 1_000  # characters about a response that doesn't follow the protocol
-_MIN_SECRET = 8  # characters of the value of a header whose name doesn't show that it is a secret
+_MIN_SECRET = 8  # characters of a value that auth adds, whose name doesn't show that it is a secret
 _Headers = Mapping[str, str]
 _RawHeaders = Sequence[tuple[bytes, bytes]]
 
@@ -93,7 +93,7 @@ class HttpClient:
         self._api_key = api_key
         self._api_key_env = api_key_env
         self._auth = auth
-        self._query = f"?{urlencode(query)}" if query else ""
+        self._query = f"?{urlencode(query, quote_via=quote)}" if query else ""
         self._sent = threading.local()  # credentials of the last request of each thread
         self._urls: dict[str, Any] = {}  # parsed URLs
         self._deadline = Deadline()
@@ -279,13 +279,14 @@ class HttpClient:
         url += self._query.replace("?", "&") if "?" in url else self._query
         if self._auth is None:
             return self._exchange(method, url, headers, content, max_bytes)
-        known = {name.lower(): value for name, value in headers}
-        flow = _Flow(self._auth, self._httpx.Request(method, url, headers=headers, content=content))
+        request = self._httpx.Request(method, url, headers=headers, content=content)
+        known = {*_list_values(request)}
+        flow = _Flow(self._auth, request)
         try:
             while True:
                 request = flow.request
                 sent = request.headers.raw
-                self._sent.secrets = _find_secrets(known, sent)
+                self._sent.secrets = _find_secrets(known, _list_values(request))
                 answer = self._exchange(
                     request.method, str(request.url), sent, request.read() or None, max_bytes
                 )
@@ -545,13 +546,17 @@ class _Flow:
         return request
 
 
-def _find_secrets(known: Mapping[bytes, bytes], sent: _RawHeaders) -> list[str]:
-    """Return the values of headers that an authentication added, the longest first."""
+def _list_values(request: Any) -> list[tuple[str, str]]:
+    """Return the names and values of the headers and the query parameters of a request."""
+    return [*request.headers.multi_items(), *request.url.params.multi_items()]
+
+
+def _find_secrets(known: Set[tuple[str, str]], sent: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the values that an authentication added to a request, the longest first."""
     secrets = set()
-    for name, value in sent:
-        text = value.decode("latin-1")
-        is_secret = SECRET_NAME.search(name.decode("latin-1")) or len(text) >= _MIN_SECRET
-        if is_secret and text and known.get(name.lower()) != value:
+    for name, text in sent:
+        is_secret = SECRET_NAME.search(name) or len(text) >= _MIN_SECRET
+        if is_secret and text and (name, text) not in known:
             secrets |= {text, text.partition(" ")[2] or text}
     quoted = {form(text) for text in secrets for form in (_to_json_text, _to_url_text)}
     return sorted(secrets | quoted, key=len, reverse=True)

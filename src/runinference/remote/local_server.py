@@ -161,7 +161,12 @@ class LocalServerClient:
         self._lease = _acquire(server)
         self._url = ""
         self._client: HttpClient
-        self._wait(check=False)
+        try:
+            self._wait(check=False)
+        except BaseException:
+            # The error may be kept, and this object with it. The server must not depend on that.
+            del self._lease
+            raise
 
     def post(self, *args: Any) -> Any:
         """Send a request; see ``HttpClient.post``. If the server has ended, wait until it was restarted."""
@@ -237,8 +242,13 @@ class _Lease:
     def ask(self, check: bool) -> dict[str, Any]:
         """Return the state of the server."""
         with self._lock:
-            self._connection.send_bytes(b"check" if check else b"state")
-            state: dict[str, Any] = json.loads(self._connection.recv_bytes())
+            try:
+                self._connection.send_bytes(b"check" if check else b"state")
+                state: dict[str, Any] = json.loads(self._connection.recv_bytes())
+            except BaseException:
+                # After a KeyboardInterrupt, the answer would be read as that to the next question.
+                self.close()
+                raise
             return state
 
     def close(self) -> None:
@@ -334,7 +344,11 @@ def _locked(path: Path) -> Iterator[None]:
 
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Closing the file isn't enough if another thread has forked a process, which inherits it.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _forget_leases() -> None:

@@ -9,6 +9,7 @@ import struct
 import sys
 import wave
 import zlib
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,8 @@ from apache_beam.io.filesystems import FileSystems
 from runinference.errors import ElementError, describe
 
 _PNG_COLORS = {1: 0, 3: 2, 4: 6}  # color types by the number of channels
-_PNG_MODES = ("1", "L", "LA", "I", "P", "RGB", "RGBA")  # of images of PIL that PNG can represent
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # of images of PIL that are saved without loss
+_MAX_SAMPLING_RATE = 1_000_000
 _MP3_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa")
 
 
@@ -96,11 +98,18 @@ def _encode_image(image: Any) -> bytes:
     if pil is not None and isinstance(image, pil.Image):
         if image.mode not in _PNG_MODES:
             raise ElementError(
-                f"An image of PIL has the mode {image.mode!r}, which PNG doesn't support. To fix this, use "
+                f"An image of PIL has the mode {image.mode!r}, which can't be sent without loss. To fix this, use "
                 "image.convert('RGB')."
             )
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        try:
+            image.save(buffer, "PNG")
+        except (
+            Exception
+        ) as error:  # the file it is read from is cut off, the image has no pixels, ...
+            raise ElementError(
+                f"An image of PIL with the size {image.size} can't be saved as PNG: {describe(error, 300)}."
+            ) from error
         return buffer.getvalue()
     return _read(image, "image")
 
@@ -190,7 +199,8 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
 
 def _encode_wav(array: Any, sampling_rate: Any) -> bytes:
     """Return an array of samples as WAV with 16 bits."""
-    if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, int) or sampling_rate < 1:
+    is_number = isinstance(sampling_rate, Integral) and not isinstance(sampling_rate, bool)
+    if not is_number or not 1 <= sampling_rate <= _MAX_SAMPLING_RATE:
         raise ElementError(
             f"sampling_rate must be the number of samples per second of the array, but is {sampling_rate!r}."
         )
@@ -219,7 +229,7 @@ def _encode_wav(array: Any, sampling_rate: Any) -> bytes:
     with wave.open(buffer, "wb") as file:
         file.setnchannels(channels)
         file.setsampwidth(2)
-        file.setframerate(sampling_rate)
+        file.setframerate(int(sampling_rate))
         file.writeframes(array.astype("<i2").tobytes())
     return buffer.getvalue()
 

@@ -186,6 +186,8 @@ class StructuredChat:
             return [*messages, {"role": "user", "content": self._instructions}]
         content = last.get("content")
         if isinstance(content, str):
+            if content.endswith(self._instructions):  # after an invalid answer
+                return [*messages]
             content = f"{content}\n\n{self._instructions}"
         else:
             content = [*(content or ()), {"type": "text", "text": self._instructions}]
