@@ -193,8 +193,8 @@ class AwsSigV4:
     Args:
         service: Name of the service in signatures, such as ``"sagemaker"`` or ``"bedrock"``.
         region: Region of the endpoint, such as ``"us-east-1"``.
-        credentials: A function that returns botocore credentials and is called once by each client on the workers, or
-            the credentials themselves, which work only in this process. To renew temporary credentials, return
+        credentials: A function that returns botocore credentials and is called once by each client on the workers,
+            or the credentials themselves, which work only in this process. To renew temporary credentials, return
             ``RefreshableCredentials``. By default, the workers look for credentials where other AWS clients do: in
             environment variables, configuration files, and the role of the machine.
 
