@@ -99,7 +99,10 @@ class BatchRecords:
     def _read(self, path: str) -> BatchRecord | None:
         try:
             with FileSystems.open(path) as file:
-                return BatchRecord(**json.loads(file.read()))
+                record = BatchRecord(**json.loads(file.read()))
+            if not isinstance(record.request_ids, list):
+                raise TypeError("request_ids is not a list")  # noqa: TRY301
+            return record
         except FileNotFoundError:  # another worker removed it
             return None
         except Exception as error:
