@@ -291,7 +291,7 @@ def test_an_output_file_that_is_empty_is_not_taken_for_a_batch_without_results(f
 
     with servers.serving(respond) as url:
         for is_broken in (False, True, False):
-            good, errors = outcomes(chat(f"{url}/v1", folder, num_retries=1), TEXTS)
+            _, errors = outcomes(chat(f"{url}/v1", folder, num_retries=1), TEXTS)
             assert len(errors) == (6 if is_broken else 0)
             assert all("no content" in message for _, message in errors.values())
         assert len(batches(f"{url}/v1")) == 1
