@@ -224,6 +224,26 @@ def test_a_worker_waits_while_another_one_submits_the_same_requests(owner, folde
         assert paid(url) == 6
 
 
+def test_others_know_about_a_batch_before_its_upload_and_not_after_a_failed_one(folder):
+    jobs = BatchJobs(lambda path, body: answer("OK"))
+    found = []
+
+    def respond(path, headers, body):
+        if path == "/v1/files":
+            found.append(len(os.listdir(folder)))
+            if len(found) == 1:
+                raise ErrorResponse(413, {"error": "too large"})
+        return jobs(path, body)
+
+    with servers.serving(respond) as url:
+        handler = chat(f"{url}/v1", folder)
+        with pytest.raises(EndpointError, match="413"):
+            handler.predict(TEXTS)
+        assert os.listdir(folder) == []
+        handler.predict(TEXTS)
+    assert found == [1, 1]
+
+
 def test_a_batch_that_the_server_does_not_know_is_submitted(folder):
     for batch_id in ("batch-unknown", None):
         with servers.llm() as url:

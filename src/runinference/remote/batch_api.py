@@ -227,6 +227,8 @@ class BatchRunner:
 
     def _search(self, record: BatchRecord, *, retries: bool = True) -> Mapping[str, Any] | None:
         """Search the batches of the server for one that was submitted, although its ID is unknown."""
+        if not record.file_id:
+            return None
         after = ""
         for _ in range(_MAX_PAGES):
             page = self._get(f"/batches?limit={_PAGE_SIZE}{after}", _check_page, retries=retries)
@@ -243,8 +245,14 @@ class BatchRunner:
 
     def _submit(self, lines: Mapping[str, bytes]) -> _Batch:
         """Submit a batch, once, even if the response is lost."""
-        file_id = self._upload(b"".join(lines.values()))
-        record = BatchRecord.create(lines.keys(), file_id)
+        record = BatchRecord.create(lines.keys())
+        self._records.write(record)  # before the upload, which may take minutes
+        try:
+            file_id = self._upload(b"".join(lines.values()))
+        except EndpointError:
+            self._records.remove(record)
+            raise
+        record = record.with_file_id(file_id)
         self._records.write(record)
         is_retry = False
 
