@@ -224,6 +224,26 @@ def test_a_worker_waits_while_another_one_submits_the_same_requests(owner, folde
         assert paid(url) == 6
 
 
+def test_others_know_about_a_batch_before_its_upload_and_not_after_a_failed_one(folder):
+    jobs = BatchJobs(lambda path, body: answer("OK"))
+    found = []
+
+    def respond(path, headers, body):
+        if path == "/v1/files":
+            found.append(len(os.listdir(folder)))
+            if len(found) == 1:
+                raise ErrorResponse(413, {"error": "too large"})
+        return jobs(path, body)
+
+    with servers.serving(respond) as url:
+        handler = chat(f"{url}/v1", folder)
+        with pytest.raises(EndpointError, match="413"):
+            handler.predict(TEXTS)
+        assert os.listdir(folder) == []
+        handler.predict(TEXTS)
+    assert found == [1, 1]
+
+
 def test_a_batch_that_the_server_does_not_know_is_submitted(folder):
     for batch_id in ("batch-unknown", None):
         with servers.llm() as url:
@@ -255,6 +275,46 @@ def test_results_that_the_provider_has_deleted_are_requested_again(folder):
         texts = [result.inference.text for result in handler.predict(TEXTS)]
         assert texts == [text.upper() for text in TEXTS]
         assert len(batches(f"{url}/v1")) == 2
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "empty"])
+def test_an_error_file_that_is_empty_or_deleted_costs_no_results(deleted, folder):
+    jobs = BatchJobs(lambda path, body: answer(body["messages"][-1]["content"].upper()))
+    n_downloads = 0
+
+    def respond(path, headers, body):
+        nonlocal n_downloads
+        if path == "/v1/files/errors/content":
+            n_downloads += 1
+            if deleted:
+                raise ErrorResponse(404, {"error": "no file"})
+            return b""
+        response = jobs(path, body)
+        if path.startswith("/v1/batches/") and response["status"] == "completed":
+            response = {**response, "error_file_id": "errors"}
+        return response
+
+    with servers.serving(respond) as url:
+        for _ in range(2):  # the second time, the earlier batch is found
+            results = chat(f"{url}/v1", folder).predict(TEXTS)
+            assert [each.inference.text for each in results] == [text.upper() for text in TEXTS]
+        assert (len(batches(f"{url}/v1")), n_downloads) == (1, 2)
+
+
+def test_an_output_file_that_is_empty_is_not_taken_for_a_batch_without_results(folder):
+    jobs = BatchJobs(lambda path, body: answer(body["messages"][-1]["content"].upper()))
+    is_broken = False
+
+    def respond(path, headers, body):
+        is_output = path.endswith("/content")
+        return b"" if is_output and is_broken else jobs(path, body)
+
+    with servers.serving(respond) as url:
+        for is_broken in (False, True, False):
+            _, errors = outcomes(chat(f"{url}/v1", folder, num_retries=1), TEXTS)
+            assert len(errors) == (6 if is_broken else 0)
+            assert all("no content" in message for _, message in errors.values())
+        assert len(batches(f"{url}/v1")) == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -309,6 +369,10 @@ def test_an_unreadable_record_or_folder_stops_the_job_instead_of_paying_again(fo
         [name] = os.listdir(folder)
         with open(os.path.join(folder, name), "w") as file:
             file.write("{")
+        with pytest.raises(OptionError, match="The record of a batch, .* can't be read"):
+            chat(url, folder).predict(TEXTS)
+        with open(os.path.join(folder, name), "w") as file:
+            json.dump({"name": "other", "request_ids": None, "file_id": ""}, file)
         with pytest.raises(OptionError, match="The record of a batch, .* can't be read"):
             chat(url, folder).predict(TEXTS)
         with pytest.raises(OptionError, match="The folder of the batch API"):

@@ -167,7 +167,13 @@ def test_each_attempt_counts():
 
 @pytest.mark.parametrize(
     "usage",
-    [None, "many", {"prompt_tokens": -3}, {"prompt_tokens": "7", "completion_tokens": True}],
+    [
+        None,
+        "many",
+        {"prompt_tokens": -3},
+        {"prompt_tokens": "7", "completion_tokens": True},
+        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    ],
 )
 def test_without_valid_usage_the_length_of_texts_counts(usage, caplog):
     caplog.set_level("WARNING")
@@ -214,6 +220,15 @@ def test_the_cost_metric_keeps_fractions_of_a_millionth():
     with scripted_server(default=lambda body: answer((1, 0))) as server:
         _, _, counters = letters(chat(server.url, prices=Prices(input=0.1)), ["a"] * 40)
     assert counters["cost_micros"] == 4
+
+
+def test_a_limit_on_cost_is_reached_exactly_in_spite_of_rounding():
+    prices = Prices(input=1e5)  # the sum of 3 requests for 0.1 is 0.30000000000000004
+    with scripted_server(default=lambda body: answer((1, 0))) as server:
+        for max_cost in (0.3, 0.8):  # the sum of 8 is 0.7999999999999999
+            with pytest.raises(NotCalledError):
+                chat(server.url, prices=prices, max_cost=max_cost).predict(["a"] * 12)
+        assert len(server.requests) == 3 + 8
 
 
 def test_limits_apply_to_embeddings_and_completions():
@@ -270,7 +285,7 @@ def test_invalid_limits_raise_when_the_handler_is_created(options, message):
         chat("http://localhost", **options)
 
 
-@pytest.mark.parametrize("price", [-1, float("nan"), "2", True])
+@pytest.mark.parametrize("price", [-1, float("nan"), "2", True, None])
 def test_invalid_prices_raise(price):
     with pytest.raises(OptionError, match="Prices: output must be"):
         Prices(input=1, output=price)

@@ -70,6 +70,37 @@ def test_never_evicts_a_model_in_use():
     assert logged.closed == ["b"]  # released first, and one model fits
 
 
+def test_a_refresh_does_not_wait_for_a_thread_that_waits_for_the_old_model():
+    """One thread waits for room for a model, and another one needs it to release the old model."""
+    evicted = threading.Event()
+
+    class Log(list):
+        def append(self, name):
+            super().append(name)
+            if name == "small":
+                evicted.set()
+
+    logged = LoggedCache(max_bytes=3, wait_secs=60)
+    logged.closed = Log()
+
+    def use(exceeds):
+        logged.acquire("new", 2, exceed_limits=exceeds).release()
+
+    with logged.acquire("new", 2):
+        pass
+    with logged.acquire("old", 2):
+        with logged.acquire("small", 1):
+            pass
+        threads = [threading.Thread(target=use, args=[exceeds]) for exceeds in (False, True)]
+        threads[0].start()
+        evicted.wait(10)  # now the first thread waits for the end of this block, or will
+        threads[1].start()
+        for thread in threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in threads)
+    assert logged.loads == ["new", "old", "small", "new"]
+
+
 def test_waits_for_a_release_when_the_cache_is_full():
     logged = LoggedCache(max_models=1)
     started, acquired = threading.Event(), threading.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import socket
 import sqlite3
 import threading
@@ -199,6 +200,24 @@ def test_a_store_that_is_down_only_logs_one_warning(make, tmp_path, caplog):
     assert "the model is called without it" in warning
 
 
+def test_a_folder_that_is_deleted_is_created_again(tmp_path, caplog, monkeypatch):
+    now, jump = time.monotonic, 0
+    monkeypatch.setattr(time, "monotonic", lambda: now() + jump)
+    folder = tmp_path / "cache"
+    handler = cached(folder)
+    for delete in (lambda: shutil.rmtree(folder), lambda: folder.rename(tmp_path / "other")):
+        handler.predict([1])
+        delete()
+        CALLS.clear()
+        handler.predict([1])
+        jump += 100  # after the pause
+        handler.predict([1, 2])
+        handler.predict([1, 2])
+        assert CALLS == [1, 1, 2]
+        assert predict(folder, [1, 2]) == []
+    assert len(warnings_of(caplog)) == 1
+
+
 @needs_redis
 def test_a_store_that_ends_and_starts_again(caplog, monkeypatch):
     caplog.set_level("WARNING")
@@ -329,6 +348,28 @@ def test_the_claim_of_a_worker_that_is_alive_does_not_expire(location):
     thread.start()
     entered.wait(20)
     threading.Timer(0.6, waited.set).start()
+    assert handlers[1].predict([1]) == [PredictionResult(1, 2)]
+    thread.join(20)
+    assert CALLS == [1]
+
+
+def test_the_claim_of_a_call_that_takes_hours_does_not_expire(tmp_path, monkeypatch):
+    now, entered, repeated = time.time, threading.Event(), threading.Event()
+
+    class Slow(Doubling):
+        def run_inference(self, batch, model, inference_args=None):
+            if entered.is_set():
+                repeated.set()
+            entered.set()
+            repeated.wait(0.3)
+            return super().run_inference(batch, model)
+
+    handlers = [Slow().with_cache(tmp_path, version="1") for _ in range(2)]
+    CALLS.clear()
+    thread = threading.Thread(target=handlers[0].predict, args=([1],))
+    thread.start()
+    entered.wait(20)
+    monkeypatch.setattr(time, "time", lambda: now() + 30 * 3_600)
     assert handlers[1].predict([1]) == [PredictionResult(1, 2)]
     thread.join(20)
     assert CALLS == [1]

@@ -92,3 +92,14 @@ def test_the_claim_of_a_worker_that_died_is_taken_over():
     store = MemoryStore()
     store.owners["a"] = b"dead"
     assert resolve(store, ["a"], claim_secs=0.01) == ([], ["a"])
+
+
+def test_claims_that_can_be_neither_read_nor_replaced_do_not_stop_the_worker():
+    class Damaged(MemoryStore):
+        def claim(self, names, owner):
+            return {name for name in names if name != "damaged"}
+
+        def read_claims(self, names):
+            return {}
+
+    assert resolve(Damaged(), ["a", "damaged"]) == ([], ["a", "damaged"])

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import pickle
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import apache_beam as beam
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from apache_beam.internal import pickler
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, field_validator
 
 from common import RUNNER, CollectElements, linear_regression, overlapping, run
 from runinference import (
@@ -29,12 +31,14 @@ from runinference import (
 )
 from runinference.errors import ElementError, ModelLoadError, OptionError
 from runinference.handlers.compute_turn import CallOverlap, compute_turn
+from runinference.handlers.stable_bytes import to_stable_bytes
 from runinference.openai_inference import (
     OpenAIChatModelHandler,
     OpenAIModelHandler,
     chat_completion_from_string,
 )
 from runinference.pytorch_inference import PytorchModelHandlerTensor
+from runinference.samples import servers
 from runinference.sklearn_inference import SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 from runinference.testing import check_handler
 
@@ -303,6 +307,17 @@ def test_the_code_of_a_class_without_a_version_is_part_of_the_key(tmp_path, call
     assert [make(mark).predict(["a"]) for mark in "!?!"] == [["a!"], ["a?"], ["a!"]]
 
 
+def test_the_names_and_kinds_of_parameters_are_part_of_the_code():
+    def make(source):
+        scope = {}
+        exec(f"def function({source}): return a - b", scope)
+        return to_stable_bytes(scope["function"])
+
+    sources = ["a, b", "b, a", "a, *, b", "a, /, b", "a, *b", "a, b=1"]
+    assert len({make(source) for source in sources}) == len(sources)
+    assert make("a, b") == make("\n\na,\nb")
+
+
 def test_options_that_do_not_affect_results_have_no_effect(tmp_path, calls):
     Service().with_cache(tmp_path).predict(["a"])
     slow = Service(max_batch_size=3, max_concurrent_requests=2, max_request_size=2, namespace="x")
@@ -507,8 +522,6 @@ def test_batches_as_elements(tmp_path, calls):
 
 
 def test_typed_answers_are_stored(tmp_path):
-    from runinference.samples import servers
-
     class Review(BaseModel):
         stars: int
 
@@ -517,6 +530,43 @@ def test_typed_answers_are_stored(tmp_path):
         first = handler.with_cache(tmp_path).predict(["4 stars", "3 stars"])
     assert handler.with_cache(tmp_path).predict(["4 stars", "3 stars"]) == first
     assert inferences(first) == [Review(stars=4), Review(stars=3)]
+
+
+def test_the_code_that_validates_a_typed_answer_is_part_of_the_key(tmp_path):
+    def make(factor, limit=100):
+        limited = Annotated[int, AfterValidator(lambda stars: min(stars, limit))]
+
+        class Review(BaseModel):
+            stars: limited
+
+            @field_validator("stars")
+            @classmethod
+            def scale(cls, stars):
+                return stars * factor
+
+        return Review
+
+    @dataclasses.dataclass
+    class Review:
+        stars: int
+
+        def __post_init__(self):
+            self.stars = -self.stars
+
+    Review.__qualname__ = make(1).__qualname__
+    with servers.llm() as url:
+        for output_type, stars in (
+            (make(1), 4),
+            (make(20), 80),
+            (make(20, limit=50), 80),
+            (make(20, limit=2), 40),
+            (Review, -4),
+            (make(1), 4),
+        ):
+            handler = OpenAIChatModelHandler(url, "shout", None, output_type=output_type)
+            [inference] = inferences(handler.with_cache(tmp_path).predict(["4 stars"]))
+            assert (type(inference), inference.stars) == (output_type, stars)
+        assert httpx.get(f"{url}/usage").json()["requests"] == 5
 
 
 class Meeting(ModelHandler):

@@ -10,8 +10,8 @@ from runinference.extras import need
 
 #: Time in seconds that an operation waits for other processes.
 _TIMEOUT_SECS = 5
-#: After this time in seconds, claims of processes that died are removed from the folder.
-_MAX_CLAIM_SECS = 3_600
+#: After this time in seconds, claims of processes that died are removed from the folder. No call takes longer.
+_MAX_CLAIM_SECS = 7 * 86_400
 
 
 class DiskStore:
@@ -46,12 +46,25 @@ class DiskStore:
             size_limit=max_bytes,
             eviction_policy="least-recently-stored",
         )
+        self._path = os.path.join(folder, diskcache.core.DBNAME)
+        self._file = self._identify_file()
+
+    def _identify_file(self) -> tuple[int, int]:
+        found = os.stat(self._path)
+        return found.st_dev, found.st_ino
+
+    def _check_file(self) -> None:
+        """Raise an error if the folder was deleted or replaced, because SQLite would use the deleted file."""
+        if self._identify_file() != self._file:
+            raise FileNotFoundError(f"The folder of {self._path} was replaced.")
 
     def read(self, names: Sequence[str]) -> dict[str, Any]:
+        self._check_file()
         found = ((name, self._cache.get(f"result/{name}")) for name in names)
         return {name: entry for name, entry in found if entry is not None}
 
     def write(self, entries: Mapping[str, bytes]) -> None:
+        self._check_file()
         with self._cache.transact():
             for name, entry in entries.items():
                 if len(entry) < self._max_bytes:

@@ -50,7 +50,7 @@ class GuardedStore:
     """A store whose failures are counted, and logged once, instead of being raised.
 
     After a failure, the operation is skipped for some time, which doubles with each failure in a row. If reading
-    fails, all operations are skipped.
+    fails, all operations are skipped. Then the store is opened again, which creates a folder that was deleted.
 
     Args:
         open_store: Opens the store. Called on first use, and again after a failure.
@@ -125,6 +125,8 @@ class GuardedStore:
         except ImportError:
             raise
         except Exception as error:
+            with self._lock:
+                self._store = None  # other threads may still use it
             _, seconds = self._pauses.get(name, (0, _FIRST_PAUSE_SECS))
             self._pauses[name] = time.monotonic() + seconds, min(2 * seconds, _MAX_PAUSE_SECS)
             self._count(

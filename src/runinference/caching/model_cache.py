@@ -80,14 +80,15 @@ class ModelCache:
         """Use a model until the end of a ``with`` block, and load it if the cache does not hold it.
 
         With ``exceed_limits``, load it at once even if no other model can be evicted. A model refresh needs this,
-        because the old model stays in use until the new one is loaded.
+        because the old model stays in use until the new one is loaded. This also applies to another thread that
+        loads it, and that would otherwise wait for the old model.
         """
-        entry = self._start_use(name)
+        entry = self._start_use(name, exceed_limits)
         if entry.model is None:
             try:
                 with entry.load_lock:
                     if entry.model is None:
-                        self._load(entry, load, exceed_limits)
+                        self._load(entry, load)
             except BaseException:
                 self._end_use(entry)
                 raise
@@ -151,18 +152,21 @@ class ModelCache:
         with self._changed:
             return [name for name, entry in self._entries.items() if entry.model is not None]
 
-    def _start_use(self, name: Hashable) -> CacheEntry:
+    def _start_use(self, name: Hashable, exceed_limits: bool) -> CacheEntry:
         with self._changed:
             entry = self._entries.get(name)
             if entry is None:
                 entry = self._entries[name] = CacheEntry(name)
             entry.users += 1
             entry.expired = False
+            if exceed_limits and not entry.may_exceed_limits:
+                entry.may_exceed_limits = True
+                self._changed.notify_all()
             self._entries.move_to_end(name)
             return entry
 
-    def _load(self, entry: CacheEntry, load: Callable[[], Any], exceed_limits: bool) -> None:
-        self._make_room(entry, 0 if exceed_limits else self._limits.wait_secs)
+    def _load(self, entry: CacheEntry, load: Callable[[], Any]) -> None:
+        self._make_room(entry)
         try:
             model = load()
             self._sizes[entry.name] = int(model.n_bytes)
@@ -185,14 +189,14 @@ class ModelCache:
         if entry.expired or not self._is_unlimited:
             self._close(self._remove_while(lambda: self._next_expired() or self._next_excess(None)))
 
-    def _make_room(self, new: CacheEntry, wait_secs: float) -> None:
-        deadline = time.monotonic() + wait_secs
+    def _make_room(self, new: CacheEntry) -> None:
+        deadline = time.monotonic() + self._limits.wait_secs
         while True:
             self._close(self._remove_while(lambda: self._next_excess(new)))
             with self._changed:
                 remaining = deadline - time.monotonic()
                 may_load = self._may_load_now(new) and self._fits(self._size_of(new), self._closing)
-                if remaining <= 0 or may_load:
+                if remaining <= 0 or may_load or new.may_exceed_limits:
                     new.is_loading = True
                     new.expected_bytes = self._sizes.get(new.name, 0)
                     return
@@ -289,6 +293,7 @@ class CacheEntry:
         self.users = 0
         self.expired = False
         self.is_loading = False
+        self.may_exceed_limits = False
         self.expected_bytes = 0
         self.load_lock = threading.Lock()
 

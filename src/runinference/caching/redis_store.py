@@ -11,8 +11,8 @@ from runinference.extras import need
 
 #: Time in seconds to connect, and for each response.
 _TIMEOUT_SECS = 3
-#: After this time, Redis removes the claims of processes that died.
-_MAX_CLAIM_MS = 3_600_000
+#: After this time, Redis removes the claims of processes that died. No call takes longer.
+_MAX_CLAIM_MS = 7 * 86_400_000
 #: Names in one command.
 _MAX_NAMES = 500
 _PREFIX = "runinference"

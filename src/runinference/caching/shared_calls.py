@@ -18,6 +18,8 @@ Call = Callable[[list[str], Callable[[Mapping[str, "bytes | None"]], None]], Non
 
 _FIRST_POLL_SECS = 0.005
 _MAX_POLL_SECS = 0.2
+#: Attempts in a row to claim a name that has no owner, after which the store is damaged.
+_MAX_ATTEMPTS = 100
 #: How often a worker shows that it is alive within the time after which its claims expire.
 _BEATS = 5
 
@@ -57,9 +59,13 @@ class SharedCalls:
         """
         found = read(names)
         missing = [name for name in names if name not in found]
+        attempts = 0
         while missing:
             owner = uuid.uuid4().bytes
             claimed = self._store.claim(missing, owner)
+            attempts = 0 if claimed else attempts + 1
+            if attempts == _MAX_ATTEMPTS:  # claims that can be neither read nor replaced
+                claimed = set(missing)
             with _Claims(
                 self._store, claimed, owner, self._claim_secs, self._max_call_secs
             ) as claims:
@@ -75,6 +81,7 @@ class SharedCalls:
             if missing:
                 before_waiting()
                 found.update(stored := self._wait(missing, read))
+                attempts = 0 if stored else attempts
                 missing = [name for name in missing if name not in stored]
         return found
 

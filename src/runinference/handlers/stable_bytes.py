@@ -26,6 +26,21 @@ _OF_CLASSES = frozenset(
     }
 )
 
+#: Attributes of code that change what it does. Names of parameters are among them, and no line numbers.
+_OF_CODE = (
+    "co_code",
+    "co_names",
+    "co_consts",
+    "co_varnames",
+    "co_cellvars",
+    "co_freevars",
+    "co_argcount",
+    "co_posonlyargcount",
+    "co_kwonlyargcount",
+    "co_flags",
+    "co_exceptiontable",  # since Python 3.11
+)
+
 
 def to_stable_bytes(value: Any, replace: Callable[[Any], Any] = lambda value: None) -> bytes:
     """Return the same bytes for equal values of one type, and other bytes for others.
@@ -73,7 +88,7 @@ class _Pickler(pickle.Pickler):
             name = f"{value.__module__}.{value.__qualname__}"
             return name, value.__code__, value.__defaults__, value.__kwdefaults__, cells
         if isinstance(value, CodeType):
-            return value.co_code, value.co_names, value.co_consts
+            return [getattr(value, name, None) for name in _OF_CODE]
         if isinstance(value, (set, frozenset)):
             kind = type(value).__name__
             return kind, sorted(to_stable_bytes(each, self._replace) for each in value)

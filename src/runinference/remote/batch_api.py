@@ -227,6 +227,8 @@ class BatchRunner:
 
     def _search(self, record: BatchRecord, *, retries: bool = True) -> Mapping[str, Any] | None:
         """Search the batches of the server for one that was submitted, although its ID is unknown."""
+        if not record.file_id:
+            return None
         after = ""
         for _ in range(_MAX_PAGES):
             page = self._get(f"/batches?limit={_PAGE_SIZE}{after}", _check_page, retries=retries)
@@ -243,8 +245,14 @@ class BatchRunner:
 
     def _submit(self, lines: Mapping[str, bytes]) -> _Batch:
         """Submit a batch, once, even if the response is lost."""
-        file_id = self._upload(b"".join(lines.values()))
-        record = BatchRecord.create(lines.keys(), file_id)
+        record = BatchRecord.create(lines.keys())
+        self._records.write(record)  # before the upload, which may take minutes
+        try:
+            file_id = self._upload(b"".join(lines.values()))
+        except EndpointError:
+            self._records.remove(record)
+            raise
+        record = record.with_file_id(file_id)
         self._records.write(record)
         is_retry = False
 
@@ -366,14 +374,41 @@ class BatchRunner:
     def _download(
         self, status: Mapping[str, Any], request_ids: Sequence[str]
     ) -> dict[str, Outcome]:
-        files = [status.get(name) for name in ("output_file_id", "error_file_id")]
-        contents = [self._retry(partial(self._download_file, file)) for file in files if file]
-        return read_outcomes(contents, request_ids)
+        """Return the outcomes of requests from the files of a batch that ended.
 
-    def _download_file(self, file: str) -> bytes:
+        One of two files may be empty or deleted, if the other one has the outcomes that matter.
+
+        Raises:
+            EndpointError: A file that is needed can't be read.
+        """
+        files = [status.get("output_file_id"), status.get("error_file_id")]
+        contents: list[bytes] = []
+        problems: dict[int, EndpointError] = {}
+        for number, file in enumerate(files):
+            if not file:
+                continue
+            try:
+                content = self._retry(partial(self._download_file, file, may_be_empty=all(files)))
+            except EndpointError as error:
+                if error.status_code != 404:
+                    raise
+                problems[number] = error
+                continue
+            contents.append(content)
+            if not content.strip():
+                problems[number] = EndpointError(f"The file {file} of a batch has no content.")
+        found = read_outcomes(contents, request_ids)
+        is_complete = all(each in found for each in request_ids)
+        has_answers = 0 not in problems and any(one.response is not None for one in found.values())
+        if problems and not is_complete and not has_answers:
+            raise next(iter(problems.values()))
+        return found
+
+    def _download_file(self, file: str, may_be_empty: bool) -> bytes:
         path = f"/files/{file}/content"
         content = self._client.download(path, _MAX_DOWNLOAD_BYTES)
-        if not has_results(content):
+        is_empty = may_be_empty and not content.strip()
+        if not is_empty and not has_results(content):
             start = self._client.redact_key(shorten(content[:1_000].decode(errors="replace")))
             raise EndpointError(f"{path} has no results of a batch, but {start or 'no content'}.")
         return content
@@ -398,9 +433,11 @@ def _check_id(answer: Any) -> Any:
 
 def _check_page(answer: Any) -> Any:
     data = answer.get("data") if isinstance(answer, Mapping) else None
-    if not isinstance(data, list) or not all(isinstance(each, Mapping) for each in data):
+    if not isinstance(data, list) or not all(
+        isinstance(each, Mapping) and each.get("id") for each in data
+    ):
         raise UnusableAnswerError(
-            f"The response has no list 'data': it is {describe_json(answer)}."
+            f"The response has no list 'data' of batches with an id: it is {describe_json(answer)}."
         )
     return answer
 

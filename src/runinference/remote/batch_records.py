@@ -24,7 +24,7 @@ class BatchRecord:
     Attributes:
         name: A unique name of the record, which is also in the metadata of the batch.
         request_ids: The IDs of its requests.
-        file_id: The server's ID of the file with its requests.
+        file_id: The server's ID of the file with its requests; empty until it is uploaded.
         batch_id: The server's ID of the batch; None until it is known.
         host: Host name of the machine that submits it.
         process: ID of the process that submits it.
@@ -32,15 +32,18 @@ class BatchRecord:
 
     name: str
     request_ids: list[str]
-    file_id: str
+    file_id: str = ""
     batch_id: str | None = None
     host: str = ""
     process: int = 0
 
     @classmethod
-    def create(cls, request_ids: Collection[str], file_id: str) -> BatchRecord:
+    def create(cls, request_ids: Collection[str]) -> BatchRecord:
         host, process = socket.gethostname(), os.getpid()
-        return cls(uuid.uuid4().hex, [*request_ids], file_id, None, host, process)
+        return cls(uuid.uuid4().hex, [*request_ids], host=host, process=process)
+
+    def with_file_id(self, file_id: str) -> BatchRecord:
+        return replace(self, file_id=file_id)
 
     def with_batch_id(self, batch_id: str) -> BatchRecord:
         return replace(self, batch_id=batch_id)
@@ -99,7 +102,10 @@ class BatchRecords:
     def _read(self, path: str) -> BatchRecord | None:
         try:
             with FileSystems.open(path) as file:
-                return BatchRecord(**json.loads(file.read()))
+                record = BatchRecord(**json.loads(file.read()))
+            if not isinstance(record.request_ids, list):
+                raise TypeError("request_ids is not a list")
+            return record
         except FileNotFoundError:  # another worker removed it
             return None
         except Exception as error:

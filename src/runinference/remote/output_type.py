@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 from runinference.errors import OptionError, UnusableAnswerError, describe, shorten_text
 from runinference.extras import need
+from runinference.handlers.stable_bytes import get_class_name, to_stable_bytes
 from runinference.remote.endpoint import check_json_fields
 from runinference.remote.json_text import check_depth, decode_json, find_non_finite
 
@@ -59,6 +62,11 @@ class OutputType:
         """The classes in the type, whose instances are values."""
         return self._validator.classes
 
+    @property
+    def digest(self) -> bytes:
+        """A hash of what validation depends on besides the schema, such as the code of validators."""
+        return self._validator.digest
+
     def parse(self, text: str) -> Any:
         """Return the value of an answer.
 
@@ -101,6 +109,15 @@ class _TypeValidator:
     def __getstate__(self) -> dict[str, Any]:
         return {"classes": self.classes, "_adapter": self._adapter, "schema": self.schema}
 
+    @property
+    def digest(self) -> bytes:
+        described = _describe_core_schema(self._adapter.core_schema)
+        try:
+            content = to_stable_bytes(described, _get_name_of_class)
+        except Exception:  # the code refers to something that can't be pickled
+            content = b""
+        return hashlib.sha256(content).digest()
+
     def validate(self, value: Any, text: str) -> Any:
         pydantic = need("pydantic", extra="remote")
         try:
@@ -116,6 +133,7 @@ class _SchemaValidator:
     """Validates answers with jsonschema."""
 
     classes: Sequence[type] = ()
+    digest = b""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         jsonschema = need("jsonschema", extra="remote")
@@ -143,6 +161,36 @@ class _SchemaValidator:
         if errors := [*validator.iter_errors(value)]:
             raise AnswerError(_join(f"{each.json_path}: {each.message}" for each in errors))
         return value
+
+
+def _describe_core_schema(node: Any, key: str = "") -> Any:
+    """Return a schema of pydantic in a form that is the same in other processes, with the code of functions."""
+    if isinstance(node, Mapping):
+        return {
+            name: _describe_core_schema(part, name)
+            for name, part in node.items()
+            if name not in ("metadata", "serialization")
+        }
+    if isinstance(node, (list, tuple)):
+        return [_describe_core_schema(part) for part in node]
+    if key in ("ref", "schema_ref"):  # it contains addresses in memory
+        return re.sub(r":\d+", "", node)
+    if isinstance(node, type):
+        methods = (getattr(node, name, None) for name in _AFTER_VALIDATION)
+        return get_class_name(node), [_describe_core_schema(method) for method in methods]
+    if isinstance(node, MethodType):
+        return _describe_core_schema(node.__func__)
+    if isinstance(node, FunctionType) and node.__module__.startswith("pydantic."):
+        return node.__qualname__
+    return node
+
+
+#: Methods of classes that are called with the validated values.
+_AFTER_VALIDATION = ("__init__", "__post_init__", "model_post_init")
+
+
+def _get_name_of_class(value: Any) -> str | None:
+    return get_class_name(value) if isinstance(value, type) else None
 
 
 def _read_json(text: str) -> tuple[str, Any]:

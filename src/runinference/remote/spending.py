@@ -30,6 +30,8 @@ from runinference.remote.token_usage import (
 _logger = logging.getLogger(__name__)
 #: The most handlers with limits whose counts a process keeps.
 _MAX_LEDGERS = 1_000
+#: The relative difference that is due to rounding.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,10 @@ class Ledger:
             ("max_tokens_total", limits.max_tokens_total, used.tokens, total.tokens, needed.tokens),
             ("max_cost", limits.max_cost, used.cost, total.cost, needed.cost),
         ):
-            if maximum is not None and (then > maximum or now >= maximum):
+            if maximum is None:
+                continue
+            rounding = maximum * _ROUNDING
+            if then > maximum + rounding or now >= maximum - rounding:
                 return NotCalledError(
                     f"The request wasn't sent, because it would exceed {name}={maximum}: {now:.6g} is used in "
                     f"this process, and the request needs about {more:.3g}. To fix this, raise the limit. With "

@@ -88,8 +88,9 @@ class StructuredChat:
 
     @property
     def identity(self) -> Any:
-        """What answers depend on: the schema, the names of the classes, and how the server gets the schema."""
-        return self._fields, [*map(get_class_name, self.classes)], self._mode
+        """What answers depend on: the schema, the classes and their code, and how the server gets the schema."""
+        names = [*map(get_class_name, self.classes)]
+        return self._fields, names, self.type.digest, self._mode
 
     @property
     def classes(self) -> Sequence[type]:

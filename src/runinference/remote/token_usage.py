@@ -41,7 +41,7 @@ class Prices:
 
     def __post_init__(self) -> None:
         for name in ("input", "output", "cached_input", "batch_factor"):
-            if getattr(self, name) is not None:
+            if name != "cached_input" or self.cached_input is not None:
                 check_number(f"Prices: {name}", getattr(self, name))
 
     def cost(
@@ -108,7 +108,7 @@ class TokenUsage:
 
 
 def read_usage(response: Any) -> TokenUsage | None:
-    """Return the tokens that a response reports, or None if it reports none that are valid.
+    """Return the tokens that a response reports, or None if it reports none, only 0, or no valid number.
 
     >>> read_usage({"usage": {"prompt_tokens": 5, "total_tokens": 7}})
     TokenUsage(prompt=5, completion=2, cached=0)
@@ -118,7 +118,7 @@ def read_usage(response: Any) -> TokenUsage | None:
         to_count(usage.get(f"{kind}_tokens")) for kind in ("prompt", "completion")
     )
     total = to_count(usage.get("total_tokens"))
-    if prompt is None and completion is None and total is None:
+    if not (prompt or completion or total):  # no request uses 0 tokens
         return None
     if prompt is None:
         prompt = max(0, (total or 0) - (completion or 0))
