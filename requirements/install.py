@@ -49,8 +49,6 @@ def main(name: str) -> None:
     install = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
     # On a terminal, uv shows the progress of downloads. Elsewhere, it would only list every package.
     install += [] if sys.stderr.isatty() else ["--quiet"]
-    # Otherwise, the processes of the tests compile the same modules at the same time.
-    install += ["--compile-bytecode"] if name == "full" else []
     for packages in (["-r", str(HERE / f"{name}.txt")], ["--no-deps", "-e", str(HERE.parent)]):
         done = subprocess.run([*install, *packages], env=env, check=False)
         if done.returncode:
