@@ -8,21 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from runinference.caching.disk_store import DiskStore
 from runinference.caching.guarded_store import GuardedStore
+from runinference.caching.redis_connection import check_password_env, check_redis_url
 from runinference.caching.redis_store import RedisStore
-from runinference.checks import check_int, check_seconds, check_text, is_secret_value
+from runinference.checks import check_int, check_seconds, check_text
 from runinference.errors import OptionError
 from runinference.extras import need
 
 _DEFAULT_MAX_BYTES = 1 << 30
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
-_PASSWORD_HINT = (
-    "To fix this, leave it out. Set password_env to the name of an environment variable of the workers with the "
-    "password."
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class CacheOptions:
                 "maxmemory-policy in the configuration of the server."
             )
         if password_env is not None:
-            _check_variable(password_env)
+            check_password_env("password_env", password_env)
             if not is_redis:
                 raise OptionError(
                     "password_env has no effect on a folder. To fix this, leave it out."
@@ -109,15 +104,6 @@ def _list_types(types: Any) -> tuple[type, ...]:
     return tuple(types)
 
 
-def _check_variable(name: Any) -> None:
-    check_text("password_env", name)
-    if not name.isidentifier() or is_secret_value(name):
-        raise OptionError(
-            "password_env must be the name of an environment variable, such as 'REDIS_PASSWORD', not the password "
-            "itself, which would be stored in the pipeline."
-        )
-
-
 def _is_url(place: str | None) -> bool:
     return place is not None and "://" in place
 
@@ -133,26 +119,8 @@ def _check_location(location: Any) -> str | None:
         )
     if not _is_url(place):
         return place
-    try:
-        parts = urlsplit(place)
-        has_secret = bool(parts.password) or any(
-            name != "db" for name, _ in parse_qsl(parts.query, True)
-        )
-        is_valid = parts.scheme == "unix" or (bool(parts.hostname) and parts.port != 0)
-    except ValueError:  # an invalid port
-        raise OptionError("location isn't a valid URL. Use redis://host:6379/0.") from None
-    if parts.scheme not in _REDIS_SCHEMES:
-        raise OptionError(
-            f"location is a URL with the scheme {parts.scheme!r}. To fix this, use a folder on a local disk, or "
-            "the URL of a Redis server, such as redis://host:6379/0."
-        )
-    if has_secret:
-        raise OptionError(
-            "location is a URL with a password or other options, which would be stored in the pipeline. "
-            f"{_PASSWORD_HINT}"
-        )
-    if not is_valid:
-        raise OptionError("location has no host. Use redis://host:6379/0.")
+    expected = "a folder on a local disk, or the URL of a Redis server"
+    check_redis_url("location", place, "password_env", expected)
     return place
 
 

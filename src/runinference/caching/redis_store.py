@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from runinference.extras import need
+from runinference.caching.redis_connection import connect_redis
 
-#: Time in seconds to connect, and for each response.
-_TIMEOUT_SECS = 3
 #: After this time, Redis removes the claims of processes that died. No call takes longer.
 _MAX_CLAIM_MS = 7 * 86_400_000
 #: Names in one command.
@@ -34,17 +31,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, password_env: str | None, max_age_secs: float | None) -> None:
-        redis = need("redis", extra="cache")
-        backoff, retry = need("redis.backoff", extra="cache"), need("redis.retry", extra="cache")
-        password = {"password": os.environ.get(password_env, "")} if password_env else {}
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_SECS,
-            socket_connect_timeout=_TIMEOUT_SECS,
-            # Another attempt is for a connection that the server closed, and not for one that hangs.
-            retry=retry.Retry(backoff.NoBackoff(), 1, (redis.ConnectionError,)),
-            **password,
-        )
+        self._redis = connect_redis(url, password_env)
         self._max_age_ms = None if max_age_secs is None else max(1, math.ceil(max_age_secs * 1_000))
 
     def read(self, names: Sequence[str]) -> dict[str, Any]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
-from runinference.checks import check_text, is_secret_value
-from runinference.errors import OptionError, describe
+from runinference.caching.redis_connection import (
+    check_password_env,
+    check_redis_url,
+    connect_redis,
+)
+from runinference.checks import check_text
+from runinference.errors import describe
 from runinference.extras import need
 from runinference.remote.request_rate import RequestRate, TokenBucket
 
-_TIMEOUT_SECS = 3.0
 #: How long the store isn't used after it failed.
 _PAUSE_SECS = 10.0
 _PREFIX = "runinference/rate"
@@ -62,53 +63,11 @@ class RateStore:
     name: str
 
     def __post_init__(self) -> None:
-        _check_url(self.url)
+        check_text("rate_limit_store", self.url)
+        check_redis_url("rate_limit_store", self.url, "rate_limit_password_env")
         if self.password_env is not None:
-            check_text("rate_limit_password_env", self.password_env)
-            if not self.password_env.isidentifier() or is_secret_value(self.password_env):
-                raise OptionError(
-                    "rate_limit_password_env must be the name of an environment variable, such as "
-                    "'REDIS_PASSWORD', not the password itself, which would be stored in the pipeline."
-                )
+            check_password_env("rate_limit_password_env", self.password_env)
         need("redis", extra="cache")
-
-    def connect(self) -> Any:
-        """Return a client of the server. Connections are opened on demand."""
-        redis = need("redis", extra="cache")
-        backoff, retry = need("redis.backoff", extra="cache"), need("redis.retry", extra="cache")
-        password = os.environ.get(self.password_env, "") if self.password_env else None
-        return redis.Redis.from_url(
-            self.url,
-            password=password,
-            socket_timeout=_TIMEOUT_SECS,
-            socket_connect_timeout=_TIMEOUT_SECS,
-            # Another attempt is for a connection that the server closed, and not for one that hangs.
-            retry=retry.Retry(backoff.NoBackoff(), 1, (redis.ConnectionError,)),
-        )
-
-
-def _check_url(url: Any) -> None:
-    check_text("rate_limit_store", url)
-    try:
-        parts = urlsplit(url)
-        is_valid = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
-    except ValueError:  # an invalid port
-        is_valid = False
-        parts = urlsplit("")
-    if (
-        parts.username
-        or parts.password
-        or any(name != "db" for name, _ in parse_qsl(parts.query, True))
-    ):
-        raise OptionError(
-            "rate_limit_store is a URL with a user name, a password or other options, which would be stored in "
-            "the pipeline. To fix this, put the password into an environment variable of the workers, and set "
-            "rate_limit_password_env to its name."
-        )
-    if not is_valid:
-        raise OptionError(
-            "rate_limit_store must be the URL of a Redis server, such as redis://host:6379/0."
-        )
 
 
 class SharedRequestRate(RequestRate):
@@ -130,7 +89,7 @@ class SharedRequestRate(RequestRate):
         }
         self._sleep = sleep
         self._url = store.url
-        self._script = store.connect().register_script(_TAKE)
+        self._script = connect_redis(store.url, store.password_env).register_script(_TAKE)
         self._lock = threading.Lock()
         self._paused_until = 0.0
 
