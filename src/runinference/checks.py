@@ -91,6 +91,26 @@ def check_mapping(name: str, value: Any) -> None:
             raise OptionError(f"The keys of {name} must be names, but one is {_describe(key)}.")
 
 
+def has_elements(value: Any) -> bool:
+    """Return whether a value is an iterable of elements, and not a text, a mapping or a table, which are elements.
+
+    >>> has_elements([1, 2]), has_elements("text"), has_elements({"a": 1})
+    (True, False, False)
+    """
+    is_element = isinstance(value, (str, bytes, Mapping))
+    is_element = is_element or hasattr(value, "iloc") or hasattr(value, "num_rows")
+    return not is_element and (isinstance(value, Iterable) or hasattr(value, "__getitem__"))
+
+
+def check_elements(name: str, value: Any) -> None:
+    """Raise `OptionError` unless a value is an iterable of elements."""
+    if not has_elements(value):
+        raise OptionError(
+            f"{name} must be a list of elements, but is of type {type(value).__name__}. To fix this, pass a "
+            "list: [element]."
+        )
+
+
 def check_names(name: str, value: Any) -> None:
     """Check a list of names. A single text is not a list."""
     is_list = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))

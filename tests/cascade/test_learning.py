@@ -9,7 +9,9 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 
 from common import FunctionHandler
 from runinference import KeyedModelHandler, PredictionResult, samples
@@ -179,6 +181,7 @@ def test_confidence_that_is_nan_is_never_accepted():
         ({"cheap": FunctionHandler(list).with_no_batching()}, "cheap are already batches"),
         ({"expensive": "model"}, "expensive takes a model handler"),
         ({"sample": "text"}, "sample must be a list of elements"),
+        ({"sample": pa.table({"a": [1]})}, "sample must be a list of elements"),
         ({"sample": []}, "has 0 elements"),
         ({"sample": range(72)}, "has 72 elements. 58 of them .* pass at least 74 elements"),
         ({"expensive": predict(lambda n: 3)}, "contains only one class"),
@@ -267,7 +270,6 @@ def test_predictions_are_equal_if_their_values_are(one, other, equal):
 
 
 def test_tensors_are_compared_by_value_and_by_class():
-    torch = pytest.importorskip("torch")
     tensor = torch.tensor([0.1, 0.9], requires_grad=True)
     assert equal_predictions(tensor, [0.1, 0.9]) is False  # float32
     assert same_class(tensor, np.int64(1))

@@ -8,6 +8,7 @@ import math
 import apache_beam as beam
 import numpy as np
 import pytest
+import torch
 from apache_beam.transforms import window
 
 from common import RUNNER, CollectElements, Doubler, FunctionHandler, run
@@ -144,7 +145,6 @@ def test_a_retry_checks_the_same_elements_and_another_seed_other_ones():
 
 
 def test_a_retry_checks_the_same_tensors():
-    torch = pytest.importorskip("torch")
     first, second = (
         checked([torch.full((2,), n)[:1] for n in range(64)], check_fraction=0.5) for _ in range(2)
     )

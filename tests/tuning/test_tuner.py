@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from apache_beam.ml.inference.sklearn_inference import SklearnModelHandlerNumpy as BeamHandler
@@ -400,6 +401,12 @@ def test_a_failing_preprocessing_function_and_a_model_that_cannot_be_loaded_are_
         (Doubler(), [], {}, "elements is empty. To fix this"),
         (Doubler(), 5, {}, "elements must be a list of elements, but is of type int. To fix this"),
         (Doubler(), {"a": 1}, {}, "elements must be a list of elements, but is of type dict"),
+        (
+            Doubler(),
+            pa.table({"a": [1]}),
+            {},
+            "elements must be a list of elements, but is of type Table",
+        ),
         (Doubler(), [1], {"time_limit": 0}, "time_limit must be greater than 0 seconds"),
         (Doubler(), [1], {"rounds": 0}, "rounds must be at least 1"),
         (Doubler(), [1], {"inference_args": 5}, "inference_args must be a dictionary"),

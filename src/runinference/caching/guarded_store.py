@@ -61,9 +61,8 @@ class GuardedStore:
         self._open, self._place = open_store, place
         self._store: ResultStore | None = None
         self._lock = threading.RLock()  # the garbage collector may close the store in any thread
-        self._pauses: dict[
-            str, tuple[float, float]
-        ] = {}  # the end of a pause, and the length of the next one
+        # For each operation, the end of the pause, and the length of the next one.
+        self._pauses: dict[str, tuple[float, float]] = {}
         self._has_warned = False
         self._errors = 0
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from runinference.caching.cache_directory import cache_directory
 from runinference.caching.disk_store import DiskStore
 from runinference.caching.guarded_store import GuardedStore
 from runinference.caching.redis_connection import check_password_env, check_redis_url
@@ -87,7 +86,7 @@ class CacheOptions:
 
     def open(self) -> GuardedStore:
         """Return the store, which is opened on first use."""
-        place = str(_get_cache_folder()) if self.location is None else self.location
+        place = str(cache_directory() / "results") if self.location is None else self.location
         if _is_url(place):
             open_store: Any = partial(RedisStore, place, self.password_env, self.max_age_secs)
         else:
@@ -122,14 +121,3 @@ def _check_location(location: Any) -> str | None:
     expected = "a folder on a local disk, or the URL of a Redis server"
     check_redis_url("location", place, "password_env", expected)
     return place
-
-
-def _get_cache_folder() -> Path:
-    """Return the folder where this platform keeps the user's cached results."""
-    if cache_home := os.environ.get("XDG_CACHE_HOME"):
-        root = Path(cache_home)
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path.home() / ".cache"
-    return root / "runinference" / "results"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from runinference.handlers.model_handler import ModelHandler
 from runinference.handlers.model_per_key import split_pair
 from runinference.results import with_model_id
 from runinference.transforms.dead_letters import RunInferenceDLQ
+from runinference.transforms.parameters import copy_parameters
 from runinference.transforms.run_inference import RunInference
 
 _NO_KEY = object()
@@ -184,14 +184,7 @@ def _on_value(function: Callable[..., Any]) -> Callable[..., Any]:
         carried, value = element
         return carried, function(value, *args, **kwargs)
 
-    # Beam reads the parameters, such as DoFn.TimestampParam.
-    try:
-        parameters = [*inspect.signature(function).parameters.values()]
-    except (ValueError, TypeError):  # a function in C without a signature
-        parameters = [inspect.Parameter("element", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    apply.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
-    )
+    copy_parameters(function, apply)
     return apply
 
 

@@ -14,7 +14,7 @@ from runinference.cascade.agreement import Scores, equal_predictions, same_class
 from runinference.cascade.bounds import choose_candidates, find_lowest, lower_bound, sample_size
 from runinference.cascade.carry import CarryingStep, carry_itself
 from runinference.cascade.threshold import CascadeThreshold, check_rate
-from runinference.checks import check_callable, check_mapping
+from runinference.checks import check_callable, check_elements, check_mapping
 from runinference.errors import (
     ElementError,
     ModelLoadError,
@@ -112,7 +112,8 @@ def learn_cascade(
         if args is not None:
             check_mapping(name, args)
     steps = CarryingStep(cheap, "cheap"), CarryingStep(expensive, "expensive")
-    elements = _to_list(sample)
+    check_elements("sample", sample)
+    elements = list(sample)
     n_needed = sample_size(agreement, error_probability)
     n_tested = len(elements) - len(elements) // 5
     _check_size(n_tested, n_needed, len(elements), agreement, error_probability)
@@ -169,16 +170,6 @@ def _check_size(
             f"agree on all of them. To fix this, pass at least {math.ceil(n_needed * 1.25)} elements for which "
             "the cheap model succeeds, or request a lower agreement."
         )
-
-
-def _to_list(sample: Any) -> list[Any]:
-    is_single = isinstance(sample, (str, bytes, Mapping)) or hasattr(sample, "iloc")
-    if is_single or not (isinstance(sample, Iterable) or hasattr(sample, "__getitem__")):
-        raise OptionError(
-            f"sample must be a list of elements, but is of type {type(sample).__name__}. To fix this, pass a "
-            "list of the elements that the handlers take."
-        )
-    return list(sample)
 
 
 def _predict(

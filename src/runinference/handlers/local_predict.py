@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from runinference.batching.adaptive_size import AdaptiveSize
 from runinference.batching.batcher import Batch, Batcher
 from runinference.batching.policy import resolve_policy
-from runinference.checks import check_mapping
+from runinference.checks import check_mapping, has_elements
 from runinference.collate.unbatch import is_divisible
 from runinference.collate.unsplit import returns_unsplit_results
 from runinference.errors import ElementError
@@ -63,9 +63,7 @@ def _check_arguments(examples: Any, inference_args: Any) -> None:
     """Raise an error for a single example, whose characters, keys or columns would be taken for examples."""
     if inference_args is not None:
         check_mapping("inference_args", inference_args)
-    is_single = isinstance(examples, (str, bytes, Mapping)) or hasattr(examples, "iloc")
-    is_single = is_single or hasattr(examples, "num_rows")
-    if is_single or not (isinstance(examples, Iterable) or hasattr(examples, "__getitem__")):
+    if not has_elements(examples):
         raise ElementError(
             f"predict takes a list of examples, but got a {type(examples).__name__}. To fix this, pass a list: "
             "predict([example])."

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runinference.checks import check_int, check_names
+from runinference.checks import check_int, check_names, has_elements
 from runinference.errors import OptionError, describe, describe_value
 from runinference.monitoring.drift_statistics import kolmogorov_smirnov, population_stability_index
 from runinference.monitoring.values import (
@@ -171,7 +171,7 @@ class ReferenceSummary:
         """
         check_int("n_bins", n_bins, 2)
         check_names("categorical", categorical)
-        if isinstance(sample, (str, bytes, Mapping)) or not isinstance(sample, Iterable):
+        if not has_elements(sample):
             raise OptionError(
                 f"The reference must be a list of results, but is of type {type(sample).__name__}. To fix this, "
                 "pass handler.predict(sample), or a ReferenceSummary."

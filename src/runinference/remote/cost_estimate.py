@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from runinference.checks import check_int
+from runinference.checks import check_elements, check_int
 from runinference.errors import OptionError
 from runinference.remote.openai_endpoint import OpenAIEndpointModelHandler
 from runinference.remote.token_usage import Prices, TokenUsage, check_prices
@@ -149,10 +149,7 @@ def estimate(
     check_int("n", n, 0)
     check_int("max_examples", max_examples)
     check_prices(prices)
-    if isinstance(sample, (str, bytes, Mapping)):
-        raise OptionError(
-            f"sample must be a list of elements, but is a {type(sample).__name__}. To fix this, pass [sample]."
-        )
+    check_elements("sample", sample)
     elements = list(sample)
     if not elements:
         raise OptionError("sample is empty. To fix this, pass at least one element of the job.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import fasteners  # type: ignore[import-untyped]
 
+from runinference.caching.cache_directory import cache_directory
 from runinference.extras import need
 
 _THREAD_LOCK = threading.Lock()  # the lock between processes doesn't exclude their threads
@@ -45,16 +45,3 @@ def get_or_train(
             train(unfinished)
             os.replace(unfinished, path)
     return str(path)
-
-
-def cache_directory() -> Path:
-    """Return the directory where this platform keeps the user's cached files, for this library."""
-    if cache_home := os.environ.get("XDG_CACHE_HOME"):
-        root = Path(cache_home)
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path.home() / ".cache"
-    return root / "runinference"

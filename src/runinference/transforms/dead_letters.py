@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from apache_beam.transforms import window
 from runinference.checks import check_bool, check_number, check_seconds
 from runinference.errors import OptionError, TooManyFailuresError
 from runinference.handlers.error_policy import Failure
+from runinference.transforms.parameters import copy_parameters
 
 _FAILED = "bad"
 
@@ -109,14 +109,8 @@ def _return_failures(
         except caught as error:
             return [TaggedOutput(_FAILED, (element, Failure(error).report()))]
 
-    # Beam reads the parameters, such as DoFn.TimestampParam. It reads the types from ``beam.Map(function)``.
-    try:
-        parameters = [*inspect.signature(function).parameters.values()]
-    except (ValueError, TypeError):  # a function in C without a signature
-        parameters = [inspect.Parameter("element", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    apply.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
-    )
+    # Beam reads the types from ``beam.Map(function)``.
+    copy_parameters(function, apply)
     return apply
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from runinference.checks import check_elements
 from runinference.errors import (
     ElementError,
     OptionError,
@@ -54,12 +54,7 @@ def prepare_sample(handler: Any, elements: Any) -> tuple[Any, list[Any]]:
 
 
 def _take(elements: Any) -> list[Any]:
-    is_single = isinstance(elements, (str, bytes, Mapping)) or hasattr(elements, "iloc")
-    if is_single or not (isinstance(elements, Iterable) or hasattr(elements, "__getitem__")):
-        raise OptionError(
-            f"elements must be a list of elements, but is of type {type(elements).__name__}. To fix this, pass a "
-            "list: [element]."
-        )
+    check_elements("elements", elements)
     sample = list(islice(elements, MAX_ELEMENTS))
     if not sample:
         raise OptionError("elements is empty. To fix this, pass some elements of your pipeline.")
