@@ -16,7 +16,7 @@ from runinference.checks import check_text
 from runinference.errors import OptionError
 from runinference.extras import need
 from runinference.handlers.event_loop import resolve
-from runinference.remote.headers import check_key
+from runinference.remote.headers import check_key, check_sent_headers
 from runinference.remote.process_secret import ProcessSecret
 
 _REFRESH_SECS = 60  # before credentials expire, at most
@@ -108,6 +108,44 @@ class ProvidedAuth:
             if current is None or current is rejected or time.monotonic() >= current.refresh_at:
                 current = self._current = _read_credentials(resolve(self._provide()))
             return current
+
+
+class AuthError(Exception):
+    """The credentials of a request can't be obtained."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class AuthRequests:
+    """The requests of an authentication, one after the other."""
+
+    def __init__(self, auth: Auth, request: Any) -> None:
+        self._flow = auth.sync_auth_flow(request)
+        self.request = self._call(lambda: next(self._flow))
+
+    def proceed(self, response: Any) -> bool:
+        """Pass the response to ``request`` on. Return False if it is the last one."""
+        try:
+            self.request = self._call(lambda: self._flow.send(response))
+        except StopIteration:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._flow.close()
+
+    @staticmethod
+    def _call(step: Callable[[], Any]) -> Any:
+        try:
+            request = step()
+            check_sent_headers(request.headers)
+        except StopIteration:
+            raise
+        except Exception as error:
+            raise AuthError(error) from None
+        return request
 
 
 @dataclass(frozen=True)

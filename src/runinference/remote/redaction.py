@@ -1,0 +1,57 @@
+"""Removes keys and other credentials from texts of servers, which error messages contain."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence, Set
+from urllib.parse import quote
+
+from runinference.remote.error_response import shorten, strip_tags
+from runinference.remote.headers import SECRET_NAME
+
+_MIN_SECRET = 8  # characters of a value that auth adds, whose name doesn't show that it is a secret
+_Values = Sequence[tuple[str, str]]
+
+
+class Redactor:
+    """Replaces a key, and the credentials of this thread's last request.
+
+    Args:
+        key: The key; None or empty if there is none.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self._of_key = _list_forms({key}) if key else []
+        self._sent = threading.local()
+
+    def note_sent(self, known: Set[tuple[str, str]], sent: _Values) -> None:
+        """Remember the credentials of a request.
+
+        Args:
+            known: Names and values of headers and query parameters before the authentication.
+            sent: Those that are sent.
+        """
+        secrets = set()
+        for name, text in sent:
+            is_secret = SECRET_NAME.search(name) or len(text) >= _MIN_SECRET
+            if is_secret and text and (name, text) not in known:
+                secrets |= {text, text.partition(" ")[2] or text}
+        self._sent.secrets = _list_forms(secrets)
+
+    def redact(self, text: str) -> str:
+        """Return a text with ``[the key]`` instead of each secret."""
+        for secret in [*getattr(self._sent, "secrets", ()), *self._of_key]:
+            text = text.replace(secret, "[the key]")
+        return text
+
+    def quote(self, text: str) -> str:
+        """Return the start of a text on one line, without HTML tags and secrets."""
+        return shorten(strip_tags(self.redact(text)))
+
+
+def _list_forms(secrets: Set[str]) -> list[str]:
+    """Return secrets as they are, in JSON and in URLs, the longest first."""
+    in_json = {json.dumps(text)[1:-1] for text in secrets}
+    in_urls = {quote(text, safe="") for text in secrets}
+    return sorted(secrets | in_json | in_urls, key=len, reverse=True)
