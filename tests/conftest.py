@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -17,6 +18,8 @@ from docs import report
 
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401 - its LLVM aborts the process if TensorFlow's was loaded first
+with contextlib.suppress(ImportError):
+    import skops.io  # noqa: F401 - searches all loaded modules, so it takes much longer after others
 
 HOME = "RUNINFERENCE_DOCS_HOME"
 
@@ -48,17 +51,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(report.Report(Path(config.rootpath), is_complete), "docs-report")
 
 
+def hide_errors() -> None:
+    """Hide what is written to stderr when the interpreter ends: nanobind lists all objects that were excluded."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection(session: pytest.Session) -> Iterator[None]:
+def pytest_collection() -> Iterator[None]:
     """Exclude the objects of all imported packages from garbage collection while the tests run.
 
-    There are about a million, and each full collection would visit all of them.
+    There are about a million. A full collection takes seconds, and one that deletes them all even longer.
     """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
-        gc.collect()
         gc.freeze()
-        session.config.add_cleanup(gc.unfreeze)
+        atexit.register(hide_errors)
