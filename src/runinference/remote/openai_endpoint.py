@@ -193,7 +193,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             usage = read_usage(response)
             if count:
                 self._count_tokens(response)
-                if usage is not None:  # an invalid response is paid for, too
+                if usage is not None:  # the provider also charges for invalid responses
                     settle(usage, response)
             results = self._parse_results(response, len(batch), fields)
             if count and usage is None:
@@ -257,7 +257,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         return self._default_request_size if max_request_size is None else max_request_size
 
     def _order_requests(self, parts: Sequence[Any]) -> Sequence[int] | None:
-        """Send requests with the same prefix after each other, because many servers cache prefixes."""
+        """Send requests with the same prefix one after the other, because many servers cache prefixes."""
         if not self._has_output_tokens or len(parts) < 3:
             return None
         return order_by_prefix([get_prefix(part[0]) for part in parts])

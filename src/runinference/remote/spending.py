@@ -89,7 +89,7 @@ class SpendingLimits:
         return replace(self, max_tokens_total=None, max_cost=None, _name=uuid.uuid4().hex)
 
     def get_ledger(self) -> Ledger | None:
-        """Return what this process has spent; None if there is nothing to count."""
+        """Return the tokens and the cost of this process; None if there is nothing to count."""
         if self.is_empty:
             return None
         key = os.getpid(), self._name  # the locks of a parent process may be held
@@ -122,9 +122,9 @@ class Ledger:
     ) -> Charge:
         """Reserve the estimated tokens of a request.
 
-        A request that would fit without those in flight waits for them. The first one is sent alone, because
-        nothing is known about its tokens. A request in the batch API never waits, and isn't waited for, because it
-        takes hours.
+        A request that would fit without the requests in flight waits for them. The first one is sent alone,
+        because nothing is known about its tokens. Requests in the batch API take hours, so they never wait, and no
+        request waits for them.
 
         Args:
             n_bytes: Size of the input in bytes.
@@ -167,7 +167,7 @@ class Ledger:
         limits, used = self._limits, self._used
         needed = self._measure(charge, charge.usage)
         total = used + in_flight
-        if self._estimator.is_informed or charge.batch:  # else it isn't known what is needed
+        if self._estimator.is_informed or charge.batch:  # otherwise, the required amount is unknown
             total += needed
         for name, maximum, now, then, more in (
             ("max_tokens_total", limits.max_tokens_total, used.tokens, total.tokens, needed.tokens),
@@ -192,7 +192,7 @@ class Ledger:
         return _Amount(usage.total, 0 if prices is None else usage.cost(prices, charge.batch))
 
     def settle(self, charge: Charge, usage: TokenUsage, is_reported: bool = False) -> int:
-        """Replace a reservation by what was used, and return its cost in millionths, without lost fractions."""
+        """Replace a reservation with the actual usage. Return its cost in millionths, without losing fractions."""
         with self._changed:
             before = self._used
             self._used += self._measure(charge, usage)
@@ -247,7 +247,7 @@ class _Reserved:
 
 
 class Charge:
-    """What a request is expected to use, until it is replaced by what it used.
+    """The reservation of a request, which is later replaced with its actual usage.
 
     Attributes:
         usage: The estimated tokens.
