@@ -68,7 +68,7 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO, replace: Callable[[Any], Any]) -> None:
         super().__init__(file, protocol=5)
-        # No references between equal parts, which are the same object in one value and copies in another.
+        # Write no references, because equal parts can be the same object in one value and copies in another.
         self.fast = True
         self._replace = replace
         self._classes: dict[type, int] = {}  # those whose attributes are written, with their number

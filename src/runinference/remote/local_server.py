@@ -164,7 +164,7 @@ class LocalServerClient:
         try:
             self._wait(check=False)
         except BaseException:
-            # The error may be kept, and this object with it. The server must not depend on that.
+            # If the error is kept, so is this object, but it must not keep the server running.
             del self._connection
             raise
 
