@@ -1,11 +1,12 @@
-"""Cascade two models: the quick one answers where it agrees with the thorough one.
+"""Classify images with a cheap model, and with an expensive one if it is unsure.
 
     python examples/cascade.py \\
         --input images.csv --sample sample.csv --output digits --agreement 0.95 \\
-        --quick_model quick.pickle --thorough_model thorough.joblib
+        --cheap_model cheap.pickle --expensive_model expensive.joblib
 
 Without arguments, a logistic regression classifies handwritten digits, and a random
-forest classifies those that the regression is unsure about.
+forest classifies those that the regression is unsure about. A sample determines how
+confident the regression must be.
 """
 
 import argparse
@@ -27,20 +28,20 @@ def run(argv=None):
     args, pipeline_args = parse_args(argv)
     options = PipelineOptions(["--runner=FnApiRunner", *pipeline_args])
     output = args.output or os.path.join(tempfile.mkdtemp(prefix="digits-"), "digits")
-    quick = SklearnModelHandlerNumpy(
-        model_uri=args.quick_model or samples.digits_classifier(),
+    cheap = SklearnModelHandlerNumpy(
+        model_uri=args.cheap_model or samples.digits_classifier(),
         inference_fn=probabilities,
     )
-    thorough_model = args.thorough_model or samples.digits_forest()
-    thorough = SklearnModelHandlerNumpy(
-        model_uri=thorough_model,
+    expensive_model = args.expensive_model or samples.digits_forest()
+    expensive = SklearnModelHandlerNumpy(
+        model_uri=expensive_model,
         model_file_type=ModelFileType.JOBLIB,
         inference_fn=probabilities,
     )
     digits, _ = samples.held_out_digits()
     threshold = learn_cascade(
-        quick,
-        thorough,
+        cheap,
+        expensive,
         read_images(args.sample) if args.sample else digits[:400],
         confidence=max_probability,
         agrees=same_class,
@@ -53,8 +54,11 @@ def run(argv=None):
             pipeline
             | "Images" >> beam.Create(enumerate(images))
             | "Classify"
-            >> Cascade(KeyedModelHandler(quick), KeyedModelHandler(thorough), threshold)
-            | "Answer" >> beam.MapTuple(partial(answer, thorough_model=thorough_model))
+            >> Cascade(
+                KeyedModelHandler(cheap), KeyedModelHandler(expensive), threshold
+            )
+            | "Answer"
+            >> beam.MapTuple(partial(answer, expensive_model=expensive_model))
             | "Format" >> beam.Map(json.dumps)
             | "Write" >> beam.io.WriteToText(output, ".jsonl", shard_name_template="")
         )
@@ -66,13 +70,13 @@ def probabilities(model, batch, inference_args=None):
     return model.predict_proba(np.stack(batch))
 
 
-def answer(key, result, thorough_model):
+def answer(key, result, expensive_model):
     """Return the prediction for an image as a dictionary."""
     return {
         "image": key,
         "digit": int(result.inference.argmax()),
         "probability": round(float(result.inference.max()), 3),
-        "model": "thorough" if result.model_id == thorough_model else "quick",
+        "model": "expensive" if result.model_id == expensive_model else "cheap",
     }
 
 
@@ -95,15 +99,15 @@ def parse_args(argv):
         "--output",
         help="output file without .jsonl; default: a temporary folder",
     )
-    parser.add_argument("--quick_model", help="pickled scikit-learn classifier")
+    parser.add_argument("--cheap_model", help="pickled scikit-learn classifier")
     parser.add_argument(
-        "--thorough_model", help="scikit-learn classifier saved with joblib"
+        "--expensive_model", help="scikit-learn classifier saved with joblib"
     )
     parser.add_argument(
         "--agreement",
         type=float,
         default=0.95,
-        help="requested rate at which the quick answers agree with the thorough model",
+        help="requested rate at which the models agree on the cheap answers",
     )
     return parser.parse_known_args(argv)
 

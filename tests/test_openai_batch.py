@@ -1,4 +1,4 @@
-"""The batch API: nothing is lost, mixed up or paid twice, whatever the provider and the runner do."""
+"""The batch API: nothing is lost, mixed up or paid for twice, even if the provider or the runner fails."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_results_have_the_key_window_and_timestamp_of_their_element(folder):
     assert batch["request_counts"] == {"total": 6, "completed": 6, "failed": 0}
 
 
-def test_completions_and_embeddings(folder):
+def test_completions_and_embeddings_use_the_batch_api(folder):
     options = {"batch_api": BatchApi(folder, poll_secs=0.01)}
     with servers.llm() as url:
         results = OpenAICompletionsModelHandler(url, "shout", None, **options).predict(["a", "b"])
@@ -148,7 +148,7 @@ def test_equal_requests_are_paid_once(folder):
     assert [result.inference.text for result in results] == ["A", "B", "A", "A"]
 
 
-# --- nothing is paid twice
+# --- nothing is paid for twice
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_faults_that_lose_nothing_cost_nothing(faults, folder):
     assert not errors
 
 
-def test_a_job_that_runs_again_in_other_batches_pays_only_for_new_elements(folder):
+def test_a_job_that_runs_again_with_other_batches_pays_only_for_new_elements(folder):
     with servers.llm() as url:
         outcomes(chat(url, folder, max_batch_size=4), TEXTS)
         again = pickle.loads(pickle.dumps(chat(url, folder)))
@@ -193,7 +193,7 @@ def edit_record(folder, **fields):
 
 
 @pytest.mark.parametrize("process", [os.getpid(), 2**22 + 1], ids=["this", "a dead one"])
-def test_a_worker_that_died_while_it_submitted_paid_for_its_batch(process, folder):
+def test_the_batch_of_a_worker_that_died_while_it_submitted_is_not_paid_for_again(process, folder):
     with servers.llm() as url:
         chat(url, folder).predict(TEXTS)
         edit_record(folder, batch_id=None, host=socket.gethostname(), process=process)
@@ -433,7 +433,7 @@ def test_a_batch_that_someone_cancels_or_the_provider_rejects_is_not_completed_l
 
 
 @pytest.mark.parametrize("after_deadline", ["live", "dead letter"])
-def test_past_the_deadline_the_batch_is_cancelled_first(after_deadline, folder):
+def test_a_batch_is_canceled_at_the_deadline_before_requests_are_sent_live(after_deadline, folder):
     batch = {"deadline_secs": 0.05, "after_deadline": after_deadline}
     with servers.llm(batch_faults=["stuck"]) as url:
         results, errors = outcomes(chat(url, folder, batch), TEXTS)
@@ -443,7 +443,7 @@ def test_past_the_deadline_the_batch_is_cancelled_first(after_deadline, folder):
         check_results(results, set(TEXTS) - errors.keys())
 
 
-def test_if_the_server_is_unavailable_past_the_deadline_the_rest_is_not_tried(folder):
+def test_if_the_server_is_unavailable_after_the_deadline_the_other_requests_are_not_sent(folder):
     batch = {"after_deadline": "live"}
     refused = []
 

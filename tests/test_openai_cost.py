@@ -148,7 +148,7 @@ def test_smaller_requests_are_sent_if_a_large_one_does_not_fit():
         "status and usage",
     ],
 )
-def test_failed_requests_count_what_they_may_have_used(reply, n_requests):
+def test_failed_requests_count_with_the_tokens_that_they_may_have_used(reply, n_requests):
     with scripted_server(answer(), reply, default=lambda body: answer()) as server:
         handler = chat(
             server.url, max_tokens_total=30, retry_filter=never, max_concurrent_requests=1
@@ -157,7 +157,7 @@ def test_failed_requests_count_what_they_may_have_used(reply, n_requests):
         assert len(server.requests) == n_requests
 
 
-def test_each_attempt_counts():
+def test_each_attempt_counts_toward_the_limit():
     script = [answer(), *[answer((10, 0), error="overloaded")] * 5]
     with scripted_server(*script, default=lambda body: answer()) as server:
         _, bad, _ = letters(chat(server.url, max_tokens_total=30), ["a", "b", "c"])
@@ -245,7 +245,7 @@ def test_limits_apply_to_embeddings_and_completions():
         assert (len(good), len(bad)) == (5, 3)
 
 
-def test_an_answer_that_cannot_be_asked_for_again_is_invalid_output_not_a_free_call():
+def test_an_invalid_answer_at_the_limit_is_an_invalid_output_error():
     with scripted_server(default=lambda body: answer(text="perhaps")) as server:
         handler = chat(server.url, output_type=Literal["good", "bad"], max_tokens_total=12)
         with pytest.raises(InvalidOutputError, match="Another attempt isn't possible") as raised:
@@ -351,7 +351,9 @@ def test_invalid_estimates_raise():
 
 
 @pytest.mark.parametrize("kind", [OpenAIChatModelHandler, OpenAICompletionsModelHandler])
-def test_requests_that_share_a_prefix_are_sent_after_each_other_and_results_keep_their_order(kind):
+def test_requests_that_share_a_prefix_are_sent_one_after_the_other_and_results_keep_their_order(
+    kind,
+):
     field = "messages" if kind is OpenAIChatModelHandler else "prompt"
     texts = [f"{name * 50} {n}" for n in range(4) for name in ("blue ", "red ", "green ")]
 

@@ -62,9 +62,9 @@ for line in sys.stdin:
 
 
 class CountingServer:
-    """Answers a number of requests, and then holds all others until it may answer them.
+    """Answer a number of requests, and then hold all others until ``answer_all`` is called.
 
-    Until then, it answers requests of all threads of all clients at the same time, so that none finishes early.
+    Until then, requests of all threads of all clients are answered at the same time, so that none finishes early.
     """
 
     def __init__(self, n_answers, n_threads):
@@ -83,7 +83,7 @@ class CountingServer:
             if not self._is_open and self.answered.total() >= self._n_answers:
                 self.n_held += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._is_open)  # its client has been killed then
+                self._changed.wait_for(lambda: self._is_open)  # by then, its client was killed
                 raise servers.ErrorResponse(503, {})
             self.answered[prompt] += 1
         message = {"role": "assistant", "content": prompt.upper()}

@@ -522,7 +522,7 @@ def test_an_error_does_not_contain_a_key_that_the_server_returns(monkeypatch):
     assert "secret-123" not in repr(caught.value)
 
 
-# --- the whole answer
+# --- token counts, tool calls and reasoning
 
 
 def test_keep_generation_returns_the_usage_and_the_reasoning_with_the_value():

@@ -1,4 +1,4 @@
-"""A store of results that is down, full, read-only, damaged or wrong never fails or changes a result."""
+"""A store of results that is down, full, read-only, damaged or wrong never causes an error or changes a result."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_code_in_a_file_of_the_folder_is_not_executed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("jump", [-1e6, 1e6], ids=["back", "forward"])
-def test_results_expire_by_age_also_if_the_clock_jumps(jump, location, monkeypatch):
+def test_results_expire_by_age_even_if_the_clock_jumps(jump, location, monkeypatch):
     predict(location, max_age_secs=1000)
     assert predict(location, max_age_secs=1000) == []
     now = time.time
@@ -189,7 +189,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("make", UNUSABLE.values(), ids=UNUSABLE)
-def test_a_store_that_is_down_only_logs_one_warning(make, tmp_path, caplog):
+def test_a_store_that_is_down_logs_only_one_warning(make, tmp_path, caplog):
     caplog.set_level("WARNING")
     handler = cached(make(tmp_path / "store"))
     CALLS.clear()
@@ -219,7 +219,7 @@ def test_a_folder_that_is_deleted_is_created_again(tmp_path, caplog, monkeypatch
 
 
 @needs_redis
-def test_a_store_that_ends_and_starts_again(caplog, monkeypatch):
+def test_a_store_is_used_again_after_a_restart(caplog, monkeypatch):
     caplog.set_level("WARNING")
     now = time.monotonic
     handler = None
@@ -238,7 +238,7 @@ def test_a_store_that_ends_and_starts_again(caplog, monkeypatch):
 
 
 @needs_redis
-def test_a_store_that_is_full_or_read_only_still_returns_what_it_has(redis_url, caplog):
+def test_a_store_that_is_full_or_read_only_still_returns_stored_results(redis_url, caplog):
     caplog.set_level("WARNING")
     client = connect(redis_url)
     client.flushall()
@@ -252,7 +252,7 @@ def test_a_store_that_is_full_or_read_only_still_returns_what_it_has(redis_url, 
     assert len(warnings_of(caplog)) == 2  # one for each handler
 
 
-def test_a_server_that_hangs_costs_one_time_limit(caplog, monkeypatch):
+def test_a_server_that_hangs_delays_calls_by_one_timeout(caplog, monkeypatch):
     caplog.set_level("WARNING")
     import redis
 
@@ -277,7 +277,7 @@ def test_a_server_that_hangs_costs_one_time_limit(caplog, monkeypatch):
 
 
 @needs_redis
-def test_the_password_is_read_on_the_worker_and_appears_nowhere(monkeypatch, caplog):
+def test_the_password_is_read_on_the_worker_and_is_not_in_logs_or_pickles(monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     with redis_server.serving("--requirepass", "sesame-123") as url:
         handler = cached(url, password_env="CACHE_PASSWORD")
@@ -310,7 +310,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         cached(tmp_path)
 
 
-def test_the_claim_of_a_worker_without_a_sign_of_life_expires(location):
+def test_the_claim_of_a_worker_without_heartbeats_expires(location):
     entered, repeated = threading.Event(), threading.Event()
 
     class Stuck(Doubling):
@@ -321,7 +321,7 @@ def test_the_claim_of_a_worker_without_a_sign_of_life_expires(location):
             repeated.wait(20)
             return super().run_inference(batch, model)
 
-    # The first sign of life of the first worker comes too late for the second one.
+    # The first heartbeat of the first worker comes too late for the second one.
     stuck = Stuck().with_cache(location, version="1", claim_secs=1000)
     alive = Stuck().with_cache(location, version="1", claim_secs=0.1)
     CALLS.clear()

@@ -35,10 +35,10 @@ class MemoryStore:
             if self.owners.get(name) == owner:
                 del self.owners[name]
 
-    def beat(self, owner, beat):
+    def write_heartbeat(self, owner, heartbeat):
         """Do nothing."""
 
-    def read_beats(self, owners):
+    def read_heartbeats(self, owners):
         return dict.fromkeys(owners, b"")
 
 

@@ -1,4 +1,4 @@
-"""The bounds of a cascade are those of Clopper and Pearson, and a learned threshold keeps its promise."""
+"""The bounds are those of Clopper and Pearson, and a learned threshold has the guaranteed agreement."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_sample_size_is_the_smallest_that_can_show_the_agreement():
     assert lower_bound(n, n, 0.05) >= 0.95 > lower_bound(n - 1, n - 1, 0.05)
 
 
-def test_a_threshold_fails_to_reach_the_agreement_with_at_most_the_error_probability():
+def test_a_learned_threshold_misses_the_agreement_with_at_most_the_error_probability():
     """At the confidence c, the models agree with the probability c: above t, at the rate (1 + t) / 2."""
     generator = np.random.default_rng(0)
     n_wrong, n_found, n_runs = 0, 0, 300

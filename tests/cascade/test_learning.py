@@ -84,7 +84,7 @@ def test_equal_seeds_have_equal_results():
     assert learn(seed=1) == learn(seed=1) != learn(seed=2)
 
 
-def test_results_can_be_pickled():
+def test_a_learned_threshold_can_be_pickled():
     learned = learn(agreement=0.9)
     assert pickle.loads(pickle.dumps(learned)) == learned
 
@@ -99,7 +99,7 @@ def test_an_agreement_function_gets_the_cheap_and_the_expensive_prediction():
     assert learned.threshold == -math.inf
 
 
-def test_elements_can_have_keys_and_handlers_functions():
+def test_elements_can_have_keys_and_handlers_can_have_functions():
     plain = learn()
     cheap = KeyedModelHandler(CHEAP).with_preprocess_fn(lambda pair: (pair[0], pair[1] - 1))
     expensive = KeyedModelHandler(EXPENSIVE).with_postprocess_fn(
@@ -139,7 +139,7 @@ def test_a_model_that_modifies_its_input_does_not_change_that_of_the_other():
     assert [each[0] for each in sample] == list(range(100))
 
 
-def test_failing_elements_are_counted_and_an_unknown_answer_is_no_agreement(caplog):
+def test_failing_elements_are_counted_and_do_not_count_as_agreement(caplog):
     def fail_on(multiple, function):
         def run(n):
             if n % multiple == 0:
@@ -212,7 +212,7 @@ def test_options_out_of_range_raise_an_error(options, message):
         ({"cheap": predict(lambda n: 1 / 0)}, "cheap model failed on 64 of 64 .*ZeroDivision"),
     ],
 )
-def test_functions_that_return_something_else_raise_an_error(options, message):
+def test_functions_with_invalid_return_values_raise_an_error(options, message):
     with pytest.raises(ElementError, match=message):
         learn(**options)
 
@@ -281,6 +281,6 @@ def test_the_margin_of_probabilities_with_nan_is_nan():
 
 
 @pytest.mark.parametrize("threshold", ["0.9", math.nan, True, None])
-def test_a_threshold_is_a_number(threshold):
+def test_a_threshold_that_is_not_a_number_raises_an_error(threshold):
     with pytest.raises(OptionError, match="threshold must be a number"):
         CascadeThreshold(threshold, confidence=max)

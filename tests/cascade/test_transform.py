@@ -1,4 +1,4 @@
-"""``Cascade`` answers each element once, checks a part of the cheap answers, and counts what happens."""
+"""``Cascade`` answers each element once, checks some of the cheap answers, and counts both."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def test_each_element_is_answered_by_one_model_and_results_name_it():
     assert sorted(results) == [(-7, 7, "large"), (3, 3, "large"), (5, 5, "large"), (6, 6, "small")]
 
 
-def test_results_of_handlers_without_a_model_id_name_the_role():
+def test_results_without_a_model_id_get_cheap_or_expensive():
     results = run([3, 6], Cascade(predict(float), predict(abs), ABOVE_5))
     assert sorted(results) == [(3, 3, "expensive"), (6, 6, "cheap")]
 
 
 @pytest.mark.parametrize("confidence", [math.nan, -math.inf])
-def test_an_unknown_confidence_goes_to_the_expensive_model(confidence):
+def test_elements_with_unknown_confidence_go_to_the_expensive_model(confidence):
     threshold = CascadeThreshold(-math.inf, confidence=lambda prediction: confidence)
     [result] = run([9], Cascade(CHEAP, EXPENSIVE, threshold))
     assert result.model_id == "large"
@@ -137,7 +137,7 @@ def checked(elements, **options):
     return sorted(n for batch in doubler.batches["checks"] for n in batch)
 
 
-def test_a_retry_checks_the_same_elements_and_another_seed_other_ones():
+def test_a_retry_checks_the_same_elements_and_another_seed_checks_others():
     first = checked(range(200), check_fraction=0.2)
     assert first == checked(range(200)[::-1], check_fraction=0.2)
     assert 20 < len(first) < 65
@@ -378,7 +378,7 @@ def test_a_request_that_fails_while_learning_sends_no_other_again(caplog):
     assert learned.n_failed == 1
 
 
-def test_language_models_cascade():
+def test_a_cascade_of_language_models_answers_all_prompts():
     """The sample server answers in capitals. The cheap model is sure about short prompts."""
     prompts = [" ".join(["word"] * (1 + n % 8)) + f" {n}" for n in range(96)]
     with servers.llm() as url:

@@ -25,23 +25,23 @@ def test_sends_images_below_the_learned_threshold_to_the_second_model(run_exampl
     images, labels = images[400:], labels[400:]
     assert sorted(answers) == list(range(len(images)))
 
-    quick = pickle.loads(Path(samples.digits_classifier()).read_bytes()).predict_proba(images)
-    thorough = joblib.load(samples.digits_forest()).predict_proba(images)
+    cheap = pickle.loads(Path(samples.digits_classifier()).read_bytes()).predict_proba(images)
+    expensive = joblib.load(samples.digits_forest()).predict_proba(images)
     for number, answer in answers.items():
-        accepted = quick[number].max() > threshold  # which is printed with four digits
-        assert answer["model"] == ("quick" if accepted else "thorough")
-        probabilities = (quick if accepted else thorough)[number]
+        accepted = cheap[number].max() > threshold  # which is printed with four digits
+        assert answer["model"] == ("cheap" if accepted else "expensive")
+        probabilities = (cheap if accepted else expensive)[number]
         assert answer["digit"] == probabilities.argmax()
         assert answer["probability"] == pytest.approx(probabilities.max(), abs=1e-3)
 
-    accepted = [number for number in answers if answers[number]["model"] == "quick"]
+    accepted = [number for number in answers if answers[number]["model"] == "cheap"]
     assert len(accepted) > 300
-    assert np.mean(quick[accepted].argmax(1) == thorough[accepted].argmax(1)) > 0.95
+    assert np.mean(cheap[accepted].argmax(1) == expensive[accepted].argmax(1)) > 0.95
     accuracy = np.mean([answers[number]["digit"] == label for number, label in enumerate(labels)])
-    assert accuracy > np.mean(quick.argmax(1) == labels)
+    assert accuracy > np.mean(cheap.argmax(1) == labels)
 
 
-@pytest.mark.parametrize(("agreement", "model"), [("0.5", "quick"), ("0.99", "thorough")])
+@pytest.mark.parametrize(("agreement", "model"), [("0.5", "cheap"), ("0.99", "expensive")])
 def test_the_requested_agreement_decides_which_model_answers(
     load_example, tmp_path, agreement, model
 ):
@@ -53,8 +53,8 @@ def test_the_requested_agreement_decides_which_model_answers(
             *("--input", str(tmp_path / "images.csv")),
             *("--sample", str(tmp_path / "sample.csv")),
             *("--output", str(tmp_path / "digits")),
-            *("--quick_model", samples.digits_classifier()),
-            *("--thorough_model", samples.digits_forest()),
+            *("--cheap_model", samples.digits_classifier()),
+            *("--expensive_model", samples.digits_forest()),
             *("--agreement", agreement),
             "--job_name=passed-through-to-beam",
         ]
@@ -72,4 +72,4 @@ def test_a_sample_that_is_too_small_raises_an_error(load_example, tmp_path):
 def test_missing_model_is_named_in_the_error(load_example, tmp_path):
     missing = str(tmp_path / "nowhere.pickle")
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.pickle"):
-        load_example("cascade").run(["--quick_model", missing])
+        load_example("cascade").run(["--cheap_model", missing])

@@ -435,7 +435,7 @@ def test_hits_misses_and_saved_calls_are_metrics(tmp_path, calls):
     assert found == {"cache_hits": 3, "cache_misses": 1, "cache_saved_calls": 5}
 
 
-def test_keys_are_not_part_of_what_is_cached(tmp_path, calls):
+def test_keys_of_elements_are_not_part_of_the_cache_key(tmp_path, calls):
     inside = KeyedModelHandler(counting(tmp_path))
     assert [key for key, _ in inside.predict([("k", "a"), ("l", "a")])] == ["k", "l"]
     outside = KeyedModelHandler(Counting()).with_cache(tmp_path, version="1")
@@ -473,7 +473,7 @@ def test_rows_are_equal_if_their_features_are(tmp_path, calls):
     assert sorted(calls) == ["a", "b"]
 
 
-def test_rows_of_a_handler_that_takes_tables(tmp_path):
+def test_rows_are_cached_for_a_handler_that_takes_tables(tmp_path):
     frame = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 1.0]})
     from sklearn.linear_model import LogisticRegression
 
@@ -499,7 +499,7 @@ def test_functions_run_before_and_after_the_cache(tmp_path, calls):
     assert calls == ["a"]
 
 
-def test_batches_as_elements(tmp_path, calls):
+def test_results_of_batches_as_elements_are_cached_one_by_one(tmp_path, calls):
     handler = counting(tmp_path).with_no_batching()
     results = handler.predict([["a", "b"], ["b", "c"]])
     assert inferences(results) == [["'a'"], ["'b'"], ["'b'"], ["'c'"]]
@@ -593,7 +593,7 @@ def in_threads(*functions):
         assert not thread.is_alive()
 
 
-def test_batches_that_need_each_others_elements_do_not_wait_in_a_circle(tmp_path, calls):
+def test_batches_that_need_each_others_elements_do_not_deadlock(tmp_path, calls):
     Meeting.barrier = threading.Barrier(2)
     found = {}
 
@@ -660,7 +660,7 @@ class InTurns(Counting):
             return [f"result of {x.number}" for x in batch]
 
 
-def test_calls_that_overlap_do_not_wait_for_each_other_in_a_circle(tmp_path, calls):
+def test_calls_that_overlap_do_not_deadlock(tmp_path, calls):
     Equal.called.clear()
     handler = InTurns(min_batch_size=1, max_batch_size=1).with_cache(tmp_path, version="1")
     with overlapping():
@@ -686,7 +686,7 @@ def test_elements_do_not_wait_for_a_call_that_timed_out(tmp_path, calls):
     assert (sorted(result.example for result in results), failed) == (["a", "b"], [])
 
 
-def test_a_model_in_a_subprocess(tmp_path):
+def test_a_cache_works_with_a_model_in_a_subprocess(tmp_path):
     path = linear_regression(tmp_path / "model.pkl")
     handler = SklearnModelHandlerNumpy(path).with_cache(tmp_path / "cache")
     first = handler.predict([np.ones(1)])
@@ -695,7 +695,7 @@ def test_a_model_in_a_subprocess(tmp_path):
     assert inferences(results) == inferences(first) * 3
 
 
-def test_a_model_that_processes_share(tmp_path, calls):
+def test_a_cache_works_with_a_model_that_processes_share(tmp_path, calls):
     handler = Counting(large_model=True).with_cache(tmp_path, version="1")
     results = run(["a", "b", "a"], RunInference(handler))
     assert sorted(inferences(results)) == [["'a'"], ["'a'"], ["'b'"]]
@@ -758,7 +758,7 @@ def test_invalid_options_raise_an_error_without_secrets(location, options, messa
     assert "secret" not in str(error.value)
 
 
-def test_a_handler_has_one_cache(tmp_path):
+def test_a_second_cache_raises_an_error(tmp_path):
     with pytest.raises(OptionError, match="has a cache already"):
         counting(tmp_path).with_cache(tmp_path, version="1")
 

@@ -1,4 +1,4 @@
-"""``DriftMonitor`` emits a row for each feature and window, also for late data, and counts what drifted."""
+"""``DriftMonitor`` emits a row for each feature and window, including late data, and counts drift."""
 
 from __future__ import annotations
 

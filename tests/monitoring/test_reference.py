@@ -44,7 +44,7 @@ def compare(reference, values, **options):
 
 @pytest.mark.parametrize("shift", [0, 0.1, 1])
 @pytest.mark.parametrize("n", [60, 250, 5_000])
-def test_the_ks_statistic_is_that_of_scipy_less_at_most_one_quantile(shift, n):
+def test_the_ks_statistic_is_that_of_scipy_minus_at_most_one_quantile(shift, n):
     generator = np.random.default_rng(n)
     reference, values = generator.normal(size=n), generator.normal(shift, size=400)
     values[::50] = np.round(values[::50])
@@ -226,12 +226,12 @@ def test_features_can_be_computed():
     assert found.features["prediction"].categories == ("ok",)
 
 
-def test_a_row_with_predictions_has_features_only():
+def test_predictions_in_a_row_count_as_features():
     rows = [beam.Row(x=n, label="a") for n in range(50)]
     assert list(ReferenceSummary.from_sample(rows).features) == ["x", "label"]
 
 
-def test_json_has_all_of_a_summary():
+def test_json_contains_the_whole_summary():
     sample = [
         PredictionResult({"x": n / 7, "c": "ä", "constant": 1 / 3, "none": None}, n > 2)
         for n in range(300)
@@ -242,7 +242,7 @@ def test_json_has_all_of_a_summary():
 
 
 @pytest.mark.parametrize("change", ["{", "[]", '{"features": {}}', None])
-def test_other_texts_raise_an_error(change):
+def test_text_that_is_not_a_summary_raises_an_error(change):
     with pytest.raises(OptionError, match="isn't the JSON of a ReferenceSummary"):
         ReferenceSummary.from_json(change)
 

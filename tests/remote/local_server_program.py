@@ -1,4 +1,4 @@
-"""A server that fails as told. It is run as a command: ``local_server_program.py PORT MODE [FILE]``."""
+"""A server that fails in a given mode. It is run as a command: ``local_server_program.py PORT MODE [FILE]``."""
 
 import json
 import os

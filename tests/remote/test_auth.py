@@ -1,4 +1,4 @@
-"""Credentials that expire or sign requests are renewed, and never in errors, logs or pickles."""
+"""Credentials that expire or sign requests are renewed, and are never in errors, logs or pickles."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_invalid_credentials_are_an_error_that_does_not_show_them(value, message
         (lambda request: request, "called without arguments, but has parameters"),
     ],
 )
-def test_rejects_what_is_not_credentials(auth, message):
+def test_rejects_values_that_are_not_credentials(auth, message):
     with pytest.raises(OptionError, match=message):
         chat("https://a.example.com", auth)
 

@@ -54,7 +54,7 @@ def test_invalid_lines_do_not_affect_others(invalid):
     assert read_outcomes([content], ["a", "b"]).keys() == {"b"}
 
 
-def test_lines_of_requests_that_were_not_processed():
+def test_requests_are_unfinished_if_the_batch_ended_before_they_were_processed():
     for code, is_unfinished in [("batch_expired", True), ("batch_cancelled", True), ("x", False)]:
         outcome = read_outcomes([line("a", error={"code": code})], ["a"])["a"]
         assert outcome.is_unfinished == is_unfinished

@@ -1,4 +1,4 @@
-"""Results of endpoints with credentials, local servers and whole answers are cached under what they depend on."""
+"""The cache keys of endpoints with credentials, local servers and generations contain the options that matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def answer(body):
     return {"choices": [{"index": 0, "message": message}], "usage": {"total_tokens": 3}}
 
 
-def test_credentials_are_no_part_of_the_key_of_a_result_but_the_query_is(tmp_path):
+def test_the_query_is_part_of_the_cache_key_but_credentials_are_not(tmp_path):
     with scripted_server(default=answer) as server:
 
         def call(**options):
@@ -29,7 +29,7 @@ def test_credentials_are_no_part_of_the_key_of_a_result_but_the_query_is(tmp_pat
         assert len(server.requests) == 4
 
 
-def test_limits_are_no_part_of_the_key_of_a_result(tmp_path):
+def test_limits_are_not_part_of_the_cache_key(tmp_path):
     limits = [{}, {"max_tokens_total": 100}, {"max_tokens_per_minute": 1_000}, {"num_retries": 0}]
     with scripted_server(default=answer) as server:
         for options in limits:

@@ -29,7 +29,7 @@ TIMEOUT_SECS = 30
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
-    """Share no server with other tests."""
+    """Don't share servers with other tests."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -105,7 +105,7 @@ class ForkOnce(logging.Handler):
                 signal.pause()
 
 
-def test_a_process_that_is_forked_meanwhile_locks_no_other_out(caplog):
+def test_a_process_forked_during_the_start_does_not_keep_the_lock(caplog):
     logger, forking = logging.getLogger("runinference"), ForkOnce()
     caplog.set_level(logging.INFO, "runinference")
     logger.addHandler(forking)

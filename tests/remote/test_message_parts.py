@@ -35,7 +35,7 @@ def test_an_array_is_sent_as_png_without_loss(shape):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_an_image_of_pil_is_sent_as_png_without_loss(mode):
+def test_a_pil_image_is_sent_as_png_without_loss(mode):
     image = Image.fromarray(np.arange(75, dtype=np.uint8).reshape(5, 5, 3)).convert(mode)
     media_type, png = content(image_part(image))
     found = Image.open(io.BytesIO(png))
@@ -82,7 +82,7 @@ def test_a_url_is_sent_as_it_is(url):
         ([1, 2], "but is a list"),
     ],
 )
-def test_another_image_is_an_error(image, text):
+def test_an_invalid_image_is_an_error(image, text):
     with pytest.raises(ElementError, match=text):
         image_part(image)
     with pytest.raises(ElementError, match="detail must be a string"):
@@ -104,7 +104,7 @@ def test_an_array_of_int16_is_sent_as_wav_without_loss(shape, dtype):
     np.testing.assert_array_equal(found, array.ravel())
 
 
-def test_the_sampling_rate_can_be_an_integer_of_numpy():
+def test_the_sampling_rate_can_be_a_numpy_integer():
     part = audio_part(np.zeros(6, np.int16), np.int64(16_000))
     assert wav(**part["input_audio"]).getframerate() == 16_000
 
@@ -151,7 +151,7 @@ def test_audio_files_are_sent_as_they_are_with_their_format(data, expected, tmp_
         (3, None, "must be bytes, a path, an array of NumPy, but is a int"),
     ],
 )
-def test_other_audio_is_an_error(audio, rate, text):
+def test_invalid_audio_is_an_error(audio, rate, text):
     with pytest.raises(ElementError, match=text):
         audio_part(audio, rate)
     with pytest.raises(ElementError, match="format must be 'wav' or 'mp3', but is 'flac'"):

@@ -1,7 +1,7 @@
 """Count the elements of a stream that Flink loses at checkpoints, in pipelines without the library.
 
 If no elements are lost without `--finish_bundle_before_checkpointing`, Beam has probably fixed the loss, and the
-warning in `runinference.transforms.runner_checks` can go.
+warning in `runinference.transforms.runner_checks` can be removed.
 """
 
 from __future__ import annotations

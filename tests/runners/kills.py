@@ -38,14 +38,14 @@ ELEMENT_SECS = 0.02
 CALLS_BEFORE_KILL = 30
 TIME_LIMIT_SECS = 240
 #: Flink makes no checkpoints after a source has ended, so the sources stay open longer than the stream lasts.
-#: Without the last option, a checkpoint can lose what is left of a splittable DoFn, such as `PeriodicImpulse`.
+#: Without the last option, a checkpoint can lose the remaining elements of a splittable DoFn (`PeriodicImpulse`).
 CHECKPOINTS = (
     "--streaming",
     "--checkpointing_interval=2000",
     "--shutdown_sources_after_idle_ms=60000",
     "--finish_bundle_before_checkpointing",
 )
-#: A file of Beam's that the process which starts a pipeline leaves.
+#: A file of Beam that remains after the process that starts a pipeline ends.
 OF_BEAM = "submission_environment_dependencies.txt"
 
 

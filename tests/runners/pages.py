@@ -93,8 +93,8 @@ def kill_table(numbers: dict[str, Any]) -> str:
         "lost",
         "duplicates",
         "wrong",
-        "recovery after a worker, s",
-        "after a task manager, s",
+        "recovery after a worker kill, s",
+        "after a task manager kill, s",
         "model loads",
         "checkpoints restored",
         "processes left",
@@ -110,7 +110,7 @@ def checkpoint_table(numbers: dict[str, Any]) -> str:
         [f"{name} `--finish_bundle_before_checkpointing`", n, ", ".join(map(str, runs))]
         for name, runs in lost.items()
     ]
-    return table(["", "elements", "lost elements of each run"], rows)
+    return table(["", "elements", "lost elements in each run"], rows)
 
 
 def scale_table(numbers: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ class DiskStore:
         diskcache = need("diskcache", extra="cache")
 
         class Disk(diskcache.Disk):  # type: ignore[misc, name-defined]
-            """Reads bytes only: diskcache would unpickle what another program stored."""
+            """Reads bytes only: diskcache would unpickle data that another program stored."""
 
             def fetch(self, mode: int, filename: Any, value: Any, read: bool) -> Any:
                 is_bytes = mode in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY)
@@ -82,14 +82,14 @@ class DiskStore:
         found = ((name, self._cache.get(f"claim/{name}")) for name in names)
         return {name: owner for name, owner in found if isinstance(owner, bytes)}
 
-    def beat(self, owner: bytes, beat: bytes) -> None:
-        if beat:
-            self._cache.set(f"beat/{owner.hex()}", beat, expire=_MAX_CLAIM_SECS)
+    def write_heartbeat(self, owner: bytes, heartbeat: bytes) -> None:
+        if heartbeat:
+            self._cache.set(f"heartbeat/{owner.hex()}", heartbeat, expire=_MAX_CLAIM_SECS)
         else:
-            self._cache.delete(f"beat/{owner.hex()}")
+            self._cache.delete(f"heartbeat/{owner.hex()}")
 
-    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
-        return {owner: self._cache.get(f"beat/{owner.hex()}") or b"" for owner in owners}
+    def read_heartbeats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+        return {owner: self._cache.get(f"heartbeat/{owner.hex()}") or b"" for owner in owners}
 
     def release(self, claims: Mapping[str, bytes]) -> None:
         with self._cache.transact():

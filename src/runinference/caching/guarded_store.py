@@ -33,10 +33,10 @@ class ResultStore(Protocol):
     def read_claims(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the owners of the names that have one."""
 
-    def beat(self, owner: bytes, beat: bytes) -> None:
-        """Store a value that shows that an owner is alive, or delete it if the value is empty."""
+    def write_heartbeat(self, owner: bytes, heartbeat: bytes) -> None:
+        """Store a value that shows that an owner is alive. An empty value deletes it."""
 
-    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+    def read_heartbeats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
         """Return the last value of each owner; an empty one if there is none."""
 
     def release(self, claims: Mapping[str, bytes]) -> None:
@@ -82,14 +82,14 @@ class GuardedStore:
         """Return the owners of the names that have one; nothing if the store fails."""
         return self._try("claim", lambda store: store.read_claims(names), {})
 
-    def beat(self, owner: bytes, beat: bytes) -> None:
-        """Store a value that shows that an owner is alive, or delete it if the value is empty."""
-        self._try("claim", lambda store: store.beat(owner, beat), None)
+    def write_heartbeat(self, owner: bytes, heartbeat: bytes) -> None:
+        """Store a value that shows that an owner is alive. An empty value deletes it."""
+        self._try("claim", lambda store: store.write_heartbeat(owner, heartbeat), None)
 
-    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+    def read_heartbeats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
         """Return the last value of each owner; an empty one if there is none, or if the store fails."""
         default = dict.fromkeys(owners, b"")
-        return self._try("claim", lambda store: store.read_beats(owners), default)
+        return self._try("claim", lambda store: store.read_heartbeats(owners), default)
 
     def release(self, claims: Mapping[str, bytes]) -> None:
         """Remove the owner of the names that still have the given one."""

@@ -83,7 +83,7 @@ def connect_redis(url: str, password_env: str | None) -> Any:
         url,
         socket_timeout=_TIMEOUT_SECS,
         socket_connect_timeout=_TIMEOUT_SECS,
-        # Another attempt is for a connection that the server closed, and not for one that hangs.
+        # Retry if the server closed the connection, but not if it hangs.
         retry=retry.Retry(backoff.NoBackoff(), 1, (redis.ConnectionError,)),
         **password,
     )

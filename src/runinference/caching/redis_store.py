@@ -52,16 +52,16 @@ class RedisStore:
     def read_claims(self, names: Sequence[str]) -> dict[str, bytes]:
         return self._get_all("claim", names)
 
-    def beat(self, owner: bytes, beat: bytes) -> None:
-        key = f"{_PREFIX}/beat/{owner.hex()}"
-        if beat:
-            self._redis.set(key, beat, px=_MAX_CLAIM_MS)
+    def write_heartbeat(self, owner: bytes, heartbeat: bytes) -> None:
+        key = f"{_PREFIX}/heartbeat/{owner.hex()}"
+        if heartbeat:
+            self._redis.set(key, heartbeat, px=_MAX_CLAIM_MS)
         else:
             self._redis.delete(key)
 
-    def read_beats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
+    def read_heartbeats(self, owners: Collection[bytes]) -> dict[bytes, bytes]:
         names = {owner.hex(): owner for owner in owners}
-        found = self._get_all("beat", [*names])
+        found = self._get_all("heartbeat", [*names])
         return {owner: found.get(name, b"") for name, owner in names.items()}
 
     def release(self, claims: Mapping[str, bytes]) -> None:

@@ -20,7 +20,7 @@ _MAGIC = b"RIRC"
 #: Magic bytes, version, time in seconds since the epoch, key, and SHA-256 digest of all other bytes.
 _HEADER = struct.Struct(">4sHd32s32s")
 
-#: What entries may contain besides plain values: names of classes and functions that run no code of a third party.
+#: Classes and functions that entries may contain besides plain values. They run no third-party code.
 _TRUSTED = frozenset(
     {
         *(f"builtins.{name}" for name in ("bytearray", "complex", "frozenset", "range", "set")),
@@ -55,12 +55,12 @@ class TrustedTypes:
     def __init__(self, types: Iterable[type | str]) -> None:
         kinds = [each for each in types if isinstance(each, type)]
         self.packages = tuple(each for each in types if isinstance(each, str))
-        # A class of the main program can't be imported by the workers that get the program's functions.
+        # Workers can't import a class of the main program.
         self.by_name = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
 
 
 class EntryError(RunInferenceError):
-    """An entry of a cache is damaged, or is not what it should be."""
+    """An entry of a cache is damaged, or is of another format version or element."""
 
 
 class UncacheableResultError(RunInferenceError):

@@ -18,24 +18,25 @@ Call = Callable[[list[str], Callable[[Mapping[str, "bytes | None"]], None]], Non
 
 _FIRST_POLL_SECS = 0.005
 _MAX_POLL_SECS = 0.2
-#: Attempts in a row to claim a name that has no owner, after which the store is damaged.
+#: Maximum number of attempts in a row to claim a name without an owner. Then the store is damaged.
 _MAX_ATTEMPTS = 100
-#: How often a worker shows that it is alive within the time after which its claims expire.
-_BEATS = 5
+#: Number of heartbeats of a worker within the time after which its claims expire.
+_N_HEARTBEATS = 5
 
 
 class SharedCalls:
     """Calls a model once for each name, across threads, processes and machines that use the same store.
 
-    A worker claims the names that it calls the model for, and others wait for its results. It makes all of its
-    calls, and ends its claims, before it waits for others, so workers never wait for each other in a circle. While
-    a call runs, its worker stores new values, its beats. If they stop, the worker has died, and its claims are
-    ignored. The time since the last beat is measured by the worker that waits, so clocks may differ or change.
+    A worker claims the names that it calls the model for, and others wait for its results. To prevent deadlocks,
+    it finishes its calls and ends its claims before it waits for others. While a call runs, its worker stores
+    heartbeats. If they stop, the worker has died, and its claims are ignored. The waiting worker measures the time
+    since the last heartbeat, so clocks may differ or change.
 
     Args:
         store: The store.
-        claim_secs: Time in seconds after the last beat of a worker when its claims expire.
-        max_call_secs: Time in seconds after which beats stop, because the call was abandoned; None for no limit.
+        claim_secs: Time in seconds from the last heartbeat of a worker until its claims expire.
+        max_call_secs: Time in seconds after which heartbeats stop, because the call was abandoned; None for no
+            limit.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class SharedCalls:
             with _Claims(
                 self._store, claimed, owner, self._claim_secs, self._max_call_secs
             ) as claims:
-                # Another worker may have stored a result after the first look.
+                # Another worker may have stored a result after the first read.
                 stored = read([name for name in missing if name in claimed])
                 claims.end(stored)
                 found.update(stored)
@@ -90,7 +91,7 @@ class SharedCalls:
         found: dict[str, Any] = {}
         seen: dict[
             bytes, tuple[bytes, float]
-        ] = {}  # the last beat of each owner, and when it was new
+        ] = {}  # the last heartbeat of each owner, and when it was first seen
         pause = _FIRST_POLL_SECS
         while True:
             waiting = [name for name in names if name not in found]
@@ -101,9 +102,9 @@ class SharedCalls:
             ):
                 return found
             now = time.monotonic()
-            for owner, beat in self._store.read_beats({*claims.values()}).items():
-                if owner not in seen or seen[owner][0] != beat:
-                    seen[owner] = beat, now
+            for owner, heartbeat in self._store.read_heartbeats({*claims.values()}).items():
+                if owner not in seen or seen[owner][0] != heartbeat:
+                    seen[owner] = heartbeat, now
             dead = {owner for owner, (_, since) in seen.items() if now - since > self._claim_secs}
             if expired := {name: owner for name, owner in claims.items() if owner in dead}:
                 self._store.release(expired)
@@ -143,8 +144,10 @@ class _Claims:
             self._end([*self._claims])
 
     def keep_alive(self) -> None:
-        """Show in another thread that this worker is alive, until the claims end."""
-        threading.Thread(target=self._beat, daemon=True, name="runinference-cache-claims").start()
+        """Send heartbeats from another thread until the claims end."""
+        threading.Thread(
+            target=self._send_heartbeats, daemon=True, name="runinference-cache-claims"
+        ).start()
 
     def end(self, names: Iterable[str]) -> None:
         """End the claims of names."""
@@ -163,13 +166,13 @@ class _Claims:
         if claims:
             self._store.release(claims)
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         start = time.monotonic()
         number = 0
-        while not self._ended.wait(self._claim_secs / _BEATS):
+        while not self._ended.wait(self._claim_secs / _N_HEARTBEATS):
             if self._max_call_secs is not None and time.monotonic() - start > self._max_call_secs:
                 return
             number += 1
-            self._store.beat(self._owner, str(number).encode())
+            self._store.write_heartbeat(self._owner, str(number).encode())
         if number:
-            self._store.beat(self._owner, b"")
+            self._store.write_heartbeat(self._owner, b"")

@@ -9,8 +9,8 @@ class AgreementCheck:
     """Compare the observed agreement with the requested rate, in consecutive blocks of checks.
 
     In each block of 1,024 checks, the agreement is tested after 32, 64, 128, and so on. A test warns if an
-    agreement this low has a probability of at most 0.001 at the requested rate, so a block without any problem has
-    a warning with a probability of at most 0.6 %.
+    agreement this low has a probability of at most 0.001 at the requested rate, so at the
+    requested rate, a block has a warning with a probability of at most 0.6 %.
 
     >>> check = AgreementCheck(0.9)
     >>> warnings = [check.add(agreed=number % 2 == 0) for number in range(32)]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: The most thresholds that are tested.
+#: Maximum number of thresholds that are tested.
 MAX_CANDIDATES = 20
 
 

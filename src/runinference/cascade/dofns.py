@@ -1,4 +1,4 @@
-"""The steps of a cascade: which model answers, what is checked, and what is counted."""
+"""The DoFns of a cascade, which choose the model, compare answers, and count metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPENSIVE, FAILED_CHECK = "expensive", "failed check"
 
 
 class Origin(NamedTuple):
-    """What the step of the expensive model carries.
+    """Why an element was sent to the expensive model.
 
     Attributes:
         is_check: Whether the cheap model has answered already.

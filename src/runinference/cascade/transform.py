@@ -1,4 +1,4 @@
-"""The cascade as a transform: two steps of RunInference, and a check of a part of the cheap answers."""
+"""The cascade as a transform: two steps of RunInference, and a check of some of the cheap answers."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from runinference.handlers.repeatable_batch import duplicate
 from runinference.handlers.stable_bytes import get_class_name, to_stable_bytes
 from runinference.results import PredictionResult
 
-#: How much later than the current time a result may have been stored, because clocks differ.
+#: Maximum time by which the timestamp of a result may be in the future, because clocks differ.
 _MAX_CLOCK_SKEW_SECS = 60
 
 #: Calls the model on a batch of some elements, and reports each part that is complete.
@@ -79,7 +79,7 @@ class CachedBatch:
     Args:
         batch: The batch, as the model takes it.
         elements: Its elements.
-        start_key: A hash of all that keys contain besides the element; None if no element can be cached.
+        start_key: A hash of the other parts of a cache key; None if no element can be cached.
         form: How results are stored.
         store: The store.
         trusted: The classes that results may contain.
@@ -183,7 +183,7 @@ class CachedBatch:
         return str(key.hexdigest())
 
     def _read(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the names whose results are in the store, and keep these results."""
+        """Read results from the store, keep them, and return their names."""
         found: dict[str, Any] = {}
         for name, entry in self._store.read(names).items():
             try:
@@ -202,7 +202,7 @@ class CachedBatch:
         return found
 
     def _is_fresh(self, stored: float) -> bool:
-        """Return whether a result isn't too old. One from the future was stored when a clock was wrong."""
+        """Return whether a result isn't too old. A timestamp in the future means that a clock was wrong."""
         limit = self._max_age_secs
         return limit is None or -_MAX_CLOCK_SKEW_SECS <= time.time() - stored <= limit
 

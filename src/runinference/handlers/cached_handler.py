@@ -33,7 +33,7 @@ from runinference.model_file import ModelFiles
 
 _LOGGER = logging.getLogger(__name__)
 
-#: How often a model is loaded at most, if its files are replaced while it is loaded.
+#: Maximum number of attempts to load a model whose files are replaced while it is loaded.
 _MAX_LOADS = 3
 
 
@@ -53,7 +53,7 @@ class CachedModel:
         weakref.finalize(self, store.close)
 
     def get_fingerprint(self, handler: CachedModelHandler) -> bytes:
-        """Return what results of a handler depend on besides the model, which is computed once."""
+        """Return the fingerprint of a handler, which is computed once."""
         n_updates = handler.count_path_updates()
         known, fingerprint = self._fingerprints.get(handler, (-1, b""))
         if known != n_updates:
@@ -97,7 +97,7 @@ class CachedModelHandler(DelegatingHandler):
             self.validate_whole_results()
         if options.version is None and handler.get_model_files() is None:
             raise OptionError(
-                f"{type(handler).__name__} doesn't name the files of its model, so a cache can't notice that the "
+                f"{type(handler).__name__} doesn't name the files of its model, so a cache can't detect that the "
                 "model has changed. To fix this, pass version, for example with_cache(version='2026-11-28'), and "
                 "change it with the model."
             )
@@ -196,17 +196,17 @@ class CachedModelHandler(DelegatingHandler):
         )
 
     def with_call_timeout(self, seconds: float) -> CachedModelHandler:
-        """Return a copy for calls that are abandoned after a time, so that others don't wait for them."""
+        """Return a copy for calls that are abandoned after a time limit, so that others don't wait for them."""
         claim_secs = min(self._options.claim_secs, seconds / 4)
         options = replace(self._options, claim_secs=claim_secs, max_call_secs=seconds)
         return self._replace(_options=options)
 
     def fingerprint(self) -> bytes:
-        """Return what results depend on besides the model, the arguments and the element."""
+        """Return a hash of the options and the code that results depend on."""
         return fingerprint_results(self._unkeyed, self._options.version is None)
 
     def _start_key(self, model: CachedModel, inference_args: dict[str, Any] | None) -> Any:
-        """Return a hash of all that keys contain besides the element, or None if an argument can't be pickled."""
+        """Return a hash of the other parts of a cache key, or None if an argument can't be pickled."""
         try:
             arguments = to_stable_bytes(sorted((inference_args or {}).items()))
         except Exception:
@@ -234,7 +234,7 @@ class CachedModelHandler(DelegatingHandler):
 
 
 def with_cache(handler: Any, options: CacheOptions) -> Any:
-    """Return a handler with a cache. Keys aren't part of what is cached."""
+    """Return a handler with a cache. The keys of elements aren't part of the cache key."""
     if isinstance(handler, (KeyedModelHandler, MaybeKeyedModelHandler)):
         cached = handler.map_inner(partial(with_cache, options=options))
         if returns_unsplit_results(handler):
@@ -273,6 +273,6 @@ def _list_elements(batch: Any) -> list[Any]:
 
 
 def _pass_turn() -> None:
-    """Let the next call of this thread's bundle compute, for which this one may have to wait."""
+    """Let the next call of this thread's bundle compute, because this call may have to wait for its result."""
     with compute_turn():
         pass

@@ -1,4 +1,4 @@
-"""Fingerprints that tell whether two handlers load the same model, or return the same results."""
+"""Fingerprints that are equal for handlers that load the same model, or return the same results."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def fingerprint_results(handler: ModelHandler[Any, Any, Any], with_code: bool) -
 
     Args:
         handler: A handler.
-        with_code: Whether the code of a class outside of this library has an effect.
+        with_code: Whether the code of classes outside of this library is included.
 
     Raises:
         OptionError: An option of the handler can't be pickled.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-#: Attributes of classes that do not change what their instances do, or cannot be written.
+#: Attributes of classes that don't affect the behavior of instances, or that can't be pickled.
 _OF_CLASSES = frozenset(
     {
         "__annotations_cache__",
@@ -26,7 +26,7 @@ _OF_CLASSES = frozenset(
     }
 )
 
-#: Attributes of code that change what it does. Names of parameters are among them, and no line numbers.
+#: Attributes of code objects that affect behavior, including the names of parameters, but not line numbers.
 _OF_CODE = (
     "co_code",
     "co_names",
@@ -45,7 +45,7 @@ _OF_CODE = (
 def to_stable_bytes(value: Any, replace: Callable[[Any], Any] = lambda value: None) -> bytes:
     """Return the same bytes for equal values of one type, and other bytes for others.
 
-    Types count: ``1``, ``1.0`` and ``True`` differ, as do ``0.0`` and ``-0.0``, arrays with other dtypes or
+    Types matter: ``1``, ``1.0`` and ``True`` differ, as do ``0.0`` and ``-0.0``, arrays with other dtypes or
     shapes, and dictionaries in another order. A NaN equals itself. The memory layout of an array has no effect.
 
     >>> to_stable_bytes({1, 2}) == to_stable_bytes({2, 1}), to_stable_bytes(1) == to_stable_bytes(True)
@@ -64,11 +64,11 @@ def to_stable_bytes(value: Any, replace: Callable[[Any], Any] = lambda value: No
 
 
 class _Pickler(pickle.Pickler):
-    """Writes the same bytes for equal values. They are not meant to be loaded."""
+    """Writes the same bytes for equal values. The bytes aren't loaded again."""
 
     def __init__(self, file: io.BytesIO, replace: Callable[[Any], Any]) -> None:
         super().__init__(file, protocol=5)
-        # No references between equal parts, which are the same object in one value and copies in another.
+        # Write no references, because equal parts can be the same object in one value and copies in another.
         self.fast = True
         self._replace = replace
         self._classes: dict[type, int] = {}  # those whose attributes are written, with their number
@@ -136,7 +136,7 @@ def _array_id(value: Any) -> Any:
 
 
 def _is_importable(kind: type) -> bool:
-    """Return whether the name of a class leads to it, which is not so for classes defined in a function."""
+    """Return whether a class can be found by its name. Classes that are defined in a function can't."""
     found: Any = sys.modules.get(kind.__module__)
     for part in kind.__qualname__.split("."):
         found = getattr(found, part, None)

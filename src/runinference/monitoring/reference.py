@@ -25,10 +25,10 @@ from runinference.monitoring.values import (
 )
 
 _VERSION = 1
-#: The cumulative distribution of a number is known at this many quantiles.
+#: Number of quantiles of the cumulative distribution of a numeric feature.
 _QUANTILES = 256
 _MAX_CATEGORIES = 100
-#: The fewest values of a reference for each bin of the population stability index.
+#: Minimum number of values in the reference for each bin of the population stability index.
 _VALUES_PER_BIN = 5
 
 

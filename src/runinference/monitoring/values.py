@@ -20,7 +20,7 @@ FeaturesOption = Sequence[str | int] | Callable[[Any], Mapping[str, Any]]
 PredictionOption = Callable[[Any], Any]
 
 _LARGEST = sys.float_info.max
-#: A vector with more numbers is not monitored without naming some of them.
+#: Maximum size of a vector whose numbers are all monitored by default.
 MAX_FEATURES = 100
 
 

@@ -64,7 +64,7 @@ def check_auth(auth: Any) -> Any:
 
 
 def create_auth(stored: Any) -> Auth | None:
-    """Create what authenticates the requests of a client, from what ``check_auth`` returned.
+    """Create the object that adds credentials to a client's requests, from the value that ``check_auth`` returned.
 
     Raises:
         OptionError: An ``httpx.Auth`` was given in another process.
@@ -102,7 +102,7 @@ class ProvidedAuth:
                 yield from _send_with(renewed, request)
 
     def _get(self, rejected: _Credentials | None) -> _Credentials:
-        """Return the credentials, or other ones than those that the server rejected."""
+        """Return the credentials, and request new ones if the server rejected the current ones."""
         with self._lock:
             current = self._current
             if current is None or current is rejected or time.monotonic() >= current.refresh_at:
@@ -171,7 +171,7 @@ def _send_with(credentials: _Credentials, request: Any) -> AuthFlow:
 
 
 def _read_credentials(value: Any) -> _Credentials:
-    """Convert what a function returned. Errors don't contain the value."""
+    """Convert the value that a function returned. Errors don't contain it."""
     lifetime = math.inf
     if hasattr(value, "token") and hasattr(
         value, "expires_on"
@@ -260,13 +260,13 @@ class AwsSigV4:
         """Return an ``httpx.Auth``.
 
         Raises:
-            OptionError: There are no credentials here.
+            OptionError: No credentials were found on this machine.
             ImportError: botocore or httpx isn't installed.
         """
         credentials = self._find_credentials()
         if credentials is None:
             raise OptionError(
-                "AwsSigV4 found no AWS credentials here. To fix this, set AWS_ACCESS_KEY_ID and "
+                "AwsSigV4 found no AWS credentials on this machine. To fix this, set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY on the workers, give their machines a role, or let credentials be a "
                 "function that returns them."
             )

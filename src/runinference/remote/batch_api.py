@@ -98,7 +98,7 @@ class BatchApi:
 
 @dataclass
 class _Batch:
-    """A batch that was submitted, and the requests in it that are waited for."""
+    """A batch that was submitted, and its requests whose results are pending."""
 
     record: BatchRecord
     request_ids: list[str]
@@ -113,7 +113,7 @@ class BatchRunner:
         options: The options.
         client: The client of the server.
         path: The path of the endpoint below ``base_url``.
-        address: What requests have in common besides their bodies, such as ``base_url``.
+        address: Values that all requests share, such as ``base_url``.
         retry: Calls a function, with retries.
         sleep: Waits for a number of seconds.
     """
@@ -159,7 +159,7 @@ class BatchRunner:
             lines: The lines by ID, from ``plan``.
 
         Raises:
-            EndpointError: It isn't known which batches the server has.
+            EndpointError: The batches of the server can't be listed.
             OptionError: The folder can't be read.
         """
         outcomes: dict[str, Outcome] = {}
@@ -316,7 +316,7 @@ class BatchRunner:
                         f"(deadline_secs={options.deadline_secs}).",
                     )
                 if found is not None:
-                    # A request that another batch has answered, too, keeps its response.
+                    # If another batch also has a response to a request, that one is kept.
                     outcomes |= {
                         each: outcome
                         for each, outcome in found.items()
@@ -376,7 +376,7 @@ class BatchRunner:
     ) -> dict[str, Outcome]:
         """Return the outcomes of requests from the files of a batch that ended.
 
-        One of two files may be empty or deleted, if the other one has the outcomes that matter.
+        One of two files may be empty or deleted, if the other one contains the required outcomes.
 
         Raises:
             EndpointError: A file that is needed can't be read.
@@ -463,5 +463,5 @@ _locks: dict[tuple[int, str], threading.Lock] = {}
 
 
 def _get_lock(folder: str) -> threading.Lock:
-    """Return the lock for submissions of this process, which another process doesn't inherit in use."""
+    """Return the lock for submissions of this process. Other processes don't inherit a locked one."""
     return _locks.setdefault((os.getpid(), folder), threading.Lock())

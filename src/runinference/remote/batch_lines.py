@@ -20,7 +20,7 @@ _UNFINISHED = ("batch_expired", "batch_cancelled")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request in a batch.
+    """The outcome of a request in a batch.
 
     Attributes:
         response: The JSON response of status 200, or None.

@@ -1,4 +1,4 @@
-"""Notes in a folder about the batches that were submitted, so that no request is submitted twice."""
+"""Records of submitted batches in a folder, so that no request is submitted twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUFFIX = ".batch.json"
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """A batch that is about to be submitted, or was.
+    """A batch that is being submitted or was submitted.
 
     Attributes:
         name: A unique name of the record, which is also in the metadata of the batch.

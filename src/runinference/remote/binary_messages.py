@@ -9,7 +9,7 @@ from runinference.errors import UnusableAnswerError
 from runinference.remote.json_tensors import describe_json
 from runinference.remote.json_text import decode_json, encode_json
 
-#: The header with the size of the JSON at the start of a message. Without it, the message is JSON.
+#: The header with the size of the JSON at the start of a message. Without it, the whole message is JSON.
 JSON_SIZE = "Inference-Header-Content-Length"
 
 

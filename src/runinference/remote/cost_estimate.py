@@ -112,8 +112,8 @@ def estimate(
     """Print and return the tokens and the cost of a job, from a sample of its elements.
 
     This sends up to ``max_examples`` elements of the sample to the server, one per request, and extrapolates the
-    usage that the server reports. These requests are paid for. They don't count against ``max_tokens_total`` and
-    ``max_cost``, and don't use the batch API.
+    usage that the server reports. The provider charges for these requests. They don't count against
+    ``max_tokens_total`` and ``max_cost``, and don't use the batch API.
 
     >>> from runinference.openai_inference import OpenAIChatModelHandler, Prices, estimate
     >>> from runinference.samples import servers
@@ -168,7 +168,7 @@ def estimate(
 
 
 class _Meter:
-    """Sums up what the requests of an element use."""
+    """Sums up the tokens and the cost of an element's requests."""
 
     def __init__(self, prices: Prices | None) -> None:
         self._prices = prices
@@ -198,7 +198,7 @@ class _Meter:
 def _measure(
     handler: Any, element: Any, inference_args: dict[str, Any] | None, prices: Prices | None
 ) -> tuple[_Meter, Exception | None]:
-    """Return what an element used, and the error if it failed."""
+    """Return the usage of an element, and the error if it failed."""
     meter = _Meter(prices)
     connected = meter.connect(handler)
     if not meter.is_connected:

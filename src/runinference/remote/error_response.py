@@ -55,7 +55,7 @@ class ServerError:
 
     Attributes:
         message: The message of the server, on any number of lines.
-        status: The HTTP status that the description stands for, or None if it is unclear.
+        status: The HTTP status that corresponds to the description, or None if it is unclear.
         is_quota: Whether requests are rejected because a quota is used up, which no retry changes.
         retry_after: Seconds to wait, if the description has them.
         usage: The tokens that the request used, if the response reports them.

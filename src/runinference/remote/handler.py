@@ -270,7 +270,7 @@ class RemoteModelHandler(RunsInParts, Tunable, ModelHandler[ExampleT, Prediction
         return pool.run(send, parts, order)
 
     def _order_requests(self, parts: Sequence[Any]) -> Sequence[int] | None:
-        """Return the numbers of requests in the order to send them; None for their own."""
+        """Return the indices of requests in the order to send them; None to keep their order."""
         return None
 
     def get_model_files(self) -> Sequence[str]:

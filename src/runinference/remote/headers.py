@@ -12,7 +12,7 @@ from runinference.errors import OptionError
 SECRET_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-# What the client sets for each request, or can't support.
+# Headers that the client sets for each request, or can't support.
 _RESERVED_HEADERS = frozenset(
     [
         "accept-encoding",

@@ -38,10 +38,10 @@ from runinference.remote.http_client import HttpClient
 
 _logger = logging.getLogger(__name__)
 _DISCONNECTED = (EOFError, OSError, AuthenticationError)
-_VERSION = 1  # of what this process and the one that runs a server send each other
-_LOG_SECS = 10  # between messages about a server that starts
+_VERSION = 1  # of the messages between this process and the supervisor
+_LOG_SECS = 10  # between log messages while a server starts
 _MAX_OUTPUT = 1_500  # characters of the server's output in an error
-_MAX_SUPERVISORS = 3  # that may end, one after the other, before an error is raised
+_MAX_SUPERVISORS = 3  # that may end in a row before an error is raised
 _CHECK_SECS = (
     10  # that a server whose health check fails may take to end, before the request is retried
 )
@@ -158,14 +158,14 @@ class LocalServerClient:
         self._server = server
         self._open_client = open_client
         self._lock = threading.Lock()
-        self._lease = _acquire(server)
+        self._connection = _acquire(server)
         self._url = ""
         self._client: HttpClient
         try:
             self._wait(check=False)
         except BaseException:
-            # The error may be kept, and this object with it. The server must not depend on that.
-            del self._lease
+            # If the error is kept, so is this object, but it must not keep the server running.
+            del self._connection
             raise
 
     def post(self, *args: Any) -> Any:
@@ -206,14 +206,14 @@ class LocalServerClient:
         n_supervisors = 1
         while True:
             try:
-                state = self._lease.ask(check)
+                state = self._connection.request_state(check)
             except _DISCONNECTED as error:
                 if n_supervisors == _MAX_SUPERVISORS:
                     raise EndpointUnreachableError(
                         f"The process that runs the local server ended {n_supervisors} times ({self._server!r})."
                     ) from error
                 n_supervisors += 1
-                self._lease = _acquire(self._server, instead_of=self._lease)
+                self._connection = _acquire(self._server, instead_of=self._connection)
                 continue
             now = time.monotonic()
             if state["state"] == "ready":
@@ -232,21 +232,21 @@ class LocalServerClient:
                 )
 
 
-class _Lease:
+class _ServerConnection:
     """A connection to the process that runs a server. The server runs as long as there are connections."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
 
-    def ask(self, check: bool) -> dict[str, Any]:
+    def request_state(self, check: bool) -> dict[str, Any]:
         """Return the state of the server."""
         with self._lock:
             try:
                 self._connection.send_bytes(b"check" if check else b"state")
                 state: dict[str, Any] = json.loads(self._connection.recv_bytes())
             except BaseException:
-                # After a KeyboardInterrupt, the answer would be read as that to the next question.
+                # After a KeyboardInterrupt, the response would be read as the response to the next request.
                 self.close()
                 raise
             return state
@@ -255,18 +255,18 @@ class _Lease:
         self._connection.close()
 
 
-#: The leases of this process by the keys of the servers. They end with the last client that uses them.
-_leases: weakref.WeakValueDictionary[str, _Lease] = weakref.WeakValueDictionary()
-_leases_lock = threading.Lock()
+#: The connections of this process by the keys of the servers. They end with the last client that uses them.
+_connections: weakref.WeakValueDictionary[str, _ServerConnection] = weakref.WeakValueDictionary()
+_connections_lock = threading.Lock()
 
 
-def _acquire(server: LocalServer, instead_of: _Lease | None = None) -> _Lease:
-    """Return the lease of this process, or a new one if the process that runs the server ended."""
-    with _leases_lock:
-        lease = _leases.get(server.key)
-        if lease is None or lease is instead_of:
-            lease = _leases[server.key] = _Lease(_connect(server))
-        return lease
+def _acquire(server: LocalServer, instead_of: _ServerConnection | None = None) -> _ServerConnection:
+    """Return the connection of this process, or a new one if the process that runs the server ended."""
+    with _connections_lock:
+        connection = _connections.get(server.key)
+        if connection is None or connection is instead_of:
+            connection = _connections[server.key] = _ServerConnection(_connect(server))
+        return connection
 
 
 def _connect(server: LocalServer) -> Connection:
@@ -299,7 +299,7 @@ def _connect(server: LocalServer) -> Connection:
 
 
 def _open(address: str, authkey: str) -> Connection:
-    """Open a connection. The process at the other end may be about to end."""
+    """Open a connection, and check that the supervisor isn't about to end."""
     connection = Client(address, authkey=bytes.fromhex(authkey))
     try:
         connection.send_bytes(b"hello")
@@ -351,14 +351,14 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _forget_leases() -> None:
+def _close_inherited_connections() -> None:
     """Close the connections that a process inherits when it is forked: they would keep the server running."""
-    global _leases_lock
-    _leases_lock = threading.Lock()
-    for lease in list(_leases.values()):
-        lease.close()
-    _leases.clear()
+    global _connections_lock
+    _connections_lock = threading.Lock()
+    for connection in list(_connections.values()):
+        connection.close()
+    _connections.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_leases)
+    os.register_at_fork(after_in_child=_close_inherited_connections)

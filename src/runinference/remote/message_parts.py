@@ -18,7 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 from runinference.errors import ElementError, describe
 
 _PNG_COLORS = {1: 0, 3: 2, 4: 6}  # color types by the number of channels
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # of images of PIL that are saved without loss
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # of PIL images that are saved without loss
 _MAX_SAMPLING_RATE = 1_000_000
 _MP3_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa")
 
@@ -98,7 +98,7 @@ def _encode_image(image: Any) -> bytes:
     if pil is not None and isinstance(image, pil.Image):
         if image.mode not in _PNG_MODES:
             raise ElementError(
-                f"An image of PIL has the mode {image.mode!r}, which can't be sent without loss. To fix this, use "
+                f"The PIL image has the mode {image.mode!r}, which can't be sent without loss. To fix this, use "
                 "image.convert('RGB')."
             )
         buffer = io.BytesIO()
@@ -108,7 +108,7 @@ def _encode_image(image: Any) -> bytes:
             Exception
         ) as error:  # the file it is read from is cut off, the image has no pixels, ...
             raise ElementError(
-                f"An image of PIL with the size {image.size} can't be saved as PNG: {describe(error, 300)}."
+                f"The PIL image with the size {image.size} can't be saved as PNG: {describe(error, 300)}."
             ) from error
         return buffer.getvalue()
     return _read(image, "image")
@@ -128,7 +128,7 @@ def _read(value: Any, what: str) -> bytes:
                 f"The {what} {path!r} can't be read: {describe(error, 300)}."
             ) from error
     else:
-        others = "an array of NumPy or an image of PIL" if what == "image" else "an array of NumPy"
+        others = "a NumPy array or a PIL image" if what == "image" else "an array of NumPy"
         shown = "an empty string" if value == "" else f"a {type(value).__name__}"
         raise ElementError(f"The {what} must be bytes, a path, {others}, but is {shown}.")
     if not content:
@@ -147,7 +147,7 @@ def _find_media_type(content: bytes) -> str:
         return "image/webp"
     raise ElementError(
         f"The image has an unknown format: it starts with {content[:8]!r}. To fix this, convert it to PNG, JPEG, "
-        "GIF or WebP, or pass an array or an image of PIL."
+        "GIF or WebP, or pass an array or a PIL image."
     )
 
 
@@ -167,7 +167,7 @@ def _encode_png(array: Any) -> bytes:
     if array.dtype != np.uint8:
         hint = " If its values are from 0 to 1, use (255 * array).round().astype('uint8')."
         raise ElementError(
-            f"The array of an image must be of dtype uint8, with values from 0 to 255, but is of {array.dtype}."
+            f"The image array must be of dtype uint8, with values from 0 to 255, but is of {array.dtype}."
             + hint * (array.dtype.kind == "f")
         )
     pixels = array[..., np.newaxis] if array.ndim == 2 else array
@@ -177,7 +177,7 @@ def _encode_png(array: Any) -> bytes:
         if array.ndim == 3 and array.shape[0] in _PNG_COLORS:
             hint = " If the channels come first, use array.transpose(1, 2, 0)."
         raise ElementError(
-            "The array of an image must have the shape (height, width) or (height, width, channels), with 1, 3 or "
+            "The image array must have the shape (height, width) or (height, width, channels), with 1, 3 or "
             f"4 channels, but has the shape {array.shape}.{hint}"
         )
     height, width, _ = pixels.shape
@@ -206,25 +206,23 @@ def _encode_wav(array: Any, sampling_rate: Any) -> bytes:
         )
     if array.ndim not in (1, 2) or not array.size:
         raise ElementError(
-            "The array of audio must have the shape (samples,) or (samples, channels), but has the shape "
+            "The audio array must have the shape (samples,) or (samples, channels), but has the shape "
             f"{array.shape}."
         )
     channels = 1 if array.ndim == 1 else array.shape[1]
     if channels > min(16, array.shape[0]):
         raise ElementError(
-            f"The array of audio has the shape {array.shape}, which is {channels} channels. If the channels come "
+            f"The audio array has the shape {array.shape}, which is {channels} channels. If the channels come "
             "first, transpose it."
         )
     if array.dtype.kind == "f":
         if not (np.abs(array) <= 1).all():
             raise ElementError(
-                "The array of audio has floats that aren't from -1 to 1. To fix this, scale them, or pass int16."
+                "The audio array has floats that aren't from -1 to 1. To fix this, scale them, or pass int16."
             )
         array = (array.astype(np.float64) * 32_767).round().astype(np.int16)
     if array.dtype.newbyteorder("=") != np.int16:
-        raise ElementError(
-            f"The array of audio must be of int16 or floats, but is of {array.dtype}."
-        )
+        raise ElementError(f"The audio array must be of int16 or floats, but is of {array.dtype}.")
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(channels)

@@ -24,7 +24,7 @@ from runinference.remote.openai_endpoint import OpenAIEndpointModelHandler, Open
 from runinference.remote.request_batch import split_batch
 from runinference.remote.request_pool import RequestPool
 from runinference.remote.retry import RetryPolicy
-from runinference.remote.spending import Charge
+from runinference.remote.spending import Reservation
 from runinference.remote.token_usage import TokenUsage
 from runinference.results import PredictionResult
 
@@ -44,13 +44,15 @@ class _Request:
     Attributes:
         id: Its ID.
         fields: The fields of its body that don't depend on the example.
-        charge: The reservation of its tokens.
+        reservation: The reservation of its tokens.
     """
 
-    def __init__(self, request_id: str, fields: dict[str, Any], charge: Charge | None) -> None:
+    def __init__(
+        self, request_id: str, fields: dict[str, Any], reservation: Reservation | None
+    ) -> None:
         self.id = request_id
         self.fields = fields
-        self.charge = charge
+        self.reservation = reservation
         self._lock = threading.Lock()
 
     def is_first_reader(self) -> bool:
@@ -59,8 +61,8 @@ class _Request:
 
     def end(self) -> None:
         """Cancel the reservation of a request that was not processed."""
-        if self.charge is not None:
-            self.charge.cancel()
+        if self.reservation is not None:
+            self.reservation.cancel()
 
 
 class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
@@ -198,8 +200,8 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
                 continue
             if request_id not in planned:
                 try:
-                    charge = self._reserve(body, 1, batch=True)
-                    planned[request_id] = _Request(request_id, fields, charge)
+                    reservation = self._reserve(body, 1, batch=True)
+                    planned[request_id] = _Request(request_id, fields, reservation)
                     lines[request_id] = line
                 except NotCalledError as error:
                     planned[request_id] = error
@@ -226,7 +228,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
         return self._read_results(
             part,
             request.fields,
-            request.charge,
+            request.reservation,
             lambda parse: model.parse_answer(self._path, outcome.response, parse),
             count=request.is_first_reader(),
         )
@@ -234,8 +236,8 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
     def _get_error(self, request: _Request, outcome: Outcome, model: Any) -> Exception:
         """Return the error of a request without a response."""
         if isinstance(outcome.error, Exception):
-            if request.charge is not None:
-                self._count("cost_micros", request.charge.fail(outcome.error))
+            if request.reservation is not None:
+                self._count("cost_micros", request.reservation.fail(outcome.error))
             return outcome.error
         request.end()
         if outcome.status is not None:

@@ -17,7 +17,7 @@ from runinference.remote.local_server import LocalServer
 from runinference.remote.openai_protocol import Generation, get_usage
 from runinference.remote.prefix_order import get_prefix, order_by_prefix
 from runinference.remote.shared_rate import RateStore
-from runinference.remote.spending import Charge, SpendingLimits
+from runinference.remote.spending import Reservation, SpendingLimits
 from runinference.remote.token_usage import Prices, TokenUsage, count_bytes, read_usage, to_count
 from runinference.results import PredictionResult
 
@@ -152,9 +152,9 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
             ResultMismatchError: The server returned the wrong number of results.
         """
         body, fields = self._build_body(batch, inference_args)
-        charge = self._reserve(body, len(batch))
+        reservation = self._reserve(body, len(batch))
         return self._read_results(
-            batch, fields, charge, lambda parse: model.post(self._path, body, parse)
+            batch, fields, reservation, lambda parse: model.post(self._path, body, parse)
         )
 
     def _build_body(
@@ -168,7 +168,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         self,
         batch: Sequence[Any],
         fields: Mapping[str, Any],
-        charge: Charge | None,
+        reservation: Reservation | None,
         get: Callable[[Callable[[Any], list[Any]]], list[Any]],
         *,
         count: bool = True,
@@ -178,7 +178,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         Args:
             batch: The examples.
             fields: Other fields of the request.
-            charge: The reservation of its tokens, if there is one.
+            reservation: The reservation of its tokens, if there is one.
             get: Gets the response, and returns the result of a function of it.
             count: Whether to count the tokens. They are counted once for examples that share a response.
         """
@@ -186,14 +186,14 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         def settle(usage: TokenUsage | None, response: Any) -> None:
             if usage is not None and self._on_usage is not None:
                 self._on_usage(usage)
-            if charge is not None:
-                self._count("cost_micros", charge.settle(usage, response))
+            if reservation is not None:
+                self._count("cost_micros", reservation.settle(usage, response))
 
         def parse(response: Any) -> list[Any]:
             usage = read_usage(response)
             if count:
                 self._count_tokens(response)
-                if usage is not None:  # an invalid response is paid for, too
+                if usage is not None:  # the provider also charges for invalid responses
                     settle(usage, response)
             results = self._parse_results(response, len(batch), fields)
             if count and usage is None:
@@ -208,8 +208,8 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
                 if (usage := read_usage(response)) is not None:
                     self._count_tokens(response)
                     settle(usage, response)
-                if charge is not None:
-                    self._count("cost_micros", charge.fail(error))
+                if reservation is not None:
+                    self._count("cost_micros", reservation.fail(error))
             raise
         return [PredictionResult(x, y, self._model) for x, y in zip(batch, results, strict=True)]
 
@@ -257,7 +257,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         return self._default_request_size if max_request_size is None else max_request_size
 
     def _order_requests(self, parts: Sequence[Any]) -> Sequence[int] | None:
-        """Send requests with the same prefix after each other, because many servers cache prefixes."""
+        """Send requests with the same prefix one after the other, because many servers cache prefixes."""
         if not self._has_output_tokens or len(parts) < 3:
             return None
         return order_by_prefix([get_prefix(part[0]) for part in parts])
@@ -275,7 +275,7 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
 
     def _reserve(
         self, body: Mapping[str, Any], n_examples: int, *, batch: bool = False
-    ) -> Charge | None:
+    ) -> Reservation | None:
         """Return the reservation of a request's tokens; None if there are no limits and no prices.
 
         Raises:
@@ -288,7 +288,9 @@ class OpenAIEndpointModelHandler(EndpointModelHandler):
         max_output = next((limit for limit in limits if limit is not None), None)
         n_outputs = n_examples * (to_count(body.get("n")) or 1) if self._has_output_tokens else 0
         try:
-            return ledger.charge(count_bytes(body[self._input]), n_outputs, max_output, batch=batch)
+            return ledger.reserve(
+                count_bytes(body[self._input]), n_outputs, max_output, batch=batch
+            )
         except NotCalledError:
             self._count("not_called", n_examples)
             raise

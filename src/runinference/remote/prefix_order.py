@@ -1,4 +1,4 @@
-"""The order of requests in which those that share a long prefix follow each other."""
+"""The order of requests in which requests with the same long prefix are sent one after the other."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MAX_COMPARED = 20_000
 
 
 def order_by_prefix(texts: Sequence[str]) -> list[int]:
-    """Return the numbers of texts in the order to send them.
+    """Return the indices of texts in the order to send them.
 
-    It is the given order, unless some texts share a prefix of ``MIN_SHARED`` characters.
+    The order doesn't change unless some texts share a prefix of ``MIN_SHARED`` characters.
 
     >>> red, blue = "red " * 50, "blue " * 50
     >>> order_by_prefix([red + "1", blue + "1", red + "2", blue + "2"])

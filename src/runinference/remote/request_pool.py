@@ -59,7 +59,7 @@ class RequestPool:
         Args:
             send: Returns the results of a part.
             parts: The parts.
-            order: The numbers of all parts in the order to send them, by default their own.
+            order: The indices of all parts in the order to send them. By default, their order doesn't change.
         """
         if len(parts) == 1:
             return [_get_outcome(parts[0], lambda: _try_to_send(send, parts[0]))]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-#: The part of a minute's amount that may be sent at once, after a pause. The rest is spread over the minute, so
+#: The share of a minute's amount that may be sent at once after a pause. The rest is spread over the minute, so
 #: that no 60 seconds contain more than the limit.
 _BURST = 0.1
 
@@ -19,7 +19,7 @@ class TokenBucket:
 
     Attributes:
         capacity: The amount that may be taken at once.
-        per_second: What flows into the bucket per second.
+        per_second: The amount that is added to the bucket per second.
 
     >>> bucket = TokenBucket(per_minute=600)
     >>> bucket.wait_secs(60, now=0)
@@ -46,7 +46,7 @@ class TokenBucket:
         self._updated = now
         self._level = min(self.capacity, self._level + elapsed * self.per_second)
         missing = min(amount, self.capacity) - self._level
-        # A difference that is due to rounding isn't waited for.
+        # Ignore differences that are due to rounding.
         return missing / self.per_second if missing > 1e-9 * self.capacity else 0.0
 
     def take(self, amount: float) -> None:

@@ -26,10 +26,10 @@ from multiprocessing.connection import Connection, Listener
 from typing import Any
 
 _EXEC = "--exec"  # the script replaces itself with the server
-_FIRST_LEASE_SECS = 60
+_FIRST_CONNECTION_SECS = 60
 _STOP_SECS = 10  # between SIGTERM and SIGKILL
 _PROBE_SECS = 5  # for a response of the health check
-_ANSWER_SECS = 2  # that a question waits at most for the server
+_ANSWER_SECS = 2  # that a request for the state waits for the server
 _RESTART_PERIOD_SECS = 3_600
 _MAX_OUTPUT = 4_000  # characters of the server's output that are kept
 _MAX_PORTS = 3
@@ -56,11 +56,11 @@ class Supervisor:
 
     @property
     def ended(self) -> bool:
-        """Whether no process uses the server any more. From then on, connections are closed."""
+        """Whether no process uses the server anymore. From then on, connections are closed."""
         return self._ended
 
     def serve(self, connection: Connection) -> None:
-        """Answer the questions of a process until it closes its connection."""
+        """Respond to the requests of a process until it closes its connection."""
         with self._changed:
             if self._ended:
                 connection.close()
@@ -78,7 +78,7 @@ class Supervisor:
                 self._end_if_unused()
 
     def _answer(self, question: bytes) -> dict[str, Any]:
-        """Return the state. Wait a moment for a server that isn't ready, or that isn't healthy any more."""
+        """Return the state. Wait a moment for a server that isn't ready, or that isn't healthy anymore."""
         with self._changed:
             state, url = self._state, self._url
         healthy = state == "ready" and (question != b"check" or self._probe(url) is None)
@@ -99,7 +99,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Run the server until no process uses it."""
-        first = threading.Timer(_FIRST_LEASE_SECS, self._end_if_unused)
+        first = threading.Timer(_FIRST_CONNECTION_SECS, self._end_if_unused)
         first.daemon = True
         first.start()
         try:
@@ -121,7 +121,7 @@ class Supervisor:
             self._changed.notify_all()
 
     def _supervise(self) -> str:
-        """Start the server, and restart it when it ends. Return why it can't be used any more."""
+        """Start the server, and restart it when it ends. Return the reason why it can't be used anymore."""
         n_ports = 0
         while not self._ended:
             error = self._start()
@@ -219,7 +219,7 @@ class Supervisor:
                         self._output = (self._output + text)[-_MAX_OUTPUT:]
 
     def _probe(self, url: str) -> str | None:
-        """Return None if the server is healthy, and otherwise what is wrong."""
+        """Return the problem of a server that isn't healthy, or None."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(f"{url}{self._config['health']}", timeout=_PROBE_SECS):

@@ -28,7 +28,7 @@ from runinference.remote.token_usage import (
 )
 
 _logger = logging.getLogger(__name__)
-#: The most handlers with limits whose counts a process keeps.
+#: Maximum number of handlers with limits whose counts a process keeps.
 _MAX_LEDGERS = 1_000
 #: The relative difference that is due to rounding.
 _ROUNDING = 1e-9
@@ -89,7 +89,7 @@ class SpendingLimits:
         return replace(self, max_tokens_total=None, max_cost=None, _name=uuid.uuid4().hex)
 
     def get_ledger(self) -> Ledger | None:
-        """Return what this process has spent; None if there is nothing to count."""
+        """Return the tokens and the cost of this process; None if there is nothing to count."""
         if self.is_empty:
             return None
         key = os.getpid(), self._name  # the locks of a parent process may be held
@@ -117,14 +117,14 @@ class Ledger:
         self._reserved_for_batches = _Reserved()
         self._warnings: set[str] = set()
 
-    def charge(
+    def reserve(
         self, n_bytes: int, n_outputs: int, max_output: float | None, *, batch: bool = False
-    ) -> Charge:
+    ) -> Reservation:
         """Reserve the estimated tokens of a request.
 
-        A request that would fit without those in flight waits for them. The first one is sent alone, because
-        nothing is known about its tokens. A request in the batch API never waits, and isn't waited for, because it
-        takes hours.
+        A request that would fit without the requests in flight waits for them. The first one is sent alone,
+        because nothing is known about its tokens. Requests in the batch API take hours, so they never wait, and no
+        request waits for them.
 
         Args:
             n_bytes: Size of the input in bytes.
@@ -138,36 +138,39 @@ class Ledger:
         with self._changed:
             while True:
                 usage = self._estimator.estimate(n_bytes, n_outputs, max_output)
-                charge = Charge(self, usage, n_bytes, n_outputs, batch)
+                reservation = Reservation(self, usage, n_bytes, n_outputs, batch)
                 others = self._reserved_for_batches.amount
-                error = self._check(charge, others + self._reserved.amount if batch else others)
+                error = self._check(
+                    reservation, others + self._reserved.amount if batch else others
+                )
                 if error is not None:
                     self._warn_once("limit", str(error))
                     raise error
-                if batch or not self._reserved.n or self._fits(charge):
+                if batch or not self._reserved.n or self._fits(reservation):
                     break
                 self._changed.wait()
-            self._get_reserved(charge).add(self._measure(charge, usage))
+            self._get_reserved(reservation).add(self._measure(reservation, usage))
         try:
             if not batch:
                 self._rate.acquire(usage.total)
         except BaseException:
-            charge.cancel()
+            reservation.cancel()
             raise
-        return charge
+        return reservation
 
-    def _fits(self, charge: Charge) -> bool:
+    def _fits(self, reservation: Reservation) -> bool:
         if not self._limits.has_maximum:
             return True
         in_flight = self._reserved.amount + self._reserved_for_batches.amount
-        return self._estimator.is_informed and self._check(charge, in_flight) is None
+        return self._estimator.is_informed and self._check(reservation, in_flight) is None
 
-    def _check(self, charge: Charge, in_flight: _Amount) -> NotCalledError | None:
+    def _check(self, reservation: Reservation, in_flight: _Amount) -> NotCalledError | None:
         """Return the error for a request that would exceed a limit, together with an amount in flight, or None."""
         limits, used = self._limits, self._used
-        needed = self._measure(charge, charge.usage)
+        needed = self._measure(reservation, reservation.usage)
         total = used + in_flight
-        if self._estimator.is_informed or charge.batch:  # else it isn't known what is needed
+        # Without reported tokens, the required amount is unknown.
+        if self._estimator.is_informed or reservation.batch:
             total += needed
         for name, maximum, now, then, more in (
             ("max_tokens_total", limits.max_tokens_total, used.tokens, total.tokens, needed.tokens),
@@ -184,35 +187,35 @@ class Ledger:
                 )
         return None
 
-    def _get_reserved(self, charge: Charge) -> _Reserved:
-        return self._reserved_for_batches if charge.batch else self._reserved
+    def _get_reserved(self, reservation: Reservation) -> _Reserved:
+        return self._reserved_for_batches if reservation.batch else self._reserved
 
-    def _measure(self, charge: Charge, usage: TokenUsage) -> _Amount:
+    def _measure(self, reservation: Reservation, usage: TokenUsage) -> _Amount:
         prices = self._limits.prices
-        return _Amount(usage.total, 0 if prices is None else usage.cost(prices, charge.batch))
+        return _Amount(usage.total, 0 if prices is None else usage.cost(prices, reservation.batch))
 
-    def settle(self, charge: Charge, usage: TokenUsage, is_reported: bool = False) -> int:
-        """Replace a reservation by what was used, and return its cost in millionths, without lost fractions."""
+    def settle(self, reservation: Reservation, usage: TokenUsage, is_reported: bool = False) -> int:
+        """Replace a reservation with the actual usage. Return its cost in millionths, without losing fractions."""
         with self._changed:
             before = self._used
-            self._used += self._measure(charge, usage)
-            self._get_reserved(charge).remove(self._measure(charge, charge.usage))
+            self._used += self._measure(reservation, usage)
+            self._get_reserved(reservation).remove(self._measure(reservation, reservation.usage))
             if is_reported:
-                self._estimator.record(charge.n_bytes, charge.n_outputs, usage)
+                self._estimator.record(reservation.n_bytes, reservation.n_outputs, usage)
             after = self._used
             self._changed.notify_all()
-        if not charge.batch:
-            self._rate.correct(usage.total - charge.usage.total)
+        if not reservation.batch:
+            self._rate.correct(usage.total - reservation.usage.total)
         return round(after.cost * 1e6) - round(before.cost * 1e6)
 
-    def guess(self, charge: Charge, response: Any) -> TokenUsage:
+    def guess(self, reservation: Reservation, response: Any) -> TokenUsage:
         """Return the approximate tokens of a request whose response reports none."""
         self._warn_once(
             "usage",
             "The server doesn't report the tokens of requests (usage). Limits and costs are based on the length "
             "of texts.",
         )
-        return guess_usage(charge.n_bytes, response)
+        return guess_usage(reservation.n_bytes, response)
 
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._warnings:
@@ -242,12 +245,12 @@ class _Reserved:
 
     def remove(self, amount: _Amount) -> None:
         self.n -= 1
-        # None in flight use nothing, without rounding errors.
+        # Without requests in flight, the sum is 0, despite rounding errors.
         self.amount = self.amount + _Amount(-amount.tokens, -amount.cost) if self.n else _Amount()
 
 
-class Charge:
-    """What a request is expected to use, until it is replaced by what it used.
+class Reservation:
+    """The tokens that are reserved for a request, until its actual usage replaces them.
 
     Attributes:
         usage: The estimated tokens.

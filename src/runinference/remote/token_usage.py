@@ -10,7 +10,7 @@ from runinference.checks import check_number
 from runinference.errors import OptionError
 from runinference.remote.openai_protocol import get_usage
 
-#: Bytes per token, and bytes of an image or another part that isn't text, until a server reported tokens.
+#: Bytes per token, and bytes of an image or another part that isn't text, until a server reports tokens.
 _BYTES_PER_TOKEN = 4
 _BYTES_PER_PART = 4_000
 
@@ -52,7 +52,7 @@ class Prices:
         *,
         batch: bool = False,
     ) -> float:
-        """Return the price of tokens.
+        """Return the cost of tokens.
 
         Args:
             prompt_tokens: Number of input tokens, including cached ones.
@@ -103,7 +103,7 @@ class TokenUsage:
         )
 
     def cost(self, prices: Prices, batch: bool = False) -> float:
-        """Return the price, in the currency of ``prices``."""
+        """Return the cost, in the currency of ``prices``."""
         return prices.cost(self.prompt, self.completion, self.cached, batch=batch)
 
 
@@ -136,7 +136,7 @@ def to_count(value: Any) -> int | None:
 
 
 class TokenEstimator:
-    """Estimates the tokens of requests from the requests before.
+    """Estimates the tokens of requests from earlier requests.
 
     It is not thread-safe.
 
@@ -152,7 +152,7 @@ class TokenEstimator:
 
     @property
     def is_informed(self) -> bool:
-        """Whether it knows the tokens of a request."""
+        """Whether the tokens of a request were recorded."""
         return self._bytes > 0
 
     def estimate(self, n_bytes: int, n_outputs: int, max_output: float | None) -> TokenUsage:

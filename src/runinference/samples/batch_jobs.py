@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from runinference.samples.local_server import ErrorResponse
 
-#: What can go wrong in a batch, see ``servers.llm``.
+#: The faults of batches, see ``servers.llm``.
 FAULTS = (
     "busy",
     "cancelled",

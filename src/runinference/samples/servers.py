@@ -81,8 +81,8 @@ def llm(
     conforms to the schema: the choice that the last message mentions last, its first number, or the message in
     capitals. Images and audio count as the name of their type.
 
-    The server also has the files and batches of the batch API. ``GET /v1/usage`` returns what it was paid for: the
-    number of requests, including those of batches, and their tokens.
+    The server also has the files and batches of the batch API. ``GET /v1/usage`` returns the usage to bill:
+    the number of requests, including those of batches, and their tokens.
 
     Args:
         key: The API key that requests must contain. None to accept all requests.

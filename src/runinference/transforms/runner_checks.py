@@ -40,7 +40,7 @@ def check_runner(pipeline: beam.Pipeline, inputs: Iterable[beam.PCollection]) ->
     if "FlinkRunner" in names and _loses_elements_at_checkpoints(pipeline):
         _LOGGER.warning(
             "An input of RunInference is unbounded, and checkpointing_interval is set. At a checkpoint, "
-            "FlinkRunner (seen with Beam 2.62) can lose the elements that are left in a splittable DoFn, such as "
+            "FlinkRunner (seen with Beam 2.62) can lose the remaining elements of a splittable DoFn, such as "
             "PeriodicImpulse, without an error. To fix this, set --finish_bundle_before_checkpointing."
         )
     n_workers = pipeline.options.view_as(DirectOptions).direct_num_workers or os.cpu_count()

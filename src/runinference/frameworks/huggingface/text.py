@@ -340,7 +340,7 @@ class HuggingFaceModelHandlerText(PretrainedModelHandler):
         return min((n for n in limits if isinstance(n, int) and 0 < n < _NO_LIMIT), default=None)
 
     def get_model_files(self) -> Sequence[str]:
-        # The name of a tokenizer on the Hub is an option. That of a model on the Hub needs a version.
+        # The name of a tokenizer on the Hub is part of the options. A model on the Hub needs a version.
         tokenizer = self._tokenizer
         if tokenizer is None or not file_bytes(tokenizer):
             return [self._model_uri]
