@@ -13,7 +13,7 @@ import apache_beam as beam
 import numpy as np
 
 from runinference import ModelHandler, PredictionResult
-from runinference.batching.overlap import OverlapDecision
+from runinference.batching.measured_switch import MeasuredSwitch
 from runinference.serving import session
 
 #: Beam's embedded runner, which needs no network.
@@ -113,16 +113,16 @@ def linear_regression(path: Path, slope: float = 2.0) -> str:
 def overlapping(overlaps: bool = True) -> Iterator[None]:
     """Let the calls of batches of a fixed size overlap, or never overlap, without measuring."""
 
-    class Decided(OverlapDecision):
+    class Decided(MeasuredSwitch):
         def record(self, n_elements: int, seconds: float) -> None:
             """Keep the decision."""
 
-        def __init__(self) -> None:
+        def __init__(self, **_: float) -> None:
             super().__init__()
-            self.overlaps = overlaps
+            self.is_on = overlaps
 
-    original, session.OverlapDecision = session.OverlapDecision, Decided
+    original, session.MeasuredSwitch = session.MeasuredSwitch, Decided
     try:
         yield
     finally:
-        session.OverlapDecision = original
+        session.MeasuredSwitch = original

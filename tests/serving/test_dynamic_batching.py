@@ -1,5 +1,6 @@
 """Small batches of several threads share a model call, and each thread gets its own results or error."""
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
@@ -9,7 +10,9 @@ import pytest
 
 from common import RUNNER, linear_regression
 from runinference import ModelHandler, RunInference
+from runinference.batching.measured_switch import MeasuredSwitch
 from runinference.batching.policy import BatchPolicy
+from runinference.serving import dynamic_batching
 from runinference.serving.dynamic_batching import DynamicBatcher
 from runinference.sklearn_inference import SklearnModelHandlerNumpy
 from runinference.transforms.engine import InferenceEngine
@@ -113,6 +116,10 @@ def test_can_be_called_again_after_an_error():
 
 
 def test_many_threads_get_their_own_results():
+    check_many_threads()
+
+
+def check_many_threads():
     dynamic_batcher = DynamicBatcher(BatchPolicy())
     wrong = []
 
@@ -129,6 +136,78 @@ def test_many_threads_get_their_own_results():
     for thread in threads:
         thread.join(60)
     assert not wrong
+
+
+class AlwaysOn(MeasuredSwitch):
+    """A switch that is on, without measuring."""
+
+    def __init__(self, *_):
+        super().__init__()
+        self.is_on = True
+
+    def record(self, n_elements, seconds):
+        """Keep the decision."""
+
+
+@pytest.fixture
+def calls_take(monkeypatch):
+    """Let calls wait for returning threads, and set the seconds that each call takes."""
+
+    def set_seconds(seconds):
+        monkeypatch.setattr(dynamic_batching, "MeasuredSwitch", AlwaysOn)
+        clock = Mock(monotonic=Mock(side_effect=itertools.count(step=seconds)))
+        monkeypatch.setattr(dynamic_batching, "time", clock)
+        monkeypatch.setattr(dynamic_batching, "_MAX_WAIT_SECS", seconds)
+
+    return set_seconds
+
+
+def combine(batches, then=lambda call, number: None):
+    """Call a model with the first batch, then with the others together, and then call a function in each thread.
+
+    Returns the model and the dynamic batcher.
+    """
+    model, dynamic_batcher = Model(), DynamicBatcher(BatchPolicy())
+
+    def work(number):
+        if number:
+            assert model.entered.wait(30)
+        dynamic_batcher.call(batches[number], 64, model)
+        then(lambda batch: dynamic_batcher.call(batch, 64, model), number)
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        running = [pool.submit(work, number) for number in range(len(batches))]
+        while len(dynamic_batcher._queue) < len(batches) - 1:
+            pass
+        model.resume.set()
+        for each in running:
+            each.result(60)
+    return model, dynamic_batcher
+
+
+def test_a_call_waits_for_the_threads_of_the_last_one(calls_take):
+    calls_take(seconds=3_600)
+    model, _ = combine([[0], [1], [2], [3]], lambda call, number: number and call([10 + number]))
+    assert [sorted(call) for call in model.calls] == [[0], [1, 2, 3], [11, 12, 13]]
+
+
+def test_a_call_does_not_wait_longer_than_the_last_one_took(calls_take):
+    calls_take(seconds=0.01)
+    model, dynamic_batcher = combine([[0], [1], [2], [3]])
+    assert dynamic_batcher.call([10], 64, model) == [
+        20
+    ]  # the threads of the last call don't return
+
+
+def test_a_call_does_not_wait_if_its_batch_is_full(calls_take):
+    calls_take(seconds=3_600)
+    model, dynamic_batcher = combine([[0], [1], [2], [3]])
+    assert dynamic_batcher.call([10, 11], 2, model) == [20, 22]
+
+
+def test_waiting_threads_get_their_own_results(calls_take):
+    calls_take(seconds=0.001)
+    check_many_threads()
 
 
 class Gated(ModelHandler):

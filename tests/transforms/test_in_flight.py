@@ -24,7 +24,7 @@ from runinference import (
     RemoteModelHandler,
     RunInference,
 )
-from runinference.batching.overlap import OverlapDecision
+from runinference.batching.measured_switch import MeasuredSwitch
 from runinference.caching.model_cache import CacheLimits
 from runinference.errors import ModelInputError, OutOfMemoryError
 from runinference.handlers.compute_turn import CallOverlap
@@ -96,7 +96,7 @@ class FakeEngine:
 
     def __init__(self, saved):
         self.session = self.models = self.clock = self
-        self.decision, self.now, self.saved = OverlapDecision(), 0, saved
+        self.decision, self.now, self.saved = MeasuredSwitch(), 0, saved
 
     def time_ns(self):
         return self.now
@@ -134,9 +134,9 @@ def test_batches_overlap_if_and_only_if_it_saves_time(saved, overlaps):
     engine, version = FakeEngine(saved), Version(Squares())
     in_flight = InFlightBatches(engine)
     work = Work(version, [0], 1, [0], lambda version, batch, call: call())
-    while not engine.decision.is_made:
+    while not engine.decision.is_decided:
         assert [*in_flight.run(work)] == []
-    assert engine.decision.overlaps == overlaps
+    assert engine.decision.is_on == overlaps
 
 
 class Client(RemoteModelHandler):

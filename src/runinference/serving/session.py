@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from runinference.batching.adaptive_size import AdaptiveSize
-from runinference.batching.overlap import OverlapDecision
+from runinference.batching.measured_switch import MeasuredSwitch
 from runinference.errors import (
     ChildDiedError,
     InferenceTimeoutError,
@@ -28,6 +28,9 @@ from runinference.serving.routing import ModelVersion
 
 #: Attempts to begin a call if the process of the model ends each time, without a call that could be the reason.
 _MAX_ATTEMPTS = 3
+#: Seconds below which calling a model in another thread costs more than overlap can save: while the pipeline
+#: computes, the other thread waits up to 5 ms for the interpreter lock.
+_MIN_OVERLAP_SECS = 0.002
 
 
 class ModelSession:
@@ -43,7 +46,7 @@ class ModelSession:
         self.registry = config.models.open()
         self.models = CurrentModels(config, self.registry)
         self._overlapping = OverlappingCalls()
-        self._decisions: WeakKeyDictionary[ModelVersion, OverlapDecision] = WeakKeyDictionary()
+        self._overlap: WeakKeyDictionary[ModelVersion, MeasuredSwitch] = WeakKeyDictionary()
 
     def call(
         self, version: ModelVersion, batch: Any, inference_args: dict[str, Any] | None
@@ -106,12 +109,12 @@ class ModelSession:
         """Return the batch size of a model, which all threads of the step share."""
         return self.registry.size_for(self._config.models.name, version)
 
-    def overlap_for(self, version: ModelVersion) -> OverlapDecision:
-        """Return the decision of this thread on whether the calls of a model overlap."""
-        decision = self._decisions.get(version)
-        if decision is None:
-            decision = self._decisions[version] = OverlapDecision()
-        return decision
+    def overlap_for(self, version: ModelVersion) -> MeasuredSwitch:
+        """Return whether the calls of a model overlap, which is measured for each thread."""
+        overlap = self._overlap.get(version)
+        if overlap is None:
+            overlap = self._overlap[version] = MeasuredSwitch(min_secs=_MIN_OVERLAP_SECS)
+        return overlap
 
     def end_bundle(self) -> None:
         """Wait for the calls of a bundle that failed, and close models that were replaced within the bundle."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from apache_beam.transforms.window import WindowedValue
 
-from runinference.batching.overlap import OverlapDecision
+from runinference.batching.measured_switch import MeasuredSwitch
 from runinference.handlers.compute_turn import CallOverlap, get_call_overlap
 from runinference.handlers.repeatable_batch import RepeatableBatch
 from runinference.serving.routing import ModelVersion
@@ -109,15 +109,15 @@ class InFlightBatches:
                 return False
             decision = session.overlap_for(version)
             self._measure(work, overlap.max_calls, decision)
-            if not decision.overlaps:
+            if not decision.is_on:
                 return False
         return session.models.is_ready(version)
 
-    def _measure(self, work: Work, max_calls: int, decision: OverlapDecision) -> None:
+    def _measure(self, work: Work, max_calls: int, decision: MeasuredSwitch) -> None:
         """Record the time since the batch before, and begin to measure this one."""
         measured, now = self._measured, self._engine.clock.time_ns()
         if measured is not None and measured.version is work.version:
             decision.record(measured.n_elements, (now - measured.start) / 1e9)
         # The time isn't representative while the number of batches in flight changes.
-        is_steady = len(self._started) == (max_calls if decision.overlaps else 0)
+        is_steady = len(self._started) == (max_calls if decision.is_on else 0)
         self._measured = _Measured(work.version, work.n_elements, now) if is_steady else None
