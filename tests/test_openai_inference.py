@@ -314,7 +314,11 @@ def test_retries_after_a_transient_error_inside_a_response_of_status_200(answer)
 
 
 NOT_RETRIED = [
-    (failing({"message": "no", "code": "content_filter"}), EndpointError, "stands for 400: no"),
+    (
+        failing({"message": "no", "code": "content_filter"}),
+        EndpointError,
+        "corresponds to status 400: no",
+    ),
     (failing({"message": "no", "code": "context_length_exceeded"}), EndpointError, "400: no"),
     (failing({"message": "no", "code": "invalid_api_key"}), EndpointRefusedError, "401: no"),
     (failing({"message": "no", "code": 404}), EndpointRefusedError, "404: no"),

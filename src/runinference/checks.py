@@ -92,7 +92,7 @@ def check_mapping(name: str, value: Any) -> None:
 
 
 def has_elements(value: Any) -> bool:
-    """Return whether a value is an iterable of elements, and not a text, a mapping or a table, which are elements.
+    """Return whether a value is an iterable of elements. Text, mappings, and tables are single elements.
 
     >>> has_elements([1, 2]), has_elements("text"), has_elements({"a": 1})
     (True, False, False)

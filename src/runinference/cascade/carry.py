@@ -22,7 +22,7 @@ from runinference.transforms.run_inference import RunInference
 _NO_KEY = object()
 
 
-class CarryingKey:
+class PassThroughKey:
     """A key that carries an object. It is equal to the key itself, so that it selects the same model.
 
     Args:
@@ -36,10 +36,10 @@ class CarryingKey:
         self.has_key = key is not _NO_KEY
 
     def __reduce__(self) -> Any:
-        return CarryingKey, (self.carried, self.key) if self.has_key else (self.carried,)
+        return PassThroughKey, (self.carried, self.key) if self.has_key else (self.carried,)
 
     def __eq__(self, other: object) -> bool:
-        return bool(self.key == (other.key if isinstance(other, CarryingKey) else other))
+        return bool(self.key == (other.key if isinstance(other, PassThroughKey) else other))
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -55,7 +55,7 @@ class CarryingKey:
         return (self.key, value) if self.has_key else value
 
 
-class CarryingStep:
+class PassThroughStep:
     """A step of inference that takes ``(carried, element)`` and returns ``(carried, result)``.
 
     Args:
@@ -157,7 +157,7 @@ class CarryingStep:
             [read(each, f"postprocessing {i}", tuple) for i, each in enumerate(after)],
         )
 
-    def no_letters(self, nothing: beam.PCollection) -> RunInferenceDLQ:
+    def empty_dead_letters(self, nothing: beam.PCollection) -> RunInferenceDLQ:
         """Return the dead letters of a step that isn't applied: an empty PCollection for each function."""
         n_before, n_after = self._n_functions
         return RunInferenceDLQ(nothing, [nothing] * n_before, [nothing] * n_after)
@@ -190,12 +190,12 @@ def _on_value(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _bind(element: Any) -> Any:
     carried, value = element
-    return CarryingKey(carried), value
+    return PassThroughKey(carried), value
 
 
 def _bind_key(element: Any) -> Any:
     carried, (key, value) = element[0], split_pair(element[1])
-    return CarryingKey(carried, key), value
+    return PassThroughKey(carried, key), value
 
 
 def _bind_key_if_any(element: Any) -> Any:

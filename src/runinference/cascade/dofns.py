@@ -13,7 +13,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
 from runinference.cascade.agreement_check import AgreementCheck
-from runinference.cascade.carry import CarryingStep
+from runinference.cascade.carry import PassThroughStep
 from runinference.cascade.threshold import CascadeThreshold
 from runinference.errors import describe, describe_value
 from runinference.transforms.coders import PredictionResultCoder
@@ -51,7 +51,7 @@ class Route(beam.DoFn):  # type: ignore[misc]
 
     def __init__(
         self,
-        step: CarryingStep,
+        step: PassThroughStep,
         threshold: CascadeThreshold,
         check_fraction: float,
         seed: int,
@@ -133,7 +133,7 @@ class Compare(beam.DoFn):  # type: ignore[misc]
 
     def __init__(
         self,
-        steps: tuple[CarryingStep, CarryingStep],
+        steps: tuple[PassThroughStep, PassThroughStep],
         threshold: CascadeThreshold,
         namespace: str,
         caught: Any,

@@ -12,7 +12,7 @@ import numpy as np
 
 from runinference.cascade.agreement import Scores, equal_predictions, same_class
 from runinference.cascade.bounds import choose_candidates, find_lowest, lower_bound, sample_size
-from runinference.cascade.carry import CarryingStep, carry_itself
+from runinference.cascade.carry import PassThroughStep, carry_itself
 from runinference.cascade.threshold import CascadeThreshold, check_rate
 from runinference.checks import check_callable, check_elements, check_mapping
 from runinference.errors import (
@@ -29,10 +29,10 @@ from runinference.handlers.model_handler import ModelHandlerLike
 
 _LOGGER = logging.getLogger(__name__)
 
-#: The elements in a call of ``predict``. If one of them fails, this many are called again, one at a time.
+#: The elements in a call of ``predict``. If one of them fails, all are called again, one at a time.
 _CHUNK = 64
 
-#: The requests that are sent to an endpoint at the same time.
+#: The number of concurrent requests to an endpoint.
 _REQUESTS = 8
 
 #: Errors that all elements have in common.
@@ -92,8 +92,8 @@ def learn_cascade(
             and 1.
         cheap_args: Keyword arguments for ``predict`` of the cheap handler, such as
             ``{"inference_args": {...}}``.
-        expensive_args: The same for the expensive handler.
-        seed: The seed of the random choice. Equal seeds have equal results.
+        expensive_args: Keyword arguments for ``predict`` of the expensive handler.
+        seed: The seed of the random choice. Equal seeds give the same results.
 
     Returns:
         The threshold, with the expected agreement and savings. Pass it to
@@ -111,7 +111,7 @@ def learn_cascade(
     for name, args in (("cheap_args", cheap_args), ("expensive_args", expensive_args)):
         if args is not None:
             check_mapping(name, args)
-    steps = CarryingStep(cheap, "cheap"), CarryingStep(expensive, "expensive")
+    steps = PassThroughStep(cheap, "cheap"), PassThroughStep(expensive, "expensive")
     check_elements("sample", sample)
     elements = list(sample)
     n_needed = sample_size(agreement, error_probability)
@@ -173,7 +173,7 @@ def _check_size(
 
 
 def _predict(
-    step: CarryingStep, name: str, elements: Sequence[Any], args: Mapping[str, Any] | None
+    step: PassThroughStep, name: str, elements: Sequence[Any], args: Mapping[str, Any] | None
 ) -> tuple[dict[int, Any], int]:
     """Return the results by the index of their element, and the number of elements that failed.
 

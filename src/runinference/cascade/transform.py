@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 
-from runinference.cascade.carry import CarryingStep, carry_itself
+from runinference.cascade.carry import PassThroughStep, carry_itself
 from runinference.cascade.dofns import (
     EXPENSIVE,
     FAILED_CHECK,
@@ -132,10 +132,10 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
                     "expensive_args, or leave model_column out: PredictionResult has a model_id."
                 )
         self._model_column = model_column
-        self._cheap = CarryingStep(
+        self._cheap = PassThroughStep(
             cheap, "cheap", threshold.scores.confidence, model_column=model_column
         )
-        self._expensive = CarryingStep(expensive, "expensive", model_column=model_column)
+        self._expensive = PassThroughStep(expensive, "expensive", model_column=model_column)
         self._handlers: tuple[Any, Any] = cheap, expensive
         self._infer = (
             self._cheap.transform(self._args[0]),
@@ -219,7 +219,7 @@ class Cascade(KeywordsChecked, beam.PTransform):  # type: ignore[misc]
         if self._caught is None:
             return requests, [], None
         nothing = elements | "Nothing" >> beam.Filter(lambda element: False)
-        return requests, [], self._cheap.no_letters(nothing)
+        return requests, [], self._cheap.empty_dead_letters(nothing)
 
     def _answer_cheaply(self, elements: beam.PCollection) -> Any:
         """Return requests to the expensive model, the results of the cheap one, and its dead letters."""

@@ -281,7 +281,7 @@ class BatchRunner:
     def _upload(self, content: bytes) -> str:
         def upload() -> Any:
             answer = self._client.upload("/files", {"purpose": "batch"}, "batch.jsonl", content)
-            return self._client.parse_answer("/files", answer, _check_id)
+            return self._client.parse_response("/files", answer, _check_id)
 
         return str(self._retry(upload)["id"])
 
@@ -419,7 +419,7 @@ class BatchRunner:
         """Return a response that a function has checked."""
 
         def get() -> Any:
-            return self._client.parse_answer(path, self._client.get(path), check)
+            return self._client.parse_response(path, self._client.get(path), check)
 
         answer: Mapping[str, Any] = self._retry(get) if retries else get()
         return answer

@@ -95,9 +95,9 @@ class HttpClient:
         codec = codec or _JSON
         content, headers = codec.encode(body)
         answer, retry_after = self._request("POST", path, content, headers, codec)
-        return self.parse_answer(path, answer, parse, retry_after)
+        return self.parse_response(path, answer, parse, retry_after)
 
-    def parse_answer(
+    def parse_response(
         self, path: str, answer: Any, parse: Callable[[Any], Any], retry_after: str | None = None
     ) -> Any:
         """Return the result of ``parse`` for a JSON response of status 200.
@@ -109,9 +109,9 @@ class HttpClient:
         try:
             return parse(answer)
         except (UnusableAnswerError, ResultMismatchError) as error:
-            failed = self._errors.of_answer(path, answer, retry_after, error)
+            failed = self._errors.response_error(path, answer, retry_after, error)
         except RecursionError:
-            failed = self._errors.of_answer(
+            failed = self._errors.response_error(
                 path, None, None, UnusableAnswerError("It is nested too deeply.")
             )
         raise failed
@@ -136,7 +136,7 @@ class HttpClient:
 
     def status_error(self, path: str, status: int, body: Any) -> EndpointError:
         """Return the error for a JSON response with the status of an error."""
-        return self._errors.of_status(self._base_url + path, status, {}, encode_json(body))
+        return self._errors.status_error(self._base_url + path, status, {}, encode_json(body))
 
     def _build_headers(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         """Return the headers of every request. Those given replace the defaults."""
@@ -206,7 +206,7 @@ class HttpClient:
         except UnusableAnswerError as invalid:
             return None, None, UnusableAnswerError(f"{url} returned {status}. {invalid}")
         except ValueError:
-            return None, None, self._errors.of_json(url, status, headers, body)
+            return None, None, self._errors.json_error(url, status, headers, body)
 
     def _try_request(
         self,
@@ -227,18 +227,18 @@ class HttpClient:
         try:
             answer = self._send(method, url, sent, content, max_bytes)
         except AuthError as failure:
-            error = self._errors.of_auth(url, failure.reason)
+            error = self._errors.auth_error(url, failure.reason)
         except UnknownEncodingError as failure:
-            error = self._errors.of_encoding(url, str(failure))
+            error = self._errors.encoding_error(url, str(failure))
         except BodyError as failure:
             error = EndpointError(f"The response of {url} can't be read ({failure}).")
         except self._core_errors as failure:
-            error = self._errors.of_transport(url, failure)
+            error = self._errors.transport_error(url, failure)
         else:
             if not 200 <= answer.status < 300:
-                error = self._errors.of_status(url, answer.status, answer.headers, answer.body)
+                error = self._errors.status_error(url, answer.status, answer.headers, answer.body)
             elif not answer.is_complete:
-                error = self._errors.of_size(url, max_bytes)
+                error = self._errors.size_error(url, max_bytes)
             else:
                 return answer.status, answer.headers, answer.body, None
         return 0, {}, b"", error
@@ -250,7 +250,7 @@ class HttpClient:
         headers: _RawHeaders,
         content: bytes | None,
         max_bytes: int,
-    ) -> _Answer:
+    ) -> _Response:
         """Return the response to a request, or to the last one that the authentication sends."""
         url += self._query.replace("?", "&") if "?" in url else self._query
         if self._auth is None:
@@ -262,7 +262,7 @@ class HttpClient:
             while True:
                 request = flow.request
                 sent = request.headers.raw
-                self._redactor.note_sent(known, _list_values(request))
+                self._redactor.record_sent(known, _list_values(request))
                 answer = self._exchange(
                     request.method, str(request.url), sent, request.read() or None, max_bytes
                 )
@@ -271,7 +271,7 @@ class HttpClient:
         finally:
             flow.close()
 
-    def _to_httpx(self, answer: _Answer, request: Any) -> Any:
+    def _to_httpx(self, answer: _Response, request: Any) -> Any:
         # The body is decompressed.
         headers = [item for item in answer.raw_headers if item[0].lower() != b"content-encoding"]
         return self._httpx.Response(
@@ -285,7 +285,7 @@ class HttpClient:
         headers: _RawHeaders,
         content: bytes | None,
         max_bytes: int,
-    ) -> _Answer:
+    ) -> _Response:
         if content is not None and not any(
             name.lower() == b"content-length" for name, _ in headers
         ):
@@ -314,7 +314,7 @@ class HttpClient:
                 if is_success:
                     raise
                 body, complete = b"", False  # the status is enough
-            return _Answer(status, received, response.headers, body, complete)
+            return _Response(status, received, response.headers, body, complete)
 
     def _parse_url(self, text: str) -> Any:
         if text not in self._urls:
@@ -345,7 +345,7 @@ class _JsonCodec:
 _JSON = _JsonCodec()
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     """A response with a decompressed body, which is incomplete if it is too long."""
 
     status: int

@@ -59,14 +59,14 @@ class HttpErrors:
         self._has_auth = has_auth
         self._redactor = redactor
 
-    def of_auth(self, url: str, reason: Exception) -> EndpointError:
-        """Return the error for credentials that can't be obtained. It is retried if the reason may pass."""
-        may_pass = worth_retrying(reason) and not isinstance(reason, LookupError)
-        kind = EndpointUnreachableError if may_pass else EndpointRefusedError
+    def auth_error(self, url: str, reason: Exception) -> EndpointError:
+        """Return the error for credentials that can't be obtained. It is retried if it may be temporary."""
+        is_temporary = worth_retrying(reason) and not isinstance(reason, LookupError)
+        kind = EndpointUnreachableError if is_temporary else EndpointRefusedError
         message = self._redactor.quote(f"{type(reason).__name__}: {get_message(reason)}")
         return kind(f"No request was sent to {url}, because auth failed ({message}).")
 
-    def of_transport(self, url: str, error: Exception) -> EndpointError:
+    def transport_error(self, url: str, error: Exception) -> EndpointError:
         """Return the error for a request that got no complete response."""
         core: Any = need("httpcore", extra="remote")
         message = self._redactor.quote(str(error))
@@ -92,7 +92,7 @@ class HttpErrors:
             f"({message or type(error).__name__}). If this keeps happening, check the server's log."
         )
 
-    def of_status(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
+    def status_error(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
         """Return the error for a response with the status of an error."""
         if 300 <= status < 400:
             location = hide_secrets(headers["location"]) if "location" in headers else "no location"
@@ -103,13 +103,13 @@ class HttpErrors:
         described = replace(found, status=status)
         return self._server_error(f"{url} returned {status}", described, headers.get("retry-after"))
 
-    def of_answer(
+    def response_error(
         self, path: str, answer: Any, retry_after: str | None, error: Exception
     ) -> Exception:
         """Return the error for a response of status 200 that does not contain the results."""
         url, found = self._base_url + path, find_error(answer)
         if found is not None and found.status is not None:
-            prefix = f"{url} returned 200 with an error that stands for {found.status}"
+            prefix = f"{url} returned 200 with an error that corresponds to status {found.status}"
             return self._server_error(prefix, found, retry_after)
         message = shorten(self._redactor.redact(str(error)), _MAX_MESSAGE)
         return type(error)(f"{url} returned an unexpected response. {message}.")
@@ -158,7 +158,7 @@ class HttpErrors:
             429: (EndpointError, wait_hint),
         }.get(status, (EndpointError, ""))
 
-    def of_json(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
+    def json_error(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
         """Return the error for a response that is not JSON."""
         start = (
             self._redactor.quote(body[:MAX_ERROR_BYTES].decode(errors="replace")) or "an empty body"
@@ -174,14 +174,14 @@ class HttpErrors:
             )
         return EndpointError(f"{url} returned {status} with invalid or incomplete JSON: {start}.")
 
-    def of_size(self, url: str, max_bytes: int) -> EndpointError:
+    def size_error(self, url: str, max_bytes: int) -> EndpointError:
         """Return the error for a response that is too large."""
         return UnusableAnswerError(
             f"The response of {url} is larger than {max_bytes:,} bytes after decompression. To fix "
             "this, send fewer examples in a request (max_request_size), or raise max_response_bytes."
         )
 
-    def of_encoding(self, url: str, encoding: str) -> EndpointError:
+    def encoding_error(self, url: str, encoding: str) -> EndpointError:
         """Return the error for a response with an unexpected compression."""
         quoted = repr(self._redactor.quote(encoding))
         return UnusableAnswerError(

@@ -229,7 +229,7 @@ class OpenAIBatchModelHandler(OpenAIEndpointModelHandler):
             part,
             request.fields,
             request.reservation,
-            lambda parse: model.parse_answer(self._path, outcome.response, parse),
+            lambda parse: model.parse_response(self._path, outcome.response, parse),
             count=request.is_first_reader(),
         )
 

@@ -265,7 +265,8 @@ def _no_results_error(name: str, response: Any) -> EndpointError:
         message = "" if found is None else f": {shorten(found.message)}"
         return UnusableAnswerError(f"The response has no {name}{message}.")
     error = EndpointError(
-        f"The server returned 200 with an error that stands for {found.status}: {shorten(found.message)}"
+        f"The server returned 200 with an error that corresponds to status {found.status}: "
+        f"{shorten(found.message)}"
     )
     error.status_code = found.status
     error.retry_after = found.retry_after

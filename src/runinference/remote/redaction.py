@@ -1,4 +1,4 @@
-"""Removes keys and other credentials from texts of servers, which error messages contain."""
+"""Remove keys and other credentials from the texts of servers that error messages quote."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Redactor:
         self._of_key = _list_forms({key}) if key else []
         self._sent = threading.local()
 
-    def note_sent(self, known: Set[tuple[str, str]], sent: _Values) -> None:
+    def record_sent(self, known: Set[tuple[str, str]], sent: _Values) -> None:
         """Remember the credentials of a request.
 
         Args:

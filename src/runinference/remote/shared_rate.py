@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 #: Takes an amount from each bucket, and returns how many seconds to wait before using it. Amounts that are taken
 #: later wait longer, so that all workers get their turn. The clock is that of the server. Each bucket has three
-#: arguments: the amount, the bucket's capacity, and what flows into it per second.
+#: arguments: the amount, the bucket's capacity, and the refill rate per second.
 _TAKE = """
 local time = redis.call('TIME')
 local now, wait = time[1] + time[2] / 1e6, 0
@@ -71,7 +71,8 @@ class RateStore:
 
 
 class SharedRequestRate(RequestRate):
-    """A limit that all workers with the same store share. While the store is down, each process has its own."""
+    """A limit that all workers with the same store share. While the store is down, each process has a
+    separate limit."""
 
     def __init__(
         self,
