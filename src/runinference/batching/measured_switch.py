@@ -38,6 +38,8 @@ class MeasuredSwitch:
         is_decided: Whether measuring has finished.
     """
 
+    _fastest: float
+
     def __init__(self, batches_without: int = _BATCHES_WITHOUT, min_secs: float = 0) -> None:
         self._batches_without = batches_without
         self._min_secs = min_secs
@@ -65,7 +67,7 @@ class MeasuredSwitch:
     def _start_measuring(self) -> None:
         self.is_on = self.is_decided = False
         self._measured: dict[bool, list[float]] = {False: [], True: []}
-        self._fastest: float = inf
+        self._fastest = inf
 
     def _end_phase(self) -> None:
         if not self.is_on:
