@@ -1,7 +1,12 @@
-"""W11: 1,536 images of 224 x 224 pixels and a model that uses no CPU, as if it ran on an accelerator."""
+"""W11: 1,536 images of 224 x 224 pixels and a model that uses no CPU, as if it ran on an accelerator.
+
+One thread passes the images, and then 8 worker threads of one process, whose batches the accelerator runs one at a
+time.
+"""
 
 import functools
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +17,16 @@ from apache_beam.ml.inference import base as beam_base
 from apache_beam.ml.inference import pytorch_inference as beam_pytorch
 
 from benchmarks.gpu.loops import run_in_turn, run_overlapped
-from benchmarks.harness import Case, ExampleSink, Outcome, Sink, batches, identity, run_pipeline
+from benchmarks.harness import (
+    Case,
+    ExampleSink,
+    Outcome,
+    Sink,
+    batches,
+    identity,
+    run_pipeline,
+    run_with_threads,
+)
 from benchmarks.w2_images import number, value
 from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
@@ -20,13 +34,18 @@ from runinference.pytorch_inference import PytorchModelHandlerTensor
 SHAPE = (3, 224, 224)
 BATCH, SECONDS = 128, 0.020
 DISTINCT = 256  # 154 MB, which no cache holds
+THREADS = 8
+ONE = "with 1 worker thread"
 
 
 class SimulatedAccelerator(torch.nn.Module):
     """A model that takes 20 ms per batch of 128 without the GIL, and returns twice the first pixels."""
 
+    busy = threading.Lock()
+
     def forward(self, images):
-        time.sleep(SECONDS * len(images) / BATCH)
+        with self.busy:
+            time.sleep(SECONDS * len(images) / BATCH)
         return 2 * images[:, 0, 0, :8]
 
 
@@ -57,6 +76,25 @@ def cases(scale):
         check=functools.partial(check, n),
         goals={"ours ÷ overlapped loop": ("≥", 0.9), "ours ÷ Beam": ("≥", 1)},
     )
+    yield Case(
+        workload="W11",
+        variant=f"{THREADS} worker threads",
+        n=n,
+        runs={
+            "limit": functools.partial(run_loop, run_in_turn, model, n),
+            "floor": functools.partial(floor, n, THREADS),
+            "ours": functools.partial(run_with_n_threads, n, THREADS, RunInference, ours),
+            "Beam": functools.partial(
+                run_with_n_threads, n, THREADS, beam_base.RunInference, beam_handler
+            ),
+            f"ours {ONE}": functools.partial(run_with_n_threads, n, 1, RunInference, ours),
+            f"Beam {ONE}": functools.partial(
+                run_with_n_threads, n, 1, beam_base.RunInference, beam_handler
+            ),
+        },
+        check=functools.partial(check, n),
+        goals={f"ours ÷ ours {ONE}": ("≥", 1), "ours ÷ Beam": ("≥", 1)},
+    )
 
 
 @functools.cache
@@ -77,12 +115,20 @@ def run_loop(loop, model, n):
     return outcome
 
 
-def floor(n):
-    return run_pipeline(functools.partial(images, n), beam.Map(identity), ExampleSink(number))
+def floor(n, n_threads=None):
+    step = beam.Map(identity)
+    if n_threads:
+        return run_with_threads(functools.partial(images, n), n_threads, step, ExampleSink(number))
+    return run_pipeline(functools.partial(images, n), step, ExampleSink(number))
 
 
 def run_with(n, transform, handler):
     return run_pipeline(functools.partial(images, n), transform(handler), Sink(number, value))
+
+
+def run_with_n_threads(n, n_threads, transform, handler):
+    sink = Sink(number, value)
+    return run_with_threads(functools.partial(images, n), n_threads, transform(handler), sink)
 
 
 def check(n, contender, outcome):

@@ -61,7 +61,7 @@ def cases(scale):
                 variant=f"{n_threads} thread{'s' * (n_threads > 1)}, bundles of {size}",
                 n=n,
                 runs={
-                    "limit": functools.partial(bare_loop, model, n),
+                    "limit": functools.partial(bare_loop, model, n, size),
                     "ours": Bundles(n, n_threads, size, OurRunner(options)),
                     "Beam": Bundles(n, n_threads, size, BeamRunner(options)),
                 },
@@ -87,10 +87,10 @@ def save_model():
     return model, str(path)
 
 
-def bare_loop(model, n):
+def bare_loop(model, n, size):
     outcome = Outcome()
     with torch.inference_mode():
-        for batch in batches(examples(n), 64):
+        for batch in batches(examples(n), size):
             features = torch.stack(batch)
             outcome.add_batch(features[:, 0], model(features)[:, 0])
     return outcome

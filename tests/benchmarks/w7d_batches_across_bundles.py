@@ -16,6 +16,7 @@ from runinference import RunInference
 from runinference.pytorch_inference import PytorchModelHandlerTensor
 
 BUNDLE = 4
+MAX_BATCH = 64
 
 
 def cases(scale):
@@ -25,7 +26,7 @@ def cases(scale):
     options = {
         "state_dict_path": path,
         "model_class": Perceptron,
-        "max_batch_size": 64,
+        "max_batch_size": MAX_BATCH,
         "max_batch_duration_secs": 0.05,
     }
     ours = PytorchModelHandlerTensor(**options)
@@ -35,7 +36,7 @@ def cases(scale):
         variant=f"bundles of {BUNDLE}",
         n=n,
         runs={
-            "limit": functools.partial(bare_loop, model, n),
+            "limit": functools.partial(bare_loop, model, n, MAX_BATCH),
             "floor": functools.partial(run, n, beam.Map(identity), ExampleSink(number)),
             "ours": functools.partial(run_with, n, RunInference, ours),
             "Beam": functools.partial(run_with, n, beam_base.RunInference, beam_handler),
