@@ -1,6 +1,6 @@
 """W11: 1,536 images of 224 x 224 pixels and a model that uses no CPU, as if it ran on an accelerator.
 
-One thread passes the images, and then 8 worker threads of one process, whose batches the accelerator runs one at a
+One thread passes the images, and then 4 worker threads of one process, whose batches the accelerator runs one at a
 time.
 """
 
@@ -34,7 +34,7 @@ from runinference.pytorch_inference import PytorchModelHandlerTensor
 SHAPE = (3, 224, 224)
 BATCH, SECONDS = 128, 0.020
 DISTINCT = 256  # 154 MB, which no cache holds
-THREADS = 8
+THREADS = 4
 ONE = "with 1 worker thread"
 
 
@@ -93,7 +93,7 @@ def cases(scale):
             ),
         },
         check=functools.partial(check, n),
-        goals={f"ours ÷ ours {ONE}": ("≥", 1), "ours ÷ Beam": ("≥", 1)},
+        goals={"ours of the ideal": ("≥", 0.9), "ours ÷ Beam": ("≥", 1)},
     )
 
 

@@ -26,9 +26,10 @@ class DynamicBatcher:
     """Dynamic batching of one model for all threads of a process, one call at a time.
 
     A thread that finds the model idle calls it at once, so a single thread has no overhead. Batches that arrive
-    during the call are queued. When it ends, the first thread in the queue calls the model with as many queued
-    batches as fit into one. If a combined call fails, each thread calls the model with its own batch and gets its
-    own error. If it runs out of memory, it is repeated in halves first.
+    during the call are queued, except for those that fill more than half of a combined batch. When it ends, the
+    first thread in the queue calls the model with as many queued batches as fit into one. If a combined call
+    fails, each thread calls the model with its own batch and gets its own error. If it runs out of memory, it is
+    repeated in halves first.
 
     If it is faster, which is measured, a call waits for the threads of the last one to return with their next
     batches, for at most as long as the last call took. Combined batches are then larger, and fewer threads compete
@@ -53,8 +54,16 @@ class DynamicBatcher:
         """Return the results of ``call`` for a batch, alone or in a combined batch of at most ``max_size``."""
         with self._lock:
             is_idle = not self._busy
-            queued = None if is_idle and not self._n_returning else self._enqueue(batch)
-            self._busy = True
+            queued = None if is_idle and not self._n_returning else _QueuedBatch(batch)
+            is_large = 2 * len(batch) > max_size or (
+                queued is not None and 2 * queued.n_bytes > self._max_bytes
+            )
+            if not is_large:
+                self._busy = True
+                if queued is not None:
+                    self._enqueue(queued)
+        if is_large:
+            return call(batch)
         if queued is None:
             try:
                 return call(batch)
@@ -77,13 +86,11 @@ class DynamicBatcher:
                 self._start_next()
         return call(batch) if queued.results is None else queued.results
 
-    def _enqueue(self, batch: list[Any]) -> _QueuedBatch:
-        queued = _QueuedBatch(batch)
+    def _enqueue(self, queued: _QueuedBatch) -> None:
         self._queue.append(queued)
         if self._n_returning:
             self._n_returning -= 1
             self._arrived.notify()
-        return queued
 
     def _start_next(self) -> None:
         """Wake the first thread in the queue to call the model for itself and for others."""
