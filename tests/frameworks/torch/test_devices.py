@@ -10,12 +10,9 @@ import torch
 from runinference.errors import BatchShapeError, ModelLoadError, OptionError
 from runinference.frameworks.torch.devices import (
     autocast,
-    get_stack_fn,
     parse_autocast_dtype,
     parse_device,
     resolve_device,
-    to_cpu,
-    to_device,
 )
 from runinference.pytorch_inference import (
     PytorchModelHandlerKeyedTensor,
@@ -88,79 +85,6 @@ def test_keeps_a_gpu_that_is_out_of_memory(monkeypatch):
 def test_loads_the_model_on_its_device(weights):
     model = PytorchModelHandlerTensor(weights, Convolution, device="meta").load_model()
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
-
-
-class Pinning:
-    """Replaces ``torch.empty`` without pinning memory, and records the requests to pin."""
-
-    def __init__(self) -> None:
-        self.pinned: list[tuple[int, ...]] = []
-        self._empty = torch.empty
-
-    def __call__(self, *shape, pin_memory=False, **options):
-        if pin_memory:
-            self.pinned.append(tuple(shape[0]))
-        return self._empty(*shape, **options)
-
-
-@pytest.fixture
-def pinning(monkeypatch):
-    pinning = Pinning()
-    monkeypatch.setattr(torch, "empty", pinning)
-    return pinning
-
-
-def test_stacks_tensors_for_a_gpu_in_pinned_memory(pinning):
-    stack = get_stack_fn(torch.device("cuda:0"))
-    rows = [torch.arange(3), torch.arange(3) + 3]
-    stacked = stack(rows)
-    assert torch.equal(stacked, torch.stack(rows))
-    assert stacked.dtype == torch.int64
-    assert pinning.pinned == [(2, 3)]
-
-
-def test_stacks_different_tensors_without_pinned_memory(pinning):
-    stack = get_stack_fn(torch.device("cuda:0"))
-    with pytest.raises(RuntimeError, match="equal size"):
-        stack([torch.zeros(2), torch.zeros(3)])
-    assert stack([torch.zeros(2), torch.zeros(2, dtype=torch.float64)]).dtype == torch.float64
-    assert pinning.pinned == []
-
-
-def test_stacks_tensors_for_the_cpu_with_torch_stack(pinning):
-    assert get_stack_fn(CPU) is torch.stack
-
-
-def test_copies_to_a_device_asynchronously(monkeypatch):
-    calls = []
-    to = torch.Tensor.to
-
-    def watched(tensor, *args, **options):
-        calls.append((args, options))
-        return to(tensor, *args, **options)
-
-    monkeypatch.setattr(torch.Tensor, "to", watched)
-    assert to_device(torch.zeros(2), torch.device("meta")).device.type == "meta"
-    assert calls == [((torch.device("meta"),), {"non_blocking": True})]
-
-
-def test_to_cpu_keeps_the_structure_of_the_output(monkeypatch):
-    moved = []
-    to = torch.Tensor.to
-
-    def watched(tensor, device, dtype):
-        moved.append(device)
-        return to(tensor, device, dtype)
-
-    monkeypatch.setattr(torch.Tensor, "to", watched)
-    pair = torch.zeros(2, 3).max(1)  # a named tuple of PyTorch
-    given = {"scores": torch.ones(2), "pair": pair, "list": [torch.ones(2), "text"], "no": None}
-    back = to_cpu(given, torch.device("cuda"))
-    assert moved == ["cpu"] * 4
-    assert back["list"][1] == "text"
-    assert back["no"] is None
-    assert type(back["pair"]) is type(pair)
-    assert to_cpu(given, CPU) is given
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])

@@ -23,8 +23,13 @@ from runinference.errors import (
 from runinference.extras import need
 from runinference.frameworks.torch.batch_tensors import BatchTensors
 from runinference.frameworks.torch.call_errors import explain_call_errors
-from runinference.frameworks.torch.devices import get_stack_fn, to_cpu, to_device
 from runinference.frameworks.torch.loading import first_sentence
+from runinference.frameworks.torch.transfers import (
+    get_stack_fn,
+    record_output,
+    to_cpu,
+    to_device,
+)
 from runinference.handlers.compute_turn import compute_turn
 from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
@@ -153,7 +158,8 @@ class StackedInferenceFn:
             with torch.inference_mode():
                 with compute_turn(), explain_call_errors(model, function, tensors, args):
                     output = function(*tensors.args, **tensors.kwargs, **args)
-                output = to_cpu(output, device)
+                    computed = record_output(device)
+                output = to_cpu(output, device, computed)
             if not is_split:
                 return output
 

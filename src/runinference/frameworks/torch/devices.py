@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from runinference.collate.pytree import map_with_path
 from runinference.errors import ModelLoadError, OptionError, suggest
 from runinference.extras import need
 
@@ -88,14 +87,14 @@ def parse_autocast_dtype(name: Any) -> Any:
     if name is None:
         return None
     key = str(name).removeprefix("torch.")
-    if key not in _AUTOCAST_DTYPES:
+    if key not in AUTOCAST_DTYPES:
         raise OptionError(
-            f"autocast must be 'bfloat16' or 'float16', but is {name!r}.{suggest(key, _AUTOCAST_DTYPES)}"
+            f"autocast must be 'bfloat16' or 'float16', but is {name!r}.{suggest(key, AUTOCAST_DTYPES)}"
         )
-    return _AUTOCAST_DTYPES[key]
+    return AUTOCAST_DTYPES[key]
 
 
-_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(device: Any, dtype: Any) -> AbstractContextManager[Any]:
@@ -108,31 +107,6 @@ def autocast(device: Any, dtype: Any) -> AbstractContextManager[Any]:
             "the model: load it as float32 and call .half() or .bfloat16() in model_class."
         )
     return torch.autocast(device.type, dtype=dtype)  # type: ignore[no-any-return]
-
-
-def get_stack_fn(device: Any) -> Callable[[Sequence[Any]], Any]:
-    """Return the function that stacks tensors bound for a device; for a GPU, it uses pinned memory."""
-    return _stack_pinned if device.type == "cuda" else torch.stack
-
-
-def to_device(tensor: Any, device: Any) -> Any:
-    """Copy a tensor to a device, asynchronously if the tensor is in pinned memory."""
-    return torch.as_tensor(tensor).to(device, non_blocking=True)
-
-
-def to_cpu(output: Any, device: Any) -> Any:
-    """Copy the tensors of an output to the CPU, and convert them to float32 after mixed precision."""
-    mixed = torch.is_autocast_enabled(device.type)
-    if device.type == "cpu" and not mixed:
-        return output
-
-    def copy(_: Any, part: Any) -> Any:
-        if not isinstance(part, torch.Tensor):
-            return part
-        is_low = mixed and part.dtype in _AUTOCAST_DTYPES.values()
-        return part.to("cpu", torch.float32 if is_low else part.dtype)
-
-    return map_with_path(output, copy)
 
 
 def use_channels_last(model: Any) -> Any:
@@ -151,12 +125,3 @@ def _convert_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _to_channels_last(value: Any) -> Any:
     is_image = isinstance(value, torch.Tensor) and value.dim() == 4
     return value.contiguous(memory_format=torch.channels_last) if is_image else value
-
-
-def _stack_pinned(batch: Sequence[Any]) -> Any:
-    first = batch[0]
-    expected = (first.shape, first.dtype, "cpu")
-    if any((x.shape, x.dtype, x.device.type) != expected for x in batch):
-        return torch.stack(tuple(batch))
-    pinned = torch.empty((len(batch), *first.shape), dtype=first.dtype, pin_memory=True)
-    return torch.stack(tuple(batch), out=pinned)
