@@ -34,7 +34,11 @@ from runinference.frameworks.torch.calling import (
     with_padding,
     without_splitting,
 )
-from runinference.frameworks.torch.compile import compile_model, parse_compile_option
+from runinference.frameworks.torch.compile import (
+    compile_model,
+    parse_compile_option,
+    uses_cuda_graphs,
+)
 from runinference.frameworks.torch.device_copies import call_copy, load_on_devices
 from runinference.frameworks.torch.devices import (
     autocast,
@@ -234,6 +238,9 @@ class _PytorchModelHandler(Tunable, ModelHandler[Any, PredictionResult, Any]):
     def call_overlap(self) -> CallOverlap:
         is_overridden = type(self).run_inference is not _PytorchModelHandler.run_inference
         uses_turn = keeps_examples(self._inference_fn) and not is_overridden
+        on_gpu = any(device.type == "cuda" for device in self._devices)
+        if on_gpu and self._compile is not None and uses_cuda_graphs(self._compile):
+            return CallOverlap(max_calls=1)
         return CallOverlap(max_calls=1 + len(self._devices), uses_turn=uses_turn)
 
     def default_length_fn(self) -> Callable[[Any], int] | None:

@@ -264,6 +264,24 @@ def test_a_shared_model_gets_one_batch_of_a_thread_at_a_time(options):
     one.do_fn.teardown()
 
 
+class OneCall(Squares):
+    """Records the threads of its calls."""
+
+    threads: set[int] = set()
+
+    def call_overlap(self):
+        return CallOverlap(max_calls=1)
+
+    def run_inference(self, batch, model, inference_args=None):
+        self.threads.add(threading.get_ident())
+        return super().run_inference(batch, model, inference_args)
+
+
+def test_a_handler_can_turn_overlap_off():
+    assert worker(OneCall(**TWO)).results(*range(20)) == squares(range(20))
+    assert OneCall.threads == {threading.get_ident()}
+
+
 class Hanging(Squares):
     """Hangs at -2 until the test ends."""
 

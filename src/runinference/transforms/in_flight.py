@@ -101,7 +101,7 @@ class InFlightBatches:
         """Return whether a batch runs in another thread."""
         is_first, self._is_first = self._is_first, False
         session, version = self._engine.session, work.version
-        if not work.has_final_size:
+        if overlap.max_calls == 1 or not work.has_final_size:
             self._measured = None
             return False
         if overlap.is_measured:

@@ -101,3 +101,21 @@ def test_constructor_rejects_unknown_modes_and_keywords(weights, value, message)
 def test_constructor_rejects_compile_with_torch_script():
     with pytest.raises(OptionError, match="does not compile TorchScript"):
         PytorchModelHandlerTensor(torch_script_model_path="m.pt", compile=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "device", "max_calls"),
+    [
+        ("reduce-overhead", "cuda:0", 1),
+        ("max-autotune", ["cuda:0", "cuda:1"], 1),
+        ({"backend": "cudagraphs"}, "GPU", 1),
+        ({"options": {"triton.cudagraphs": True}}, "GPU", 1),
+        ("max-autotune-no-cudagraphs", "GPU", 2),
+        (True, "GPU", 2),
+        (None, "GPU", 2),
+        ("max-autotune", "CPU", 2),
+    ],
+)
+def test_calls_with_cuda_graphs_do_not_overlap(weights, value, device, max_calls):
+    handler = PytorchModelHandlerTensor(weights, make, device=device, compile=value)
+    assert handler.call_overlap().max_calls == max_calls

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from runinference.errors import BatchShapeError, ModelLoadError, OptionError
+from runinference.errors import ModelLoadError, OptionError
 from runinference.frameworks.torch.devices import (
     autocast,
     parse_autocast_dtype,
@@ -144,10 +144,3 @@ def test_channels_last_applies_to_keywords_and_torch_script(weights, tmp_path):
     script = PytorchModelHandlerTensor(torch_script_model_path=path, channels_last=True)
     [first, _] = script.predict(IMAGES)
     torch.testing.assert_close(first.inference, Convolution().layer(IMAGES)[0].detach())
-
-
-def test_names_the_element_with_a_different_shape_for_a_gpu(weights):
-    handler = PytorchModelHandlerTensor(weights, Convolution)
-    model = handler.load_model()
-    with pytest.raises(BatchShapeError, match="Element 1 of the batch has shape"):
-        handler._inference_fn([IMAGES[0], IMAGES[0, :, :3], IMAGES[1]], model, torch.device("cuda"))

@@ -23,13 +23,9 @@ from runinference.errors import (
 from runinference.extras import need
 from runinference.frameworks.torch.batch_tensors import BatchTensors
 from runinference.frameworks.torch.call_errors import explain_call_errors
+from runinference.frameworks.torch.devices import parse_device
 from runinference.frameworks.torch.loading import first_sentence
-from runinference.frameworks.torch.transfers import (
-    get_stack_fn,
-    record_output,
-    to_cpu,
-    to_device,
-)
+from runinference.frameworks.torch.transfers import Transfer, start_transfer
 from runinference.handlers.compute_turn import compute_turn
 from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
@@ -152,14 +148,16 @@ class StackedInferenceFn:
         is_split = not isinstance(self.padding, Unsplit)
 
         def call(examples: Sequence[Any]) -> Any:
-            tensors = self._join(examples, device)
+            transfer = start_transfer(parse_device(device))
+            tensors = self._join(examples, transfer)
             function = _get_method(model, self.method)
             args = inference_args or {}
             with torch.inference_mode():
                 with compute_turn(), explain_call_errors(model, function, tensors, args):
+                    transfer.wait_for_inputs()
                     output = function(*tensors.args, **tensors.kwargs, **args)
-                    computed = record_output(device)
-                output = to_cpu(output, device, computed)
+                    output = transfer.finish_call(output)
+                output = transfer.to_cpu(output)
             if not is_split:
                 return output
 
@@ -178,14 +176,14 @@ class StackedInferenceFn:
         rows = self.padding.rows(batch, call, get_unpad_cache(model, self.method))
         return self.make_results(batch, rows, model_id)
 
-    def _join(self, examples: Sequence[Any], device: Any) -> BatchTensors:
-        stack = partial(_stack, get_stack_fn(device))
+    def _join(self, examples: Sequence[Any], transfer: Transfer) -> BatchTensors:
+        stack = partial(_stack, transfer.stack)
         if self.keyed:
             args, kwargs = [], self.padding.join_keys(examples, stack)
         else:
             args, kwargs = [self.padding.join(examples, stack)], self.padding.masks(examples)
-        moved = {name: to_device(tensor, device) for name, tensor in kwargs.items()}
-        return BatchTensors([to_device(tensor, device) for tensor in args], moved)
+        moved = {name: transfer.to_device(tensor) for name, tensor in kwargs.items()}
+        return BatchTensors([*map(transfer.to_device, args)], moved)
 
 
 _TENSORS = StackedInferenceFn()

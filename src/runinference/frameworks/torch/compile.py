@@ -39,6 +39,18 @@ def parse_compile_option(value: Any) -> dict[str, Any] | None:
     return dict(value)
 
 
+def uses_cuda_graphs(args: Mapping[str, Any]) -> bool:
+    """Return whether keywords for ``torch.compile`` let it replay CUDA graphs, which each thread records again.
+
+    >>> uses_cuda_graphs({"mode": "reduce-overhead"}), uses_cuda_graphs({})
+    (True, False)
+    """
+    mode = args.get("mode")
+    options = torch._inductor.list_mode_options(mode) if mode else {}
+    options = {**options, **(args.get("options") or {})}
+    return args.get("backend") == "cudagraphs" or bool(options.get("triton.cudagraphs"))
+
+
 def compile_model(model: Any, args: dict[str, Any], device: Any) -> None:
     """Mark a model to be compiled at its first call; raise `ModelLoadError` if this machine can't compile."""
     try:

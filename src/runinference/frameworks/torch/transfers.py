@@ -14,93 +14,149 @@ from runinference.frameworks.torch.devices import AUTOCAST_DTYPES
 torch = need("torch", extra="torch")
 
 
-class CopyStreams:
-    """CUDA streams in which a GPU copies inputs and outputs, while its current stream computes other batches.
+def start_transfer(device: Any) -> Transfer:
+    """Return the transfer of a batch to a device, and of its output back."""
+    if device.type != "cuda":
+        return Transfer(device)
+    if device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return CudaTransfer(device, get_copy_streams(device))
 
-    In the current stream, the inputs of a batch would be copied after the kernels of the batch before it, and a
-    copy of outputs would wait for the kernels of the batch after it.
+
+class Transfer:
+    """The transfer of a batch to a device that copies and computes one after the other, and of its output back.
 
     Args:
-        device: The GPU.
+        device: The device of the model.
     """
 
     def __init__(self, device: Any) -> None:
-        self._device = device
-        self._inputs = torch.cuda.Stream(device)
-        self._outputs = torch.cuda.Stream(device)
+        self.device = device
 
-    def copy_input(self, tensor: Any) -> Any:
-        """Start to copy a tensor to the GPU. Kernels that are launched later wait for the copy."""
-        computing = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._inputs):
-            copied = tensor.to(self._device, non_blocking=True)
-        computing.wait_stream(self._inputs)
-        # The memory isn't reused before the kernels that read it have finished.
-        copied.record_stream(computing)
+    def stack(self, batch: Sequence[Any]) -> Any:
+        """Stack the tensors of a batch."""
+        return torch.stack(batch)
+
+    def to_device(self, tensor: Any) -> Any:
+        """Copy a tensor to the device."""
+        return torch.as_tensor(tensor).to(self.device)
+
+    def wait_for_inputs(self) -> None:
+        """Let the model's call wait for the copies of its inputs."""
+
+    def finish_call(self, output: Any) -> Any:
+        """Return the output of the model's call, with floats of mixed precision as float32."""
+        if not _uses_mixed_precision(self.device):
+            return output
+        return _map_tensors(output, lambda part: part.float() if _is_low(part) else part)
+
+    def to_cpu(self, output: Any) -> Any:
+        """Copy an output that ``finish_call`` returned to the CPU."""
+        return output if self.device.type == "cpu" else _map_tensors(output, _copy_to_cpu)
+
+
+class CudaTransfer(Transfer):
+    """A transfer in separate CUDA streams, so that the GPU copies it while it computes other batches.
+
+    In the stream of the kernels, inputs would be copied after the kernels of the batch before, and a copy of
+    outputs would wait for the kernels of the batch after.
+
+    Args:
+        device: The GPU, with its index.
+        streams: The streams for inputs and outputs.
+    """
+
+    def __init__(self, device: Any, streams: tuple[Any, Any]) -> None:
+        super().__init__(device)
+        self._inputs, self._outputs = streams
+        self._copied: list[Any] = []
+        self._inputs_copied: Any = None
+        self._computed: Any = None
+
+    def stack(self, batch: Sequence[Any]) -> Any:
+        """Stack the tensors of a batch in pinned memory, if they are dense tensors of one shape on the CPU."""
+        first = batch[0]
+        expected = (first.shape, first.dtype)
+        if not all(_is_dense(x) and (x.shape, x.dtype) == expected for x in batch):
+            return super().stack(batch)
+        shape = (len(batch), *first.shape)
+        pinned = torch.empty(shape, dtype=first.dtype, device="cpu", pin_memory=True)
+        with torch.no_grad():
+            return torch.stack(batch, out=pinned)
+
+    def to_device(self, tensor: Any) -> Any:
+        """Start to copy a tensor to the GPU."""
+        tensor = torch.as_tensor(tensor)
+        if not _is_dense(tensor):
+            return super().to_device(tensor)
+        with self._in_stream(self._inputs):
+            copied = tensor.to(self.device, non_blocking=True)
+            self._inputs_copied = self._inputs.record_event()
+        self._copied.append(copied)
         return copied
 
-    def record_output(self) -> Any:
-        """Return an event that occurs when the kernels that were launched so far have finished."""
-        return torch.cuda.current_stream(self._device).record_event()
+    def wait_for_inputs(self) -> None:
+        if self._inputs_copied is None:
+            return
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(self._inputs_copied)
+        for copied in self._copied:
+            # The memory isn't reused before the kernels that read it have finished.
+            copied.record_stream(computing)
+
+    def finish_call(self, output: Any) -> Any:
+        """Copy the output within the GPU: the next call may write to the same memory, as with CUDA graphs."""
+        mixed = _uses_mixed_precision(self.device)
+
+        def own(part: Any) -> Any:
+            if part.device != self.device:
+                return part
+            return part.float() if mixed and _is_low(part) else part.clone()
+
+        output = _map_tensors(output, own)
+        computing = torch.cuda.current_stream(self.device)
+        self._computed = computing.record_event(torch.cuda.Event(blocking=True))
+        return output
+
+    def to_cpu(self, output: Any) -> Any:
+        self._computed.synchronize()
+        with self._in_stream(self._outputs):
+            return _map_tensors(output, _copy_to_cpu)
 
     @contextmanager
-    def copying_outputs(self, computed: Any) -> Iterator[None]:
-        """Copy outputs to the CPU in a ``with`` block, after the event of `record_output`."""
-        with torch.cuda.stream(self._outputs):
-            self._outputs.wait_event(computed)
+    def _in_stream(self, stream: Any) -> Iterator[None]:
+        # Without torch.cuda.device, leaving the stream would initialize the first GPU, too.
+        with torch.cuda.device(self.device), torch.cuda.stream(stream):
             yield
 
 
-#: The streams of a device, for all threads of the process.
-get_copy_streams = functools.cache(CopyStreams)
+@functools.cache
+def get_copy_streams(device: Any) -> tuple[Any, Any]:
+    """Return the streams for inputs and outputs of a GPU, which all threads of the process share."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
-def get_stack_fn(device: Any) -> Callable[[Sequence[Any]], Any]:
-    """Return the function that stacks tensors bound for a device; for a GPU, it uses pinned memory."""
-    return _stack_pinned if device.type == "cuda" else torch.stack
+def _map_tensors(output: Any, function: Callable[[Any], Any]) -> Any:
+    def apply(_: Any, part: Any) -> Any:
+        return function(part) if isinstance(part, torch.Tensor) else part
+
+    return map_with_path(output, apply)
 
 
-def to_device(tensor: Any, device: Any) -> Any:
-    """Copy a tensor to a device, asynchronously if the tensor is in pinned memory."""
-    tensor = torch.as_tensor(tensor)
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return get_copy_streams(device).copy_input(tensor)
-    return tensor.to(device, non_blocking=True)
+def _copy_to_cpu(tensor: Any) -> Any:
+    return tensor.to("cpu")
 
 
-def record_output(device: Any) -> Any:
-    """Return an event for `to_cpu` after the call of a model; None for a device that computes synchronously."""
-    return get_copy_streams(device).record_output() if device.type == "cuda" else None
+def _uses_mixed_precision(device: Any) -> bool:
+    is_available: bool = torch.amp.is_autocast_available(device.type)
+    return is_available and torch.is_autocast_enabled(device.type)
 
 
-def to_cpu(output: Any, device: Any, computed: Any = None) -> Any:
-    """Copy the tensors of an output to the CPU, and convert them to float32 after mixed precision.
-
-    Args:
-        output: Tensors, in any structure.
-        device: The device of the model.
-        computed: The result of `record_output`.
-    """
-    mixed = torch.is_autocast_enabled(device.type)
-    if device.type == "cpu" and not mixed:
-        return output
-
-    def copy(_: Any, part: Any) -> Any:
-        if not isinstance(part, torch.Tensor):
-            return part
-        is_low = mixed and part.dtype in AUTOCAST_DTYPES.values()
-        return part.to("cpu", torch.float32 if is_low else part.dtype)
-
-    if computed is None:
-        return map_with_path(output, copy)
-    with get_copy_streams(device).copying_outputs(computed):
-        return map_with_path(output, copy)
+def _is_low(tensor: Any) -> bool:
+    return tensor.dtype in AUTOCAST_DTYPES.values()
 
 
-def _stack_pinned(batch: Sequence[Any]) -> Any:
-    first = batch[0]
-    expected = (first.shape, first.dtype, "cpu")
-    if any((x.shape, x.dtype, x.device.type) != expected for x in batch):
-        return torch.stack(tuple(batch))
-    pinned = torch.empty((len(batch), *first.shape), dtype=first.dtype, pin_memory=True)
-    return torch.stack(tuple(batch), out=pinned)
+def _is_dense(tensor: Any) -> bool:
+    """Return whether a tensor is dense, not quantized, and on the CPU."""
+    is_strided = tensor.layout is torch.strided and not tensor.is_quantized
+    return is_strided and tensor.device.type == "cpu"
