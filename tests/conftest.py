@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def hide_errors() -> None:
-    """Hide what is written to stderr when the interpreter ends: nanobind lists all objects that were excluded."""
+    """Discard stderr at interpreter exit, when nanobind lists all objects excluded from garbage collection."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

@@ -24,7 +24,7 @@ def decide(switch: MeasuredSwitch, without: float, with_it: float, n_elements=10
         (0.050, 0.049, False),  # not worth it
         (0.050, 0.080, False),
         (1e-4, 1e-5, False),  # too short
-        (0.0, 0.0, False),  # a clock that stands still
+        (0.0, 0.0, False),  # a clock that doesn't advance
     ],
 )
 def test_is_on_if_a_batch_takes_less_time(without, with_it, is_on):
@@ -70,7 +70,7 @@ def test_one_slow_batch_among_short_ones_does_not_turn_it_on():
         switch.record(1_000, 0.1 if n % 4 == 1 else 0.001)
 
 
-def test_a_decision_is_reviewed_less_and_less_often():
+def test_a_decision_is_remeasured_at_increasing_intervals():
     switch = MeasuredSwitch()
     decide(switch, 0.05, 0.02)
     lengths, n = [], 0
@@ -84,7 +84,7 @@ def test_a_decision_is_reviewed_less_and_less_often():
     assert lengths == [64, 128, 256]
 
 
-def test_batches_of_different_sizes_are_compared_by_the_time_of_an_element():
+def test_batches_of_different_sizes_are_compared_by_time_per_element():
     switch = MeasuredSwitch()
     while not switch.is_decided:
         switch.record(*((100, 0.2) if switch.is_on else (10, 0.1)))

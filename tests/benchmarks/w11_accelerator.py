@@ -35,7 +35,7 @@ SHAPE = (3, 224, 224)
 BATCH, SECONDS = 128, 0.020
 DISTINCT = 256  # 154 MB, which no cache holds
 THREADS = 4
-ONE = "with 1 worker thread"
+ONE_THREAD = "with 1 worker thread"
 
 
 class SimulatedAccelerator(torch.nn.Module):
@@ -87,8 +87,8 @@ def cases(scale):
             "Beam": functools.partial(
                 run_with_n_threads, n, THREADS, beam_base.RunInference, beam_handler
             ),
-            f"ours {ONE}": functools.partial(run_with_n_threads, n, 1, RunInference, ours),
-            f"Beam {ONE}": functools.partial(
+            f"ours {ONE_THREAD}": functools.partial(run_with_n_threads, n, 1, RunInference, ours),
+            f"Beam {ONE_THREAD}": functools.partial(
                 run_with_n_threads, n, 1, beam_base.RunInference, beam_handler
             ),
         },

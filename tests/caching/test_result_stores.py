@@ -1,4 +1,4 @@
-"""A store of results that is down, full, read-only, damaged or wrong never causes an error or changes a result."""
+"""A result store that is down, full, read-only, damaged or wrong never causes an error or changes a result."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_each_element_is_answered_by_one_model_and_results_name_it():
     assert sorted(results) == [(-7, 7, "large"), (3, 3, "large"), (5, 5, "large"), (6, 6, "small")]
 
 
-def test_results_without_a_model_id_get_cheap_or_expensive():
+def test_results_without_a_model_id_get_the_id_cheap_or_expensive():
     results = run([3, 6], Cascade(predict(float), predict(abs), ABOVE_5))
     assert sorted(results) == [(3, 3, "expensive"), (6, 6, "cheap")]
 

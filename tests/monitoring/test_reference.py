@@ -44,7 +44,7 @@ def compare(reference, values, **options):
 
 @pytest.mark.parametrize("shift", [0, 0.1, 1])
 @pytest.mark.parametrize("n", [60, 250, 5_000])
-def test_the_ks_statistic_is_that_of_scipy_minus_at_most_one_quantile(shift, n):
+def test_the_ks_statistic_is_at_most_one_quantile_below_that_of_scipy(shift, n):
     generator = np.random.default_rng(n)
     reference, values = generator.normal(size=n), generator.normal(shift, size=400)
     values[::50] = np.round(values[::50])

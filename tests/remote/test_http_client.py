@@ -136,7 +136,7 @@ def test_an_unreachable_server_is_a_transient_error_that_names_the_url(open_clie
 def test_distinguishes_a_server_without_tls_from_an_unreachable_one(open_client):
     with (
         scripted_server() as server,
-        pytest.raises(EndpointUnreachableError, match="start base_url with http. If its"),
+        pytest.raises(EndpointUnreachableError, match="use http:// in base_url. If its"),
     ):
         open_client(server.url.replace("http:", "https:")).post("/x", {}, identity)
 
@@ -203,7 +203,7 @@ def test_limits_the_size_of_a_response_after_decompression(open_client, headers)
         (
             BytesReply(b'data: {"a": 1}', {"Content-Type": "text/event-stream"}),
             UnusableAnswerError,
-            "a stream of events",
+            "an event stream",
         ),
     ],
 )

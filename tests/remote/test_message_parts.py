@@ -62,9 +62,9 @@ def test_a_url_is_sent_as_it_is(url):
     [
         (
             np.zeros((4, 4, 3), np.float32),
-            r"uint8.*but is of float32. If its values are from 0 to 1",
+            r"uint8.*but has float32. If its values are from 0 to 1",
         ),
-        (np.zeros((4, 4, 3), np.int64), r"must be of dtype uint8.*but is of int64\.$"),
+        (np.zeros((4, 4, 3), np.int64), r"must have the dtype uint8.*but has int64\.$"),
         (np.zeros((3, 4, 4), np.uint8)[:, :, :2], r"shape \(3, 4, 2\). If the channels come first"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\)"),
         (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\)"),
@@ -82,7 +82,7 @@ def test_a_url_is_sent_as_it_is(url):
         ([1, 2], "but is a list"),
     ],
 )
-def test_an_invalid_image_is_an_error(image, text):
+def test_an_invalid_image_raises_an_error(image, text):
     with pytest.raises(ElementError, match=text):
         image_part(image)
     with pytest.raises(ElementError, match="detail must be a string"):
@@ -139,19 +139,19 @@ def test_audio_files_are_sent_as_they_are_with_their_format(data, expected, tmp_
         (np.zeros(9, np.int16), None, "sampling_rate must be .* but is None"),
         (np.zeros(9, np.int16), 0, "sampling_rate must be .* but is 0"),
         (np.zeros(9, np.int16), 2**31, "sampling_rate must be .* but is 2147483648"),
-        (np.zeros(9, np.int32), 8_000, "must be of int16 or floats, but is of int32"),
-        (np.array([0, 2.0]), 8_000, "aren't from -1 to 1"),
-        (np.array([0, np.nan]), 8_000, "aren't from -1 to 1"),
+        (np.zeros(9, np.int32), 8_000, "must have the dtype int16 or a float dtype, but has int32"),
+        (np.array([0, 2.0]), 8_000, "outside the range -1 to 1"),
+        (np.array([0, np.nan]), 8_000, "outside the range -1 to 1"),
         (np.zeros((1, 2, 3), np.int16), 8_000, r"has the shape \(1, 2, 3\)"),
         (np.zeros(0, np.int16), 8_000, r"has the shape \(0,\)"),
         (np.zeros((2, 9), np.int16), 8_000, "which is 9 channels. If the channels come first"),
         (b"ID3", 8_000, "sampling_rate is only for arrays"),
         (b"fLaC0000", None, "unknown format: it starts with b'fLaC0000'"),
         (b"", None, "The audio is empty"),
-        (3, None, "must be bytes, a path, an array of NumPy, but is a int"),
+        (3, None, "must be bytes, a path, a NumPy array, but is a int"),
     ],
 )
-def test_invalid_audio_is_an_error(audio, rate, text):
+def test_invalid_audio_raises_an_error(audio, rate, text):
     with pytest.raises(ElementError, match=text):
         audio_part(audio, rate)
     with pytest.raises(ElementError, match="format must be 'wav' or 'mp3', but is 'flac'"):

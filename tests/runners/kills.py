@@ -45,7 +45,7 @@ CHECKPOINTS = (
     "--shutdown_sources_after_idle_ms=60000",
     "--finish_bundle_before_checkpointing",
 )
-#: A file of Beam that remains after the process that starts a pipeline ends.
+#: A file that Beam leaves behind when the process that starts a pipeline ends.
 OF_BEAM = "submission_environment_dependencies.txt"
 
 

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import apache_beam as beam
@@ -27,6 +28,11 @@ class Model:
         self.calls = []
         self.entered = threading.Event()
         self.resume = threading.Event()
+
+    def resumed(self):
+        """Return the model, without waiting for its first call."""
+        self.resume.set()
+        return self
 
     def __call__(self, numbers):
         self.calls.append(list(numbers))
@@ -135,21 +141,16 @@ def test_many_threads_get_their_own_results():
 
 def check_many_threads():
     dynamic_batcher = DynamicBatcher(BatchPolicy())
-    wrong = []
 
     def work(thread):
         for number in range(200):
             batch = [(thread, number), (thread, -number)]
-            results = dynamic_batcher.call(batch, 8, list)
-            if results != batch:
-                wrong.append((batch, results))
+            assert dynamic_batcher.call(batch, 8, list) == batch
+        return thread
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not wrong
+    with ThreadPoolExecutor(12) as pool:
+        running = [pool.submit(work, thread) for thread in range(12)]
+        assert [each.result(60) for each in running] == [*range(12)]
 
 
 class AlwaysOn(MeasuredSwitch):
@@ -164,64 +165,112 @@ class AlwaysOn(MeasuredSwitch):
 
 
 @pytest.fixture
-def calls_take(monkeypatch):
-    """Let calls wait for returning threads, and set the seconds that each call takes."""
+def set_call_seconds(monkeypatch):
+    """Let calls wait for returning threads, and set the seconds that each call takes, and the maximum wait."""
 
-    def set_seconds(seconds):
+    def set_seconds(seconds, max_wait=3_600):
         monkeypatch.setattr(dynamic_batching, "MeasuredSwitch", AlwaysOn)
         clock = Mock(monotonic=Mock(side_effect=itertools.count(step=seconds)))
         monkeypatch.setattr(dynamic_batching, "time", clock)
-        monkeypatch.setattr(dynamic_batching, "_MAX_WAIT_SECS", seconds)
+        monkeypatch.setattr(dynamic_batching, "_MAX_WAIT_SECS", max_wait)
 
     return set_seconds
 
 
-def combine(batches, then=lambda call, number: None):
-    """Call a model with the first batch, then with the others together, and then call a function in each thread.
+def run_combined_call(dynamic_batcher, model=None, then=lambda call, number: None):
+    """Call a model with [0], then with [1], [2], and [3] together, and then call a function in each thread.
 
-    Returns the model and the dynamic batcher.
+    Returns the model.
     """
-    model, dynamic_batcher = Model(), DynamicBatcher(BatchPolicy())
+    model = model or Model()
 
     def work(number):
         if number:
             assert model.entered.wait(30)
-        dynamic_batcher.call(batches[number], 64, model)
+        dynamic_batcher.call([number], 64, model)
         then(lambda batch: dynamic_batcher.call(batch, 64, model), number)
 
-    with ThreadPoolExecutor(len(batches)) as pool:
-        running = [pool.submit(work, number) for number in range(len(batches))]
-        while len(dynamic_batcher._queue) < len(batches) - 1:
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(work, number) for number in range(4)]
+        while len(dynamic_batcher._queue) < 3:
             pass
         model.resume.set()
         for each in running:
             each.result(60)
-    return model, dynamic_batcher
+    return model
 
 
-def test_a_call_waits_for_the_threads_of_the_last_one(calls_take):
-    calls_take(seconds=3_600)
-    model, _ = combine([[0], [1], [2], [3]], lambda call, number: number and call([10 + number]))
+def test_a_call_waits_for_the_threads_of_the_last_one(set_call_seconds):
+    set_call_seconds(3_600)
+    model = run_combined_call(
+        DynamicBatcher(BatchPolicy()), then=lambda call, number: number and call([10 + number])
+    )
     assert [sorted(call) for call in model.calls] == [[0], [1, 2, 3], [11, 12, 13]]
 
 
-def test_a_call_does_not_wait_longer_than_the_last_one_took(calls_take):
-    calls_take(seconds=0.01)
-    model, dynamic_batcher = combine([[0], [1], [2], [3]])
-    assert dynamic_batcher.call([10], 64, model) == [
-        20
-    ]  # the threads of the last call don't return
+@pytest.mark.parametrize(("seconds", "max_wait"), [(0.01, 3_600), (3_600, 0.01)])
+def test_a_call_waits_at_most_as_long_as_the_last_one_took_and_the_maximum(
+    set_call_seconds, seconds, max_wait
+):
+    set_call_seconds(seconds, max_wait)
+    dynamic_batcher = DynamicBatcher(BatchPolicy())
+    run_combined_call(dynamic_batcher)
+    # The threads of the last call don't return.
+    assert dynamic_batcher.call([10], 64, list) == [10]
 
 
-def test_a_call_does_not_wait_if_its_batch_is_full(calls_take):
-    calls_take(seconds=3_600)
-    model, dynamic_batcher = combine([[0], [1], [2], [3]])
-    assert dynamic_batcher.call([10, 11], 2, model) == [20, 22]
+@pytest.mark.parametrize(
+    ("max_size", "policy"),
+    [(4, BatchPolicy()), (64, BatchPolicy(max_batch_bytes=4 * (1).__sizeof__()))],
+)
+def test_a_call_does_not_wait_if_its_batch_is_full(set_call_seconds, max_size, policy):
+    set_call_seconds(3_600)
+    dynamic_batcher = DynamicBatcher(policy)
+    run_combined_call(dynamic_batcher)  # three threads are expected
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(dynamic_batcher.call, [n, n], max_size, list) for n in (1, 2)]
+        assert [each.result(60) for each in calls] == [[1, 1], [2, 2]]
 
 
-def test_waiting_threads_get_their_own_results(calls_take):
-    calls_take(seconds=0.001)
+def test_waiting_threads_get_their_own_results(set_call_seconds):
+    set_call_seconds(0.001)
     check_many_threads()
+
+
+class Timed(Model):
+    """A model that takes a second per element."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def __call__(self, numbers):
+        results = super().__call__(numbers)
+        self.clock.now += len(numbers)
+        return results
+
+
+def test_measures_the_time_and_the_elements_of_all_calls_but_no_idle_time(monkeypatch):
+    recorded = []
+
+    class Recording(AlwaysOn):
+        def __init__(self, *_):
+            super().__init__()
+            self.is_on = False
+
+        def record(self, n_elements, seconds):
+            recorded.append((n_elements, seconds))
+
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(dynamic_batching, "MeasuredSwitch", Recording)
+    monkeypatch.setattr(dynamic_batching, "time", clock)
+    dynamic_batcher = DynamicBatcher(BatchPolicy())
+    run_combined_call(dynamic_batcher, Timed(clock))
+    dynamic_batcher.call([4], 64, Timed(clock).resumed())
+    run_combined_call(dynamic_batcher, Timed(clock))
+    clock.now += 1_000
+    run_combined_call(dynamic_batcher, Timed(clock))
+    assert recorded == [(3, 3), (1 + 1 + 3, 5), (3, 3)]
 
 
 class Gated(ModelHandler):

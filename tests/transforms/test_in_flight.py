@@ -264,7 +264,7 @@ def test_a_shared_model_gets_one_batch_of_a_thread_at_a_time(options):
     one.do_fn.teardown()
 
 
-class OneCall(Squares):
+class NonOverlapping(Squares):
     """Records the threads of its calls."""
 
     threads: set[int] = set()
@@ -278,8 +278,8 @@ class OneCall(Squares):
 
 
 def test_a_handler_can_turn_overlap_off():
-    assert worker(OneCall(**TWO)).results(*range(20)) == squares(range(20))
-    assert OneCall.threads == {threading.get_ident()}
+    assert worker(NonOverlapping(**TWO)).results(*range(20)) == squares(range(20))
+    assert NonOverlapping.threads == {threading.get_ident()}
 
 
 class Hanging(Squares):

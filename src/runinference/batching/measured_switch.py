@@ -5,19 +5,19 @@ from __future__ import annotations
 from math import inf
 from statistics import fmean
 
-#: The number of batches that are measured without the optimization, and twice as many with it. If the result is
+#: Number of batches to measure without the optimization. Twice as many are measured with it. If the result is
 #: close, both phases are repeated.
 _BATCHES_WITHOUT = 2
-#: The optimization must save this share of the time.
-_GAIN = 0.05
-#: The first two phases are enough if the gain differs from `_GAIN` by more than this.
-_CLEAR_GAIN = 0.15
+#: Minimum share of the time per element that the optimization must save.
+_MIN_GAIN = 0.05
+#: The first two phases are enough if the gain differs from `_MIN_GAIN` by more than this.
+_CLEAR_MARGIN = 0.15
 _FIRST_EXPLOIT_BATCHES = 64
 _MAX_EXPLOIT_BATCHES = 8_192
 
 
 class MeasuredSwitch:
-    """Whether to use an optimization that makes some models faster and others slower.
+    """Decides by measuring whether to use an optimization that makes some models faster and others slower.
 
     Batches are measured in two phases, without and with the optimization, and measured again after 64 batches,
     then after twice as many, and so on.
@@ -29,9 +29,9 @@ class MeasuredSwitch:
     True
 
     Args:
-        batches_without: The number of batches in the phase without the optimization. The other one has twice as
-            many, because an optimization usually helps.
-        min_secs: If a batch or a call takes fewer seconds without the optimization, it is not tried.
+        batches_without: The number of batches in the phase without the optimization. The phase with it has
+            twice as many, because an optimization usually helps.
+        min_secs: Minimum time in seconds. If a batch or a call is shorter, the optimization isn't tried.
 
     Attributes:
         is_on: Whether the next batch should use the optimization.
@@ -61,7 +61,7 @@ class MeasuredSwitch:
             self._end_phase()
 
     def record_call(self, seconds: float) -> None:
-        """Record the time of a call, if it is the most that the optimization can save per batch."""
+        """Record the time of a model call, which is the most that the optimization can save per batch."""
         self._fastest = min(self._fastest, seconds)
 
     def _start_measuring(self) -> None:
@@ -79,8 +79,8 @@ class MeasuredSwitch:
         without, with_it = fmean(self._measured[False]), fmean(self._measured[True])
         gain = 1 - with_it / without if without else 0.0
         is_last = len(self._measured[False]) > self._batches_without
-        if is_last or abs(gain - _GAIN) > _CLEAR_GAIN:
-            self._decide(gain > _GAIN)
+        if is_last or abs(gain - _MIN_GAIN) > _CLEAR_MARGIN:
+            self._decide(gain > _MIN_GAIN)
         else:
             self.is_on = False
 

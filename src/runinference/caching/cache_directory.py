@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """Return the directory where this platform keeps the user's cached files, for this library."""
+    """Return the directory for this library's cached files on the current platform."""
     if cache_home := os.environ.get("XDG_CACHE_HOME"):
         root = Path(cache_home)
     elif sys.platform == "win32":

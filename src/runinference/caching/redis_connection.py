@@ -10,7 +10,7 @@ from runinference.checks import check_text, is_secret_value
 from runinference.errors import OptionError
 from runinference.extras import need
 
-#: Time in seconds to connect, and for each response.
+#: Timeout in seconds for connecting, and for each response.
 _TIMEOUT_SECS = 3
 _SCHEMES = ("redis", "rediss", "unix")
 
@@ -26,7 +26,7 @@ def check_redis_url(
         option: Name of the option with the URL.
         url: The URL.
         password_option: Name of the option for the environment variable with the password.
-        expected: What the option can be.
+        expected: Description of the valid values, for the error message.
     """
     try:
         parts = urlsplit(url)

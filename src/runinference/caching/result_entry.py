@@ -55,12 +55,12 @@ class TrustedTypes:
     def __init__(self, types: Iterable[type | str]) -> None:
         kinds = [each for each in types if isinstance(each, type)]
         self.packages = tuple(each for each in types if isinstance(each, str))
-        # Workers can't import a class of the main program.
+        # Workers can't import a class from ``__main__``.
         self.by_name = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
 
 
 class EntryError(RunInferenceError):
-    """An entry of a cache is damaged, or is of another format version or element."""
+    """A cache entry is damaged, has another format version, or belongs to another element."""
 
 
 class UncacheableResultError(RunInferenceError):

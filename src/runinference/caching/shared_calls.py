@@ -18,7 +18,7 @@ Call = Callable[[list[str], Callable[[Mapping[str, "bytes | None"]], None]], Non
 
 _FIRST_POLL_SECS = 0.005
 _MAX_POLL_SECS = 0.2
-#: Maximum number of attempts in a row to claim a name without an owner. Then the store is damaged.
+#: Maximum number of consecutive attempts to claim a name without an owner. If all fail, the store is damaged.
 _MAX_ATTEMPTS = 100
 #: Number of heartbeats of a worker within the time after which its claims expire.
 _N_HEARTBEATS = 5

@@ -29,7 +29,7 @@ from runinference.handlers.model_handler import ModelHandlerLike
 
 _LOGGER = logging.getLogger(__name__)
 
-#: The elements in a call of ``predict``. If one of them fails, all are called again, one at a time.
+#: Number of elements in a call of ``predict``. If one fails, ``predict`` is called again for each element.
 _CHUNK = 64
 
 #: The number of concurrent requests to an endpoint.

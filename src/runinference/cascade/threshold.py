@@ -71,7 +71,7 @@ class CascadeThreshold:
 
     @property
     def scores(self) -> Scores:
-        """The functions of predictions, with checks of their return values."""
+        """The confidence and agreement functions, with checks of their return values."""
         return Scores(self.confidence, self.agrees)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The cascade as a transform: two steps of RunInference, and a check of some of the cheap answers."""
+"""The ``Cascade`` transform: two ``RunInference`` transforms, and a check of some of the cheap answers."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class CachedBatch:
     Args:
         batch: The batch, as the model takes it.
         elements: Its elements.
-        start_key: A hash of the other parts of a cache key; None if no element can be cached.
+        start_key: A hash of the cache key's parts except the element; None if no element can be cached.
         form: How results are stored.
         store: The store.
         trusted: The classes that results may contain.

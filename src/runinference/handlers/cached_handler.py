@@ -206,7 +206,7 @@ class CachedModelHandler(DelegatingHandler):
         return fingerprint_results(self._unkeyed, self._options.version is None)
 
     def _start_key(self, model: CachedModel, inference_args: dict[str, Any] | None) -> Any:
-        """Return a hash of the other parts of a cache key, or None if an argument can't be pickled."""
+        """Return a hash of the cache key's parts except the element, or None if an argument can't be pickled."""
         try:
             arguments = to_stable_bytes(sorted((inference_args or {}).items()))
         except Exception:

@@ -104,7 +104,7 @@ class CallOverlap(NamedTuple):
     """How the calls of a handler overlap within a bundle.
 
     Attributes:
-        max_calls: The maximum number of calls in flight. With 1, all calls are made in the pipeline's thread.
+        max_calls: The maximum number of calls in flight. With 1, calls don't overlap.
         uses_turn: Whether the handler calls its model within `compute_turn`, and may do everything else while
             other calls run. Otherwise, whole calls run one at a time.
         is_measured: Whether calls only overlap if measuring shows that this is faster.

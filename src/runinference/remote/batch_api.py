@@ -463,5 +463,5 @@ _locks: dict[tuple[int, str], threading.Lock] = {}
 
 
 def _get_lock(folder: str) -> threading.Lock:
-    """Return the lock for submissions of this process. Other processes don't inherit a locked one."""
+    """Return this process's lock for submissions. A forked process doesn't inherit a held lock."""
     return _locks.setdefault((os.getpid(), folder), threading.Lock())

@@ -231,7 +231,7 @@ class HttpClient:
         except UnknownEncodingError as failure:
             error = self._errors.encoding_error(url, str(failure))
         except BodyError as failure:
-            error = EndpointError(f"The response of {url} can't be read ({failure}).")
+            error = EndpointError(f"The response from {url} can't be read ({failure}).")
         except self._core_errors as failure:
             error = self._errors.transport_error(url, failure)
         else:

@@ -27,7 +27,7 @@ from runinference.remote.redaction import Redactor
 from runinference.remote.response_body import ACCEPTED_ENCODINGS
 from runinference.remote.retry import worth_retrying
 
-#: Bytes that are read from an error response.
+#: Maximum number of bytes to read from an error response.
 MAX_ERROR_BYTES = 65_536
 
 _MAX_MESSAGE = 1_000  # characters about a response that doesn't follow the protocol
@@ -72,8 +72,8 @@ class HttpErrors:
         message = self._redactor.quote(str(error))
         if isinstance(error, core.ConnectError) and "SSL" in message:
             return EndpointUnreachableError(
-                f"Can't open an encrypted connection to {url} ({message}). If the server doesn't use TLS, start "
-                "base_url with http. If its certificate is from a private authority, set SSL_CERT_FILE."
+                f"Can't open an encrypted connection to {url} ({message}). If the server doesn't use TLS, use "
+                "http:// in base_url. If its certificate is from a private authority, set SSL_CERT_FILE."
             )
         if isinstance(error, (core.TimeoutException, TimeoutError)) and not isinstance(
             error, core.ConnectTimeout
@@ -93,7 +93,7 @@ class HttpErrors:
         )
 
     def status_error(self, url: str, status: int, headers: _Headers, body: bytes) -> EndpointError:
-        """Return the error for a response with the status of an error."""
+        """Return the error for a response with an error status."""
         if 300 <= status < 400:
             location = hide_secrets(headers["location"]) if "location" in headers else "no location"
             return self._server_error(
@@ -170,14 +170,14 @@ class HttpErrors:
             )
         if "event-stream" in content_type:
             return UnusableAnswerError(
-                f"{url} returned a stream of events instead of JSON: {start}. Turn off streaming on the server."
+                f"{url} returned an event stream instead of JSON: {start}. Turn off streaming on the server."
             )
         return EndpointError(f"{url} returned {status} with invalid or incomplete JSON: {start}.")
 
     def size_error(self, url: str, max_bytes: int) -> EndpointError:
         """Return the error for a response that is too large."""
         return UnusableAnswerError(
-            f"The response of {url} is larger than {max_bytes:,} bytes after decompression. To fix "
+            f"The response from {url} is larger than {max_bytes:,} bytes after decompression. To fix "
             "this, send fewer examples in a request (max_request_size), or raise max_response_bytes."
         )
 
@@ -185,7 +185,7 @@ class HttpErrors:
         """Return the error for a response with an unexpected compression."""
         quoted = repr(self._redactor.quote(encoding))
         return UnusableAnswerError(
-            f"The response of {url} has the content encoding {quoted}, which was not requested. "
+            f"The response from {url} has the content encoding {quoted}, which was not requested. "
             "To fix this, configure the server or its proxy to respect the request header Accept-Encoding: "
             f"{ACCEPTED_ENCODINGS}."
         )

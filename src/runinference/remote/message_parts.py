@@ -128,7 +128,7 @@ def _read(value: Any, what: str) -> bytes:
                 f"The {what} {path!r} can't be read: {describe(error, 300)}."
             ) from error
     else:
-        others = "a NumPy array or a PIL image" if what == "image" else "an array of NumPy"
+        others = "a NumPy array or a PIL image" if what == "image" else "a NumPy array"
         shown = "an empty string" if value == "" else f"a {type(value).__name__}"
         raise ElementError(f"The {what} must be bytes, a path, {others}, but is {shown}.")
     if not content:
@@ -167,7 +167,7 @@ def _encode_png(array: Any) -> bytes:
     if array.dtype != np.uint8:
         hint = " If its values are from 0 to 1, use (255 * array).round().astype('uint8')."
         raise ElementError(
-            f"The image array must be of dtype uint8, with values from 0 to 255, but is of {array.dtype}."
+            f"The image array must have the dtype uint8, with values from 0 to 255, but has {array.dtype}."
             + hint * (array.dtype.kind == "f")
         )
     pixels = array[..., np.newaxis] if array.ndim == 2 else array
@@ -218,11 +218,13 @@ def _encode_wav(array: Any, sampling_rate: Any) -> bytes:
     if array.dtype.kind == "f":
         if not (np.abs(array) <= 1).all():
             raise ElementError(
-                "The audio array has floats that aren't from -1 to 1. To fix this, scale them, or pass int16."
+                "The audio array has values outside the range -1 to 1. To fix this, scale them, or pass int16."
             )
         array = (array.astype(np.float64) * 32_767).round().astype(np.int16)
     if array.dtype.newbyteorder("=") != np.int16:
-        raise ElementError(f"The audio array must be of int16 or floats, but is of {array.dtype}.")
+        raise ElementError(
+            f"The audio array must have the dtype int16 or a float dtype, but has {array.dtype}."
+        )
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(channels)

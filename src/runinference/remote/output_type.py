@@ -64,7 +64,7 @@ class OutputType:
 
     @property
     def digest(self) -> bytes:
-        """A hash of everything except the schema that validation depends on, such as the code of validators."""
+        """A hash of everything besides the schema that affects validation, such as the code of validators."""
         return self._validator.digest
 
     def parse(self, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The order of requests in which requests with the same long prefix are sent one after the other."""
+"""Order requests so that those with the same long prefix are sent one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remove keys and other credentials from the texts of servers that error messages quote."""
+"""Remove API keys and other credentials from server responses that error messages quote."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from urllib.parse import quote
 from runinference.remote.error_response import shorten, strip_tags
 from runinference.remote.headers import SECRET_NAME
 
-_MIN_SECRET = 8  # characters of a value that auth adds, whose name doesn't show that it is a secret
+_MIN_SECRET = 8  # characters from which a value that auth adds counts as a secret under any name
 _Values = Sequence[tuple[str, str]]
 
 
 class Redactor:
-    """Replaces a key, and the credentials of this thread's last request.
+    """Removes the API key, and the credentials of this thread's last request, from text.
 
     Args:
         key: The key; None or empty if there is none.
     """
 
     def __init__(self, key: str | None) -> None:
-        self._of_key = _list_forms({key}) if key else []
+        self._of_key = _list_encodings({key}) if key else []
         self._sent = threading.local()
 
     def record_sent(self, known: Set[tuple[str, str]], sent: _Values) -> None:
@@ -30,14 +30,14 @@ class Redactor:
 
         Args:
             known: Names and values of headers and query parameters before the authentication.
-            sent: Those that are sent.
+            sent: Names and values of headers and query parameters after the authentication.
         """
         secrets = set()
         for name, text in sent:
             is_secret = SECRET_NAME.search(name) or len(text) >= _MIN_SECRET
             if is_secret and text and (name, text) not in known:
                 secrets |= {text, text.partition(" ")[2] or text}
-        self._sent.secrets = _list_forms(secrets)
+        self._sent.secrets = _list_encodings(secrets)
 
     def redact(self, text: str) -> str:
         """Return a text with ``[the key]`` instead of each secret."""
@@ -50,8 +50,8 @@ class Redactor:
         return shorten(strip_tags(self.redact(text)))
 
 
-def _list_forms(secrets: Set[str]) -> list[str]:
-    """Return secrets as they are, in JSON and in URLs, the longest first."""
+def _list_encodings(secrets: Set[str]) -> list[str]:
+    """Return each secret unchanged, JSON-escaped, and URL-encoded, longest first."""
     in_json = {json.dumps(text)[1:-1] for text in secrets}
     in_urls = {quote(text, safe="") for text in secrets}
     return sorted(secrets | in_json | in_urls, key=len, reverse=True)

@@ -29,7 +29,7 @@ _EXEC = "--exec"  # the script replaces itself with the server
 _FIRST_CONNECTION_SECS = 60
 _STOP_SECS = 10  # between SIGTERM and SIGKILL
 _PROBE_SECS = 5  # for a response of the health check
-_ANSWER_SECS = 2  # that a request for the state waits for the server
+_ANSWER_SECS = 2  # that a state request waits for the server at most
 _RESTART_PERIOD_SECS = 3_600
 _MAX_OUTPUT = 4_000  # characters of the server's output that are kept
 _MAX_PORTS = 3
@@ -219,7 +219,7 @@ class Supervisor:
                         self._output = (self._output + text)[-_MAX_OUTPUT:]
 
     def _probe(self, url: str) -> str | None:
-        """Return the problem of a server that isn't healthy, or None."""
+        """Return why the server isn't healthy, or None if it is."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(f"{url}{self._config['health']}", timeout=_PROBE_SECS):

@@ -71,8 +71,10 @@ class RateStore:
 
 
 class SharedRequestRate(RequestRate):
-    """A limit that all workers with the same store share. While the store is down, each process has a
-    separate limit."""
+    """A rate limit that all workers with the same store share.
+
+    While the store is down, each process has a separate limit.
+    """
 
     def __init__(
         self,

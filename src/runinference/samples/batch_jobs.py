@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from runinference.samples.local_server import ErrorResponse
 
-#: The faults of batches, see ``servers.llm``.
+#: The faults that a batch can have. See ``servers.llm``.
 FAULTS = (
     "busy",
     "cancelled",

@@ -81,7 +81,7 @@ def llm(
     conforms to the schema: the choice that the last message mentions last, its first number, or the message in
     capitals. Images and audio count as the name of their type.
 
-    The server also has the files and batches of the batch API. ``GET /v1/usage`` returns the usage to bill:
+    The server also has the files and batches of the batch API. ``GET /v1/usage`` returns the billable usage:
     the number of requests, including those of batches, and their tokens.
 
     Args:

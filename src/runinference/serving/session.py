@@ -28,8 +28,8 @@ from runinference.serving.routing import ModelVersion
 
 #: Attempts to begin a call if the process of the model ends each time, without a call that could be the reason.
 _MAX_ATTEMPTS = 3
-#: Seconds below which calling a model in another thread costs more than overlap can save: while the pipeline
-#: computes, the other thread waits up to 5 ms for the interpreter lock.
+#: Minimum time of a call in seconds. Shorter calls lose more than they gain from another thread, because that
+#: thread waits up to 5 ms for the interpreter lock while the pipeline computes.
 _MIN_OVERLAP_SECS = 0.002
 
 
@@ -110,7 +110,7 @@ class ModelSession:
         return self.registry.size_for(self._config.models.name, version)
 
     def overlap_for(self, version: ModelVersion) -> MeasuredSwitch:
-        """Return whether the calls of a model overlap, which is measured for each thread."""
+        """Return the switch that decides whether a model's calls overlap. Each thread has a separate switch."""
         overlap = self._overlap.get(version)
         if overlap is None:
             overlap = self._overlap[version] = MeasuredSwitch(min_secs=_MIN_OVERLAP_SECS)

@@ -1,4 +1,4 @@
-"""Functions that wrap those of users, and have the same parameters for Beam."""
+"""Give wrappers of user functions the parameters that Beam reads."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def copy_parameters(function: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
-    """Give a wrapper the parameters of a function, such as ``DoFn.TimestampParam``, which Beam reads.
+    """Copy a function's parameters, such as ``DoFn.TimestampParam``, to its wrapper, so that Beam reads them.
 
-    The parameters have no types.
+    Type annotations aren't copied.
 
     Args:
         function: The wrapped function.
-        wrapper: The function that Beam gets.
+        wrapper: The function that is passed to Beam.
     """
     try:
         parameters = [*inspect.signature(function).parameters.values()]

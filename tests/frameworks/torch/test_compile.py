@@ -111,6 +111,8 @@ def test_constructor_rejects_compile_with_torch_script():
         ({"backend": "cudagraphs"}, "GPU", 1),
         ({"options": {"triton.cudagraphs": True}}, "GPU", 1),
         ("max-autotune-no-cudagraphs", "GPU", 2),
+        ({"backend": "eager", "mode": "reduce-overhead"}, "GPU", 2),
+        ({"mode": "unknown"}, "GPU", 2),  # an error when the model is loaded
         (True, "GPU", 2),
         (None, "GPU", 2),
         ("max-autotune", "CPU", 2),

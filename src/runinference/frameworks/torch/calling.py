@@ -25,7 +25,7 @@ from runinference.frameworks.torch.batch_tensors import BatchTensors
 from runinference.frameworks.torch.call_errors import explain_call_errors
 from runinference.frameworks.torch.devices import parse_device
 from runinference.frameworks.torch.loading import first_sentence
-from runinference.frameworks.torch.transfers import Transfer, start_transfer
+from runinference.frameworks.torch.transfers import Transfer, create_transfer
 from runinference.handlers.compute_turn import compute_turn
 from runinference.handlers.options import HandlerOptions
 from runinference.results import PredictionResult
@@ -148,7 +148,7 @@ class StackedInferenceFn:
         is_split = not isinstance(self.padding, Unsplit)
 
         def call(examples: Sequence[Any]) -> Any:
-            transfer = start_transfer(parse_device(device))
+            transfer = create_transfer(parse_device(device))
             tensors = self._join(examples, transfer)
             function = _get_method(model, self.method)
             args = inference_args or {}

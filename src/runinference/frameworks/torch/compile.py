@@ -40,15 +40,18 @@ def parse_compile_option(value: Any) -> dict[str, Any] | None:
 
 
 def uses_cuda_graphs(args: Mapping[str, Any]) -> bool:
-    """Return whether keywords for ``torch.compile`` let it replay CUDA graphs, which each thread records again.
+    """Return whether ``torch.compile`` uses CUDA graphs with these arguments. Each thread records them again.
 
     >>> uses_cuda_graphs({"mode": "reduce-overhead"}), uses_cuda_graphs({})
     (True, False)
     """
-    mode = args.get("mode")
-    options = torch._inductor.list_mode_options(mode) if mode else {}
-    options = {**options, **(args.get("options") or {})}
-    return args.get("backend") == "cudagraphs" or bool(options.get("triton.cudagraphs"))
+    backend = args.get("backend", "inductor")
+    if backend != "inductor":
+        return bool(backend == "cudagraphs")
+    # An unknown mode is an error when the model is loaded.
+    mode_options = torch._inductor.list_mode_options().get(args.get("mode"), {})
+    options = {**mode_options, **(args.get("options") or {})}
+    return bool(options.get("triton.cudagraphs", torch._inductor.config.triton.cudagraphs))
 
 
 def compile_model(model: Any, args: dict[str, Any], device: Any) -> None:

@@ -14,8 +14,8 @@ from runinference.frameworks.torch.devices import AUTOCAST_DTYPES
 torch = need("torch", extra="torch")
 
 
-def start_transfer(device: Any) -> Transfer:
-    """Return the transfer of a batch to a device, and of its output back."""
+def create_transfer(device: Any) -> Transfer:
+    """Return an object that copies a batch to a device, and its output back to the CPU."""
     if device.type != "cuda":
         return Transfer(device)
     if device.index is None:
@@ -24,7 +24,7 @@ def start_transfer(device: Any) -> Transfer:
 
 
 class Transfer:
-    """The transfer of a batch to a device that copies and computes one after the other, and of its output back.
+    """Copies a batch to a device, and its output back to the CPU, without overlapping copies and kernels.
 
     Args:
         device: The device of the model.
@@ -42,13 +42,13 @@ class Transfer:
         return torch.as_tensor(tensor).to(self.device)
 
     def wait_for_inputs(self) -> None:
-        """Let the model's call wait for the copies of its inputs."""
+        """Make the model call wait until its inputs are copied."""
 
     def finish_call(self, output: Any) -> Any:
-        """Return the output of the model's call, with floats of mixed precision as float32."""
+        """Return the model's output, with bfloat16 and float16 tensors from autocast converted to float32."""
         if not _uses_mixed_precision(self.device):
             return output
-        return _map_tensors(output, lambda part: part.float() if _is_low(part) else part)
+        return _map_tensors(output, lambda part: part.float() if _is_low_precision(part) else part)
 
     def to_cpu(self, output: Any) -> Any:
         """Copy an output that ``finish_call`` returned to the CPU."""
@@ -56,10 +56,10 @@ class Transfer:
 
 
 class CudaTransfer(Transfer):
-    """A transfer in separate CUDA streams, so that the GPU copies it while it computes other batches.
+    """Copies a batch in separate CUDA streams, so that the GPU can compute other batches at the same time.
 
-    In the stream of the kernels, inputs would be copied after the kernels of the batch before, and a copy of
-    outputs would wait for the kernels of the batch after.
+    In the compute stream, inputs would be copied after the kernels of the previous batch, and outputs after the
+    kernels of the next batch.
 
     Args:
         device: The GPU, with its index.
@@ -85,7 +85,7 @@ class CudaTransfer(Transfer):
             return torch.stack(batch, out=pinned)
 
     def to_device(self, tensor: Any) -> Any:
-        """Start to copy a tensor to the GPU."""
+        """Start copying a tensor to the GPU."""
         tensor = torch.as_tensor(tensor)
         if not _is_dense(tensor):
             return super().to_device(tensor)
@@ -101,19 +101,19 @@ class CudaTransfer(Transfer):
         computing = torch.cuda.current_stream(self.device)
         computing.wait_event(self._inputs_copied)
         for copied in self._copied:
-            # The memory isn't reused before the kernels that read it have finished.
+            # Keep the allocator from reusing the memory until the kernels that read it have finished.
             copied.record_stream(computing)
 
     def finish_call(self, output: Any) -> Any:
-        """Copy the output within the GPU: the next call may write to the same memory, as with CUDA graphs."""
+        """Copy the output on the GPU, because the next call may overwrite its memory, as CUDA graphs do."""
         mixed = _uses_mixed_precision(self.device)
 
-        def own(part: Any) -> Any:
-            if part.device != self.device:
-                return part
-            return part.float() if mixed and _is_low(part) else part.clone()
+        def copy_or_convert(part: Any) -> Any:
+            if mixed and _is_low_precision(part):
+                return part.float()
+            return part.clone() if part.device == self.device else part
 
-        output = _map_tensors(output, own)
+        output = _map_tensors(output, copy_or_convert)
         computing = torch.cuda.current_stream(self.device)
         self._computed = computing.record_event(torch.cuda.Event(blocking=True))
         return output
@@ -152,7 +152,7 @@ def _uses_mixed_precision(device: Any) -> bool:
     return is_available and torch.is_autocast_enabled(device.type)
 
 
-def _is_low(tensor: Any) -> bool:
+def _is_low_precision(tensor: Any) -> bool:
     return tensor.dtype in AUTOCAST_DTYPES.values()
 
 
